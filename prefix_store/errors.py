@@ -1,0 +1,155 @@
+"""
+What can go wrong in a prefix store. Nothing here knows about HTTP.
+
+* PrefixStoreError
+  x InvalidName
+  x NotFound
+    + UnknownTask
+    + UnknownVersion
+    + UnknownDigest
+  x Conflict
+    + TaskExists
+    + VersionActive
+    + NothingActive
+    + NothingToRollBack
+  x InvalidUpload
+    + UnsupportedMediaType
+    + InvalidArtifact
+    + UnsupportedFormat
+    + IncompatiblePrefix
+    + WrongBaseModel
+    + NonFiniteValues
+    + PrefixTooLong
+  x DigestMismatch
+  x StorageFailure
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class PrefixStoreError(Exception):
+    """Base class of every error a prefix store raises. Messages are fit for a user's eyes."""
+
+    code: ClassVar[str] = "prefix_store_error"
+
+
+class InvalidName(PrefixStoreError):
+    """A task's name is 1 to 63 of a-z, 0-9, `_` and `-`, and starts with a letter or a digit."""
+
+    code = "invalid_name"
+
+
+class NotFound(PrefixStoreError):
+    """The store holds nothing under that name."""
+
+    code = "not_found"
+
+
+class UnknownTask(NotFound):
+    """There is no such task."""
+
+    code = "unknown_task"
+
+
+class UnknownVersion(NotFound):
+    """The task exists, this version of it does not."""
+
+    code = "unknown_version"
+
+
+class UnknownDigest(NotFound):
+    """No blob has this digest."""
+
+    code = "unknown_digest"
+
+
+class Conflict(PrefixStoreError):
+    """The state of the task does not allow this."""
+
+    code = "conflict"
+
+
+class TaskExists(Conflict):
+    """A task of this name exists already."""
+
+    code = "task_exists"
+
+
+class VersionActive(Conflict):
+    """The active version cannot be deleted: activate another one first."""
+
+    code = "version_active"
+
+
+class NothingActive(Conflict):
+    """The task exists and has no active version."""
+
+    code = "nothing_active"
+
+
+class NothingToRollBack(Conflict):
+    """No earlier activation is left to go back to."""
+
+    code = "nothing_to_roll_back"
+
+
+class InvalidUpload(PrefixStoreError):
+    """The uploaded bytes cannot become a prefix of this server's base model."""
+
+    code = "invalid_upload"
+
+
+class UnsupportedMediaType(InvalidUpload):
+    """The body's type is none that an upload can have."""
+
+    code = "unsupported_media_type"
+
+
+class InvalidArtifact(InvalidUpload):
+    """The bytes are not a well-formed file of the kind they claim to be."""
+
+    code = "invalid_artifact"
+
+
+class UnsupportedFormat(InvalidUpload):
+    """A well-formed file of a kind this server does not take, such as LoRA."""
+
+    code = "unsupported_format"
+
+
+class IncompatiblePrefix(InvalidUpload):
+    """The shapes do not fit the base model. The message says expected and got."""
+
+    code = "incompatible_prefix"
+
+
+class WrongBaseModel(InvalidUpload):
+    """The artifact was made for another base model."""
+
+    code = "wrong_base_model"
+
+
+class NonFiniteValues(InvalidUpload):
+    """NaN or infinite values, before or after the cast to the serving dtype."""
+
+    code = "non_finite_values"
+
+
+class PrefixTooLong(InvalidUpload):
+    """More virtual tokens than the server takes."""
+
+    code = "prefix_too_long"
+
+
+class DigestMismatch(PrefixStoreError):
+    """The stored bytes do not hash to their own name."""
+
+    code = "digest_mismatch"
+
+
+class StorageFailure(PrefixStoreError):
+    """The disk or the database refused: nothing was changed."""
+
+    code = "storage_failure"

@@ -1,0 +1,129 @@
+"""What is written down about a version (immutable) and about a task (mutable). Data, never code."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+TASK_NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+TaskName = Annotated[str, StringConstraints(pattern=TASK_NAME_PATTERN)]
+
+
+class Message(BaseModel):
+    """One chat message."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    role: Literal["system", "user", "assistant"]
+    content: str = Field(max_length=1_000_000)
+
+
+class PromptFormat(BaseModel):
+    """How prompts that follow this prefix are made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    add_special_tokens: bool = True
+    """False where the prefix already holds the beginning-of-sequence token (text prefixes)."""
+    messages: tuple[Message, ...] | None = None
+    """The chat messages the prefix was computed from; a request's messages continue them."""
+
+
+class Check(BaseModel):
+    """One line of the verification report."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    passed: bool
+    detail: str = ""
+
+
+class Manifest(BaseModel):
+    """One version of a task. Immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: str
+    version: int = Field(ge=1)
+    digest: str
+    num_virtual_tokens: int
+    position_offset: int
+    num_bytes: int
+    dtype: str
+    base_model: str
+    fingerprint: str
+    source_format: str
+    source_digest: str
+    """Of the bytes that were uploaded."""
+    prompt: PromptFormat = PromptFormat()
+    verification: tuple[Check, ...] = ()
+    created_at: datetime
+    created_by: str | None = None
+
+
+class Defaults(BaseModel):
+    """Sampling parameters for what a request leaves out."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_tokens: int | None = Field(None, ge=1, le=1_000_000)
+    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
+    top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
+    top_k: int | None = Field(None, ge=0, le=1_000_000)
+    seed: int | None = Field(None, ge=0, lt=2**63)
+    stop: tuple[Annotated[str, StringConstraints(min_length=1, max_length=256)], ...] | None = Field(
+        None, max_length=16
+    )
+
+
+class Limits(BaseModel):
+    """What a task allows at most; the server's own limits hold beside these."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_tokens: int | None = Field(None, ge=1, le=1_000_000)
+    max_prompt_tokens: int | None = Field(None, ge=1, le=1_000_000)
+
+
+class Profile(BaseModel):
+    """How a task treats its prompts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    description: str = Field("", max_length=10_000)
+    template: str | None = Field(None, max_length=100_000)
+    """`{prompt}` and named fields, such as `Review: {prompt}\\nLanguage: {language}`."""
+    chat: bool = False
+    """A plain `prompt` is taken as one user message of the base model's chat template."""
+    defaults: Defaults = Defaults()
+    limits: Limits = Limits()
+
+
+class Task(BaseModel):
+    """A task as the registry knows it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    profile: Profile
+    active_version: int | None
+    num_versions: int
+    created_at: datetime
+    updated_at: datetime
+
+
+class Activation(BaseModel):
+    """One line of a task's history."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seq: int
+    version: int
+    action: Literal["activate", "rollback"]
+    at: datetime
+    by: str | None = None
+
+

@@ -1,0 +1,1 @@
+"""The inference server: one frozen base model, a prefix for every task."""

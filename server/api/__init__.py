@@ -1,0 +1,1 @@
+"""HTTP: parse, authorise, answer. Knows no tensor."""

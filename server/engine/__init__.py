@@ -1,0 +1,1 @@
+"""Owns the device. Knows no HTTP and no task name, only digests."""

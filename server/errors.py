@@ -1,0 +1,131 @@
+"""
+What the server can refuse or fail to do. Nothing here knows about HTTP.
+
+* ServerError
+  x InvalidRequest
+    + PromptTooLong
+    + TemplateMismatch
+  x Overloaded
+  x Unavailable
+    + EngineUnavailable
+    + Draining
+  x EngineFailure
+    + StepFailed
+    + PrefixUnavailable
+    + CompileFailed
+  x BodyTooLarge
+  x BodyTimeout
+  x UnsupportedBody
+  x ClientGone
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ServerError(Exception):
+    """Base class of every error the server raises on purpose. Messages are fit for a user's eyes."""
+
+    code: ClassVar[str] = "internal"
+    retry_after_s: ClassVar[int | None] = None
+
+
+class InvalidRequest(ServerError):
+    """The request parses, and still cannot be served."""
+
+    code = "invalid_request"
+
+
+class PromptTooLong(InvalidRequest):
+    """Prefix, prompt and completion together exceed the context."""
+
+    code = "prompt_too_long"
+
+    def __init__(
+        self, *, prefix_tokens: int, prompt_tokens: int, max_tokens: int, limit: int
+    ) -> None:
+        super().__init__(
+            f"{prefix_tokens} prefix tokens + {prompt_tokens} prompt tokens + {max_tokens} "
+            f"max_tokens = {prefix_tokens + prompt_tokens + max_tokens}, the context holds {limit}"
+        )
+
+
+class TemplateMismatch(InvalidRequest):
+    """The task's template and the request's fields do not fit together."""
+
+    code = "template_mismatch"
+
+
+class Overloaded(ServerError):
+    """The waiting queue is full: come back later."""
+
+    code = "overloaded"
+    retry_after_s = 1
+
+
+class Unavailable(ServerError):
+    """Not now; the same request may succeed soon."""
+
+    code = "unavailable"
+    retry_after_s = 5
+
+
+class EngineUnavailable(Unavailable):
+    """The engine process is starting, or died under this request and is being replaced."""
+
+    code = "engine_unavailable"
+
+
+class Draining(Unavailable):
+    """The server is shutting down and takes nothing new."""
+
+    code = "draining"
+
+
+class EngineFailure(ServerError):
+    """The engine lives, and could not do this."""
+
+    code = "engine_failure"
+
+
+class StepFailed(EngineFailure):
+    """The step that ran this request failed. Other requests are not affected."""
+
+    code = "step_failed"
+
+
+class PrefixUnavailable(EngineFailure):
+    """The prefix's bytes could not be read or do not hash to their digest."""
+
+    code = "prefix_unavailable"
+
+
+class CompileFailed(EngineFailure):
+    """The forward pass that turns text or a soft prompt into a prefix failed."""
+
+    code = "compile_failed"
+
+
+class BodyTooLarge(ServerError):
+    """The body exceeds what this route takes."""
+
+    code = "body_too_large"
+
+
+class BodyTimeout(ServerError):
+    """The client stopped sending its body."""
+
+    code = "body_timeout"
+
+
+class UnsupportedBody(ServerError):
+    """A content type or content encoding that this route does not take."""
+
+    code = "unsupported_body"
+
+
+class ClientGone(ServerError):
+    """Nobody reads the answer any more."""
+
+    code = "client_gone"

