@@ -6,6 +6,7 @@ tensor: the engine reads and writes prefix artifacts in the blob store, by diges
 
 from __future__ import annotations
 
+import struct
 from typing import Literal
 
 import msgspec
@@ -122,7 +123,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     eos_token_ids: list[int]
 
 
-class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
+class EngineStats(msgspec.Struct, kw_only=True):
     """Gauges and running totals since the engine process started."""
 
     num_waiting: int = 0
@@ -193,3 +194,15 @@ class Heartbeat(Message, frozen=True):
 
 
 Event = Ready | Tokens | Failed | Loaded | Compiled | Heartbeat
+
+
+# --- frames --------------------------------------------------------------------------------------
+
+HEADER = struct.Struct("<I")
+_encoder = msgspec.msgpack.Encoder()
+
+
+def frame(message: Message | EngineConfig) -> bytes:
+    """One message as it goes over the socket."""
+    body = _encoder.encode(message)
+    return HEADER.pack(len(body)) + body

@@ -1,0 +1,83 @@
+"""What one step asks of attention, whatever computes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from server.engine.kv_pool import KvPool
+from server.engine.residency import ResidentPrefix
+
+ATTENTION_NAME = "foreword"
+"""The name under which transformers finds the backend (`AttentionInterface`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One sequence's tokens of this step, and where its own KV lies."""
+
+    request_id: int
+    begin: int
+    """First row in the packed batch."""
+    num_tokens: int
+    start: int
+    """Own tokens before these, whose KV lie in the pool already."""
+    pages: list[int]
+    prefix: ResidentPrefix | None
+
+    @property
+    def end(self) -> int:
+        return self.begin + self.num_tokens
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        return self.prefix.num_tokens if self.prefix is not None else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """All rows of one step that stand behind the same prefix; they are neighbours."""
+
+    begin: int
+    end: int
+    prefix: ResidentPrefix
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One packed forward: T tokens of any mix of tasks, no padding."""
+
+    input_ids: Tensor  # [1, T]
+    position_ids: Tensor  # [1, T]
+    logit_rows: Tensor  # [num_sampled]; rows whose logits are needed
+    spans: list[Span]
+    groups: list[Group]
+
+
+class AttentionBackend(Protocol):
+    """Writes a step's keys and values into the pool and attends to prefix and own segments."""
+
+    def allocate(self, pool: KvPool) -> None: ...
+
+    def plan(self, step: Step) -> None:
+        """Host work that all layers of one step share."""
+        ...
+
+    def attend(
+        self,
+        module: Any,
+        query: Tensor,  # [1, num_heads, T, head_dim]
+        key: Tensor,  # [1, num_kv_heads, T, head_dim]
+        value: Tensor,  # [1, num_kv_heads, T, head_dim]
+        attention_mask: Tensor | None,
+        *,
+        scaling: float | None = None,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        s_aux: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        """The signature transformers calls. Returns [1, T, num_heads, head_dim]."""
+        ...

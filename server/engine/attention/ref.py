@@ -1,0 +1,100 @@
+"""The reference backend: gather, float32 softmax, one sequence at a time. Slow, and the oracle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from server.engine.attention.base import Span, Step
+from server.engine.kv_pool import KvPool
+
+
+class RefBackend:
+    """One mask rule on absolute slots, prefix first: `abs_k <= abs_q` and `abs_k > abs_q - window`."""
+
+    def __init__(self) -> None:
+        self._pool: KvPool | None = None
+        self._step: Step | None = None
+
+    def allocate(self, pool: KvPool) -> None:
+        self._pool = pool
+
+    def plan(self, step: Step) -> None:
+        self._step = step
+
+    def attend(
+        self,
+        module: Any,
+        query: Tensor,  # [1, num_heads, T, head_dim]
+        key: Tensor,  # [1, num_kv_heads, T, head_dim]
+        value: Tensor,  # [1, num_kv_heads, T, head_dim]
+        attention_mask: Tensor | None,
+        *,
+        scaling: float | None = None,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        s_aux: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        assert self._pool is not None
+        assert self._step is not None
+        scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+        out = torch.empty_like(query[0])  # [num_heads, T, head_dim]
+        for span in self._step.spans:
+            rows = slice(span.begin, span.end)
+            kv = torch.stack([key[0, :, rows], value[0, :, rows]])
+            write_own(self._pool, module.layer_idx, span, kv)
+            k, v = gather(self._pool, module.layer_idx, span)
+            mask = visible(span, k.shape[1], sliding_window, query.device)
+            out[:, rows] = _softmax_attention(query[0, :, rows], k, v, mask, scale, softcap, s_aux)
+        return out.transpose(0, 1)[None], None
+
+
+def write_own(pool: KvPool, layer: int, span: Span, kv: Tensor) -> None:
+    """Put a span's new keys and values, [2, num_kv_heads, num_tokens, head_dim], into its pages."""
+    for i in range(0, span.num_tokens):
+        page, slot = divmod(span.start + i, pool.page_size)
+        pool.pages[span.pages[page], layer, :, :, slot] = kv[:, :, i]
+
+
+def gather(pool: KvPool, layer: int, span: Span) -> tuple[Tensor, Tensor]:
+    """All a span may see: keys and values of prefix and own tokens, [num_kv_heads, N, head_dim]."""
+    own = pool.layer(layer, span.pages, span.start + span.num_tokens)
+    if span.prefix is None:
+        return own[0], own[1]
+    k, v = torch.cat([span.prefix.kv[layer], own], dim=2)
+    return k, v
+
+
+def visible(span: Span, num_keys: int, sliding_window: int | None, device: torch.device) -> Tensor:
+    """[num_tokens, num_keys]: which keys each query may see."""
+    first = span.num_prefix_tokens + span.start
+    abs_q = torch.arange(first, first + span.num_tokens, device=device)[:, None]
+    abs_k = torch.arange(num_keys, device=device)[None]
+    mask = abs_k <= abs_q
+    return mask if sliding_window is None else mask & (abs_k > abs_q - sliding_window)
+
+
+def _softmax_attention(
+    q: Tensor,  # [num_heads, num_tokens, head_dim]
+    k: Tensor,  # [num_kv_heads, num_keys, head_dim]
+    v: Tensor,  # [num_kv_heads, num_keys, head_dim]
+    mask: Tensor,  # [num_tokens, num_keys]
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,  # [num_heads]
+) -> Tensor:
+    num_groups = q.shape[0] // k.shape[0]
+    k, v = (t.float().repeat_interleave(num_groups, dim=0) for t in (k, v))
+    scores = q.float() @ k.transpose(1, 2) * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~mask, -torch.inf)
+    if sinks is not None:  # a key without a value that every query sees
+        sink = sinks.float()[:, None, None].expand(-1, scores.shape[1], 1)
+        weights = torch.cat([scores, sink], dim=-1).softmax(-1)[..., :-1]
+    else:
+        weights = scores.softmax(-1)
+    return (weights @ v).to(q.dtype)

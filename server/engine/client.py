@@ -1,0 +1,279 @@
+"""The API process's handle on the engine process: requests in, tokens out, a dead engine replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import sys
+import time
+from itertools import count
+
+import msgspec
+
+from prefix_store.digest import Digest
+from server.engine import messages as m
+from server.engine.stream import TokenStream
+from server.errors import CompileFailed, EngineUnavailable, PrefixUnavailable, ServerError, StepFailed
+
+logger = logging.getLogger(__name__)
+
+_FAILURES: dict[str, type[ServerError]] = {
+    error.code: error for error in (StepFailed, PrefixUnavailable, CompileFailed)
+}
+_RESTART_DELAYS_S = (0.0, 0.5, 2.0, 10.0)
+
+
+class EngineClient:
+    """Owns the engine process: spawns it, watches its heartbeat, replaces it when it dies or hangs.
+
+    All methods belong to one event loop. Requests in flight when the engine dies raise
+    `EngineUnavailable`; requests after that do so until the new process is ready.
+    """
+
+    def __init__(
+        self, config: m.EngineConfig, *, start_timeout_s: float, hang_timeout_s: float
+    ) -> None:
+        self._config = config
+        self._start_timeout_s = start_timeout_s
+        self._hang_timeout_s = hang_timeout_s
+        self._ids = count(1)
+        self._streams: dict[int, TokenStream] = {}
+        self._replies: dict[int, asyncio.Future[m.Event]] = {}
+        self._decoder = msgspec.msgpack.Decoder(m.Event)
+        self._info: m.EngineInfo | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._ready = asyncio.Event()
+        self._start_error: str | None = None
+        self._last_event_s = -float("inf")
+        self._stopping = False
+        self.stats = m.EngineStats()
+        self.num_restarts = 0
+
+    @property
+    def info(self) -> m.EngineInfo:
+        """What the engine loaded. Known from the first start on, also while a restart is under way."""
+        if self._info is None:
+            raise EngineUnavailable("the engine is loading the model")
+        return self._info
+
+    @property
+    def is_ready(self) -> bool:
+        return self._ready.is_set()
+
+    @property
+    def heartbeat_age_s(self) -> float:
+        """Seconds since the engine's loop last gave a sign of life; infinite while there is none."""
+        return time.monotonic() - self._last_event_s if self.is_ready else float("inf")
+
+    @property
+    def num_in_flight(self) -> int:
+        return len(self._streams)
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    async def start(self) -> None:
+        """Spawn the engine and wait until the model is loaded. Raises `EngineUnavailable`."""
+        self._supervisor = asyncio.create_task(self._supervise(), name="engine supervisor")
+        ready = asyncio.create_task(self._ready.wait())
+        await asyncio.wait({ready, self._supervisor}, return_when=asyncio.FIRST_COMPLETED)
+        if not ready.done():
+            ready.cancel()
+            raise EngineUnavailable(self._start_error or "the engine process did not start")
+
+    async def stop(self, drain_timeout_s: float) -> None:
+        """Let running requests finish for at most `drain_timeout_s`, then end the process."""
+        self._stopping = True
+        if self._process is not None and self.is_ready:
+            self._send(m.Drain())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait(), drain_timeout_s)
+        await self._kill()
+        if self._supervisor is not None:
+            await self._supervisor
+
+    def submit(self, prefix: Digest | None, token_ids: list[int], sampling: m.Sampling) -> TokenStream:
+        """Start generating behind a prefix. Raises `EngineUnavailable`."""
+        request_id = next(self._ids)
+        self._send(m.Submit(request_id, str(prefix) if prefix else None, token_ids, sampling))
+        stream = TokenStream(cancel=lambda: self._cancel(request_id))
+        self._streams[request_id] = stream
+        return stream
+
+    async def load(self, prefix: Digest) -> None:
+        """Make a prefix resident. Raises `PrefixUnavailable`."""
+        request_id = next(self._ids)
+        await self._ask(request_id, m.Load(request_id, str(prefix)))
+
+    def unload(self, prefix: Digest) -> None:
+        """Evict a prefix once no sequence refers to it. A dead engine holds nothing: then a no-op."""
+        with contextlib.suppress(EngineUnavailable):
+            self._send(m.Unload(str(prefix)))
+
+    async def compile(
+        self,
+        *,
+        token_ids: list[int] | None = None,
+        embeddings: Digest | None = None,
+        origin: dict[str, str],
+    ) -> m.Compiled:
+        """Compute a prefix from tokens or input embeddings; its artifact lies in the blob store.
+
+        Raises `CompileFailed`.
+        """
+        request_id = next(self._ids)
+        source = str(embeddings) if embeddings else None
+        reply = await self._ask(request_id, m.Compile(request_id, token_ids, source, origin))
+        assert isinstance(reply, m.Compiled)
+        return reply
+
+    # --- one engine process after the other ---
+
+    async def _supervise(self) -> None:
+        attempt = 0
+        while not self._stopping:
+            await asyncio.sleep(_RESTART_DELAYS_S[min(attempt, len(_RESTART_DELAYS_S) - 1)])
+            was_ready = await self._run_one_process()
+            if self._info is None:
+                return  # the very first start failed: the caller of start() is told
+            attempt = 0 if was_ready else attempt + 1
+            if not self._stopping:
+                self.num_restarts += 1
+                logger.error("the engine process ended; starting a new one")
+
+    async def _run_one_process(self) -> bool:
+        """Spawn, serve until the process is gone, fail what it left. True if it ever was ready."""
+        try:
+            reader = await self._spawn()
+            was_ready = await self._wait_ready(reader)
+            if was_ready:
+                watchdog = asyncio.create_task(self._watch())
+                await self._receive(reader)
+                watchdog.cancel()
+            return was_ready
+        finally:
+            self._ready.clear()
+            await self._kill()
+            if self._writer is not None:
+                self._writer.close()
+            self._fail_all(EngineUnavailable("the engine stopped under this request; try again"))
+
+    async def _spawn(self) -> asyncio.StreamReader:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "server.engine.process",
+                str(theirs.fileno()),
+                pass_fds=[theirs.fileno()],
+                stdin=asyncio.subprocess.DEVNULL,
+                env=_environment(self._config),
+                start_new_session=True,  # Ctrl-C is for the API process, which drains
+            )
+        reader, self._writer = await asyncio.open_connection(sock=ours)
+        self._writer.write(m.frame(self._config))
+        return reader
+
+    async def _wait_ready(self, reader: asyncio.StreamReader) -> bool:
+        try:
+            event = await asyncio.wait_for(self._read(reader), self._start_timeout_s)
+        except TimeoutError:
+            event = None
+            self._start_error = f"the engine did not load within {self._start_timeout_s:.0f} s"
+        match event:
+            case m.Ready(info=info):
+                self._info = info
+                self._last_event_s = time.monotonic()
+                self._ready.set()
+            case m.Failed(message=message):
+                self._start_error = message
+                logger.error("the engine failed to start: %s", message)
+        return self.is_ready
+
+    async def _receive(self, reader: asyncio.StreamReader) -> None:
+        while (event := await self._read(reader)) is not None:
+            self._last_event_s = time.monotonic()
+            self._dispatch(event)
+
+    async def _read(self, reader: asyncio.StreamReader) -> m.Event | None:
+        try:
+            (length,) = m.HEADER.unpack(await reader.readexactly(m.HEADER.size))
+            return self._decoder.decode(await reader.readexactly(length))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return None
+
+    def _dispatch(self, event: m.Event) -> None:
+        match event:
+            case m.Tokens(deltas=deltas):
+                for delta in deltas:
+                    self._deliver(delta.request_id, delta, last=delta.finish_reason is not None)
+            case m.Failed(request_id=request_id, code=code, message=message):
+                error = _FAILURES.get(code, StepFailed)(message)
+                self._deliver(request_id, error, last=True)
+                self._answer(request_id, error)
+            case m.Loaded(request_id=request_id) | m.Compiled(request_id=request_id):
+                self._answer(request_id, event)
+            case m.Heartbeat(stats=stats):
+                self.stats = stats
+
+    def _deliver(self, request_id: int, item: m.Delta | ServerError, *, last: bool) -> None:
+        stream = self._streams.pop(request_id, None) if last else self._streams.get(request_id)
+        if stream is not None:
+            stream.put(item)
+
+    def _answer(self, request_id: int, result: m.Event | ServerError) -> None:
+        reply = self._replies.pop(request_id, None)
+        if reply is None or reply.done():
+            return
+        if isinstance(result, ServerError):
+            reply.set_exception(result)
+        else:
+            reply.set_result(result)
+
+    async def _ask(self, request_id: int, message: m.Request) -> m.Event:
+        self._send(message)
+        reply: asyncio.Future[m.Event] = asyncio.get_running_loop().create_future()
+        self._replies[request_id] = reply
+        return await reply
+
+    def _cancel(self, request_id: int) -> None:
+        self._streams.pop(request_id, None)
+        with contextlib.suppress(EngineUnavailable):
+            self._send(m.Cancel(request_id))
+
+    def _send(self, message: m.Request) -> None:
+        if not self.is_ready or self._writer is None:
+            raise EngineUnavailable("the engine is starting")
+        self._writer.write(m.frame(message))
+
+    async def _watch(self) -> None:
+        """A loop that hangs is as dead as a process that ended."""
+        while self.heartbeat_age_s < self._hang_timeout_s:
+            await asyncio.sleep(self._hang_timeout_s / 10)
+        logger.error("no heartbeat for %.0f s: killing the engine process", self._hang_timeout_s)
+        await self._kill()
+
+    async def _kill(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
+
+    def _fail_all(self, error: EngineUnavailable) -> None:
+        for request_id in list(self._streams):
+            self._deliver(request_id, error, last=True)
+        for request_id in list(self._replies):
+            self._answer(request_id, error)
+
+
+def _environment(config: m.EngineConfig) -> dict[str, str]:
+    """OpenMP reads its settings once, when torch is imported."""
+    num_threads = config.num_threads or os.cpu_count() or 1
+    return os.environ | {"OMP_NUM_THREADS": str(num_threads), "TOKENIZERS_PARALLELISM": "false"}

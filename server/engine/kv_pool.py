@@ -1,0 +1,74 @@
+"""The KV pool: keys and values of running sequences, in pages, allocated once."""
+
+from __future__ import annotations
+
+import heapq
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prefix_store.prefix import BaseModelSpec
+
+
+class PageAllocator:
+    """Hands out page numbers, lowest first, so that the used part of the pool stays dense."""
+
+    def __init__(self, num_pages: int, page_size: int) -> None:
+        self.num_pages = num_pages
+        self.page_size = page_size
+        self._free = list(range(num_pages))
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    def num_pages_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.page_size)
+
+    def grow(self, pages: list[int], num_tokens: int) -> bool:
+        """Extend `pages` until they hold `num_tokens`. All or nothing: False leaves them as they are."""
+        missing = self.num_pages_for(num_tokens) - len(pages)
+        if missing > self.num_free:
+            return False
+        pages.extend(heapq.heappop(self._free) for _ in range(missing))
+        return True
+
+    def free(self, pages: list[int]) -> None:
+        """Take all of `pages` back and empty the list."""
+        for page in pages:
+            heapq.heappush(self._free, page)
+        pages.clear()
+
+
+class KvPool:
+    """One tensor for all layers.
+
+    On a CPU a page is as long as the context, one slab for each sequence, which torch's attention
+    takes without copying; on a GPU pages are small.
+    """
+
+    def __init__(self, spec: BaseModelSpec, *, num_pages: int, page_size: int, device: str) -> None:
+        shape = (num_pages, spec.num_layers, 2, spec.num_kv_heads, page_size, spec.head_dim)
+        self.page_size = page_size
+        self.num_pages = num_pages
+        self.pages = _zeros(shape, getattr(torch, spec.dtype), device)
+        # [num_pages, num_layers, 2 (keys, values), num_kv_heads, page_size, head_dim]
+
+    def read(self, pages: list[int], num_tokens: int) -> Tensor:
+        """A copy of the first `num_tokens` of a sequence: [num_layers, 2, num_kv_heads, L, head_dim]."""
+        kv = self.pages[pages].movedim(0, 3)  # [num_layers, 2, num_kv_heads, pages, page_size, head_dim]
+        return kv.flatten(3, 4)[:, :, :, :num_tokens].contiguous()
+
+    def layer(self, layer: int, pages: list[int], num_tokens: int) -> Tensor:
+        """Keys and values of one layer: [2, num_kv_heads, num_tokens, head_dim]."""
+        kv = self.pages[pages, layer].movedim(0, 2)  # [2, num_kv_heads, pages, page_size, head_dim]
+        return kv.flatten(2, 3)[:, :, :num_tokens]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
+    """Zeroed, because masked slots must be finite; on a CPU memory is only taken when written."""
+    if device != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    num_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    return torch.from_numpy(np.zeros(num_bytes, np.uint8)).view(dtype).view(shape)

@@ -1,0 +1,278 @@
+"""The step loop: take what arrived, run one step, send what it made. One thread, which never waits
+for a disk: blobs are read and written on worker threads that report through the same inbox."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+
+import torch
+from torch import Tensor
+
+from prefix_store import artifact
+from prefix_store.blobs import BlobStore
+from prefix_store.digest import Digest
+from prefix_store.prefix import BaseModelSpec
+from server.engine import messages as m
+from server.engine.kv_pool import KvPool
+from server.engine.model.compile_prefix import prefix_of, read_embeddings
+from server.engine.residency import Arrival, Residency
+from server.engine.runner import Runner
+from server.engine.sampler import INVALID
+from server.engine.scheduler import Batch, Scheduler
+from server.engine.sequence import Sequence, SequenceStatus
+from server.errors import CompileFailed, PrefixUnavailable, StepFailed
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_S = 1.0
+
+
+class Closed:
+    """The API process is gone: nobody is left to answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class SoftPromptRead:
+    """A compile whose input embeddings [L, hidden_size] have come from the blob store."""
+
+    request: m.Compile
+    embeddings: Tensor
+
+
+Inbox = SimpleQueue[m.Request | m.Event | Arrival | SoftPromptRead | Closed]
+
+
+class StepLoop:
+    """Owns the device through `runner`; everything reaches it through `inbox`."""
+
+    def __init__(
+        self,
+        inbox: Inbox,
+        send: Callable[[m.Event], None],
+        scheduler: Scheduler,
+        residency: Residency,
+        runner: Runner,
+        pool: KvPool,
+        blobs: BlobStore,
+        spec: BaseModelSpec,
+    ) -> None:
+        self._inbox = inbox
+        self._send = send
+        self._scheduler = scheduler
+        self._residency = residency
+        self._runner = runner
+        self._pool = pool
+        self._blobs = blobs
+        self._spec = spec
+        self._stats = m.EngineStats()
+        self._next_heartbeat_s = 0.0
+        self._loads: list[m.Load] = []
+        self._compiles: dict[int, m.Compile] = {}
+        self._is_draining = False
+        self._worker = ThreadPoolExecutor(
+            1, thread_name_prefix="blob-io", initializer=torch.set_num_threads, initargs=(1,)
+        )
+
+    def run(self) -> None:
+        """Until drained, or until the API process is gone."""
+        while self._receive() and not (self._is_draining and self._is_idle):
+            self._answer_loads()
+            if self._scheduler.has_work:
+                self._step()
+            self._beat()
+        self._residency.close()
+        self._worker.shutdown(wait=False, cancel_futures=True)
+
+    # --- one step ---
+
+    def _step(self) -> None:
+        started_s = time.perf_counter()
+        batch = self._scheduler.schedule()
+        try:
+            self._run(batch)
+        except Exception as exc:
+            self._recover(batch, exc)
+        self._count(batch, time.perf_counter() - started_s)
+
+    def _run(self, batch: Batch) -> None:
+        token_ids = self._runner.run(batch)
+        for chunk, token_id in zip(batch.sampled, token_ids, strict=True):
+            if token_id == INVALID:
+                self._fail(chunk.seq, StepFailed.code, "the model's output is not a number")
+        if deltas := self._scheduler.commit(batch, token_ids):
+            self._send(m.Tokens(deltas))
+        for chunk in batch.chunks:
+            if chunk.seq.compiles and chunk.seq.num_uncomputed == 0:
+                self._finish_compile(chunk.seq)
+
+    def _recover(self, batch: Batch, exc: Exception) -> None:
+        """Nothing was committed, so every sequence can run again: out of memory, in smaller steps;
+        otherwise alone, so that only the one that fails is lost."""
+        smaller = self._scheduler.max_num_batched_tokens // 2
+        if _is_out_of_memory(exc) and smaller >= self._scheduler.max_num_seqs:
+            logger.warning("out of memory: steps of at most %d tokens from now on", smaller)
+            self._scheduler.max_num_batched_tokens = smaller
+            return
+        logger.exception("a step of %d sequences failed", len(batch.chunks))
+        for chunk in batch.chunks:
+            try:
+                self._run(Batch([chunk]))
+            except Exception:
+                logger.exception("request %d fails alone", chunk.seq.request_id)
+                self._fail(chunk.seq, StepFailed.code, "the model could not run this request")
+
+    def _fail(self, seq: Sequence, code: str, message: str) -> None:
+        self._runner.embeds.pop(seq.request_id, None)
+        self._compiles.pop(seq.request_id, None)
+        if seq.status is not SequenceStatus.FINISHED:
+            self._scheduler.finish(seq)
+        self._send(m.Failed(seq.request_id, CompileFailed.code if seq.compiles else code, message))
+
+    # --- the inbox ---
+
+    @property
+    def _is_idle(self) -> bool:
+        return not (self._scheduler.running or self._scheduler.waiting or self._compiles)
+
+    def _receive(self) -> bool:
+        """Take all that arrived; when there is nothing to do, sleep until something does."""
+        block = not self._scheduler.has_work
+        try:
+            while True:
+                item = self._inbox.get(block, timeout=HEARTBEAT_S if block else None)
+                if isinstance(item, Closed):
+                    return False
+                self._take(item)
+                block = False
+        except Empty:
+            return True
+
+    def _take(self, item: m.Request | m.Event | Arrival | SoftPromptRead) -> None:
+        match item:
+            case m.Submit(request_id, prefix, token_ids, sampling):
+                digest = Digest(prefix) if prefix is not None else None
+                self._scheduler.add(Sequence(request_id, digest, token_ids, sampling))
+            case m.Cancel(request_id):
+                self._scheduler.cancel(request_id)
+            case m.Load(_, prefix):
+                self._residency.refer(Digest(prefix))
+                self._loads.append(item)
+            case m.Unload(prefix):
+                self._residency.evict(Digest(prefix))
+            case m.Compile(request_id, token_ids, _, _):
+                self._compiles[request_id] = item
+                if token_ids is not None:
+                    self._add_compile(item, token_ids)
+                else:
+                    self._worker.submit(self._read_soft_prompt, item)
+            case SoftPromptRead(request, embeddings):
+                self._runner.embeds[request.request_id] = embeddings
+                self._add_compile(request, [0] * len(embeddings))
+            case Arrival():
+                self._residency.settle(item)
+                self._fail_unloadable()
+            case m.Drain():
+                self._is_draining = True
+            case m.Compiled(request_id) | m.Failed(request_id):
+                self._compiles.pop(request_id, None)
+                self._send(item)
+
+    def _answer_loads(self) -> None:
+        """A load holds a reference until it is answered, so that it cannot be evicted before."""
+        for load in list(self._loads):
+            digest = Digest(load.prefix)
+            error = self._residency.error(digest)
+            if error is not None:
+                self._send(m.Failed(load.request_id, PrefixUnavailable.code, error))
+            elif self._residency.is_ready(digest):
+                self._send(m.Loaded(load.request_id))
+            else:
+                continue
+            self._loads.remove(load)
+            self._residency.release(digest)
+
+    def _fail_unloadable(self) -> None:
+        for seq in list(self._scheduler.waiting):
+            if seq.prefix is not None and (error := self._residency.error(seq.prefix)) is not None:
+                self._fail(seq, PrefixUnavailable.code, error)
+
+    # --- compiling text and soft prompts ---
+
+    def _add_compile(self, request: m.Compile, token_ids: list[int]) -> None:
+        sampling = m.Sampling(max_tokens=0)
+        self._scheduler.add(Sequence(request.request_id, None, token_ids, sampling, compiles=True))
+
+    def _finish_compile(self, seq: Sequence) -> None:
+        kv = self._pool.read(seq.pages, seq.num_prompt_tokens)
+        self._runner.embeds.pop(seq.request_id, None)
+        self._scheduler.finish(seq)
+        self._worker.submit(self._write_compiled, self._compiles[seq.request_id], kv)
+
+    def _read_soft_prompt(self, request: m.Compile) -> None:
+        """On the worker thread."""
+        assert request.embeddings is not None
+        try:
+            embeddings = read_embeddings(self._blobs.get(Digest(request.embeddings)), self._spec)
+        except Exception:
+            logger.exception("the embeddings of compile %d cannot be read", request.request_id)
+            self._inbox.put(
+                m.Failed(request.request_id, CompileFailed.code, "the soft prompt cannot be read")
+            )
+        else:
+            self._inbox.put(SoftPromptRead(request, embeddings))
+
+    def _write_compiled(self, request: m.Compile, kv: Tensor) -> None:
+        """On the worker thread."""
+        request_id = request.request_id
+        try:
+            prefix = prefix_of(kv, self._spec, request.origin)
+            data = artifact.dump(prefix)
+            digest = self._blobs.put(data)
+        except Exception:
+            logger.exception("the result of compile %d cannot be written", request_id)
+            text = "the computed prefix cannot be written"
+            self._inbox.put(m.Failed(request_id, CompileFailed.code, text))
+        else:
+            size = prefix.num_virtual_tokens
+            self._inbox.put(m.Compiled(request_id, str(digest), size, len(data)))
+
+    # --- figures ---
+
+    def _count(self, batch: Batch, step_time_s: float) -> None:
+        num_tokens = sum(chunk.num_tokens for chunk in batch.chunks)
+        num_decode = sum(chunk.num_tokens == 1 for chunk in batch.chunks)
+        self._stats.num_steps += 1
+        self._stats.num_decode_tokens += num_decode
+        self._stats.num_prefill_tokens += num_tokens - num_decode
+        self._stats.last_batch_size = len(batch.chunks)
+        self._stats.step_time_s += step_time_s
+
+    def _beat(self) -> None:
+        """From this loop and no other thread: a heartbeat says that the loop turns."""
+        now_s = time.monotonic()
+        if now_s < self._next_heartbeat_s:
+            return
+        self._next_heartbeat_s = now_s + HEARTBEAT_S
+        scheduler, residency, stats = self._scheduler, self._residency, self._stats
+        stats.num_waiting, stats.num_running = len(scheduler.waiting), len(scheduler.running)
+        stats.num_preemptions = scheduler.num_preemptions
+        stats.kv_pages_total = scheduler.allocator.num_pages
+        stats.kv_pages_used = stats.kv_pages_total - scheduler.allocator.num_free
+        stats.num_loading = residency.num_loading
+        stats.prefix_loads, stats.prefix_evictions = residency.num_loads, residency.num_evictions
+        stats.prefix_device_bytes = residency.num_device_bytes
+        stats.prefix_host_bytes = residency.num_host_bytes
+        stats.prefixes_on_device = [str(digest) for digest in residency.on_device]
+        stats.prefixes_on_host = [str(digest) for digest in residency.on_host]
+        self._send(m.Heartbeat(stats))
+
+
+def _is_out_of_memory(exc: Exception) -> bool:
+    return isinstance(exc, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(exc, RuntimeError) and "can't allocate memory" in str(exc)
+    )

@@ -1,0 +1,156 @@
+"""The engine process: socket -> inbox -> step loop -> socket. Started by the engine client."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import sys
+from pathlib import Path
+from threading import Thread
+
+import msgspec
+import torch
+
+from prefix_store import artifact
+from prefix_store.blobs import BlobStore, FileBlobStore
+from prefix_store.digest import Digest
+from server.engine import messages as m
+from server.engine.attention.base import AttentionBackend
+from server.engine.attention.cpu import CpuBackend
+from server.engine.attention.ref import RefBackend
+from server.engine.kv_pool import KvPool, PageAllocator
+from server.engine.loop import Closed, Inbox, StepLoop
+from server.engine.model.load import LoadedModel, load
+from server.engine.model.prepack import prepack
+from server.engine.residency import Residency, ResidentPrefix
+from server.engine.runner import Runner
+from server.engine.scheduler import Scheduler
+from server.engine.sizing import Sizes, choose_device, choose_dtype, sizes
+
+logger = logging.getLogger(__name__)
+
+
+class Connection:
+    """Frames to and from the API process."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._file = sock.makefile("rb")
+
+    def send(self, message: m.Message) -> None:
+        """A reader that is gone is noticed by `receive`, which ends the loop."""
+        try:
+            self._sock.sendall(m.frame(message))
+        except OSError:
+            logger.warning("the API process is gone")
+
+    def receive(self) -> bytes | None:
+        """The next frame's body; None when the API process is gone."""
+        header = self._file.read(m.HEADER.size)
+        if len(header) < m.HEADER.size:
+            return None
+        (length,) = m.HEADER.unpack(header)
+        body = self._file.read(length)
+        return body if len(body) == length else None
+
+
+def main(fd: int) -> None:
+    connection = Connection(socket.socket(fileno=fd))
+    body = connection.receive()
+    if body is None:
+        return
+    config = msgspec.msgpack.decode(body, type=m.EngineConfig)
+    inbox: Inbox = Inbox()
+    try:
+        loop, info = build(config, inbox, connection)
+    except Exception as exc:
+        logger.exception("the engine cannot start")
+        connection.send(m.Failed(0, "engine_start_failed", f"{type(exc).__name__}: {exc}"))
+        return
+    connection.send(m.Ready(info))
+    Thread(target=_listen, args=(connection, inbox), name="inbox", daemon=True).start()
+    loop.run()
+
+
+def build(
+    config: m.EngineConfig, inbox: Inbox, connection: Connection
+) -> tuple[StepLoop, m.EngineInfo]:
+    """Everything the engine process is made of. Raises what loading a model can raise."""
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    device = choose_device(config.device)
+    backend = _backend(config.attention)
+    loaded = load(config.model, dtype=choose_dtype(config.dtype), device=device, backend=backend)
+    if isinstance(backend, CpuBackend):
+        prepack(loaded.model)
+    size = sizes(config, loaded, paged=not isinstance(backend, CpuBackend))
+    pool = KvPool(
+        loaded.spec, num_pages=size.num_pages, page_size=size.page_size, device=device
+    )
+    backend.allocate(pool)
+    blobs = FileBlobStore(Path(config.blobs))
+    residency = Residency(
+        lambda digest: _read_prefix(blobs, digest, loaded.spec.dtype),
+        inbox.put,
+        device=device,
+        device_bytes=config.device_prefix_bytes,
+        host_bytes=config.host_prefix_bytes,
+    )
+    scheduler = Scheduler(
+        PageAllocator(size.num_pages, size.page_size),
+        residency,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        eos_token_ids=loaded.eos_token_ids,
+    )
+    runner = Runner(loaded.model, backend, residency.get)
+    loop = StepLoop(
+        inbox, connection.send, scheduler, residency, runner, pool, blobs, loaded.spec
+    )
+    return loop, _info(config, loaded, size, device, backend)
+
+
+def _backend(name: str) -> AttentionBackend:
+    return RefBackend() if name == "ref" else CpuBackend()
+
+
+def _read_prefix(blobs: BlobStore, digest: Digest, dtype: str) -> ResidentPrefix:
+    """On a loader thread: bytes checked against their digest, cast to the serving dtype."""
+    prefix = artifact.read(blobs.get(digest))
+    kv = torch.stack([torch.stack(layer) for layer in zip(prefix.keys, prefix.values, strict=True)])
+    return ResidentPrefix(kv.to(getattr(torch, dtype)), prefix.position_offset)
+
+
+def _listen(connection: Connection, inbox: Inbox) -> None:
+    decoder = msgspec.msgpack.Decoder(m.Request)
+    while (body := connection.receive()) is not None:
+        inbox.put(decoder.decode(body))
+    inbox.put(Closed())
+
+
+def _info(
+    config: m.EngineConfig, loaded: LoadedModel, size: Sizes, device: str, backend: AttentionBackend
+) -> m.EngineInfo:
+    spec = loaded.spec
+    return m.EngineInfo(
+        model=spec.name,
+        fingerprint=spec.fingerprint,
+        num_layers=spec.num_layers,
+        num_kv_heads=spec.num_kv_heads,
+        head_dim=spec.head_dim,
+        hidden_size=spec.hidden_size,
+        vocab_size=loaded.vocab_size,
+        dtype=spec.dtype,
+        device=device,
+        attention="cpu" if isinstance(backend, CpuBackend) else "ref",
+        max_model_len=size.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        eos_token_ids=list(loaded.eos_token_ids),
+    )
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    main(int(sys.argv[1]))

@@ -1,0 +1,236 @@
+"""Which prefixes lie where: disk -> host -> device, least recently used out.
+
+Loader threads read and check blobs; the step loop only learns of what has arrived. A prefix that
+some sequence refers to is never evicted, and a load never blocks a step.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import Enum, auto
+
+import torch
+from torch import Tensor
+
+from prefix_store.digest import Digest
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ResidentPrefix:
+    """A prefix as attention reads it."""
+
+    kv: Tensor  # [num_layers, 2 (keys, values), num_kv_heads, L, head_dim], serving dtype
+    position_offset: int
+
+    @property
+    def num_tokens(self) -> int:
+        return self.kv.shape[3]
+
+    @property
+    def num_bytes(self) -> int:
+        return self.kv.numel() * self.kv.itemsize
+
+
+class Place(Enum):
+    DISK = auto()
+    """Wanted, and not yet read: waits for a loader or for room."""
+    LOADING = auto()
+    DEVICE = auto()
+    FAILED = auto()
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    place: Place = Place.DISK
+    num_refs: int = 0
+    prefix: ResidentPrefix | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What a loader thread brings to the step loop's inbox."""
+
+    digest: Digest
+    prefix: ResidentPrefix | None
+    error: str = ""
+
+
+class Residency:
+    """Prefixes by digest, under one byte budget for the device and one for the host.
+
+    `read` runs on a loader thread: digest -> prefix in host memory, checked and cast. `arrive` is
+    called there with the result and must hand it to the step loop, which calls `settle`. All other
+    methods belong to the step loop.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[Digest], ResidentPrefix],
+        arrive: Callable[[Arrival], None],
+        *,
+        device: str,
+        device_bytes: int,
+        host_bytes: int,
+        max_loading: int = 2,
+    ) -> None:
+        self._read = read
+        self._arrive = arrive
+        self._device = device
+        self._device_bytes = device_bytes
+        self._host_bytes = host_bytes
+        self._max_loading = max_loading
+        self._entries: OrderedDict[Digest, _Entry] = OrderedDict()  # least recently used first
+        self._host: OrderedDict[Digest, ResidentPrefix] = OrderedDict()
+        self._loaders = ThreadPoolExecutor(
+            max_loading, thread_name_prefix="prefix-loader", initializer=torch.set_num_threads, initargs=(1,)
+        )
+        self.num_loads = 0
+        self.num_evictions = 0
+
+    # --- what the scheduler asks ---
+
+    def refer(self, digest: Digest) -> None:
+        """Ask for a prefix, and keep it from being evicted until `release`."""
+        entry = self._entries.setdefault(digest, _Entry())
+        entry.num_refs += 1
+        self._entries.move_to_end(digest)
+        self.start_loads()
+
+    def release(self, digest: Digest) -> None:
+        entry = self._entries[digest]
+        entry.num_refs -= 1
+        if entry.num_refs == 0 and entry.prefix is None and entry.place is not Place.LOADING:
+            del self._entries[digest]
+        self.start_loads()
+
+    def is_ready(self, digest: Digest) -> bool:
+        return self._entries[digest].place is Place.DEVICE
+
+    def get(self, digest: Digest) -> ResidentPrefix:
+        """A prefix that is ready and referred to."""
+        prefix = self._entries[digest].prefix
+        assert prefix is not None
+        return prefix
+
+    def error(self, digest: Digest) -> str | None:
+        """Why a prefix cannot be loaded; None if nothing is known against it."""
+        entry = self._entries.get(digest)
+        return entry.error if entry is not None and entry.place is Place.FAILED else None
+
+    # --- loads and evictions ---
+
+    def start_loads(self) -> None:
+        """Start what is wanted and fits, in order of arrival."""
+        for digest, entry in list(self._entries.items()):
+            if entry.place is Place.DISK and entry.num_refs and not self._start_load(digest, entry):
+                return
+
+    def settle(self, arrival: Arrival) -> None:
+        """Take in what a loader brought."""
+        digest, prefix = arrival.digest, arrival.prefix
+        entry = self._entries[digest]
+        if prefix is None:
+            self._fail(digest, entry, arrival.error)
+        elif prefix.num_bytes > self._device_bytes:
+            budget = f"the device budget for prefixes is {self._device_bytes} bytes"
+            self._fail(digest, entry, f"the prefix takes {prefix.num_bytes} bytes, {budget}")
+        elif self._make_room(prefix.num_bytes):
+            self._place(digest, entry, prefix)
+        else:  # everything on the device is in use: wait in host memory for a release
+            entry.place = Place.DISK
+            self._keep_on_host(digest, prefix)
+        self.start_loads()
+
+    def evict(self, digest: Digest) -> None:
+        """Drop a prefix from device and host if nobody refers to it."""
+        entry = self._entries.get(digest)
+        if entry is None or entry.num_refs == 0:
+            self._host.pop(digest, None)
+            if entry is not None and entry.place is Place.DEVICE:
+                self._drop(digest)
+
+    def close(self) -> None:
+        self._loaders.shutdown(wait=False, cancel_futures=True)
+
+    # --- figures ---
+
+    @property
+    def on_device(self) -> list[Digest]:
+        return [digest for digest, entry in self._entries.items() if entry.place is Place.DEVICE]
+
+    @property
+    def on_host(self) -> list[Digest]:
+        return list(self._host)
+
+    @property
+    def num_loading(self) -> int:
+        return sum(entry.place is Place.LOADING for entry in self._entries.values())
+
+    @property
+    def num_device_bytes(self) -> int:
+        return sum(entry.prefix.num_bytes for entry in self._entries.values() if entry.prefix)
+
+    @property
+    def num_host_bytes(self) -> int:
+        return sum(prefix.num_bytes for prefix in self._host.values())
+
+    # --- steps of the above ---
+
+    def _start_load(self, digest: Digest, entry: _Entry) -> bool:
+        """False when nothing more can start now."""
+        if (prefix := self._host.get(digest)) is not None:
+            if not self._make_room(prefix.num_bytes):
+                return False
+            self._place(digest, entry, prefix)
+            return True
+        if self.num_loading >= self._max_loading:
+            return False
+        entry.place = Place.LOADING
+        self._loaders.submit(self._load, digest)
+        return True
+
+    def _load(self, digest: Digest) -> None:
+        """On a loader thread. Whatever goes wrong concerns this prefix alone, and is told."""
+        try:
+            arrival = Arrival(digest, self._read(digest))
+        except Exception as exc:
+            logger.exception("prefix %s could not be loaded", digest)
+            arrival = Arrival(digest, None, f"the prefix could not be loaded: {type(exc).__name__}")
+        self._arrive(arrival)
+
+    def _fail(self, digest: Digest, entry: _Entry, error: str) -> None:
+        """Those who wait are told; whoever asks after them makes a new try."""
+        entry.place, entry.error = Place.FAILED, error
+        if entry.num_refs == 0:
+            del self._entries[digest]
+
+    def _place(self, digest: Digest, entry: _Entry, prefix: ResidentPrefix) -> None:
+        entry.prefix = ResidentPrefix(prefix.kv.to(self._device), prefix.position_offset)
+        entry.place = Place.DEVICE
+        self.num_loads += 1
+        self._keep_on_host(digest, prefix)
+
+    def _keep_on_host(self, digest: Digest, prefix: ResidentPrefix) -> None:
+        self._host[digest] = prefix
+        self._host.move_to_end(digest)
+        while self.num_host_bytes > self._host_bytes and len(self._host) > 1:
+            self._host.popitem(last=False)
+
+    def _make_room(self, num_bytes: int) -> bool:
+        idle = [d for d, e in self._entries.items() if e.place is Place.DEVICE and not e.num_refs]
+        for digest in idle:
+            if self.num_device_bytes + num_bytes <= self._device_bytes:
+                break
+            self._drop(digest)
+        return self.num_device_bytes + num_bytes <= self._device_bytes
+
+    def _drop(self, digest: Digest) -> None:
+        del self._entries[digest]
+        self.num_evictions += 1

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+import transformers as T
+from torch import Tensor
+from transformers import AttentionInterface, AutoModelForCausalLM, DynamicCache, PreTrainedModel
+
+from prefix_store.digest import Digest
+from prefix_store.prefix import BaseModelSpec
+from server.engine.attention.base import ATTENTION_NAME, AttentionBackend, Step
+from server.engine.attention.ref import RefBackend
+from server.engine.kv_pool import KvPool, PageAllocator
+from server.engine.messages import Sampling
+from server.engine.residency import ResidentPrefix
+from server.engine.runner import Runner
+from server.engine.scheduler import Scheduler
+from server.engine.sequence import Sequence
+
+VOCAB = 97
+_SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_GQA = _SIZES | {"num_key_value_heads": 2}
+CONFIGS = {
+    "llama": T.LlamaConfig(**_GQA),
+    "qwen3": T.Qwen3Config(**_GQA, head_dim=24),
+    "mistral": T.MistralConfig(**_GQA, sliding_window=8),
+    "gemma2": T.Gemma2Config(**_GQA, head_dim=16, sliding_window=8),
+    "gemma3": T.Gemma3TextConfig(
+        **_GQA,
+        head_dim=16,
+        sliding_window=8,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+    ),
+    "gpt2": T.GPT2Config(
+        vocab_size=VOCAB, n_embd=64, n_layer=3, n_head=4, n_positions=256,
+        bos_token_id=1, eos_token_id=2,
+    ),
+    "opt": T.OPTConfig(
+        vocab_size=VOCAB, hidden_size=64, ffn_dim=96, num_hidden_layers=3, num_attention_heads=4,
+        max_position_embeddings=256, word_embed_proj_dim=64, pad_token_id=0, bos_token_id=1,
+        eos_token_id=2,
+    ),
+}  # fmt: skip
+
+
+def build_model(family: str, attn_implementation: str) -> PreTrainedModel:
+    """A tiny random model whose prefixes have a visible effect."""
+    AttentionInterface.register(ATTENTION_NAME, RefBackend().attend)  # the name must exist
+    torch.manual_seed(0)
+    config = copy.deepcopy(CONFIGS[family])
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                parameter.normal_(0, 0.15)
+    return model.eval()
+
+
+def spec_of(model: PreTrainedModel) -> BaseModelSpec:
+    token = torch.tensor([[5]])
+    cache = model(input_ids=token, use_cache=True).past_key_values
+    _, heads, _, dim = cache.layers[0].keys.shape
+    embeddings = model.get_input_embeddings()
+    return BaseModelSpec(
+        "tiny", "sha256:" + "0" * 64, len(cache.layers), heads, dim,
+        embeddings.embedding_dim, str(model.dtype).removeprefix("torch."),
+    )  # fmt: skip
+
+
+def random_prefix(spec: BaseModelSpec, num_tokens: int, seed: int) -> ResidentPrefix:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (spec.num_layers, 2, spec.num_kv_heads, num_tokens, spec.head_dim)
+    kv = torch.randn(shape, generator=generator)
+    return ResidentPrefix(kv.to(getattr(torch, spec.dtype)), num_tokens)
+
+
+@dataclass
+class AlwaysReady:
+    """Prefixes that are resident from the start."""
+
+    prefixes: dict[Digest, ResidentPrefix] = field(default_factory=dict)
+
+    def refer(self, digest: Digest) -> None: ...
+
+    def release(self, digest: Digest) -> None: ...
+
+    def is_ready(self, digest: Digest) -> bool:
+        return True
+
+
+class RecordingRunner(Runner):
+    """Keeps the logits of every sampled row, by request."""
+
+    def __init__(self, model: PreTrainedModel, backend: AttentionBackend, ready: AlwaysReady):
+        super().__init__(model, backend, ready.prefixes.__getitem__)
+        self.logits: dict[int, list[Tensor]] = {}
+        self.steps: list[Step] = []
+
+    def forward(self, step: Step) -> Tensor:
+        logits = super().forward(step)
+        self.steps.append(step)
+        ends = {span.end - 1: span.request_id for span in step.spans}
+        for row, values in zip(step.logit_rows.tolist(), logits, strict=True):
+            self.logits.setdefault(ends[row], []).append(values.clone())
+        return logits
+
+
+@dataclass
+class Engine:
+    """Scheduler and runner without a process around them."""
+
+    scheduler: Scheduler
+    runner: RecordingRunner
+    pool: KvPool
+    ready: AlwaysReady
+    completions: dict[int, list[int]] = field(default_factory=dict)
+
+    def add(
+        self, request_id: int, token_ids: list[int], prefix: ResidentPrefix | None, num_new: int
+    ) -> None:
+        digest = None
+        if prefix is not None:
+            digest = Digest.of(prefix.kv.float().numpy().tobytes())
+            self.ready.prefixes[digest] = prefix
+        sampling = Sampling(max_tokens=num_new, ignore_eos=True)
+        self.scheduler.add(Sequence(request_id, digest, list(token_ids), sampling))
+
+    def step(self) -> None:
+        batch = self.scheduler.schedule()
+        for delta in self.scheduler.commit(batch, self.runner.run(batch)):
+            self.completions.setdefault(delta.request_id, []).extend(delta.token_ids)
+        self.scheduler.check()
+
+    def run(self, max_steps: int = 1000) -> dict[int, list[int]]:
+        for _ in range(max_steps):
+            if not self.scheduler.has_work:
+                return self.completions
+            self.step()
+        raise AssertionError("the engine did not come to an end")
+
+
+@pytest.fixture
+def make_engine() -> Callable[..., Engine]:
+    def make(
+        model: PreTrainedModel,
+        spec: BaseModelSpec,
+        backend: AttentionBackend,
+        *,
+        page_size: int,
+        num_pages: int,
+        max_num_batched_tokens: int = 512,
+    ) -> Engine:
+        AttentionInterface.register(ATTENTION_NAME, backend.attend)
+        pool = KvPool(spec, num_pages=num_pages, page_size=page_size, device="cpu")
+        backend.allocate(pool)
+        ready = AlwaysReady()
+        scheduler = Scheduler(
+            PageAllocator(num_pages, page_size), ready, max_num_seqs=32,
+            max_num_batched_tokens=max_num_batched_tokens, eos_token_ids=[2],
+        )  # fmt: skip
+        return Engine(scheduler, RecordingRunner(model, backend, ready), pool, ready)
+
+    return make
+
+
+@torch.no_grad()
+def oracle(
+    model: PreTrainedModel, token_ids: list[int], prefix: ResidentPrefix | None, num_new: int
+) -> tuple[list[int], Tensor]:
+    """One sequence alone through transformers' own attention: tokens, and logits [num_new, V]."""
+    cache = DynamicCache()
+    num_prefix = 0
+    if prefix is not None:
+        cache = DynamicCache([(kv[0][None], kv[1][None]) for kv in prefix.kv])
+        num_prefix = prefix.num_tokens
+    ids = torch.tensor([token_ids])
+    seen, logits = num_prefix, []
+    for _ in range(num_new):
+        positions = torch.arange(seen, seen + ids.shape[1])[None]
+        seen += ids.shape[1]
+        kwargs = {} if model.config.model_type == "opt" else {"position_ids": positions}
+        mask = torch.ones(1, seen, dtype=torch.long)
+        out = model(
+            input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **kwargs
+        )
+        logits.append(out.logits[0, -1])
+        ids = out.logits[:, -1].argmax(-1, keepdim=True)
+    return [int(row.argmax()) for row in logits], torch.stack(logits)
