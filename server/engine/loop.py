@@ -18,12 +18,13 @@ from prefix_store.blobs import BlobStore
 from prefix_store.digest import Digest
 from prefix_store.prefix import BaseModelSpec
 from server.engine import messages as m
+from server.engine.batch import Batch
 from server.engine.kv_pool import KvPool
 from server.engine.model.compile_prefix import prefix_of, read_embeddings
 from server.engine.residency import Arrival, Residency
 from server.engine.runner import Runner
 from server.engine.sampler import INVALID
-from server.engine.scheduler import Batch, Scheduler
+from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence, SequenceStatus
 from server.errors import CompileFailed, PrefixUnavailable, StepFailed
 

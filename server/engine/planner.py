@@ -9,8 +9,8 @@ import torch
 
 from prefix_store.digest import Digest
 from server.engine.attention.base import Group, Span, Step
+from server.engine.batch import Batch, Chunk
 from server.engine.residency import ResidentPrefix
-from server.engine.scheduler import Batch, Chunk
 
 
 def plan(batch: Batch, prefix_of: Callable[[Digest], ResidentPrefix], device: str) -> Step:

@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 from prefix_store.digest import Digest
 from server.engine import planner
 from server.engine.attention.base import AttentionBackend, Step
+from server.engine.batch import Batch
 from server.engine.residency import ResidentPrefix
 from server.engine.sampler import SampleRow, sample
-from server.engine.scheduler import Batch
 
 
 class Runner:

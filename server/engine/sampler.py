@@ -32,12 +32,12 @@ class SampleRow:
 
 def sample(logits: Tensor, rows: list[SampleRow]) -> list[int]:
     """One token id for each row of `logits` [num_rows, vocab_size]; `INVALID` where NaN."""
-    token_ids = logits.argmax(-1)
+    highest, token_ids = logits.max(-1)
     random = [i for i, row in enumerate(rows) if not row.is_greedy]
     if random:
         token_ids[random] = _sample_random(logits[random].float(), [rows[i] for i in random])
-    invalid = logits.amax(-1).isnan()  # NaN wins every comparison, so it is the maximum
-    return token_ids.masked_fill(invalid, INVALID).tolist()
+    result: list[int] = token_ids.masked_fill(highest.isnan(), INVALID).tolist()  # NaN beats all
+    return result
 
 
 def _sample_random(logits: Tensor, rows: list[SampleRow]) -> Tensor:

@@ -1,10 +1,10 @@
+"""Tiny random models of several families, an engine around one, and the oracle beside it."""
+
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import pytest
 import torch
 import transformers as T
 from torch import Tensor
@@ -59,7 +59,8 @@ CONFIGS = {
 
 def build_model(family: str, attn_implementation: str) -> PreTrainedModel:
     """A tiny random model whose prefixes have a visible effect."""
-    AttentionInterface.register(ATTENTION_NAME, RefBackend().attend)  # the name must exist
+    if attn_implementation == ATTENTION_NAME:  # transformers wants the name to exist already
+        AttentionInterface.register(ATTENTION_NAME, RefBackend().attend)
     torch.manual_seed(0)
     config = copy.deepcopy(CONFIGS[family])
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation)
@@ -70,15 +71,17 @@ def build_model(family: str, attn_implementation: str) -> PreTrainedModel:
     return model.eval()
 
 
-def spec_of(model: PreTrainedModel) -> BaseModelSpec:
-    token = torch.tensor([[5]])
-    cache = model(input_ids=token, use_cache=True).past_key_values
-    _, heads, _, dim = cache.layers[0].keys.shape
-    embeddings = model.get_input_embeddings()
+def spec_of(config: T.PretrainedConfig) -> BaseModelSpec:
+    num_heads = config.num_attention_heads
     return BaseModelSpec(
-        "tiny", "sha256:" + "0" * 64, len(cache.layers), heads, dim,
-        embeddings.embedding_dim, str(model.dtype).removeprefix("torch."),
-    )  # fmt: skip
+        name="tiny",
+        fingerprint="sha256:" + "0" * 64,
+        num_layers=config.num_hidden_layers,
+        num_kv_heads=getattr(config, "num_key_value_heads", None) or num_heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // num_heads,
+        hidden_size=config.hidden_size,
+        dtype="float32",
+    )
 
 
 def random_prefix(spec: BaseModelSpec, num_tokens: int, seed: int) -> ResidentPrefix:
@@ -109,6 +112,8 @@ class RecordingRunner(Runner):
         super().__init__(model, backend, ready.prefixes.__getitem__)
         self.logits: dict[int, list[Tensor]] = {}
         self.steps: list[Step] = []
+        self.activate = lambda: AttentionInterface.register(ATTENTION_NAME, backend.attend)
+        self.activate()
 
     def forward(self, step: Step) -> Tensor:
         logits = super().forward(step)
@@ -153,28 +158,22 @@ class Engine:
         raise AssertionError("the engine did not come to an end")
 
 
-@pytest.fixture
-def make_engine() -> Callable[..., Engine]:
-    def make(
-        model: PreTrainedModel,
-        spec: BaseModelSpec,
-        backend: AttentionBackend,
-        *,
-        page_size: int,
-        num_pages: int,
-        max_num_batched_tokens: int = 512,
-    ) -> Engine:
-        AttentionInterface.register(ATTENTION_NAME, backend.attend)
-        pool = KvPool(spec, num_pages=num_pages, page_size=page_size, device="cpu")
-        backend.allocate(pool)
-        ready = AlwaysReady()
-        scheduler = Scheduler(
-            PageAllocator(num_pages, page_size), ready, max_num_seqs=32,
-            max_num_batched_tokens=max_num_batched_tokens, eos_token_ids=[2],
-        )  # fmt: skip
-        return Engine(scheduler, RecordingRunner(model, backend, ready), pool, ready)
-
-    return make
+def make_engine(
+    model: PreTrainedModel,
+    backend: AttentionBackend,
+    *,
+    page_size: int,
+    num_pages: int,
+    max_num_batched_tokens: int = 512,
+) -> Engine:
+    pool = KvPool(spec_of(model.config), num_pages=num_pages, page_size=page_size, device="cpu")
+    backend.allocate(pool)
+    ready = AlwaysReady()
+    scheduler = Scheduler(
+        PageAllocator(num_pages, page_size), ready, max_num_seqs=32,
+        max_num_batched_tokens=max_num_batched_tokens, eos_token_ids=[2],
+    )  # fmt: skip
+    return Engine(scheduler, RecordingRunner(model, backend, ready), pool, ready)
 
 
 @torch.no_grad()
