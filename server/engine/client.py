@@ -1,4 +1,4 @@
-"""The API process's handle on the engine process: requests in, tokens out, a dead engine replaced."""
+"""The API process's handle on the engine process: requests in, tokens out, the dead replaced."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ import msgspec
 from prefix_store.digest import Digest
 from server.engine import messages as m
 from server.engine.stream import TokenStream
-from server.errors import CompileFailed, EngineUnavailable, PrefixUnavailable, ServerError, StepFailed
+from server.errors import (
+    CompileFailed,
+    EngineUnavailable,
+    PrefixUnavailable,
+    ServerError,
+    StepFailed,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +62,7 @@ class EngineClient:
 
     @property
     def info(self) -> m.EngineInfo:
-        """What the engine loaded. Known from the first start on, also while a restart is under way."""
+        """What the engine loaded. Known from the first start on, also during a restart."""
         if self._info is None:
             raise EngineUnavailable("the engine is loading the model")
         return self._info
@@ -67,7 +73,7 @@ class EngineClient:
 
     @property
     def heartbeat_age_s(self) -> float:
-        """Seconds since the engine's loop last gave a sign of life; infinite while there is none."""
+        """Seconds since the engine's loop last gave a sign of life; infinite without an engine."""
         return time.monotonic() - self._last_event_s if self.is_ready else float("inf")
 
     @property
@@ -98,7 +104,9 @@ class EngineClient:
         if self._supervisor is not None:
             await self._supervisor
 
-    def submit(self, prefix: Digest | None, token_ids: list[int], sampling: m.Sampling) -> TokenStream:
+    def submit(
+        self, prefix: Digest | None, token_ids: list[int], sampling: m.Sampling
+    ) -> TokenStream:
         """Start generating behind a prefix. Raises `EngineUnavailable`."""
         request_id = next(self._ids)
         self._send(m.Submit(request_id, str(prefix) if prefix else None, token_ids, sampling))
@@ -112,7 +120,7 @@ class EngineClient:
         await self._ask(request_id, m.Load(request_id, str(prefix)))
 
     def unload(self, prefix: Digest) -> None:
-        """Evict a prefix once no sequence refers to it. A dead engine holds nothing: then a no-op."""
+        """Evict a prefix that no sequence refers to. A dead engine holds nothing anyway."""
         with contextlib.suppress(EngineUnavailable):
             self._send(m.Unload(str(prefix)))
 
@@ -205,7 +213,8 @@ class EngineClient:
     async def _read(self, reader: asyncio.StreamReader) -> m.Event | None:
         try:
             (length,) = m.HEADER.unpack(await reader.readexactly(m.HEADER.size))
-            return self._decoder.decode(await reader.readexactly(length))
+            event: m.Event = self._decoder.decode(await reader.readexactly(length))
+            return event
         except (asyncio.IncompleteReadError, ConnectionError):
             return None
 

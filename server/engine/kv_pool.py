@@ -27,7 +27,7 @@ class PageAllocator:
         return -(-num_tokens // self.page_size)
 
     def grow(self, pages: list[int], num_tokens: int) -> bool:
-        """Extend `pages` until they hold `num_tokens`. All or nothing: False leaves them as they are."""
+        """Extend `pages` until they hold `num_tokens`; False, and nothing done, if they cannot."""
         missing = self.num_pages_for(num_tokens) - len(pages)
         if missing > self.num_free:
             return False
@@ -56,8 +56,8 @@ class KvPool:
         # [num_pages, num_layers, 2 (keys, values), num_kv_heads, page_size, head_dim]
 
     def read(self, pages: list[int], num_tokens: int) -> Tensor:
-        """A copy of the first `num_tokens` of a sequence: [num_layers, 2, num_kv_heads, L, head_dim]."""
-        kv = self.pages[pages].movedim(0, 3)  # [num_layers, 2, num_kv_heads, pages, page_size, head_dim]
+        """A copy of a sequence's start: [num_layers, 2, num_kv_heads, num_tokens, head_dim]."""
+        kv = self.pages[pages].movedim(0, 3)  # the pages go beside their slots
         return kv.flatten(3, 4)[:, :, :, :num_tokens].contiguous()
 
     def layer(self, layer: int, pages: list[int], num_tokens: int) -> Tensor:

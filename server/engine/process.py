@@ -85,9 +85,7 @@ def build(
     if isinstance(backend, CpuBackend):
         prepack(loaded.model)
     size = sizes(config, loaded, paged=not isinstance(backend, CpuBackend))
-    pool = KvPool(
-        loaded.spec, num_pages=size.num_pages, page_size=size.page_size, device=device
-    )
+    pool = KvPool(loaded.spec, num_pages=size.num_pages, page_size=size.page_size, device=device)
     backend.allocate(pool)
     blobs = FileBlobStore(Path(config.blobs))
     residency = Residency(
@@ -105,9 +103,7 @@ def build(
         eos_token_ids=loaded.eos_token_ids,
     )
     runner = Runner(loaded.model, backend, residency.get)
-    loop = StepLoop(
-        inbox, connection.send, scheduler, residency, runner, pool, blobs, loaded.spec
-    )
+    loop = StepLoop(inbox, connection.send, scheduler, residency, runner, pool, blobs, loaded.spec)
     return loop, _info(config, loaded, size, device, backend)
 
 

@@ -89,7 +89,10 @@ class Residency:
         self._entries: OrderedDict[Digest, _Entry] = OrderedDict()  # least recently used first
         self._host: OrderedDict[Digest, ResidentPrefix] = OrderedDict()
         self._loaders = ThreadPoolExecutor(
-            max_loading, thread_name_prefix="prefix-loader", initializer=torch.set_num_threads, initargs=(1,)
+            max_loading,
+            thread_name_prefix="prefix-loader",
+            initializer=torch.set_num_threads,
+            initargs=(1,),
         )
         self.num_loads = 0
         self.num_evictions = 0

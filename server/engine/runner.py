@@ -17,7 +17,7 @@ from server.engine.sampler import SampleRow, sample
 
 
 class Runner:
-    """Owns the model. `embeds`: input embeddings [L, hidden_size] of soft prompts, by request id."""
+    """Owns the model. `embeds` holds soft prompts [L, hidden_size], by request id."""
 
     def __init__(
         self,

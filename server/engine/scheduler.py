@@ -94,7 +94,7 @@ class Scheduler:
         return Batch([chunk for chunk in chunks if chunk.seq.status is SequenceStatus.RUNNING])
 
     def commit(self, batch: Batch, token_ids: list[int]) -> list[Delta]:
-        """Advance the sequences of a step that ran; `token_ids`: one for each of `batch.sampled`."""
+        """Advance what a step ran by `token_ids`, one for each of `batch.sampled`."""
         sampled = batch.sampled
         for chunk in batch.chunks:
             chunk.seq.num_computed = chunk.start + chunk.num_tokens
@@ -123,7 +123,7 @@ class Scheduler:
         return [seq for seq in self.waiting if self._is_runnable(seq)]
 
     def _admit(self, seq: Sequence) -> bool:
-        """Start a sequence if the pool holds all it has to compute, so that prefills do not thrash."""
+        """Start a sequence if the pool holds all it has to compute: prefills do not thrash."""
         if self.allocator.num_pages_for(len(seq.token_ids)) > self.allocator.num_free:
             return False
         self.waiting.remove(seq)

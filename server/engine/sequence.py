@@ -43,7 +43,9 @@ class Sequence:
     def num_uncomputed(self) -> int:
         return len(self.token_ids) - self.num_computed
 
-    def finish_reason_after(self, token_id: int, eos_token_ids: frozenset[int]) -> FinishReason | None:
+    def finish_reason_after(
+        self, token_id: int, eos_token_ids: frozenset[int]
+    ) -> FinishReason | None:
         """Why the sequence ends with this token, the latest of `token_ids`; None if it goes on."""
         if token_id in eos_token_ids and not self.sampling.ignore_eos:
             return "stop"

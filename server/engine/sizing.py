@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import torch
 
 from server.engine.messages import EngineConfig
@@ -62,7 +62,7 @@ def sizes(config: EngineConfig, loaded: LoadedModel, *, paged: bool) -> Sizes:
 
 def _memory_bytes() -> int:
     """Of the machine, or of the container that this runs in."""
-    total = int(psutil.virtual_memory().total)
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
     except OSError:

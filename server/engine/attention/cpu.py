@@ -23,7 +23,7 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 @dataclass(frozen=True, slots=True)
 class _Decode:
-    """All spans of one token: their rows in the batch, their slabs, and which slots they may see."""
+    """All spans of one token: their rows, their slabs, and which slots they may see."""
 
     rows: Tensor  # [num_rows]
     pages: Tensor  # [num_rows]
@@ -93,13 +93,17 @@ class CpuBackend:
         for group in self._step.groups:
             rows = slice(group.begin, group.end)
             prefix = group.prefix.kv[module.layer_idx]
-            _merge(out[:, rows], lse[:, rows], *_attend_all(q[:, rows], prefix[0], prefix[1], scaling))
+            _merge(
+                out[:, rows], lse[:, rows], *_attend_all(q[:, rows], prefix[0], prefix[1], scaling)
+            )
         return out.permute(1, 0, 2, 3).flatten(1, 2)[None], None
 
 
 def _fold(query: Tensor, num_kv_heads: int) -> Tensor:
     """[num_heads, T, head_dim] -> [num_kv_heads, T, num_groups, head_dim]."""
-    return query.unflatten(0, (num_kv_heads, -1)).transpose(1, 2).contiguous()
+    _, num_tokens, head_dim = query.shape
+    grouped = query.reshape(num_kv_heads, -1, num_tokens, head_dim)
+    return grouped.transpose(1, 2).contiguous()
 
 
 def _plan_decode(spans: list[Span], pool: KvPool) -> _Decode:
@@ -111,7 +115,9 @@ def _plan_decode(spans: list[Span], pool: KvPool) -> _Decode:
     slabs: slice | Tensor
     if high - low <= 2 * len(pages):
         slabs = slice(low, high)
-        seen = torch.ones(high - low, dtype=torch.long)  # a slab without a row reads one finite slot
+        seen = torch.ones(
+            high - low, dtype=torch.long
+        )  # a slab without a row reads one finite slot
         answers = torch.tensor(pages) - low
         seen[answers] = lengths
         queries = torch.zeros(high - low, dtype=torch.long)

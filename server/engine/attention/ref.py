@@ -12,7 +12,7 @@ from server.engine.kv_pool import KvPool
 
 
 class RefBackend:
-    """One mask rule on absolute slots, prefix first: `abs_k <= abs_q` and `abs_k > abs_q - window`."""
+    """One mask rule on absolute slots, prefix first: abs_k <= abs_q and abs_k > abs_q - window."""
 
     def __init__(self) -> None:
         self._pool: KvPool | None = None
@@ -54,7 +54,7 @@ class RefBackend:
 
 def write_own(pool: KvPool, layer: int, span: Span, kv: Tensor) -> None:
     """Put a span's new keys and values, [2, num_kv_heads, num_tokens, head_dim], into its pages."""
-    for i in range(0, span.num_tokens):
+    for i in range(span.num_tokens):
         page, slot = divmod(span.start + i, pool.page_size)
         pool.pages[span.pages[page], layer, :, :, slot] = kv[:, :, i]
 

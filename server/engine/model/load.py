@@ -54,7 +54,9 @@ def _measure(model: PreTrainedModel, name: str, dtype: str) -> BaseModelSpec:
         module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, None]:
         if key.shape != value.shape:
-            raise UnsupportedModel(f"keys {tuple(key.shape)} and values {tuple(value.shape)} differ")
+            raise UnsupportedModel(
+                f"keys {tuple(key.shape)} and values {tuple(value.shape)} differ"
+            )
         shapes[module.layer_idx] = (key.shape[1], key.shape[3])
         return query.transpose(1, 2).contiguous(), None
 
@@ -65,8 +67,8 @@ def _measure(model: PreTrainedModel, name: str, dtype: str) -> BaseModelSpec:
     num_layers = model.config.num_hidden_layers
     if sorted(shapes) != list(range(num_layers)) or len(set(shapes.values())) != 1:
         raise UnsupportedModel(
-            f"{model.config.model_type}: attention was seen in {len(shapes)} of {num_layers} layers, "
-            f"with shapes {sorted(set(shapes.values()))}; all layers must have the same"
+            f"{model.config.model_type}: attention was seen in {len(shapes)} of {num_layers} "
+            f"layers, with shapes {sorted(set(shapes.values()))}; all must have the same"
         )
     num_kv_heads, head_dim = shapes[0]
     hidden_size = model.get_input_embeddings().weight.shape[1]

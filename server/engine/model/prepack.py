@@ -1,4 +1,4 @@
-"""Weights laid out for oneDNN once, instead of at every call: 1.1 to 1.6 times faster in bfloat16."""
+"""bfloat16 weights laid out for oneDNN once, instead of at every call."""
 
 from __future__ import annotations
 

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from queue import SimpleQueue
+
+import pytest
+import torch
+
+from prefix_store.digest import Digest
+from server.engine.residency import Arrival, Residency, ResidentPrefix
+
+SIZE = 4 * 2 * 8  # bytes of the prefix that `read` makes
+
+
+def read(digest: Digest) -> ResidentPrefix:
+    return ResidentPrefix(torch.zeros(1, 2, 1, 8, 1), 8)
+
+
+class Bench:
+    """A residency whose loader threads report to a queue that the test drains."""
+
+    def __init__(
+        self, load: Callable[[Digest], ResidentPrefix], device_bytes: int, host_bytes: int
+    ) -> None:
+        self.inbox: SimpleQueue[Arrival] = SimpleQueue()
+        self.reads: list[Digest] = []
+        self.load = load
+        self.residency = Residency(
+            self._read,
+            self.inbox.put,
+            device="cpu",
+            device_bytes=device_bytes,
+            host_bytes=host_bytes,
+        )
+
+    def _read(self, digest: Digest) -> ResidentPrefix:
+        self.reads.append(digest)
+        return self.load(digest)
+
+    def settle(self, num_arrivals: int = 1) -> None:
+        for _ in range(num_arrivals):
+            self.residency.settle(self.inbox.get(timeout=5))
+
+
+@pytest.fixture
+def bench() -> Iterator[Callable[..., Bench]]:
+    made: list[Bench] = []
+
+    def make(
+        load: Callable[[Digest], ResidentPrefix] = read, *, device: int = 2, host: int = 1
+    ) -> Bench:
+        made.append(Bench(load, device * SIZE, host * SIZE))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.residency.close()
+
+
+A, B, C = (Digest.of(name) for name in (b"a", b"b", b"c"))
+
+
+def test_a_prefix_is_read_once_and_stays_while_there_is_room(bench: Callable[..., Bench]) -> None:
+    b = bench()
+    b.residency.refer(A)
+    assert not b.residency.is_ready(A)
+    b.settle()
+    assert b.residency.is_ready(A)
+    b.residency.release(A)
+
+    b.residency.refer(A)
+
+    assert b.residency.is_ready(A)
+    assert b.reads == [A]
+
+
+def test_the_least_recently_used_goes_first(bench: Callable[..., Bench]) -> None:
+    b = bench(device=2)
+    for digest in (A, B, A, C):
+        b.residency.refer(digest)
+        if digest not in b.residency.on_device:
+            b.settle()
+        b.residency.release(digest)
+
+    assert set(b.residency.on_device) == {A, C}
+    assert b.residency.num_evictions == 1
+    assert b.residency.num_device_bytes == 2 * SIZE
+
+
+def test_a_prefix_in_use_is_never_evicted_and_the_next_waits_for_room(
+    bench: Callable[..., Bench],
+) -> None:
+    b = bench(device=1)
+    b.residency.refer(A)
+    b.settle()
+    b.residency.refer(B)
+    b.settle()
+    assert b.residency.on_device == [A]
+    assert not b.residency.is_ready(B)
+
+    b.residency.release(A)
+
+    assert b.residency.is_ready(B)
+    assert b.reads == [A, B], "it waited in host memory, not on disk"
+
+
+def test_from_the_host_nothing_is_read_again(bench: Callable[..., Bench]) -> None:
+    b = bench(device=1, host=2)
+    for digest in (A, B):
+        b.residency.refer(digest)
+        b.settle()
+        b.residency.release(digest)
+
+    b.residency.refer(A)
+
+    assert b.residency.is_ready(A)
+    assert b.reads == [A, B]
+    assert b.residency.num_host_bytes <= 2 * SIZE
+
+
+def test_a_slow_load_does_not_hold_up_another(bench: Callable[..., Bench]) -> None:
+    gate = threading.Event()
+
+    def load(digest: Digest) -> ResidentPrefix:
+        if digest == A:
+            assert gate.wait(5)
+        return read(digest)
+
+    b = bench(load)
+    b.residency.refer(A)
+    b.residency.refer(B)
+    b.settle()
+
+    assert b.residency.is_ready(B)
+    assert not b.residency.is_ready(A)
+    gate.set()
+    b.settle()
+    assert b.residency.is_ready(A)
+
+
+def test_a_failed_load_is_told_and_tried_again_by_the_next(bench: Callable[..., Bench]) -> None:
+    broken = [True]
+
+    def load(digest: Digest) -> ResidentPrefix:
+        if broken.pop() if broken else False:
+            raise OSError("disk")
+        return read(digest)
+
+    b = bench(load)
+    b.residency.refer(A)
+    b.settle()
+    assert b.residency.error(A) == "the prefix could not be loaded: OSError"
+    b.residency.release(A)
+    assert b.residency.error(A) is None
+
+    b.residency.refer(A)
+    b.settle()
+
+    assert b.residency.is_ready(A)
+
+
+def test_a_prefix_beyond_the_whole_budget_fails_with_the_numbers(
+    bench: Callable[..., Bench],
+) -> None:
+    b = bench(device=0)
+    b.residency.refer(A)
+    b.settle()
+
+    assert str(SIZE) in (b.residency.error(A) or "")
+
+
+def test_a_load_that_nobody_waits_for_any_more_still_settles(bench: Callable[..., Bench]) -> None:
+    b = bench()
+    b.residency.refer(A)
+    b.residency.release(A)
+    b.settle()
+
+    assert b.residency.on_device == [A]
+    b.residency.evict(A)
+    assert b.residency.on_device == []
+    assert b.residency.on_host == []
+
+
+def test_evicting_what_is_in_use_does_nothing(bench: Callable[..., Bench]) -> None:
+    b = bench()
+    b.residency.refer(A)
+    b.settle()
+
+    b.residency.evict(A)
+
+    assert b.residency.is_ready(A)
+
+
+def test_loader_threads_leave_the_step_loop_its_threads(bench: Callable[..., Bench]) -> None:
+    before = torch.get_num_threads()
+    b = bench()
+    b.residency.refer(A)
+    b.settle()
+    time.sleep(0.01)
+
+    assert torch.get_num_threads() == before
