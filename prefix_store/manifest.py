@@ -41,13 +41,20 @@ class Check(BaseModel):
     detail: str = ""
 
 
-class Manifest(BaseModel):
-    """One version of a task. Immutable."""
+class Identity(BaseModel):
+    """Which version of which task."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     task: str
     version: int = Field(ge=1)
+
+
+class Draft(BaseModel):
+    """What a push says about a version, before the registry gives it its number."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
     digest: str
     num_virtual_tokens: int
     position_offset: int
@@ -60,6 +67,16 @@ class Manifest(BaseModel):
     """Of the bytes that were uploaded."""
     prompt: PromptFormat = PromptFormat()
     verification: tuple[Check, ...] = ()
+
+    def as_version(self, task: str, version: int, *, at: datetime, by: str | None) -> Manifest:
+        """The manifest of this draft as a version of a task."""
+        return Manifest(**dict(self), task=task, version=version, created_at=at, created_by=by)
+
+
+# The bases stand in this order so that a manifest begins with task and version.
+class Manifest(Draft, Identity):
+    """One version of a task. Immutable."""
+
     created_at: datetime
     created_by: str | None = None
 
@@ -74,8 +91,8 @@ class Defaults(BaseModel):
     top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
     top_k: int | None = Field(None, ge=0, le=1_000_000)
     seed: int | None = Field(None, ge=0, lt=2**63)
-    stop: tuple[Annotated[str, StringConstraints(min_length=1, max_length=256)], ...] | None = Field(
-        None, max_length=16
+    stop: tuple[Annotated[str, StringConstraints(min_length=1, max_length=256)], ...] | None = (
+        Field(None, max_length=16)
     )
 
 
@@ -125,5 +142,3 @@ class Activation(BaseModel):
     action: Literal["activate", "rollback"]
     at: datetime
     by: str | None = None
-
-

@@ -1,0 +1,165 @@
+"""Content-addressed bytes. Knows no tensor."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Protocol
+from uuid import uuid4
+
+from prefix_store.digest import Digest
+from prefix_store.errors import DigestMismatch, StorageFailure, UnknownDigest
+
+_STALE_S = 3600.0
+
+
+class BlobStore(Protocol):
+    """Bytes by digest. Blobs are immutable, so `put` is idempotent and safe to race.
+
+    Every method raises `StorageFailure` where the disk or the network refuses.
+    """
+
+    def put(self, data: bytes) -> Digest:
+        """Keep `data`; when this returns it survives a power cut. Makes an existing blob young."""
+        ...
+
+    def get(self, digest: Digest) -> bytes:
+        """Raises `UnknownDigest` or, if the bytes rotted, `DigestMismatch`."""
+        ...
+
+    def exists(self, digest: Digest) -> bool: ...
+
+    def delete(self, digest: Digest, *, older_than_s: float = 0.0) -> bool:
+        """Whether a blob of at least that age was there, and is gone now."""
+        ...
+
+    def age_s(self, digest: Digest) -> float:
+        """Seconds since the last `put`. Raises `UnknownDigest`."""
+        ...
+
+    def __iter__(self) -> Iterator[Digest]: ...
+
+
+class FileBlobStore:
+    """Blobs as files, `<root>/sha256/ab/cdef...`, each written whole and then renamed into place.
+
+    Any number of processes of one machine may share a root.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._blobs = root / "sha256"
+        self._temp = root / "tmp"
+        self._lock = root / "lock"
+        with _refused("be opened"):
+            for folder in (self._blobs, self._temp):
+                folder.mkdir(parents=True, exist_ok=True)
+            self._lock.touch()
+            for folder in (root, root.parent):
+                _sync_folder(folder)
+        self.sweep()
+
+    def put(self, data: bytes) -> Digest:
+        digest = Digest.of(data)
+        path = self._path(digest)
+        with _refused("be written"), self._locked(fcntl.LOCK_SH):
+            if not _refresh(path, digest):
+                self._write(path, data)
+            # Also for a blob that was there: whoever wrote it may have died before this line.
+            for folder in (path.parent, self._blobs):
+                _sync_folder(folder)
+        return digest
+
+    def get(self, digest: Digest) -> bytes:
+        with _refused("be read"):
+            try:
+                data = self._path(digest).read_bytes()
+            except FileNotFoundError:
+                raise UnknownDigest(f"no blob {digest}") from None
+        if Digest.of(data) != digest:
+            raise DigestMismatch(f"the stored bytes of {digest} have changed")
+        return data
+
+    def exists(self, digest: Digest) -> bool:
+        return self._path(digest).is_file()
+
+    def delete(self, digest: Digest, *, older_than_s: float = 0.0) -> bool:
+        # Exclusive: a `put` of the same bytes must not make the blob young between look and unlink.
+        with _refused("be deleted"), self._locked(fcntl.LOCK_EX), suppress(UnknownDigest):
+            if self.age_s(digest) >= older_than_s:
+                self._path(digest).unlink()
+                return True
+        return False
+
+    def age_s(self, digest: Digest) -> float:
+        with _refused("be read"):
+            try:
+                written_at = self._path(digest).stat().st_mtime
+            except FileNotFoundError:
+                raise UnknownDigest(f"no blob {digest}") from None
+        return max(0.0, time.time() - written_at)
+
+    def __iter__(self) -> Iterator[Digest]:
+        for path in self._blobs.glob("??/*"):
+            with suppress(ValueError):  # a file that somebody else put there
+                yield Digest(f"sha256:{path.parent.name}{path.name}")
+
+    def sweep(self) -> None:
+        """Remove what writers that died have left, once it is an hour old."""
+        with _refused("be swept"):
+            for path in self._temp.iterdir():
+                with suppress(FileNotFoundError):
+                    if time.time() - path.stat().st_mtime > _STALE_S:
+                        path.unlink()
+
+    def _path(self, digest: Digest) -> Path:
+        return self._blobs / digest.hex[:2] / digest.hex[2:]
+
+    def _write(self, path: Path, data: bytes) -> None:
+        path.parent.mkdir(exist_ok=True)
+        temp = self._temp / uuid4().hex
+        try:
+            with temp.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temp.replace(path)  # atomic: a reader sees all of the blob or none of it
+        except OSError:
+            temp.unlink(missing_ok=True)
+            raise
+
+    @contextmanager
+    def _locked(self, kind: int) -> Iterator[None]:
+        with self._lock.open("rb") as file:  # closing it lets go of the lock
+            fcntl.flock(file, kind)
+            yield
+
+
+def _refresh(path: Path, digest: Digest) -> bool:
+    """Make an existing blob young, so that garbage collection spares it. False if none is sound."""
+    try:
+        os.utime(path)
+        return Digest.of(path.read_bytes()) == digest
+    except FileNotFoundError:
+        return False
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut, as fsync does for a file's bytes."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _refused(action: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else "input/output error"
+        raise StorageFailure(f"the blob store cannot {action}: {reason}") from error

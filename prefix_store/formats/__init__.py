@@ -1,0 +1,46 @@
+"""What an upload can be, one file per source format."""
+
+from __future__ import annotations
+
+from prefix_store import artifact
+from prefix_store.digest import Digest
+from prefix_store.errors import InvalidArtifact, UnsupportedMediaType
+from prefix_store.formats import peft, tar, text
+from prefix_store.prefix import BaseModelSpec, Prefix, SoftPrompt, TextPrompt
+from prefix_store.safetensors_gate import read_tensors
+
+Upload = Prefix | SoftPrompt | TextPrompt
+
+SAFETENSORS = "application/vnd.safetensors"
+OCTET_STREAM = "application/octet-stream"
+TAR = ("application/x-tar", "application/tar")
+JSON = "application/json"
+MEDIA_TYPES = (SAFETENSORS, OCTET_STREAM, *TAR, JSON)
+
+
+def read(data: bytes, media_type: str, base: BaseModelSpec, *, max_prefix_tokens: int) -> Upload:
+    """Turn an upload's body into a prefix that fits `base`, or into what one forward makes one of.
+
+    `media_type` is the Content-Type, parameters and all; an empty one, which is what `curl -T`
+    sends, means octet-stream: a tar or safetensors file. Raises subclasses of `InvalidUpload`.
+    """
+    kind = media_type.partition(";")[0].strip().lower() or OCTET_STREAM
+    if kind not in MEDIA_TYPES:
+        raise UnsupportedMediaType(f"an upload's type is one of {', '.join(MEDIA_TYPES)}")
+    if not data:
+        raise InvalidArtifact("the body is empty")
+    if kind == JSON:
+        return text.read(data)
+    if kind in TAR or (kind == OCTET_STREAM and tar.is_tar(data)):
+        return peft.read_tar(data, base, max_prefix_tokens=max_prefix_tokens)
+    return _read_safetensors(data, base, max_prefix_tokens=max_prefix_tokens)
+
+
+def _read_safetensors(data: bytes, base: BaseModelSpec, *, max_prefix_tokens: int) -> Upload:
+    tensors, _ = read_tensors(data)
+    if any(name.startswith("layers.") for name in tensors):
+        del tensors  # one copy in memory at a time
+        return artifact.load(data, base, max_prefix_tokens=max_prefix_tokens)
+    return peft.read_tensors(
+        tensors, None, base, max_prefix_tokens=max_prefix_tokens, source=Digest.of(data)
+    )

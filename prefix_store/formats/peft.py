@@ -1,0 +1,239 @@
+"""What PEFT saves: `adapter_config.json` and `adapter_model.safetensors` with `prompt_embeddings`.
+
+Prefix tuning and cartridges are keys and values, flat: [L, 2 * num_layers * num_kv_heads *
+head_dim], where slot 2i is layer i's keys and slot 2i+1 its values; real tokens begin at L. A
+projection was applied when they were saved. Prompt tuning, P-tuning and CPT are input embeddings:
+[L, hidden_size]. https://github.com/huggingface/peft, `PeftModel.get_prompt`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from prefix_store import artifact, safetensors_gate, strict_json
+from prefix_store.digest import Digest
+from prefix_store.errors import IncompatiblePrefix, InvalidArtifact, UnsupportedFormat
+from prefix_store.formats import tar
+from prefix_store.prefix import BaseModelSpec, Prefix, SoftPrompt
+from prefix_store.safetensors_gate import shown
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+MAX_CONFIG_BYTES = 1 << 20
+_TENSOR = "prompt_embeddings"
+_KEYS_AND_VALUES = {"PREFIX_TUNING": "peft-prefix-tuning", "CARTRIDGE": "peft-cartridge"}
+_EMBEDDINGS = {
+    "PROMPT_TUNING": "peft-prompt-tuning",
+    "P_TUNING": "peft-p-tuning",
+    "CPT": "peft-cpt",
+}
+_TAKEN = ", ".join((*_KEYS_AND_VALUES, *_EMBEDDINGS))
+
+
+class Config(BaseModel):
+    """The part of `adapter_config.json` that says what the tensor means."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+
+    peft_type: str
+    task_type: str | None = None
+    num_virtual_tokens: int | None = Field(None, ge=1)
+    num_layers: int | None = None
+    num_attention_heads: int | None = None
+    """Of keys and values, where those are what was trained."""
+    token_dim: int | None = None
+    num_transformer_submodules: int | None = None
+    modules_to_save: list[str] | None = None
+
+
+def read_tar(data: bytes, base: BaseModelSpec, *, max_prefix_tokens: int) -> Prefix | SoftPrompt:
+    """A PEFT directory in an uncompressed tar. Raises subclasses of `InvalidUpload`."""
+    files = tar.read_files(data, frozenset((CONFIG, WEIGHTS)))
+    for name in (CONFIG, WEIGHTS):
+        if name not in files:
+            raise InvalidArtifact(f"the tar holds no {name}")
+    config = _read_config(files[CONFIG])
+    tensors, _ = safetensors_gate.read_tensors(files[WEIGHTS])
+    return read_tensors(
+        tensors, config, base, max_prefix_tokens=max_prefix_tokens, source=Digest.of(data)
+    )
+
+
+def read_tensors(
+    tensors: dict[str, Tensor],
+    config: Config | None,
+    base: BaseModelSpec,
+    *,
+    max_prefix_tokens: int,
+    source: Digest,
+) -> Prefix | SoftPrompt:
+    """What `adapter_model.safetensors` holds; without a config, its columns tell the kind.
+
+    `source` is the digest of the upload. Raises subclasses of `InvalidUpload`.
+    """
+    embeddings = _only_tensor(tensors)  # [L, columns]
+    kind = config.peft_type if config else _guess(embeddings, base)
+    artifact.check_length(embeddings.shape[0], max_prefix_tokens)
+    if config:
+        _check_rows(embeddings, config)
+    if kind in _KEYS_AND_VALUES:
+        _check_layout(embeddings, config, base)
+        prefix = _unflatten(embeddings, base, _KEYS_AND_VALUES[kind], source)
+        artifact.check(prefix, base, max_prefix_tokens=max_prefix_tokens)
+        return prefix
+    if embeddings.shape[1] != base.hidden_size:
+        raise IncompatiblePrefix(
+            f"expected embeddings of {base.hidden_size} columns, got {embeddings.shape[1]}"
+        )
+    artifact.check_finite(_TENSOR, embeddings, base.dtype)
+    return SoftPrompt(embeddings, _EMBEDDINGS[kind])
+
+
+def write_tar(prefix: Prefix, base: BaseModelSpec) -> bytes:
+    """A directory that `PeftModel.from_pretrained` loads, as an uncompressed tar.
+
+    The same bytes for the same prefix. Raises `IncompatiblePrefix` for an offset that PEFT, where
+    real tokens always begin at L, cannot express.
+    """
+    num_tokens = prefix.num_virtual_tokens
+    if prefix.position_offset != num_tokens:
+        raise IncompatiblePrefix(
+            f"expected a position_offset of {num_tokens}, which is PEFT's, got "
+            f"{prefix.position_offset}"
+        )
+    config = {
+        "base_model_name_or_path": base.name,
+        "encoder_hidden_size": base.hidden_size,
+        "inference_mode": True,
+        "num_attention_heads": base.num_kv_heads,
+        "num_layers": base.num_layers,
+        "num_transformer_submodules": 1,
+        "num_virtual_tokens": num_tokens,
+        "peft_type": "PREFIX_TUNING",
+        "prefix_projection": False,
+        "task_type": "CAUSAL_LM",
+        "token_dim": base.num_kv_heads * base.head_dim,
+    }
+    weights = safetensors_gate.write_tensors({_TENSOR: _flatten(prefix)}, {"format": "pt"})
+    files = {CONFIG: json.dumps(config, indent=2).encode() + b"\n", WEIGHTS: weights}
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)  # time and owner are zero
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def _read_config(data: bytes) -> Config:
+    if len(data) > MAX_CONFIG_BYTES:
+        raise InvalidArtifact(f"{CONFIG} is above {MAX_CONFIG_BYTES} bytes")
+    try:
+        config = Config.model_validate(strict_json.parse(data))
+    except ValidationError as error:
+        where = ".".join(shown(at).strip("'") for at in error.errors()[0]["loc"])
+        raise InvalidArtifact(f"{CONFIG}: {where or 'the whole'} is not what PEFT writes") from None
+    except ValueError as error:
+        raise InvalidArtifact(f"{CONFIG} is not valid JSON: {error}") from None
+    _check_supported(config)
+    return config
+
+
+def _check_supported(config: Config) -> None:
+    if config.peft_type not in _KEYS_AND_VALUES and config.peft_type not in _EMBEDDINGS:
+        raise UnsupportedFormat(
+            f"peft_type {shown(config.peft_type)} is not a prefix: it must be one of {_TAKEN}"
+        )
+    if config.task_type not in (None, "CAUSAL_LM"):
+        raise UnsupportedFormat(
+            f"task_type {shown(config.task_type)}: this server generates text, and takes "
+            "CAUSAL_LM only; other types come with a head or an encoder of their own"
+        )
+    if config.modules_to_save:
+        raise UnsupportedFormat("modules_to_save: the base model is frozen, for every task")
+    if config.num_transformer_submodules not in (None, 1):
+        raise UnsupportedFormat("num_transformer_submodules above 1 is for encoder-decoders")
+    if config.num_virtual_tokens is None:
+        raise InvalidArtifact(f"{CONFIG} lacks num_virtual_tokens")
+
+
+def _only_tensor(tensors: dict[str, Tensor]) -> Tensor:
+    if any("lora_" in name for name in tensors):
+        raise UnsupportedFormat("this is a LoRA, which changes weights; a prefix does not")
+    for name in tensors:
+        if name != _TENSOR:
+            raise UnsupportedFormat(
+                f"tensor {shown(name)} is not part of a prefix: a head or other trained weights "
+                "cannot be served"
+            )
+    embeddings = tensors[_TENSOR]
+    if embeddings.ndim != 2:
+        raise IncompatiblePrefix(f"{_TENSOR}: expected 2 dimensions, got {embeddings.ndim}")
+    return embeddings
+
+
+def _guess(embeddings: Tensor, base: BaseModelSpec) -> str:
+    columns = embeddings.shape[1]
+    is_kv, is_soft = columns == _num_columns(base), columns == base.hidden_size
+    if is_kv and is_soft:
+        raise IncompatiblePrefix(f"keys and values or embeddings? Send {CONFIG} along, in a tar")
+    if is_kv or is_soft:
+        return "PREFIX_TUNING" if is_kv else "PROMPT_TUNING"
+    raise IncompatiblePrefix(
+        f"expected {_num_columns(base)} columns for keys and values or {base.hidden_size} for "
+        f"embeddings, got {columns}"
+    )
+
+
+def _num_columns(base: BaseModelSpec) -> int:
+    return 2 * base.num_layers * base.num_kv_heads * base.head_dim
+
+
+def _check_rows(embeddings: Tensor, config: Config) -> None:
+    if embeddings.shape[0] != config.num_virtual_tokens:
+        raise IncompatiblePrefix(
+            f"expected {config.num_virtual_tokens} rows, as num_virtual_tokens says, got "
+            f"{embeddings.shape[0]}"
+        )
+
+
+def _check_layout(embeddings: Tensor, config: Config | None, base: BaseModelSpec) -> None:
+    if config and config.num_layers not in (None, base.num_layers):
+        raise IncompatiblePrefix(f"expected {base.num_layers} layers, got {config.num_layers}")
+    if config and config.num_attention_heads not in (None, base.num_kv_heads):
+        raise IncompatiblePrefix(
+            f"expected {base.num_kv_heads} key-value heads, got {config.num_attention_heads}; "
+            "old versions of PEFT write the query heads' number: train with a newer one"
+        )
+    if embeddings.shape[1] != _num_columns(base):
+        raise IncompatiblePrefix(
+            f"expected {_num_columns(base)} columns (2 x {base.num_layers} layers x "
+            f"{base.num_kv_heads} heads x {base.head_dim}), got {embeddings.shape[1]}"
+        )
+
+
+def _unflatten(
+    embeddings: Tensor, base: BaseModelSpec, source_format: str, source: Digest
+) -> Prefix:
+    length = embeddings.shape[0]
+    slots = embeddings.view(length, base.num_layers, 2, base.num_kv_heads, base.head_dim)
+    slots = slots.permute(1, 2, 3, 0, 4).contiguous()  # [layers, 2, heads, L, head_dim]
+    return Prefix(
+        keys=tuple(slots[:, 0]),
+        values=tuple(slots[:, 1]),
+        position_offset=length,
+        fingerprint=base.fingerprint,  # PEFT names none: this is what it was checked against
+        origin={"source_format": source_format, "source_digest": str(source)},
+    )
+
+
+def _flatten(prefix: Prefix) -> Tensor:
+    keys, values = torch.stack(prefix.keys), torch.stack(prefix.values)
+    slots = torch.stack((keys, values), dim=1)  # [layers, 2, heads, L, head_dim]
+    return slots.permute(3, 0, 1, 2, 4).reshape(prefix.num_virtual_tokens, -1)

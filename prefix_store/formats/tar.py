@@ -1,0 +1,153 @@
+"""An uncompressed tar in memory, read without `tarfile`.
+
+`tarfile` before Python 3.11.14 loops for ever on a member of negative size (CVE-2025-8194), and
+follows sparse maps and size records that make a member larger than the archive. Nothing is ever
+unpacked to a disk here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from prefix_store.errors import InvalidArtifact, UnsupportedFormat
+from prefix_store.safetensors_gate import name_foreign, shown
+
+BLOCK = 512
+MAX_MEMBERS = 256
+MAX_NAME_BYTES = 1024
+MAX_EXTENDED_BYTES = 64 << 10
+
+_FILE, _OLD_FILE, _FOLDER = b"0", b"\0", b"5"
+_GNU_NAME, _PAX, _PAX_GLOBAL = b"L", b"x", b"g"
+_OCTAL = re.compile(rb"[0-7]{1,12}")
+_RECORD = re.compile(rb"([1-9][0-9]{0,5}) ([^=\n]{1,256})=")
+_PICKLE = re.compile(r".*\.(bin|pt|pth|ckpt|pkl|pickle)", re.IGNORECASE | re.DOTALL)
+_REFUSED_RECORDS = (b"size", b"linkpath", b"GNU.sparse.")
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    folder: str
+    name: str
+    kind: bytes
+    begin: int
+    end: int
+
+
+def is_tar(data: bytes) -> bool:
+    """Whether the first block is a tar header."""
+    return data[257:262] == b"ustar"
+
+
+def read_files(data: bytes, wanted: frozenset[str]) -> dict[str, bytes]:
+    """The wanted files of the archive's outermost folder that has any, by name.
+
+    Everything else is skipped, but for what nobody should send: `InvalidArtifact` for links,
+    devices, sparse files and names that leave the folder, `UnsupportedFormat` for pickles.
+    """
+    if not is_tar(data):
+        raise InvalidArtifact(f"this is {name_foreign(data) or 'not a tar file'}")
+    folders: dict[str, dict[str, bytes]] = {}
+    for member in _members(data):
+        _check(member)
+        if member.kind == _FOLDER or member.name not in wanted or "/" in member.folder:
+            continue
+        files = folders.setdefault(member.folder, {})
+        if member.name in files:
+            raise InvalidArtifact(f"{member.name} appears twice")
+        files[member.name] = data[member.begin : member.end]
+    # A training run keeps checkpoints in folders beside its result.
+    if "" not in folders and len(folders) > 1:
+        raise InvalidArtifact("the archive holds more than one directory of this kind")
+    return folders.get("") or next(iter(folders.values()), {})
+
+
+def _check(member: _Member) -> None:
+    if member.kind not in (_FILE, _OLD_FILE, _FOLDER):
+        raise InvalidArtifact(f"{shown(member.name)} is a link, a device or a sparse file")
+    if member.kind != _FOLDER and _PICKLE.fullmatch(member.name):
+        raise UnsupportedFormat(
+            f"{shown(member.name)} is a pickle, which is never opened here: leave it out, and "
+            "save with safe_serialization=True"
+        )
+
+
+def _members(data: bytes) -> Iterator[_Member]:
+    begin, num_members, long_name = 0, 0, None
+    while block := _header(data, begin):
+        kind, size = block[156:157], _octal(block[124:136])
+        begin, end = begin + BLOCK, begin + BLOCK + size
+        if end > len(data):
+            raise InvalidArtifact("the tar is cut short")
+        num_members += 1
+        if num_members > MAX_MEMBERS:
+            raise InvalidArtifact(f"the tar has more than {MAX_MEMBERS} members")
+        if kind in (_GNU_NAME, _PAX, _PAX_GLOBAL):
+            if size > MAX_EXTENDED_BYTES:
+                raise InvalidArtifact("a member's name or attributes are too long")
+            long_name = _extended(data[begin:end], kind, long_name)
+        else:
+            folder, name = _split(long_name if long_name is not None else _name(block))
+            yield _Member(folder, name, kind, begin, end)
+            long_name = None
+        begin = end + -end % BLOCK
+
+
+def _header(data: bytes, begin: int) -> bytes:
+    """The header block at `begin`; nothing at the archive's end, which must really be one."""
+    block = data[begin : begin + BLOCK]
+    if len(block) < BLOCK:
+        raise InvalidArtifact("the tar is cut short")
+    if not any(block):
+        if data.count(0, begin) != len(data) - begin:
+            raise InvalidArtifact("bytes follow the end of the tar")
+        return b""
+    checksum = sum(block) - sum(block[148:156]) + 8 * ord(" ")
+    if block[257:262] != b"ustar" or _octal(block[148:156]) != checksum:
+        raise InvalidArtifact("the tar is damaged")
+    return block
+
+
+def _octal(field: bytes) -> int:
+    digits = field.strip(b" \0")
+    if not _OCTAL.fullmatch(digits):
+        raise InvalidArtifact("a number in the tar is not octal")
+    return int(digits, 8)
+
+
+def _name(block: bytes) -> bytes:
+    name = block[:100].split(b"\0")[0]
+    prefix = block[345:500].split(b"\0")[0] if block[257:263] == b"ustar\0" else b""
+    return prefix + b"/" + name if prefix else name
+
+
+def _extended(body: bytes, kind: bytes, long_name: bytes | None) -> bytes | None:
+    """The next member's name, where this header gives it one."""
+    if kind == _GNU_NAME:
+        return body.rstrip(b"\0")
+    path, begin = None, 0
+    while begin < len(body):
+        record = _RECORD.match(body, begin)
+        end = begin + int(record[1]) if record else 0
+        if not record or not record.end() < end <= len(body) or body[end - 1 : end] != b"\n":
+            raise InvalidArtifact("a member's attributes cannot be read")
+        if record[2].startswith(_REFUSED_RECORDS) or (record[2] == b"path" and kind != _PAX):
+            raise InvalidArtifact("a member has a size, a link or a name that is not its own")
+        if record[2] == b"path":
+            path = body[record.end() : end - 1]
+        begin = end
+    return path if path is not None else long_name
+
+
+def _split(path: bytes) -> tuple[str, str]:
+    """Folder and name, for paths that stay in the archive's folder."""
+    try:
+        text = path.decode()
+    except UnicodeDecodeError:
+        raise InvalidArtifact("a member's name is not UTF-8") from None
+    parts = [part for part in text.split("/") if part not in ("", ".")]
+    if text.startswith("/") or ".." in parts or "\0" in text or len(path) > MAX_NAME_BYTES:
+        raise InvalidArtifact("a member's name leads out of the archive, or is too long")
+    return "/".join(parts[:-1]), parts[-1] if parts else ""

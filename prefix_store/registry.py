@@ -1,0 +1,223 @@
+"""Tasks, versions, the active version and its history. Knows no tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+from sqlalchemy import Connection, or_, select
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from prefix_store import rows
+from prefix_store.digest import Digest
+from prefix_store.errors import (
+    NothingActive,
+    NothingToRollBack,
+    StorageFailure,
+    TaskExists,
+    UnknownTask,
+    UnknownVersion,
+    VersionActive,
+)
+from prefix_store.manifest import Activation, Draft, Manifest, Profile, Task
+from prefix_store.reference import check_task_name
+from prefix_store.schema import activations, for_writing, metadata, open_database, tasks, versions
+
+
+class Registry:
+    """A small transactional database. Safe to call from any number of threads and processes.
+
+    A write is durable when its method returns; one that raises has changed nothing. Deletes are
+    tombstones, so that a version's number is never given twice. Every method raises
+    `StorageFailure` where the database refuses.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._engine = open_database(url)
+        self._writer = for_writing(self._engine)
+        with self._write() as connection:
+            metadata.create_all(connection)
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        self._engine.dispose()
+
+    def ping(self) -> None:
+        """Return if the registry can be read."""
+        with self._read() as connection:
+            connection.execute(select(tasks.c.name).limit(1)).all()
+
+    def create_task(self, name: str, profile: Profile) -> Task:
+        """Raises `InvalidName`, `TaskExists`."""
+        check_task_name(name)
+        with self._write() as connection:
+            if not rows.create(connection, name, profile):
+                raise TaskExists(f"there is a task {name} already")
+            return rows.read_task(connection, name)
+
+    def set_profile(self, name: str, profile: Profile) -> Task:
+        """Raises `UnknownTask`."""
+        with self._write() as connection:
+            rows.lock(connection, name)
+            rows.change(connection, name, profile=profile.model_dump_json())
+            return rows.read_task(connection, name)
+
+    def get_task(self, name: str) -> Task:
+        """Raises `UnknownTask`."""
+        with self._read() as connection:
+            return rows.read_task(connection, name)
+
+    def list_tasks(self, after: str | None = None, limit: int = 100) -> list[Task]:
+        """At most `limit` tasks behind the name `after`, sorted by name. Raises `InvalidName`."""
+        page = rows.TASKS.order_by(tasks.c.name).limit(limit)
+        if after is not None:
+            check_task_name(after)
+            page = page.where(tasks.c.name > after)
+        with self._read() as connection:
+            return [rows.as_task(row) for row in connection.execute(page)]
+
+    def delete_task(self, name: str) -> None:
+        """Delete a task and its versions. Raises `UnknownTask`."""
+        with self._write() as connection:
+            rows.lock(connection, name)
+            rows.bury(connection, name)
+            rows.change(connection, name, active_seq=None, deleted_at=rows.now())
+
+    def add_version(
+        self, task: str, draft: Draft, *, activate: bool, create: bool, by: str | None = None
+    ) -> Manifest:
+        """Give a draft the task's next number; row, pointer and history in one transaction.
+
+        `create` makes a missing task, with an empty profile. Raises `UnknownTask`, `InvalidName`.
+        """
+        if create:
+            check_task_name(task)
+        with self._write() as connection:
+            if create:
+                rows.create(connection, task, Profile())
+            row = rows.lock(connection, task)
+            number = rows.next_number(connection, task)
+            manifest = draft.as_version(task, number, at=rows.now(), by=by)
+            rows.add(connection, manifest)
+            if activate:
+                rows.point(connection, task, number, "activate", parent=row.active_seq, by=by)
+            else:
+                rows.change(connection, task)
+            return manifest
+
+    def get_version(self, task: str, number: int) -> Manifest:
+        """Raises `UnknownTask`, `UnknownVersion`."""
+        return self.resolve(task, number)
+
+    def list_versions(self, task: str) -> list[Manifest]:
+        """All versions that are not deleted, by number. Raises `UnknownTask`."""
+        query = (
+            select(versions.c.manifest)
+            .where(versions.c.task == task, versions.c.deleted_at.is_(None))
+            .order_by(versions.c.number)
+        )
+        with self._read() as connection:
+            rows.read_task(connection, task)
+            return [Manifest.model_validate_json(text) for text in connection.scalars(query)]
+
+    def delete_version(self, task: str, number: int) -> None:
+        """Raises `UnknownTask`, `UnknownVersion`, and `VersionActive` for the active one."""
+        with self._write() as connection:
+            top = rows.activation(connection, rows.lock(connection, task).active_seq)
+            rows.check_version(connection, task, number)
+            if top is not None and top.version == number:
+                raise VersionActive(f"version {number} of {task} is active")
+            rows.bury(connection, task, number)
+            rows.change(connection, task)
+
+    def activate(self, task: str, number: int, by: str | None = None) -> Activation:
+        """Make a version the active one. Returns the activation in force if it is that already.
+
+        Raises `UnknownTask`, `UnknownVersion`.
+        """
+        with self._write() as connection:
+            top = rows.activation(connection, rows.lock(connection, task).active_seq)
+            rows.check_version(connection, task, number)
+            if top is not None and top.version == number:
+                return rows.as_activation(top)
+            parent = None if top is None else top.seq
+            return rows.point(connection, task, number, "activate", parent=parent, by=by)
+
+    def rollback(self, task: str, by: str | None = None) -> Activation:
+        """Back to the version that was active before this one; a second rollback goes on back.
+
+        Versions that were deleted in the meantime are skipped. Raises `UnknownTask`,
+        `NothingToRollBack`.
+        """
+        with self._write() as connection:
+            top = rows.activation(connection, rows.lock(connection, task).active_seq)
+            target = rows.beneath(connection, top)
+            if target is None:
+                raise NothingToRollBack(f"{task} has no earlier version to go back to")
+            return rows.point(
+                connection, task, target.version, "rollback", parent=target.parent, by=by
+            )
+
+    def history(self, task: str, limit: int = 100) -> list[Activation]:
+        """The task's last activations, newest first. Raises `UnknownTask`."""
+        query = (
+            select(activations)
+            .join(tasks, tasks.c.name == activations.c.task)
+            .where(activations.c.task == task, activations.c.seq > tasks.c.since_seq)
+            .order_by(activations.c.seq.desc())
+            .limit(limit)
+        )
+        with self._read() as connection:
+            rows.read_task(connection, task)
+            return [rows.as_activation(row) for row in connection.execute(query)]
+
+    def resolve(self, task: str, version: int | None = None) -> Manifest:
+        """The version a request gets: one query, for it is on the way of every request.
+
+        Raises `UnknownTask`, `UnknownVersion`, `NothingActive`.
+        """
+        rows.check_known_name(task)
+        if version is not None:
+            rows.check_known_number(task, version)
+        with self._read() as connection:
+            found = connection.execute(
+                rows.RESOLVED, {"task": task, "number": version}
+            ).one_or_none()
+        if found is None:
+            raise UnknownTask(f"there is no task {task}")
+        if found.manifest is not None:
+            return Manifest.model_validate_json(found.manifest)
+        if version is None:
+            raise NothingActive(f"{task} has no active version")
+        raise UnknownVersion(f"{task} has no version {version}")
+
+    def digests(self, *, deleted_within_s: float = 0.0) -> set[Digest]:
+        """The blobs of all versions, and of those deleted less than that long ago."""
+        since = rows.now() - timedelta(seconds=deleted_within_s)
+        query = select(versions.c.digest).where(
+            or_(versions.c.deleted_at.is_(None), versions.c.deleted_at > since)
+        )
+        with self._read() as connection:
+            return {Digest(value) for value in connection.scalars(query.distinct())}
+
+    @contextmanager
+    def _read(self) -> Iterator[Connection]:
+        with _refused(), self._engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def _write(self) -> Iterator[Connection]:
+        with _refused(), self._writer.begin() as connection:
+            yield connection
+
+
+@contextmanager
+def _refused() -> Iterator[None]:
+    try:
+        yield
+    except (DBAPIError, PoolTimeout) as error:
+        # The database's own words can name hosts and paths; SQLite's error names cannot.
+        reason = getattr(getattr(error, "orig", None), "sqlite_errorname", type(error).__name__)
+        raise StorageFailure(f"the registry's database refused: {reason}") from error

@@ -1,0 +1,195 @@
+"""What the registry reads and writes inside one transaction."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from sqlalchemy import Connection, Integer, Row, bindparam, func, insert, select, update
+
+from prefix_store.errors import UnknownTask, UnknownVersion
+from prefix_store.manifest import Activation, Manifest, Profile, Task
+from prefix_store.reference import MAX_VERSION, is_task_name
+from prefix_store.schema import activations, tasks, versions
+
+_NUMBER = func.coalesce(bindparam("number", type_=Integer), activations.c.version)
+RESOLVED = (
+    select(tasks.c.active_seq, versions.c.manifest)
+    .outerjoin(activations, activations.c.seq == tasks.c.active_seq)
+    .outerjoin(
+        versions,
+        (versions.c.task == tasks.c.name)
+        & (versions.c.number == _NUMBER)
+        & versions.c.deleted_at.is_(None),
+    )
+    .where(tasks.c.name == bindparam("task"), tasks.c.deleted_at.is_(None))
+)
+"""Of a task, the version of a number or the active one; the manifest is null if there is none."""
+
+_NUM_VERSIONS = (
+    select(func.count())
+    .select_from(versions)
+    .where(versions.c.task == tasks.c.name, versions.c.deleted_at.is_(None))
+    .scalar_subquery()
+)
+TASKS = (
+    select(tasks, activations.c.version, _NUM_VERSIONS.label("num_versions"))
+    .outerjoin(activations, activations.c.seq == tasks.c.active_seq)
+    .where(tasks.c.deleted_at.is_(None))
+)
+
+
+def now() -> datetime:
+    """The time, aware, in UTC."""
+    return datetime.now(UTC)
+
+
+def check_known_name(task: str) -> None:
+    """No row has such a name, and some of them no database can be asked for."""
+    if not is_task_name(task):
+        raise UnknownTask("there is no such task")
+
+
+def check_known_number(task: str, number: int) -> None:
+    """Likewise for a version's number."""
+    if not 1 <= number <= MAX_VERSION:
+        raise UnknownVersion(f"{task} has no such version")
+
+
+def create(connection: Connection, name: str, profile: Profile) -> bool:
+    """A new task, or a deleted one made anew with nothing active. False if there is one."""
+    found = connection.execute(
+        select(tasks.c.deleted_at).where(tasks.c.name == name).with_for_update()
+    ).one_or_none()
+    if found is not None and found.deleted_at is None:
+        return False
+    at = now()
+    fields = {
+        "profile": profile.model_dump_json(),
+        "active_seq": None,
+        "since_seq": connection.scalar(select(func.max(activations.c.seq))) or 0,
+        "created_at": at,
+        "updated_at": at,
+        "deleted_at": None,
+    }
+    if found is None:
+        connection.execute(insert(tasks).values(name=name, **fields))
+    else:
+        connection.execute(update(tasks).where(tasks.c.name == name).values(**fields))
+    return True
+
+
+def lock(connection: Connection, name: str) -> Row[Any]:
+    """The task's row, for this transaction to change. Raises `UnknownTask`."""
+    check_known_name(name)
+    row = connection.execute(
+        select(tasks).where(tasks.c.name == name, tasks.c.deleted_at.is_(None)).with_for_update()
+    ).one_or_none()
+    if row is None:
+        raise UnknownTask(f"there is no task {name}")
+    return row
+
+
+def change(connection: Connection, name: str, **fields: object) -> None:
+    """Change a task's row; without fields, only say that something about it has changed."""
+    connection.execute(update(tasks).where(tasks.c.name == name).values(updated_at=now(), **fields))
+
+
+def read_task(connection: Connection, name: str) -> Task:
+    """Raises `UnknownTask`."""
+    check_known_name(name)
+    row = connection.execute(TASKS.where(tasks.c.name == name)).one_or_none()
+    if row is None:
+        raise UnknownTask(f"there is no task {name}")
+    return as_task(row)
+
+
+def next_number(connection: Connection, task: str) -> int:
+    """Numbers of deleted versions are not given again."""
+    last = connection.scalar(select(func.max(versions.c.number)).where(versions.c.task == task))
+    return (last or 0) + 1
+
+
+def add(connection: Connection, manifest: Manifest) -> None:
+    """Write a version's row."""
+    connection.execute(
+        insert(versions).values(
+            task=manifest.task,
+            number=manifest.version,
+            manifest=manifest.model_dump_json(),
+            digest=manifest.digest,
+            created_at=manifest.created_at,
+        )
+    )
+
+
+def check_version(connection: Connection, task: str, number: int) -> None:
+    """Raises `UnknownVersion`."""
+    check_known_number(task, number)
+    if not _is_alive(connection, task, number):
+        raise UnknownVersion(f"{task} has no version {number}")
+
+
+def bury(connection: Connection, task: str, number: int | None = None) -> None:
+    """Make a version, or all of a task's, a tombstone."""
+    statement = update(versions).where(versions.c.task == task, versions.c.deleted_at.is_(None))
+    if number is not None:
+        statement = statement.where(versions.c.number == number)
+    connection.execute(statement.values(deleted_at=now()))
+
+
+def activation(connection: Connection, seq: int | None) -> Row[Any] | None:
+    """The row of `activations` with this number."""
+    if seq is None:
+        return None
+    return connection.execute(select(activations).where(activations.c.seq == seq)).one()
+
+
+def beneath(connection: Connection, top: Row[Any] | None) -> Row[Any] | None:
+    """The activation that a rollback from `top` goes back to, if one is left."""
+    row = activation(connection, top.parent) if top is not None else None
+    while row is not None and top is not None:
+        if row.version != top.version and _is_alive(connection, row.task, row.version):
+            return row
+        row = activation(connection, row.parent)
+    return None
+
+
+def point(
+    connection: Connection,
+    task: str,
+    version: int,
+    action: Literal["activate", "rollback"],
+    *,
+    parent: int | None,
+    by: str | None,
+) -> Activation:
+    """Make a version the active one, and write that down."""
+    values = {"task": task, "version": version, "action": action, "parent": parent, "by": by}
+    row = connection.execute(
+        insert(activations).values(at=now(), **values).returning(activations)
+    ).one()
+    change(connection, task, active_seq=row.seq)
+    return as_activation(row)
+
+
+def as_task(row: Row[Any]) -> Task:
+    return Task(
+        name=row.name,
+        profile=Profile.model_validate_json(row.profile),
+        active_version=row.version,
+        num_versions=row.num_versions,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+    )
+
+
+def as_activation(row: Row[Any]) -> Activation:
+    return Activation(seq=row.seq, version=row.version, action=row.action, at=row.at, by=row.by)
+
+
+def _is_alive(connection: Connection, task: str, number: int) -> bool:
+    query = select(versions.c.number).where(
+        versions.c.task == task, versions.c.number == number, versions.c.deleted_at.is_(None)
+    )
+    return connection.scalar(query) is not None

@@ -1,0 +1,156 @@
+"""Bytes -> tensors, for bytes that nobody vouches for.
+
+Stricter than the safetensors library, which takes duplicate names, tensors without elements, any
+dtype and headers that cost seconds to parse. The layout is a little-endian u64 with the header's
+length, the header in JSON, then the tensors' bytes: https://huggingface.co/docs/safetensors
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from safetensors.torch import load
+from torch import Tensor
+
+from prefix_store import strict_json
+from prefix_store.errors import InvalidArtifact
+
+MAX_HEADER_BYTES = 1 << 20
+MAX_METADATA_PAIRS = 64
+MAX_METADATA_BYTES = 16 << 10
+MAX_RANK = 4
+
+_LENGTH = struct.Struct("<Q")
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_FOREIGN = {
+    b"PK\x03\x04": "a zip file (torch.save writes those); save with safe_serialization=True",
+    b"PK\x05\x06": "a zip file; save with safe_serialization=True",
+    b"\x80": "a pickle file; save with safe_serialization=True",
+    b"\x1f\x8b": "compressed with gzip; send the file uncompressed",
+    b"(\xb5/\xfd": "compressed with zstd; send the file uncompressed",
+    b"BZh": "compressed with bzip2; send the file uncompressed",
+    b"\xfd7zXZ": "compressed with xz; send the file uncompressed",
+    b"GGUF": "a GGUF file, which holds a whole model",
+    b"\x93NUMPY": "a NumPy file; save as safetensors",
+    b"\x7fELF": "a program",
+    b"<": "an HTML or XML page",
+}
+
+
+def read_tensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a safetensors file and its metadata, every byte of it accounted for.
+
+    Dtypes are F32, F16 or BF16, one for all tensors. Names are not checked. Raises
+    `InvalidArtifact`.
+    """
+    header, num_bytes = _read_header(data)
+    metadata = _check_metadata(header.pop("__metadata__", {}))
+    _check_tensors(header, num_bytes)
+    try:
+        return load(data), metadata
+    except Exception as error:  # the library raises what it likes, KeyError among it
+        raise InvalidArtifact("the safetensors library cannot read the file") from error
+
+
+def write_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file. The same content gives the same bytes, unlike with the library."""
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    chunks: list[bytes] = []
+    end = 0
+    for name, tensor in tensors.items():
+        chunk = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        begin, end = end, end + len(chunk)
+        header[name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+        chunks.append(chunk)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([_LENGTH.pack(len(text)), text, *chunks])
+
+
+def is_safetensors(data: bytes) -> bool:
+    """Whether the bytes begin as the format does."""
+    return data[8:9] == b"{" and _LENGTH.unpack_from(data)[0] <= MAX_HEADER_BYTES
+
+
+def name_foreign(data: bytes) -> str | None:
+    """What the bytes are instead, if that is one of the usual mistakes."""
+    return next((name for magic, name in _FOREIGN.items() if data.startswith(magic)), None)
+
+
+def shown(name: object) -> str:
+    """A name from a file as an error message may show it: short, ASCII, escaped."""
+    text = ascii(name)
+    return text if len(text) <= 64 else f"{text[:60]}...'"
+
+
+def _read_header(data: bytes) -> tuple[dict[str, Any], int]:
+    """The header, and the number of bytes behind it."""
+    if not is_safetensors(data):
+        if found := name_foreign(data):
+            raise InvalidArtifact(f"this is {found}")
+        raise InvalidArtifact("this is not a safetensors file, or its header is above 1 MiB")
+    (length,) = _LENGTH.unpack_from(data)
+    if length % 8 or 8 + length > len(data):
+        raise InvalidArtifact("the header's length is wrong: the file is damaged or cut short")
+    try:
+        header = strict_json.parse(data[8 : 8 + length])
+    except ValueError as error:
+        raise InvalidArtifact(f"the header cannot be read: {error}") from None
+    assert isinstance(header, dict)  # it begins with a brace
+    return header, len(data) - 8 - length
+
+
+def _check_metadata(metadata: object) -> dict[str, str]:
+    if not isinstance(metadata, dict) or not all(type(v) is str for v in metadata.values()):
+        raise InvalidArtifact("the metadata must map strings to strings")
+    num_bytes = sum(len(k.encode()) + len(v.encode()) for k, v in metadata.items())
+    if len(metadata) > MAX_METADATA_PAIRS or num_bytes > MAX_METADATA_BYTES:
+        raise InvalidArtifact(
+            f"the metadata is limited to {MAX_METADATA_PAIRS} pairs and {MAX_METADATA_BYTES} bytes"
+        )
+    return metadata
+
+
+def _check_tensors(header: dict[str, Any], num_bytes: int) -> None:
+    spans = sorted(_span(name, info) for name, info in header.items())
+    end = 0
+    for begin, next_end in spans:
+        if begin != end:
+            raise InvalidArtifact("the tensors overlap or leave a gap")
+        end = next_end
+    if not spans or end != num_bytes:
+        raise InvalidArtifact(f"the tensors take {end} bytes, the file has {num_bytes} for them")
+    if len({info["dtype"] for info in header.values()}) > 1:
+        raise InvalidArtifact("the tensors differ in dtype")
+
+
+def _span(name: str, info: object) -> tuple[int, int]:
+    """Where a tensor's bytes lie, once everything said about it fits together."""
+    if not isinstance(info, dict) or info.keys() != {"dtype", "shape", "data_offsets"}:
+        raise InvalidArtifact(f"tensor {shown(name)} is not described as the format asks")
+    dtype, shape, offsets = info["dtype"], info["shape"], info["data_offsets"]
+    if type(dtype) is not str or dtype not in _DTYPES:
+        raise InvalidArtifact(f"tensor {shown(name)}: the dtype must be F32, F16 or BF16")
+    if not _is_counts(shape, least=1) or not 1 <= len(shape) <= MAX_RANK:
+        raise InvalidArtifact(f"tensor {shown(name)}: not a shape of 1 to {MAX_RANK} sizes from 1")
+    if not _is_counts(offsets, least=0) or len(offsets) != 2:
+        raise InvalidArtifact(f"tensor {shown(name)}: not a pair of offsets")
+    begin, end = offsets
+    if end - begin != math.prod(shape) * _DTYPES[dtype].itemsize:
+        raise InvalidArtifact(f"tensor {shown(name)}: the shape does not fit the bytes")
+    return begin, end
+
+
+def _is_counts(value: object, *, least: int) -> bool:
+    # `type` and not isinstance: true is an int to Python.
+    return isinstance(value, list) and all(type(n) is int and n >= least for n in value)

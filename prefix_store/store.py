@@ -1,0 +1,109 @@
+"""The one door to prefixes: what is kept, what it is called, and which one is active."""
+
+from __future__ import annotations
+
+from prefix_store import artifact
+from prefix_store.blobs import BlobStore
+from prefix_store.digest import Digest
+from prefix_store.errors import UnknownDigest
+from prefix_store.manifest import Activation, Draft, Manifest, Profile, Task
+from prefix_store.prefix import Prefix
+from prefix_store.registry import Registry
+
+
+class PrefixStore:
+    """Blobs and a registry, in the order that survives a crash: bytes first, then the row.
+
+    Safe to call from any number of threads. What it raises is in `prefix_store.errors`.
+    """
+
+    def __init__(self, blobs: BlobStore, registry: Registry) -> None:
+        self._blobs = blobs
+        self._registry = registry
+
+    def put(self, prefix: Prefix) -> tuple[Digest, int]:
+        """Keep a prefix's artifact: its digest and its size in bytes. Push it within the grace."""
+        data = artifact.dump(prefix)
+        return self.put_bytes(data), len(data)
+
+    def put_bytes(self, data: bytes) -> Digest:
+        """Keep bytes that are no artifact yet, such as a soft prompt on its way to the engine."""
+        return self._blobs.put(data)
+
+    def open(self, digest: Digest) -> bytes:
+        """The artifact's bytes, verified. Raises `UnknownDigest`, `DigestMismatch`."""
+        return self._blobs.get(digest)
+
+    def push(
+        self, task: str, draft: Draft, *, activate: bool, create: bool, by: str | None = None
+    ) -> Manifest:
+        """Make a kept artifact the task's next version; `create` makes a missing task.
+
+        Raises `UnknownDigest`, `UnknownTask`, `InvalidName`.
+        """
+        digest = Digest(draft.digest)
+        if not self._blobs.exists(digest):
+            raise UnknownDigest(f"no blob {digest}: put it first")
+        return self._registry.add_version(task, draft, activate=activate, create=create, by=by)
+
+    def resolve(self, task: str, version: int | None = None) -> Manifest:
+        """The version a request gets. Raises `UnknownTask`, `UnknownVersion`, `NothingActive`."""
+        return self._registry.resolve(task, version)
+
+    def activate(self, task: str, version: int, by: str | None = None) -> Activation:
+        """Hot swap. Raises `UnknownTask`, `UnknownVersion`."""
+        return self._registry.activate(task, version, by)
+
+    def rollback(self, task: str, by: str | None = None) -> Activation:
+        """Back to the version before. Raises `UnknownTask`, `NothingToRollBack`."""
+        return self._registry.rollback(task, by)
+
+    def history(self, task: str, limit: int = 100) -> list[Activation]:
+        """The last activations, newest first. Raises `UnknownTask`."""
+        return self._registry.history(task, limit)
+
+    def create_task(self, name: str, profile: Profile) -> Task:
+        """Raises `InvalidName`, `TaskExists`."""
+        return self._registry.create_task(name, profile)
+
+    def set_profile(self, name: str, profile: Profile) -> Task:
+        """Raises `UnknownTask`."""
+        return self._registry.set_profile(name, profile)
+
+    def get_task(self, name: str) -> Task:
+        """Raises `UnknownTask`."""
+        return self._registry.get_task(name)
+
+    def list_tasks(self, after: str | None = None, limit: int = 100) -> list[Task]:
+        """At most `limit` tasks behind the name `after`, sorted by name."""
+        return self._registry.list_tasks(after, limit)
+
+    def delete_task(self, name: str) -> None:
+        """Raises `UnknownTask`."""
+        self._registry.delete_task(name)
+
+    def get_version(self, task: str, version: int) -> Manifest:
+        """Raises `UnknownTask`, `UnknownVersion`."""
+        return self._registry.get_version(task, version)
+
+    def list_versions(self, task: str) -> list[Manifest]:
+        """By number. Raises `UnknownTask`."""
+        return self._registry.list_versions(task)
+
+    def delete_version(self, task: str, version: int) -> None:
+        """Raises `UnknownTask`, `UnknownVersion`, `VersionActive`."""
+        self._registry.delete_version(task, version)
+
+    def collect_garbage(self, grace_s: float) -> int:
+        """Delete what no version refers to; the number of blobs deleted.
+
+        `grace_s` must outlast an upload, from `put` to `push`, and a request that still runs on a
+        deleted version: younger blobs and blobs of versions deleted more recently are spared.
+        """
+        kept = self._registry.digests(deleted_within_s=grace_s)
+        garbage = [digest for digest in self._blobs if digest not in kept]
+        return sum(self._blobs.delete(digest, older_than_s=grace_s) for digest in garbage)
+
+    def ping(self) -> None:
+        """Return if the registry can be read. Raises `StorageFailure`."""
+        self._registry.ping()

@@ -1,0 +1,11 @@
+"""Contract tests: what every blob store and every registry must do.
+
+Subclass one in a test module and give it the fixture it asks for.
+"""
+
+from __future__ import annotations
+
+from prefix_store.testing.blobs import BlobStoreContract
+from prefix_store.testing.registry import HOSTILE_NAMES, RegistryContract, draft
+
+__all__ = ["HOSTILE_NAMES", "BlobStoreContract", "RegistryContract", "draft"]

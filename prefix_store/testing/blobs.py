@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from prefix_store.blobs import BlobStore
+from prefix_store.digest import Digest
+from prefix_store.errors import UnknownDigest
+
+
+class BlobStoreContract:
+    """Needs the fixture `blobs`, an empty store."""
+
+    def test_put_then_get(self, blobs: BlobStore) -> None:
+        digest = blobs.put(b"hello")
+
+        assert blobs.get(digest) == b"hello"
+        assert blobs.exists(digest)
+        assert list(blobs) == [digest]
+
+    def test_put_is_idempotent(self, blobs: BlobStore) -> None:
+        assert blobs.put(b"hello") == blobs.put(b"hello") == Digest.of(b"hello")
+        assert len(list(blobs)) == 1
+
+    def test_an_empty_blob_is_a_blob(self, blobs: BlobStore) -> None:
+        assert blobs.get(blobs.put(b"")) == b""
+
+    def test_a_blob_that_was_never_put_is_unknown(self, blobs: BlobStore) -> None:
+        digest = Digest.of(b"never put")
+
+        assert not blobs.exists(digest)
+        assert not blobs.delete(digest)
+        with pytest.raises(UnknownDigest):
+            blobs.get(digest)
+        with pytest.raises(UnknownDigest):
+            blobs.age_s(digest)
+
+    def test_a_deleted_blob_is_gone(self, blobs: BlobStore) -> None:
+        digest = blobs.put(b"hello")
+
+        assert blobs.delete(digest)
+        assert not blobs.exists(digest)
+        assert list(blobs) == []
+
+    def test_a_young_blob_is_spared(self, blobs: BlobStore) -> None:
+        digest = blobs.put(b"hello")
+
+        assert 0 <= blobs.age_s(digest) < 60
+        assert not blobs.delete(digest, older_than_s=60)
+        assert blobs.get(digest) == b"hello"
+
+    def test_racing_puts_of_the_same_bytes_leave_one_blob(self, blobs: BlobStore) -> None:
+        data = b"x" * 100_000
+        with ThreadPoolExecutor(8) as pool:
+            digests = set(pool.map(blobs.put, [data] * 32))
+
+        assert digests == {Digest.of(data)} == set(blobs)
+        assert blobs.get(Digest.of(data)) == data

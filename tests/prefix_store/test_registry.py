@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from prefix_store.errors import StorageFailure
+from prefix_store.manifest import Profile
+from prefix_store.registry import Registry
+from prefix_store.testing import RegistryContract, draft
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "registry.db"
+
+
+@pytest.fixture
+def registry(path: Path) -> Iterator[Registry]:
+    registry = Registry(f"sqlite:///{path}")
+    yield registry
+    registry.close()
+
+
+class TestRegistry(RegistryContract):
+    pass
+
+
+def test_what_was_written_is_there_after_a_restart(registry: Registry, path: Path) -> None:
+    manifest = registry.add_version("x", draft(), activate=True, create=True)
+    registry.close()
+    again = Registry(f"sqlite:///{path}")
+
+    assert again.resolve("x") == manifest
+    again.close()
+
+
+def test_two_registries_share_a_database(registry: Registry, path: Path) -> None:
+    other = Registry(f"sqlite:///{path}")
+    numbers = [
+        r.add_version("x", draft(), activate=True, create=True).version
+        for r in (registry, other, registry, other)
+    ]
+
+    assert numbers == [1, 2, 3, 4]
+    assert registry.resolve("x") == other.resolve("x")
+    other.close()
+
+
+def test_commits_are_durable(registry: Registry) -> None:
+    with registry._engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
+
+
+def test_a_locked_database_is_a_storage_failure(
+    registry: Registry, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.close()
+    monkeypatch.setattr("prefix_store.schema.BUSY_TIMEOUT_S", 0)
+    impatient = Registry(f"sqlite:///{path}")
+    blocker = sqlite3.connect(path, isolation_level=None)
+    blocker.execute("BEGIN IMMEDIATE")
+
+    with pytest.raises(StorageFailure, match="SQLITE_BUSY"):
+        impatient.create_task("x", Profile())
+    assert impatient.list_tasks() == []  # readers do not wait for a writer
+    blocker.execute("ROLLBACK")
+    blocker.close()
+    assert impatient.create_task("x", Profile()).name == "x"
+    impatient.close()
+
+
+def test_a_full_disk_is_a_storage_failure_and_changes_nothing(registry: Registry) -> None:
+    registry.create_task("x", Profile())
+    with registry._engine.connect() as connection:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+
+    with pytest.raises(StorageFailure, match="SQLITE_FULL"):
+        registry.set_profile("x", Profile(description="x" * 9_000))
+    assert registry.get_task("x").profile == Profile()
+
+
+def test_a_file_that_is_no_database_is_a_storage_failure(path: Path) -> None:
+    path.write_bytes(b"not a database" * 1000)
+
+    with pytest.raises(StorageFailure) as refusal:
+        Registry(f"sqlite:///{path}")
+    assert str(path) not in str(refusal.value)
+
+
+def test_a_version_that_cannot_be_written_leaves_no_task_behind(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("power")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("prefix_store.rows.point", fail)
+        with pytest.raises(RuntimeError):
+            registry.add_version("x", draft(), activate=True, create=True)
+
+    assert registry.list_tasks() == []
+    assert registry.add_version("x", draft(), activate=True, create=True).version == 1

@@ -1,0 +1,153 @@
+"""Any order of calls, against a model made of dicts."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from prefix_store.errors import (
+    NothingActive,
+    NothingToRollBack,
+    PrefixStoreError,
+    TaskExists,
+    UnknownTask,
+    UnknownVersion,
+    VersionActive,
+)
+from prefix_store.manifest import Profile
+from prefix_store.registry import Registry
+from prefix_store.testing import draft
+
+NAMES = st.sampled_from(["a", "b"])
+NUMBERS = st.integers(1, 5)
+
+
+@dataclass
+class ModelTask:
+    alive: set[int] = field(default_factory=set)
+    stack: list[int] = field(default_factory=list)
+    """Versions that a rollback goes back through; the last one is active."""
+    history: list[int] = field(default_factory=list)
+
+
+class RegistryMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.registry = Registry(f"sqlite:///{self.folder.name}/registry.db")
+        self.tasks: dict[str, ModelTask] = {}
+        self.last: dict[str, int] = {}
+
+    def teardown(self) -> None:
+        self.registry.close()
+        self.folder.cleanup()
+
+    def expect(self, task: str, number: int | None = None) -> type[PrefixStoreError] | None:
+        if task not in self.tasks:
+            return UnknownTask
+        return UnknownVersion if number and number not in self.tasks[task].alive else None
+
+    @rule(task=NAMES)
+    def create(self, task: str) -> None:
+        if task in self.tasks:
+            with pytest.raises(TaskExists):
+                self.registry.create_task(task, Profile())
+        else:
+            self.registry.create_task(task, Profile())
+            self.tasks[task] = ModelTask()
+
+    @rule(task=NAMES)
+    def delete(self, task: str) -> None:
+        if error := self.expect(task):
+            with pytest.raises(error):
+                self.registry.delete_task(task)
+        else:
+            self.registry.delete_task(task)
+            del self.tasks[task]
+
+    @rule(task=NAMES, activate=st.booleans(), create=st.booleans())
+    def add_version(self, task: str, activate: bool, create: bool) -> None:
+        if task not in self.tasks and not create:
+            with pytest.raises(UnknownTask):
+                self.registry.add_version(task, draft(), activate=activate, create=False)
+            return
+        manifest = self.registry.add_version(task, draft(), activate=activate, create=create)
+        model = self.tasks.setdefault(task, ModelTask())
+        self.last[task] = self.last.get(task, 0) + 1
+        assert manifest.version == self.last[task]
+        model.alive.add(manifest.version)
+        if activate:
+            model.stack.append(manifest.version)
+            model.history.append(manifest.version)
+
+    @rule(task=NAMES, number=NUMBERS)
+    def activate(self, task: str, number: int) -> None:
+        if error := self.expect(task, number):
+            with pytest.raises(error):
+                self.registry.activate(task, number)
+            return
+        assert self.registry.activate(task, number).version == number
+        model = self.tasks[task]
+        if model.stack[-1:] != [number]:
+            model.stack.append(number)
+            model.history.append(number)
+
+    @rule(task=NAMES)
+    def rollback(self, task: str) -> None:
+        if error := self.expect(task):
+            with pytest.raises(error):
+                self.registry.rollback(task)
+            return
+        model = self.tasks[task]
+        beneath = model.stack[:-1]
+        while beneath and (beneath[-1] not in model.alive or beneath[-1] == model.stack[-1]):
+            beneath.pop()
+        if not beneath:
+            with pytest.raises(NothingToRollBack):
+                self.registry.rollback(task)
+            return
+        assert self.registry.rollback(task).version == beneath[-1]
+        model.stack = beneath
+        model.history.append(beneath[-1])
+
+    @rule(task=NAMES, number=NUMBERS)
+    def delete_version(self, task: str, number: int) -> None:
+        error = self.expect(task, number)
+        if error is None and self.tasks[task].stack[-1:] == [number]:
+            error = VersionActive
+        if error:
+            with pytest.raises(error):
+                self.registry.delete_version(task, number)
+        else:
+            self.registry.delete_version(task, number)
+            self.tasks[task].alive.remove(number)
+
+    @invariant()
+    def the_registry_says_what_the_model_says(self) -> None:
+        listed = {task.name: task for task in self.registry.list_tasks()}
+        assert listed.keys() == self.tasks.keys()
+        for name, model in self.tasks.items():
+            active = model.stack[-1] if model.stack else None
+            assert listed[name].active_version == active
+            assert listed[name].num_versions == len(model.alive)
+            assert {m.version for m in self.registry.list_versions(name)} == model.alive
+            assert [a.version for a in self.registry.history(name)] == model.history[::-1]
+            if active:
+                assert self.registry.resolve(name).version == active
+            else:
+                with pytest.raises(NothingActive):
+                    self.registry.resolve(name)
+
+
+TestRegistryMachine = RegistryMachine.TestCase
+TestRegistryMachine.settings = settings(
+    max_examples=15,
+    stateful_step_count=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
