@@ -1,0 +1,127 @@
+"""What is sent: JSON, or a prefix straight from disk. Its length is known before its first byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio.to_thread
+
+from foreword_client.errors import SourceError
+
+Source = str | os.PathLike[str] | bytes
+
+PEFT_CONFIG = "adapter_config.json"
+PEFT_WEIGHTS = "adapter_model.safetensors"
+
+_CHUNK_BYTES = 1 << 20
+_JSON = "application/json"
+_TAR = "application/x-tar"
+_SAFETENSORS = "application/vnd.safetensors"
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+_PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A request's body: bytes and whole files, one after another. Can be sent more than once."""
+
+    media_type: str
+    parts: tuple[bytes | Path, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(len(p) if isinstance(p, bytes) else p.stat().st_size for p in self.parts)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Content-Type": self.media_type, "Content-Length": str(self.num_bytes)}
+
+    def chunks(self) -> Iterator[bytes]:
+        """The bytes, a file in pieces."""
+        for part in self.parts:
+            if isinstance(part, bytes):
+                yield part
+                continue
+            with part.open("rb") as file:
+                while chunk := file.read(_CHUNK_BYTES):
+                    yield chunk
+
+    async def async_chunks(self) -> AsyncIterator[bytes]:
+        """The same; files are read off the event loop."""
+        chunks = self.chunks()
+        while (chunk := await anyio.to_thread.run_sync(next, chunks, None)) is not None:
+            yield chunk
+
+
+def of_json(value: object) -> Body:
+    """A value as JSON. NaN, which JSON does not have, is a ValueError."""
+    return Body(_JSON, (json.dumps(value, allow_nan=False).encode(),))
+
+
+def of_prefix(
+    source: Source | None, text: str | None, messages: Sequence[Mapping[str, str]] | None
+) -> Body:
+    """The upload of a prefix, from exactly one of the three. Raises `SourceError`."""
+    if sum(given is not None for given in (source, text, messages)) != 1:
+        raise SourceError("give exactly one of: a source, text=..., messages=...")
+    if text is not None:
+        return of_json({"text": text})
+    if messages is not None:
+        return of_json({"messages": [dict(message) for message in messages]})
+    assert source is not None
+    if isinstance(source, bytes):
+        return Body(_media_type(source[:512], "the bytes"), (source,))
+    path = Path(source)
+    return _of_folder(path) if path.is_dir() else _of_file(path)
+
+
+def _of_file(path: Path) -> Body:
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except FileNotFoundError:
+        raise SourceError(f"no such file or folder: {path} (a text is given as `text`)") from None
+    except OSError as exc:
+        raise SourceError(f"cannot read {path}: {exc.strerror}") from None
+    return Body(_media_type(head, str(path)), (path,))
+
+
+def _media_type(head: bytes, name: str) -> str:
+    """What the content is, whatever its name says."""
+    if not head:
+        raise SourceError(f"{name}: empty")
+    if head.startswith(_COMPRESSED):
+        raise SourceError(f"{name}: compressed; send it as it is (a .tar or .safetensors)")
+    if head.startswith(_PICKLED):
+        raise SourceError(
+            f"{name}: a pickled file, which is never read; save the prefix as safetensors "
+            "(PEFT: save_pretrained(..., safe_serialization=True))"
+        )
+    return _TAR if head[257:262] == b"ustar" or name.endswith(".tar") else _SAFETENSORS
+
+
+def _of_folder(folder: Path) -> Body:
+    """A PEFT folder as an uncompressed tar of the two files that matter, written as it is sent."""
+    files = [folder / PEFT_CONFIG, folder / PEFT_WEIGHTS]
+    missing = [file.name for file in files if not file.is_file()]
+    if PEFT_WEIGHTS in missing and (folder / "adapter_model.bin").is_file():
+        raise SourceError(
+            f"{folder} holds its weights as a pickle (adapter_model.bin), which is never read; "
+            "save it again with safe_serialization=True"
+        )
+    if missing:
+        raise SourceError(f"{folder} is no PEFT folder: it has no {' and no '.join(missing)}")
+    parts = [part for file in files for part in _tar_member(file)]
+    return Body(_TAR, (*parts, bytes(2 * tarfile.BLOCKSIZE)))
+
+
+def _tar_member(file: Path) -> tuple[bytes | Path, ...]:
+    """Header, content, and zeros up to a whole block; nothing of the owner or the clock."""
+    member = tarfile.TarInfo(file.name)
+    member.size = file.stat().st_size
+    return member.tobuf(), file, bytes(-member.size % tarfile.BLOCKSIZE)

@@ -1,0 +1,140 @@
+"""One function per method of the client: what the call sends, and how its answer is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import httpx
+
+from foreword_client import _body, types
+from foreword_client._body import Source
+from foreword_client._wire import Call, read
+from foreword_client.errors import UnexpectedAnswerError
+
+A = TypeVar("A", bound=types.Answer)
+
+
+def generate(
+    prompt: str | Sequence[int] | None,
+    task: str | None,
+    version: int | None,
+    options: Mapping[str, Any],
+    *,
+    stream: bool,
+) -> Call[types.Generation]:
+    known = types.GenerateOptions.__annotations__
+    fields = {"prompt": prompt, **_only(options, known), "stream": stream or None}
+    target: dict[str, str | int | None] = {"task": task, "version": version}
+    return Call(
+        "POST",
+        "/generate",
+        _as(types.Generation),
+        params={k: v for k, v in target.items() if v is not None},
+        body=_body.of_json({k: v for k, v in fields.items() if v is not None}),
+        repeatable=True,
+    )
+
+
+def push(
+    task: str,
+    source: Source | None,
+    text: str | None,
+    messages: Sequence[Mapping[str, str]] | None,
+    *,
+    activate: bool,
+) -> Call[types.Uploaded]:
+    body = _body.of_prefix(source, text, messages)
+    verb, last = ("PUT", "prefix") if activate else ("POST", "versions")
+    return Call(verb, _path("tasks", task, last), _as(types.Uploaded), body=body)
+
+
+def tasks(after: str | None) -> Call[types.TaskPage]:
+    params: dict[str, str | int] = {} if after is None else {"after": after}
+    return Call("GET", "/tasks", _as(types.TaskPage), params=params, repeatable=True)
+
+
+def task(name: str) -> Call[types.Task]:
+    return Call("GET", _path("tasks", name), _as(types.Task), repeatable=True)
+
+
+def create_task(name: str, profile: Mapping[str, Any]) -> Call[types.Task]:
+    known = _only(profile, types.ProfileFields.__annotations__)
+    body = _body.of_json({k: v for k, v in known.items() if v is not None})
+    return Call("PUT", _path("tasks", name), _as(types.Task), body=body, repeatable=True)
+
+
+def update_task(name: str, profile: Mapping[str, Any]) -> Call[types.Task]:
+    body = _body.of_json(_only(profile, types.ProfileFields.__annotations__))
+    return Call("PATCH", _path("tasks", name), _as(types.Task), body=body, repeatable=True)
+
+
+def delete_task(name: str) -> Call[None]:
+    return Call("DELETE", _path("tasks", name), _nothing)
+
+
+def versions(task: str) -> Call[types.Versions]:
+    return Call("GET", _path("tasks", task, "versions"), _as(types.Versions), repeatable=True)
+
+
+def version(task: str, number: int) -> Call[types.Manifest]:
+    path = _path("tasks", task, "versions", number)
+    return Call("GET", path, _as(types.Manifest), repeatable=True)
+
+
+def activate(task: str, number: int) -> Call[types.Activated]:
+    body = _body.of_json({"version": number})
+    path = _path("tasks", task, "activate")
+    return Call("POST", path, _as(types.Activated), body=body, repeatable=True)
+
+
+def rollback(task: str) -> Call[types.Activated]:
+    return Call("POST", _path("tasks", task, "rollback"), _as(types.Activated))
+
+
+def delete_version(task: str, number: int) -> Call[None]:
+    return Call("DELETE", _path("tasks", task, "versions", number), _nothing)
+
+
+def download(task: str, number: int, format: str | None) -> Call[bytes]:
+    path = _path("tasks", task, "versions", number, "prefix")
+    if format is None:
+        return Call("GET", path, _artifact, repeatable=True)
+    params: dict[str, str | int] = {"format": format}
+    return Call("GET", path, lambda response: response.content, params=params, repeatable=True)
+
+
+def info() -> Call[types.Info]:
+    return Call("GET", "/info", _as(types.Info), repeatable=True)
+
+
+def is_ready() -> Call[bool]:
+    return Call("GET", "/readyz", lambda response: True, timeout_s=10.0)
+
+
+def _as(kind: type[A]) -> Callable[[httpx.Response], A]:
+    return lambda response: read(kind, response.content)
+
+
+def _artifact(response: httpx.Response) -> bytes:
+    """The bytes, if they are those that the server names."""
+    named = response.headers.get("x-prefix-digest")
+    if named is not None and named != f"sha256:{sha256(response.content).hexdigest()}":
+        raise UnexpectedAnswerError("the bytes that came do not hash to the version's digest")
+    return response.content
+
+
+def _nothing(response: httpx.Response) -> None:
+    return None
+
+
+def _path(*segments: str | int) -> str:
+    return "".join("/" + quote(str(segment), safe="") for segment in segments)
+
+
+def _only(given: Mapping[str, Any], known: Mapping[str, Any]) -> Mapping[str, Any]:
+    for name in given.keys() - known.keys():
+        raise TypeError(f"no such option: {name!r}; there are {', '.join(known)}")
+    return given

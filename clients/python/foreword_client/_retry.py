@@ -1,0 +1,62 @@
+"""Which failures are tried again, and after how long."""
+
+from __future__ import annotations
+
+import random
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+from foreword_client.errors import NoServerError, OverloadedError, UnavailableError
+
+FIRST_DELAY_S = 0.1
+MAX_WAIT_S = 30.0
+"""A server that asks for more patience gets none: the caller decides."""
+
+
+class Retries:
+    """The attempts of one call. Asked after each failure, it says how long to wait, or None.
+
+    A connection that was never made is always worth another attempt: nothing was sent. A 429 or
+    503 is, if the call is `repeatable` and the server said when to come back.
+    """
+
+    def __init__(self, max_retries: int, *, repeatable: bool) -> None:
+        self._num_left = max_retries
+        self._repeatable = repeatable
+        self._delay_s = FIRST_DELAY_S
+
+    def delay_s(self, failure: Exception) -> float | None:
+        """Seconds until the next attempt, or None: give up."""
+        if self._num_left <= 0:
+            return None
+        self._num_left -= 1
+        match failure:
+            case NoServerError():
+                return self._backoff_s()
+            case OverloadedError() | UnavailableError() if self._repeatable:
+                asked_s = failure.retry_after_s
+                return None if asked_s is None or asked_s > MAX_WAIT_S else _spread(asked_s)
+            case _:
+                return None
+
+    def _backoff_s(self) -> float:
+        delay_s, self._delay_s = self._delay_s, 2 * self._delay_s
+        return _spread(delay_s)
+
+
+def _spread(delay_s: float) -> float:
+    """A little longer, so that many refused clients do not come back as one."""
+    return delay_s * random.uniform(1.0, 1.25)
+
+
+def retry_after_s(header: str | None) -> float | None:
+    """The value of a `Retry-After` header: seconds, or a date."""
+    if header is None:
+        return None
+    if header.isascii() and header.isdigit():
+        return float(header[:9])
+    try:
+        at = parsedate_to_datetime(header)
+    except ValueError:
+        return None
+    return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC)).total_seconds())

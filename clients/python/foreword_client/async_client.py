@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar, Unpack
+
+import anyio
+import httpx
+
+from foreword_client import _calls, errors, types
+from foreword_client._body import Source
+from foreword_client._retry import Retries
+from foreword_client._wire import DEFAULT_TIMEOUT, NOT_READY, Call, Target, error_of
+from foreword_client.streams import AsyncStream
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """A connection to a Foreword server. Close it, or use it as an async context manager.
+
+    `base_url` defaults to FOREWORD_URL, then http://127.0.0.1:8000; `api_key` to FOREWORD_API_KEY.
+    Every method raises a `ForewordError` when it cannot do what it says.
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout: httpx.Timeout | float = DEFAULT_TIMEOUT,
+        max_retries: int = 2,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._target = Target.of(base_url, api_key)
+        self._max_retries = max_retries
+        self._http = httpx.AsyncClient(
+            base_url=self._target.url,
+            headers=self._target.headers,
+            timeout=timeout,
+            transport=transport,
+            trust_env=not self._target.is_loopback,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._http.aclose()
+
+    async def generate(
+        self,
+        prompt: str | Sequence[int] | None = None,
+        *,
+        task: str | None = None,
+        version: int | None = None,
+        **options: Unpack[types.GenerateOptions],
+    ) -> types.Generation:
+        """Complete a prompt (text or token ids) behind a task's prefix; no task: the base model."""
+        return await self._call(_calls.generate(prompt, task, version, options, stream=False))
+
+    def stream(
+        self,
+        prompt: str | Sequence[int] | None = None,
+        *,
+        task: str | None = None,
+        version: int | None = None,
+        **options: Unpack[types.GenerateOptions],
+    ) -> AsyncStream:
+        """The same, token by token. Leaving the stream early cancels the request."""
+        call = _calls.generate(prompt, task, version, options, stream=True)
+        return AsyncStream(self._target, lambda: self._send(call))
+
+    async def push(
+        self,
+        task: str,
+        source: Source | None = None,
+        *,
+        text: str | None = None,
+        messages: Sequence[Mapping[str, str]] | None = None,
+        activate: bool = True,
+        **profile: Unpack[types.ProfileFields],
+    ) -> types.Uploaded:
+        """Upload a version; `activate` makes it answer, and creates the task if it is new.
+
+        `source` is a PEFT folder, a .safetensors or .tar file, or its bytes; from `text` or
+        `messages` the server computes the prefix. Parts of the `profile` are changed afterwards.
+        """
+        uploaded = await self._call(_calls.push(task, source, text, messages, activate=activate))
+        if profile:
+            await self.update_task(task, **profile)
+        return uploaded
+
+    async def tasks(self) -> list[types.Task]:
+        """All tasks, in the order of their names."""
+        page = await self._call(_calls.tasks(None))
+        tasks = list(page.tasks)
+        while page.next_after is not None:
+            page = await self._call(_calls.tasks(page.next_after))
+            tasks += page.tasks
+        return tasks
+
+    async def task(self, name: str) -> types.Task:
+        """One task: its profile, active version, and where its prefix is."""
+        return await self._call(_calls.task(name))
+
+    async def create_task(self, name: str, **profile: Unpack[types.ProfileFields]) -> types.Task:
+        """Create a task without a version, or replace the whole profile of one."""
+        return await self._call(_calls.create_task(name, profile))
+
+    async def update_task(self, name: str, **profile: Unpack[types.ProfileFields]) -> types.Task:
+        """Change parts of a task's profile; None clears a part, one left out stays."""
+        return await self._call(_calls.update_task(name, profile))
+
+    async def delete_task(self, name: str) -> None:
+        """Delete a task with all its versions. Requests that run already finish."""
+        await self._call(_calls.delete_task(name))
+
+    async def versions(self, task: str) -> types.Versions:
+        """All versions of a task, and the history of its active one."""
+        return await self._call(_calls.versions(task))
+
+    async def version(self, task: str, number: int) -> types.Manifest:
+        """One version's manifest."""
+        return await self._call(_calls.version(task, number))
+
+    async def activate(self, task: str, number: int) -> types.Activated:
+        """Let a version answer from now on. Requests that run already finish on theirs."""
+        return await self._call(_calls.activate(task, number))
+
+    async def rollback(self, task: str) -> types.Activated:
+        """Back to the version that was active before."""
+        return await self._call(_calls.rollback(task))
+
+    async def delete_version(self, task: str, number: int) -> None:
+        """Delete a version that is not active."""
+        await self._call(_calls.delete_version(task, number))
+
+    async def download(
+        self, task: str, number: int, *, format: Literal["peft"] | None = None
+    ) -> bytes:
+        """A version's artifact (safetensors), or the tar of a folder that PEFT loads."""
+        return await self._call(_calls.download(task, number, format))
+
+    async def info(self) -> types.Info:
+        """The base model and the server around it."""
+        return await self._call(_calls.info())
+
+    async def is_ready(self) -> bool:
+        """Whether a server answers and can generate. Does not raise when it cannot."""
+        try:
+            return await self._call(_calls.is_ready())
+        except NOT_READY:
+            return False
+
+    async def _call(self, call: Call[T]) -> T:
+        with self._target.translated():
+            async with aclosing(await self._send(call)) as response:
+                await response.aread()
+        return call.parse(response)
+
+    async def _send(self, call: Call[Any]) -> httpx.Response:
+        """The response, its body still to come, of the first attempt that succeeds."""
+        retries = Retries(self._max_retries, repeatable=call.repeatable)
+        while True:
+            try:
+                return await self._attempt(call)
+            except errors.ForewordError as exc:
+                delay_s = retries.delay_s(exc)
+                if delay_s is None:
+                    raise
+            await anyio.sleep(delay_s)
+
+    async def _attempt(self, call: Call[Any]) -> httpx.Response:
+        content = None if call.body is None else call.body.async_chunks()
+        args = {"params": call.params, "headers": call.headers, "timeout": call.timeout}
+        request = self._http.build_request(call.method, call.path, content=content, **args)
+        with self._target.translated():
+            response = await self._http.send(request, stream=True)
+            if not response.is_success:
+                async with aclosing(response):
+                    await response.aread()
+                raise error_of(response)
+        return response

@@ -1,0 +1,124 @@
+"""The commands put together, and what becomes of their errors."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from foreword_client._version import __version__
+from foreword_client.cli import generate, output, plugins, tasks, versions
+from foreword_client.errors import APIStatusError, ForewordError, NoServerError
+
+_TASKS = "Tasks and versions"
+_HELP = """One frozen model, a foreword for every task.
+
+A task is a name, and a prefix that goes before every prompt of it. Push one, and ask:
+
+[bold]foreword push french --text "Translate to French."[/bold]
+
+[bold]foreword generate --task french "Good morning"[/bold]
+"""
+
+
+class Commands(TyperGroup):
+    """Our commands and those of plug-ins. An error of any kind is one line, never a traceback."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.commands.update(plugins.commands())
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        try:
+            code = super().main(*args, **options | {"standalone_mode": False})
+        except typer.TyperException as exc:
+            _fail(exc.format_message(), exc.exit_code)
+        except typer.Abort:
+            _fail("aborted")
+        except ForewordError as exc:
+            _fail(_told(exc))
+        except BrokenPipeError:
+            _stop_writing()
+            sys.exit(1)
+        except OSError as exc:
+            _fail(f"{exc.filename or 'input/output'}: {exc.strerror or exc}")
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _told(error: ForewordError) -> str:
+    """An error, and what somebody at a terminal can do about it."""
+    match error:
+        case NoServerError():
+            return f"{error}; start one with `foreword serve`, or say where with --url"
+        case APIStatusError(status=status) if status >= 500:
+            return f"{error} [{error.code}, request {error.request_id}]"
+        case APIStatusError():
+            return f"{error} [{error.code}]"
+        case _:
+            return str(error)
+
+
+def _fail(text: str, code: int = 1) -> NoReturn:
+    output.error(text)
+    sys.exit(code)
+
+
+def _stop_writing() -> None:
+    """Nobody reads any more: or the interpreter would complain once more on its way out."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _options(
+    ctx: typer.Context,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            envvar="FOREWORD_URL",
+            metavar="URL",
+            help="Where the server is. Default: http://127.0.0.1:8000",
+            show_default=False,
+        ),
+    ] = None,
+    version: Annotated[bool, typer.Option("--version", help="Tell the version of this client.")] = (
+        False
+    ),
+) -> None:
+    ctx.obj = url
+    if version:
+        typer.echo(f"foreword-client {__version__}")
+        raise typer.Exit
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+
+
+def make_app() -> typer.Typer:
+    """The whole command line."""
+    app = typer.Typer(cls=Commands, rich_markup_mode="rich", add_completion=False)
+    app.callback(
+        invoke_without_command=True,
+        help=_HELP,
+        epilog="The key of a server that asks for one is taken from FOREWORD_API_KEY.",
+        context_settings={"help_option_names": ["--help", "-h"]},
+    )(_options)
+    app.command()(generate.generate)
+    for command in (
+        versions.push,
+        tasks.tasks,
+        tasks.task,
+        versions.versions,
+        versions.activate,
+        tasks.rollback,
+        versions.download,
+        tasks.delete,
+    ):
+        app.command(rich_help_panel=_TASKS)(command)
+    app.command(rich_help_panel=plugins.PANEL)(tasks.info)
+    return app
+
+
+def main() -> None:
+    """Entry point of the `foreword` command."""
+    make_app()()

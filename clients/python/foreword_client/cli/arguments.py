@@ -1,0 +1,66 @@
+"""Options that several commands share, and how their values are read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from foreword_client.types import ProfileFields
+
+Task = Annotated[str, typer.Argument(metavar="TASK", help="The task's name.")]
+Version = Annotated[int, typer.Argument(metavar="VERSION", min=1, help="The version's number.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Write JSON, for programs.")]
+
+Description = Annotated[
+    str | None,
+    typer.Option(metavar="TEXT", help="What the task is for.", rich_help_panel="Profile"),
+]
+Template = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="Around every prompt, such as 'Review: {prompt}'.",
+        rich_help_panel="Profile",
+    ),
+]
+Chat = Annotated[
+    bool | None,
+    typer.Option(
+        "--chat/--no-chat",
+        help="Take a prompt as a user message of the base model's chat template.",
+        show_default=False,
+        rich_help_panel="Profile",
+    ),
+]
+
+
+def profile(description: str | None, template: str | None, chat: bool | None) -> ProfileFields:
+    """The parts that were given."""
+    fields: ProfileFields = {}
+    if description is not None:
+        fields["description"] = description
+    if template is not None:
+        fields["template"] = template or None
+    if chat is not None:
+        fields["chat"] = chat
+    return fields
+
+
+def messages(path: Path) -> list[dict[str, str]]:
+    """Chat messages from a file: a JSON list of `{"role": ..., "content": ...}`."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise typer.BadParameter(f"{path} is not JSON") from None
+    if not isinstance(found, list) or not all(_is_message(message) for message in found):
+        raise typer.BadParameter(f'{path} is no list of {{"role": ..., "content": ...}}')
+    return found
+
+
+def _is_message(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(value.get(key), str) for key in ("role", "content")
+    )

@@ -1,0 +1,108 @@
+"""What the commands write: tables and text for people, JSON for programs."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+
+import typer
+from pydantic import BaseModel
+from pydantic_core import to_json
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_WIDE = 10_000
+
+
+def show_json(value: BaseModel | Sequence[BaseModel]) -> None:
+    """One document on standard output."""
+    typer.echo(to_json(value, indent=2).decode())
+
+
+def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Aligned columns. The last one gives way on a narrow terminal; in a pipe nothing does."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        is_last = column == columns[-1]
+        table.add_column(column, no_wrap=True, overflow="ellipsis", ratio=1 if is_last else None)
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row))
+    _stdout().print(table)
+
+
+def show_fields(fields: Sequence[tuple[str, str]]) -> None:
+    """Names and values, one pair a line."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in fields:
+        table.add_row(name, _cell(value))
+    _stdout().print(table)
+
+
+def write(text: str) -> None:
+    """Some text of a completion, at once. A terminal gets no control characters from a model."""
+    typer.echo(printable(text) if sys.stdout.isatty() else text, nl=False)
+
+
+def say(text: str) -> None:
+    """What was done, on standard output."""
+    _stdout().print(_cell(text), soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """An aside, on standard error."""
+    _stderr().print(_cell(text), style="dim", soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    """Something went wrong, and the command did what it was asked all the same."""
+    _stderr().print(_cell(f"warning: {text}"), style="yellow", soft_wrap=True)
+
+
+def error(text: str) -> None:
+    """One red line on standard error."""
+    line = " ".join(f"error: {text}".split())
+    _stderr().print(_cell(line), style="red", soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """Without what could move the cursor or recolour the terminal."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def size(num_bytes: int) -> str:
+    """Bytes for people: 512 B, 1.5 MB."""
+    amount = float(num_bytes)
+    for unit in ("B", "kB", "MB"):
+        if amount < 1000:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} GB"
+
+
+def short(digest: str) -> str:
+    """Enough of a digest to tell versions apart."""
+    return digest.removeprefix("sha256:")[:12]
+
+
+def when(at: datetime) -> str:
+    """Local time, to the minute."""
+    return at.astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def _cell(text: str) -> Text:
+    """As it is: what looks like markup in a description is not."""
+    return Text(printable(text))
+
+
+def _stdout() -> Console:
+    return Console(width=None if sys.stdout.isatty() else _WIDE, highlight=False)
+
+
+def _stderr() -> Console:
+    return Console(stderr=True, highlight=False)

@@ -1,0 +1,159 @@
+"""`foreword tasks`, `task`, `rollback`, `delete` and `info`"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from foreword_client import types
+from foreword_client.cli import arguments, output
+from foreword_client.client import Client
+
+
+def tasks(ctx: typer.Context, as_json: arguments.AsJson = False) -> None:
+    """List all tasks."""
+    with Client(ctx.obj) as client:
+        found = client.tasks()
+    if as_json:
+        output.show_json(found)
+        return
+    if not found:
+        output.note("no tasks yet; `foreword push TASK SOURCE` makes one")
+        return
+    output.show_table(("TASK", "ACTIVE", "VERSIONS", "CHANGED", "DESCRIPTION"), _rows(found))
+
+
+def _rows(found: list[types.Task]) -> list[tuple[str, ...]]:
+    return [
+        (
+            task.name,
+            _active(task),
+            str(task.num_versions),
+            output.when(task.updated_at),
+            task.profile.description,
+        )
+        for task in found
+    ]
+
+
+def task(
+    ctx: typer.Context,
+    name: arguments.Task,
+    description: arguments.Description = None,
+    template: arguments.Template = None,
+    chat: arguments.Chat = None,
+    as_json: arguments.AsJson = False,
+) -> None:
+    """Show a task, or change its profile."""
+    changes = arguments.profile(description, template, chat)
+    with Client(ctx.obj) as client:
+        if changes:
+            client.update_task(name, **changes)
+        found = client.task(name)
+    if as_json:
+        output.show_json(found)
+    else:
+        output.show_fields(_fields(found))
+
+
+def _fields(task: types.Task) -> list[tuple[str, str]]:
+    profile = task.profile
+    defaults = profile.defaults.model_dump(exclude_none=True)
+    limits = profile.limits.model_dump(exclude_none=True)
+    fields = [
+        ("task", task.name),
+        ("description", profile.description or "-"),
+        ("active", _active(task) + (f" ({output.short(task.digest)})" if task.digest else "")),
+        ("prefix is on", task.residency or "-"),
+        ("versions", str(task.num_versions)),
+        ("template", "-" if profile.template is None else repr(profile.template)),
+        ("chat", "yes" if profile.chat else "no"),
+        ("defaults", ", ".join(f"{k} {v}" for k, v in defaults.items()) or "-"),
+        ("limits", ", ".join(f"{k} {v}" for k, v in limits.items()) or "-"),
+    ]
+    return [*fields, ("created", output.when(task.created_at))]
+
+
+def _active(task: types.Task) -> str:
+    return "-" if task.active_version is None else f"v{task.active_version}"
+
+
+def rollback(ctx: typer.Context, task: arguments.Task, as_json: arguments.AsJson = False) -> None:
+    """Go back to the version that was active before."""
+    with Client(ctx.obj) as client:
+        show_activated(client.rollback(task), as_json=as_json)
+
+
+def show_activated(activated: types.Activated, *, as_json: bool) -> None:
+    """What answers from now on."""
+    if as_json:
+        output.show_json(activated)
+        return
+    digest = output.short(activated.digest)
+    output.say(f"{activated.task}: v{activated.active_version} answers from now on ({digest})")
+    if activated.warning:
+        output.warn(activated.warning)
+
+
+def delete(
+    ctx: typer.Context,
+    task: arguments.Task,
+    version: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Only this version, which must not be active."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: arguments.AsJson = False,
+) -> None:
+    """Delete a task with all its versions, or one version."""
+    what = f"task {task} with all its versions" if version is None else f"{task} v{version}"
+    if not yes:
+        _confirm(f"Delete {what}?")
+    with Client(ctx.obj) as client:
+        if version is None:
+            client.delete_task(task)
+        else:
+            client.delete_version(task, version)
+    if as_json:
+        typer.echo("{}")
+    else:
+        output.say(f"deleted {what}")
+
+
+def _confirm(question: str) -> None:
+    if not sys.stdin.isatty():
+        raise typer.BadParameter("nobody is here to ask; say --yes", param_hint="--yes")
+    if not typer.confirm(question, err=True):
+        output.note("nothing was deleted")
+        raise typer.Exit(1)
+
+
+def info(ctx: typer.Context, as_json: arguments.AsJson = False) -> None:
+    """Tell what the server runs: base model, geometry, limits."""
+    with Client(ctx.obj) as client:
+        found = client.info()
+        is_ready = client.is_ready()
+    if as_json:
+        output.show_json(found)
+        return
+    shape = f"{found.num_layers} layers, {found.num_kv_heads} KV heads of {found.head_dim}"
+    limits = found.limits
+    fields = [
+        ("server", found.version or "-"),
+        ("ready", "yes" if is_ready else "no"),
+        ("base model", found.model),
+        ("fingerprint", output.short(found.fingerprint)),
+        ("geometry", f"{shape}, {found.dtype}"),
+        ("runs on", f"{found.device} ({found.attention} attention)"),
+        ("context", _limit(limits.max_model_len, "tokens")),
+        ("longest prefix", _limit(limits.max_prefix_tokens, "tokens")),
+        ("largest upload", output.size(limits.max_upload_bytes or 0)),
+        ("at once", _limit(limits.max_num_seqs, "requests")),
+    ]
+    output.show_fields(fields)
+
+
+def _limit(value: int | None, unit: str) -> str:
+    return "-" if value is None else f"{value} {unit}"

@@ -1,0 +1,164 @@
+"""`foreword push`, `versions`, `activate` and `download`"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from foreword_client import types
+from foreword_client.cli import arguments, output
+from foreword_client.cli.tasks import show_activated
+from foreword_client.client import Client
+
+
+def push(
+    ctx: typer.Context,
+    task: arguments.Task,
+    source: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="SOURCE", help="A PEFT folder, a .safetensors file, or a .tar of a folder."
+        ),
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Let the server compute it from this text.")
+    ] = None,
+    messages: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, metavar="FILE", help="Or from a chat, as a JSON file."
+        ),
+    ] = None,
+    activate: Annotated[
+        bool,
+        typer.Option(
+            "--activate/--no-activate", help="Answer with it at once; a new task is created."
+        ),
+    ] = True,
+    description: arguments.Description = None,
+    template: arguments.Template = None,
+    chat: arguments.Chat = None,
+    as_json: arguments.AsJson = False,
+) -> None:
+    """Upload a prefix as a task's next version.
+
+    The server verifies it first: nothing changes unless it fits.
+
+    Then it answers, without a restart. What runs already ends on the version it began with.
+    """
+    if sum(given is not None for given in (source, text, messages)) != 1:
+        raise typer.BadParameter("give exactly one of SOURCE, --text and --messages")
+    chat_messages = None if messages is None else arguments.messages(messages)
+    changes = arguments.profile(description, template, chat)
+    with Client(ctx.obj) as client:
+        uploaded = client.push(
+            task, source, text=text, messages=chat_messages, activate=activate, **changes
+        )
+    if as_json:
+        output.show_json(uploaded)
+    else:
+        _show_uploaded(uploaded)
+
+
+def _show_uploaded(uploaded: types.Uploaded) -> None:
+    state = "answers from now on" if uploaded.active else "is stored, and not active"
+    output.say(
+        f"{uploaded.task}: v{uploaded.version} {state} "
+        f"({uploaded.num_virtual_tokens} virtual tokens from {uploaded.source_format}, "
+        f"{output.size(uploaded.num_bytes)}, {output.short(uploaded.digest)})"
+    )
+    if uploaded.warning:
+        output.warn(uploaded.warning)
+
+
+def versions(
+    ctx: typer.Context,
+    task: arguments.Task,
+    history: Annotated[
+        bool, typer.Option("--history", help="Which one was active when, instead.")
+    ] = False,
+    as_json: arguments.AsJson = False,
+) -> None:
+    """List a task's versions; a star marks the active one."""
+    with Client(ctx.obj) as client:
+        found = client.versions(task)
+    if as_json:
+        output.show_json(found)
+    elif history:
+        rows = [_moment(line) for line in found.history]
+        output.show_table(("WHEN", "VERSION", "ACTION", "BY"), rows)
+    else:
+        rows = [_row(manifest, found.active_version) for manifest in found.versions]
+        output.show_table(("", "VERSION", "TOKENS", "SIZE", "CREATED", "DIGEST", "SOURCE"), rows)
+
+
+def _moment(line: types.Activation) -> tuple[str, ...]:
+    return output.when(line.at), f"v{line.version}", line.action, line.by or "-"
+
+
+def _row(manifest: types.Manifest, active_version: int | None) -> tuple[str, ...]:
+    return (
+        "*" if manifest.version == active_version else "",
+        f"v{manifest.version}",
+        str(manifest.num_virtual_tokens),
+        output.size(manifest.num_bytes),
+        output.when(manifest.created_at),
+        output.short(manifest.digest),
+        manifest.source_format,
+    )
+
+
+def activate(
+    ctx: typer.Context,
+    task: arguments.Task,
+    version: arguments.Version,
+    as_json: arguments.AsJson = False,
+) -> None:
+    """Let a version answer from now on, without a restart."""
+    with Client(ctx.obj) as client:
+        show_activated(client.activate(task, version), as_json=as_json)
+
+
+def download(
+    ctx: typer.Context,
+    task: arguments.Task,
+    version: arguments.Version,
+    to: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Where to. - is standard output."),
+    ] = None,
+    peft: Annotated[
+        bool, typer.Option("--peft", help="A tar of a folder that PEFT loads, not the artifact.")
+    ] = False,
+    as_json: arguments.AsJson = False,
+) -> None:
+    """Download a version's prefix."""
+    with Client(ctx.obj) as client:
+        data = client.download(task, version, format="peft" if peft else None)
+        manifest = client.version(task, version) if as_json else None
+    if to == Path("-"):
+        sys.stdout.buffer.write(data)
+        return
+    path = to or Path(f"{task}-v{version}.{'tar' if peft else 'safetensors'}")
+    _write_whole(path, data)
+    if manifest is not None:
+        output.show_json(manifest)
+    else:
+        output.say(f"wrote {path} ({output.size(len(data))})")
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """All of it or, when the disk is full, nothing under that name."""
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)  # a device or a pipe: nothing to replace
+        return
+    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temp.write_bytes(data)
+        temp.replace(path)
+    finally:
+        temp.unlink(missing_ok=True)

@@ -1,0 +1,249 @@
+"""What comes back from the server. Unknown fields are ignored, so newer servers stay readable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, TypedDict
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Answer(BaseModel):
+    """Base class of everything here: frozen, and open for fields of newer servers."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class GenerateOptions(TypedDict, total=False):
+    """What a request can say. What is left out, or None, comes from the task's profile."""
+
+    messages: Sequence[Mapping[str, str]] | None
+    """A chat instead of a prompt: `{"role": ..., "content": ...}`."""
+    fields: Mapping[str, str] | None
+    """For the named fields of the task's template."""
+    max_tokens: int | None
+    temperature: float | None
+    """0 is greedy."""
+    top_p: float | None
+    top_k: int | None
+    """0: all tokens."""
+    seed: int | None
+    stop: str | list[str] | None
+    ignore_eos: bool | None
+    """Go on to `max_tokens`, whatever the model says."""
+    return_token_ids: bool | None
+
+
+class ProfileFields(TypedDict, total=False):
+    """The parts of a task's profile. In an update, None clears a part; one left out stays."""
+
+    description: str | None
+    template: str | None
+    """`{prompt}` and named fields, such as `Review: {prompt}\\nLanguage: {language}`."""
+    chat: bool | None
+    """A plain prompt is taken as one user message of the base model's chat template."""
+    defaults: dict[str, Any] | None
+    """Sampling for what a request leaves out: max_tokens, temperature, top_p, top_k, seed, stop."""
+    limits: dict[str, Any] | None
+    """What a request may ask for at most: max_tokens, max_prompt_tokens."""
+
+
+class Usage(Answer):
+    """Tokens of one request."""
+
+    prefix_tokens: int
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Timings(Answer):
+    """Milliseconds since the request arrived at the server."""
+
+    queue_ms: float
+    first_token_ms: float | None = None
+    total_ms: float
+
+
+class Generation(Answer):
+    """A completion, and the version of the task that made it."""
+
+    id: str
+    task: str | None = None
+    version: int | None = None
+    digest: str | None = None
+    text: str
+    token_ids: list[int] | None = None
+    """Only where `return_token_ids` was asked for."""
+    finish_reason: str
+    """`stop` or `length`."""
+    usage: Usage
+    timings: Timings
+
+
+class Token(Answer):
+    """Some more of a streamed completion: usually one token, sometimes several."""
+
+    text: str
+    token_ids: list[int] | None = None
+
+
+class Message(Answer):
+    """One chat message."""
+
+    role: str
+    content: str
+
+
+class PromptFormat(Answer):
+    """How prompts that follow a prefix are made."""
+
+    add_special_tokens: bool = True
+    messages: list[Message] | None = None
+    """The chat messages the prefix was computed from; a request's messages continue them."""
+
+
+class Check(Answer):
+    """One line of a verification report."""
+
+    name: str
+    passed: bool
+    detail: str = ""
+
+
+class Manifest(Answer):
+    """One version of a task. Immutable."""
+
+    task: str
+    version: int
+    digest: str
+    num_virtual_tokens: int
+    position_offset: int = 0
+    num_bytes: int
+    dtype: str = ""
+    base_model: str = ""
+    fingerprint: str = ""
+    source_format: str = ""
+    source_digest: str = ""
+    """Of the bytes that were uploaded."""
+    prompt: PromptFormat = PromptFormat()
+    verification: list[Check] = []
+    created_at: datetime
+    created_by: str | None = None
+
+
+class Uploaded(Manifest):
+    """The version that a push made, and whether it answers already."""
+
+    active: bool = False
+    warning: str | None = None
+    """Why the prefix could not be loaded at once."""
+
+
+class Defaults(Answer):
+    """A task's sampling parameters for what a request leaves out."""
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    stop: list[str] | None = None
+
+
+class TaskLimits(Answer):
+    """What a task allows at most."""
+
+    max_tokens: int | None = None
+    max_prompt_tokens: int | None = None
+
+
+class Profile(Answer):
+    """How a task treats its prompts."""
+
+    description: str = ""
+    template: str | None = None
+    chat: bool = False
+    defaults: Defaults = Defaults()
+    limits: TaskLimits = TaskLimits()
+
+
+class Task(Answer):
+    """A task. `digest` and `residency` are known where one task was asked for."""
+
+    name: str
+    profile: Profile = Profile()
+    active_version: int | None = None
+    num_versions: int
+    created_at: datetime
+    updated_at: datetime
+    digest: str | None = None
+    """Of the active version."""
+    residency: str | None = None
+    """Where the active prefix is: `device`, `host` or `disk`."""
+
+
+class TaskPage(Answer):
+    """Some tasks, in the order of their names."""
+
+    tasks: list[Task]
+    next_after: str | None = None
+
+
+class Activation(Answer):
+    """One line of a task's history."""
+
+    seq: int
+    version: int
+    action: str
+    """`activate` or `rollback`."""
+    at: datetime
+    by: str | None = None
+
+
+class Versions(Answer):
+    """All versions of a task, and the history of its active one."""
+
+    task: str
+    active_version: int | None = None
+    versions: list[Manifest]
+    history: list[Activation] = []
+
+
+class Activated(Answer):
+    """What answers from now on."""
+
+    task: str
+    active_version: int
+    digest: str
+    warning: str | None = None
+    """Why the prefix could not be loaded at once."""
+
+
+class ServerLimits(Answer):
+    """What a server takes at most. None: it does not say."""
+
+    max_model_len: int | None = None
+    max_prefix_tokens: int | None = None
+    max_num_seqs: int | None = None
+    max_upload_bytes: int | None = None
+    max_body_bytes: int | None = None
+
+
+class Info(Answer):
+    """The base model and the server around it."""
+
+    version: str = ""
+    model: str
+    fingerprint: str
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    hidden_size: int | None = None
+    vocab_size: int | None = None
+    dtype: str
+    device: str = ""
+    attention: str = ""
+    eos_token_ids: list[int] = []
+    chat_template: bool = False
+    limits: ServerLimits = ServerLimits()

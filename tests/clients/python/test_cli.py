@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from foreword_client.cli import make_app
+from foreword_client.cli.output import printable, size
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(server: Any, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs a command against the fake server."""
+    monkeypatch.setenv("FOREWORD_URL", server.url)
+    return lambda *args, **options: CliRunner().invoke(make_app(), args, **options)
+
+
+def test_generate_writes_the_text(run: Run, server: Any) -> None:
+    done = run("generate", "hi", "--task", "x", "--max-tokens", "5", "--stop", "a", "--stop", "b")
+
+    assert (done.exit_code, done.stdout) == (0, "one two three\n")
+    assert server.bodies() == [{"prompt": "hi", "max_tokens": 5, "stop": ["a", "b"]}]
+    assert server.seen[0][1] == "/generate?task=x"
+
+
+def test_generate_streams_and_tells_what_it_took(run: Run, server: Any) -> None:
+    done = run("generate", "hi", "-t", "x", "--stream", "-v")
+
+    assert done.stdout == "one two three\n"
+    assert "x v3 · 20 prefix + 2 prompt + 3 completion tokens" in done.stderr
+    assert server.bodies() == [{"prompt": "hi", "stream": True}]
+
+
+def test_generate_reads_standard_input(run: Run, server: Any) -> None:
+    run("generate", input="from a pipe\n")
+    run("generate", "-", input="two\nlines\n")
+
+    assert [body["prompt"] for body in server.bodies()] == ["from a pipe", "two\nlines"]
+
+
+def test_generate_takes_fields_and_messages(run: Run, server: Any, tmp_path: Path) -> None:
+    chat = tmp_path / "chat.json"
+    chat.write_text('[{"role": "user", "content": "hi"}]')
+
+    run("generate", "--field", "name=Jo=Ann", "--field", "empty=")
+    run("generate", "--messages", str(chat))
+
+    assert server.bodies() == [
+        {"fields": {"name": "Jo=Ann", "empty": ""}},
+        {"messages": [{"role": "user", "content": "hi"}]},
+    ]
+
+
+def test_json_is_for_programs(run: Run) -> None:
+    whole = json.loads(run("generate", "hi", "--json").stdout)
+    lines = run("generate", "hi", "--json", "--stream").stdout.splitlines()
+
+    assert whole["text"] == "one two three"
+    assert [json.loads(line)["text"] for line in lines] == ["one", " two", " three", whole["text"]]
+    assert [task["name"] for task in json.loads(run("tasks", "--json").stdout)] == ["a", "b", "c"]
+    for command in (
+        ["task", "x"],
+        ["versions", "x"],
+        ["activate", "x", "2"],
+        ["rollback", "x"],
+        ["push", "x", "--text", "t"],
+        ["info"],
+        ["delete", "x", "--yes"],
+    ):
+        assert isinstance(json.loads(run(*command, "--json").stdout), dict)
+
+
+def test_tables_show_what_is_there_and_nothing_is_markup(run: Run) -> None:
+    tasks = run("tasks").stdout.splitlines()
+    versions = run("versions", "x").stdout.splitlines()
+
+    assert tasks[0].split() == ["TASK", "ACTIVE", "VERSIONS", "CHANGED", "DESCRIPTION"]
+    assert tasks[1].split()[:3] == ["a", "v3", "3"]
+    assert tasks[1].endswith("[bold]a[/bold]")
+    assert [line.split()[0] for line in versions[1:]] == ["v1", "v2", "*"]
+    assert "1.5 MB" in versions[1]
+    assert "activate" in run("versions", "x", "--history").stdout
+
+
+def test_a_task_is_shown_and_changed(run: Run, server: Any) -> None:
+    shown = run("task", "x", "--no-chat", "--template", "Q: {prompt}", "--description", "d")
+
+    assert "active" in shown.stdout
+    assert server.bodies() == [{"description": "d", "template": "Q: {prompt}", "chat": False}]
+
+
+def test_push_says_what_answers_now(run: Run, server: Any) -> None:
+    done = run("push", "x", "--text", "Translate.", "--chat")
+    stored = run("push", "x", "--text", "Translate.", "--no-activate")
+
+    assert done.stdout.startswith("x: v4 answers from now on (20 virtual tokens from peft, 1.5 MB")
+    assert "is stored, and not active" in stored.stdout
+    assert [s[:2] for s in server.seen] == [
+        ("PUT", "/tasks/x/prefix"),
+        ("PATCH", "/tasks/x"),
+        ("POST", "/tasks/x/versions"),
+    ]
+
+
+def test_activate_rollback_and_delete_say_what_they_did(run: Run) -> None:
+    assert "x: v2 answers from now on" in run("activate", "x", "2").stdout
+    assert "x: v2 answers from now on" in run("rollback", "x").stdout
+    assert "deleted task x with all its versions" in run("delete", "x", "--yes").stdout
+
+
+def test_nothing_is_deleted_unasked(run: Run, server: Any) -> None:
+    done = run("delete", "x")
+
+    assert done.exit_code == 2
+    assert "--yes" in done.stderr
+    assert server.seen == []
+
+
+def test_download_writes_a_file_or_standard_output(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+
+    done = run("download", "x", "1", "-o", str(path), "--peft")
+
+    assert done.exit_code == 0
+    assert path.read_bytes() == b"bytes of peft"
+    assert list(tmp_path.iterdir()) == [path]
+    assert run("download", "x", "1", "-o", "-").stdout_bytes == b"bytes of artifact"
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "told"),
+    [
+        (["generat", "hi"], 2, "No such command 'generat'. Did you mean 'generate'?"),
+        (["generate", "hi", "--max-token", "3"], 2, "--max-token"),
+        (["generate", "hi", "--max-tokens", "0"], 2, "--max-tokens"),
+        (["generate", "hi", "--field", "name"], 2, "NAME=VALUE"),
+        (["push", "x"], 2, "exactly one"),
+        (["push", "x", "/nowhere"], 1, "no such file or folder: /nowhere"),
+        (["generate", "hi", "-t", "nope"], 1, "there is no such task [unknown_task]"),
+        (["generate", "hi", "-t", "failing", "--stream"], 1, "it failed [step_failed, request r1]"),
+        (["delete", "x", "--version", "3", "-y"], 1, "[version_active]"),
+        (["download", "x", "1", "-o", "/nowhere/x"], 1, "/nowhere"),
+        (["--url", "ftp://h", "tasks"], 1, "ftp://h"),
+        (["--url", "http://127.0.0.1:1", "tasks"], 1, "start one with `foreword serve`"),
+    ],
+)
+def test_an_error_is_one_line(run: Run, args: list[str], code: int, told: str) -> None:
+    done = run(*args)
+
+    last = done.stderr.removeprefix("\n").splitlines()
+    assert (done.exit_code, len(last)) == (code, 1)
+    assert last[0].startswith("error: ")
+    assert told in last[0]
+
+
+def test_files_that_hold_no_chat_are_refused(run: Run, tmp_path: Path) -> None:
+    for content in ("{", "{}", '[{"role": "user"}]', "[3]"):
+        path = tmp_path / "chat.json"
+        path.write_text(content)
+        assert run("generate", "--messages", str(path)).exit_code == 2
+
+
+def test_help_names_every_command(run: Run) -> None:
+    named = [
+        "generate",
+        "push",
+        "tasks",
+        "task",
+        "versions",
+        "activate",
+        "rollback",
+        "download",
+        "delete",
+        "info",
+        "serve",
+    ]
+
+    for shown in (run("--help"), run()):
+        assert shown.exit_code == 0
+        assert all(name in shown.stdout for name in named)
+    for name in named[:-1]:
+        assert run(name, "--help").exit_code == 0
+    assert run("--version").stdout.startswith("foreword-client ")
+
+
+def test_a_model_cannot_move_the_cursor() -> None:
+    assert printable("a\x1b[2J\x9b\x07b\r\n\tc") == "a\ufffd[2J\ufffd\ufffdb\ufffd\n\tc"
+    assert [size(n) for n in (0, 999, 1500, 2_500_000, 3 * 10**9)] == [
+        "0 B",
+        "999 B",
+        "1.5 kB",
+        "2.5 MB",
+        "3.0 GB",
+    ]
+
+
+def _start(server: Any, *args: str, **options: Any) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"FOREWORD_URL": server.url}
+    main = "from foreword_client.cli import main; main()"
+    return subprocess.Popen([sys.executable, "-c", main, *args], env=environment, **options)
+
+
+def test_a_terminal_gets_a_stream_in_colour_and_an_interrupt_cancels_it(server: Any) -> None:
+    ours, theirs = pty.openpty()
+    process = _start(server, "generate", "hi", "-t", "endless", stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    seen = b""
+    deadline_s = time.monotonic() + 20
+    while b"three" not in seen and time.monotonic() < deadline_s:
+        seen += os.read(ours, 1000)
+
+    process.send_signal(signal.SIGINT)
+
+    assert process.wait(10) == 130
+    assert server.left.wait(5)
+    os.close(ours)
+    assert b"Traceback" not in seen
+
+
+def test_a_reader_that_stops_reading_gets_no_traceback(server: Any) -> None:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with _start(server, "generate", "hi", "-t", "endless", "--stream", **pipes) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.read(5) == b"one t"
+        process.stdout.close()
+
+        assert process.wait(10) == 1
+        assert process.stderr.read() == b""
+    assert server.left.wait(5)

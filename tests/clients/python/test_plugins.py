@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from foreword_client.cli import make_app
+from foreword_client.cli.plugins import commands
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder on the path, where a distribution with a `serve` command lies."""
+    info = tmp_path / "aaa_plugin-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: aaa-plugin\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[foreword.commands]\nzzz = foreword_test_plugin:main\nbroken = foreword_test_gone:main\n"
+    )
+    (tmp_path / "foreword_test_plugin.py").write_text("def main(argv):\n    print(argv)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "foreword_test_plugin", raising=False)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("install")
+def test_a_plug_in_gets_its_arguments_as_they_were_typed() -> None:
+    args = ["--help", "-x", "--", "--url", "a b", "--port=3", "-"]
+
+    done = CliRunner().invoke(make_app(), ["--url", "http://h", "zzz", *args])
+
+    assert done.exit_code == 0
+    assert done.stdout == f"{args!r}\n"
+
+
+@pytest.mark.usefixtures("install")
+def test_a_plug_in_is_listed_and_suggested() -> None:
+    assert "zzz" in CliRunner().invoke(make_app(), ["--help"]).stdout
+    assert "'zzz'" in CliRunner().invoke(make_app(), ["zzzz"]).stderr
+
+
+@pytest.mark.usefixtures("install")
+def test_a_plug_in_that_cannot_be_loaded_is_one_line() -> None:
+    done = CliRunner().invoke(make_app(), ["broken"])
+
+    assert done.exit_code == 1
+    assert done.stderr == (
+        "error: `foreword broken` cannot be loaded: No module named 'foreword_test_gone'\n"
+    )
+
+
+def test_serve_without_a_server_says_how_to_get_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as nothing_installed:
+        nothing_installed.setattr(sys, "path", [])
+        command = get_command(make_app())
+        assert list(commands()) == ["serve"]
+
+    with pytest.raises(SystemExit) as ended:
+        command.main(["serve", "--help"])
+
+    assert ended.value.code == 1
+    told = capsys.readouterr().err
+    assert "not installed here" in told
+    assert "pip install" in told
