@@ -2,9 +2,11 @@
 What the server can refuse or fail to do. Nothing here knows about HTTP.
 
 * ServerError
+  x MalformedRequest
   x InvalidRequest
     + PromptTooLong
     + TemplateMismatch
+  x BaseModelMismatch
   x Overloaded
   x Unavailable
     + EngineUnavailable
@@ -25,10 +27,16 @@ from typing import ClassVar
 
 
 class ServerError(Exception):
-    """Base class of every error the server raises on purpose. Messages are fit for a user's eyes."""
+    """Base class of every error the server raises on purpose. Messages are fit for users."""
 
     code: ClassVar[str] = "internal"
     retry_after_s: ClassVar[int | None] = None
+
+
+class MalformedRequest(ServerError):
+    """The request cannot be read unambiguously."""
+
+    code = "malformed_request"
 
 
 class InvalidRequest(ServerError):
@@ -55,6 +63,12 @@ class TemplateMismatch(InvalidRequest):
     """The task's template and the request's fields do not fit together."""
 
     code = "template_mismatch"
+
+
+class BaseModelMismatch(ServerError):
+    """The version was made for another base model than the one that is loaded."""
+
+    code = "base_model_mismatch"
 
 
 class Overloaded(ServerError):

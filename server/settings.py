@@ -13,6 +13,10 @@ def _data_home() -> Path:
     return Path.home() / ".local" / "share" / "foreword"
 
 
+def _cache_home() -> Path:
+    return Path.home() / ".cache" / "foreword"
+
+
 class Settings(BaseSettings):
     """Every knob of the server. Read once, from `FOREWORD_*` or the command line."""
 
@@ -32,6 +36,10 @@ class Settings(BaseSettings):
     )
     store: Path = Field(
         default_factory=_data_home, description="Folder of the prefix store: registry and blobs."
+    )
+    cache: Path = Field(
+        default_factory=_cache_home,
+        description="Folder for what is fetched once, the default model.",
     )
     demo: bool = Field(False, description="Create the demo tasks if they do not exist.")
 

@@ -9,7 +9,15 @@ from server.engine.attention.base import AttentionBackend
 from server.engine.attention.cpu import CpuBackend
 from server.engine.attention.ref import RefBackend
 from server.engine.residency import ResidentPrefix
-from tiny_models import CONFIGS, Engine, build_model, make_engine, oracle, random_prefix, spec_of
+from tests.tiny_models import (
+    CONFIGS,
+    Engine,
+    build_model,
+    make_engine,
+    oracle,
+    random_prefix,
+    spec_of,
+)
 
 ATOL = 2e-5
 NUM_NEW = 6

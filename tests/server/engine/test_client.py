@@ -22,7 +22,7 @@ from prefix_store.prefix import Prefix
 from server.engine.client import EngineClient
 from server.engine.messages import EngineConfig, Sampling
 from server.errors import CompileFailed, EngineUnavailable, PrefixUnavailable
-from tiny_models import CONFIGS, build_model, oracle, random_prefix, spec_of
+from tests.tiny_models import CONFIGS, build_model, oracle, random_prefix, spec_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 PROMPT = [5, 9, 14, 3, 77]

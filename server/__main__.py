@@ -1,0 +1,121 @@
+"""`foreword serve`: settings -> app -> uvicorn. A user's mistake is one line and exit code 2."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+
+import torch
+from fastapi import FastAPI
+from pydantic import ValidationError
+from pydantic_settings import CliApp, SettingsError
+from rich.console import Console
+
+from prefix_store.errors import PrefixStoreError
+from server import logs
+from server.api.deps import Services
+from server.app import build
+from server.default_model import DefaultModelError, ensure_default_model
+from server.errors import ServerError
+from server.http_server import HttpServer
+from server.settings import Settings
+
+_ENV_PREFIX = "FOREWORD_"
+
+
+class StartError(Exception):
+    """The server cannot start as it was told to. The message is one line for the user."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Serve until a signal says otherwise. `argv`: without the program's name."""
+    try:
+        settings = read_settings(argv)
+        logs.configure(settings.log_level)
+        torch.set_num_threads(1)  # the cores are the engine's
+        asyncio.run(_serve(settings))
+    except (StartError, DefaultModelError, PrefixStoreError, ServerError) as exc:
+        sys.stderr.write(f"foreword: {exc}\n")
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def read_settings(argv: list[str] | None) -> Settings:
+    """From the command line and the environment. Raises `StartError`."""
+    known = {f"{_ENV_PREFIX}{name.upper()}" for name in Settings.model_fields}
+    given = {name for name in os.environ if name.upper().startswith(_ENV_PREFIX)}
+    if unknown := sorted(name for name in given if name.upper() not in known):
+        raise StartError(f"unknown environment variable {unknown[0]}; see --help for the settings")
+    try:
+        return CliApp.run(Settings, cli_args=sys.argv[1:] if argv is None else argv)
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        name = ".".join(str(at) for at in first["loc"]) or "settings"
+        raise StartError(f"{name}: {first['msg']}") from None
+    except SettingsError as exc:
+        raise StartError(str(exc)) from None
+
+
+async def _serve(settings: Settings) -> None:
+    with _listening(settings) as listener:
+        app = await asyncio.to_thread(_build, settings)
+        services: Services = app.state.services
+        async with app.router.lifespan_context(app):
+            await _announce(services, listener)
+            _ignore_signals()
+            await HttpServer(app, drain_timeout_s=settings.drain_timeout_s).serve([listener])
+
+
+def _build(settings: Settings) -> FastAPI:
+    is_default = settings.model == "default"
+    model = str(ensure_default_model(settings.cache)) if is_default else settings.model
+    try:
+        settings.store.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise StartError(f"cannot use the store {settings.store}: {exc.strerror}") from None
+    try:
+        return build(settings, model)
+    except (OSError, ValueError) as exc:
+        said = str(exc).strip().splitlines()
+        raise StartError(f"cannot load the model {model}: {said[0] if said else exc!r}") from None
+
+
+@contextlib.contextmanager
+def _listening(settings: Settings) -> Iterator[socket.socket]:
+    """A bound socket, taken before minutes are spent on loading a model."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((settings.host, settings.port))
+        except OSError as exc:
+            where = f"{settings.host}:{settings.port}"
+            raise StartError(f"cannot listen on {where}: {exc.strerror or exc}") from None
+        yield listener
+
+
+def _ignore_signals() -> None:
+    """uvicorn raises a signal once more when it has shut down; ours is to clean up and exit 0."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+
+
+async def _announce(services: Services, listener: socket.socket) -> None:
+    host, port = listener.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    tasks = await services.off_loop(services.store.list_tasks)
+    names = [task.name for task in tasks if task.active_version is not None]
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"Foreword serves {services.model_name} on {url}", markup=False)
+    console.print(f"Tasks: {', '.join(names) or 'none yet'}", markup=False)
+    console.print(f"API: {url}/docs", markup=False)
+
+
+if __name__ == "__main__":
+    main()

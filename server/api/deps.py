@@ -1,0 +1,107 @@
+"""What the routes are handed, and how strictly a JSON body is read."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+from fastapi import Depends, Request, Response
+from fastapi.routing import APIRoute
+
+from prefix_store import strict_json
+from prefix_store.store import PrefixStore
+from server.engine.client import EngineClient
+from server.errors import MalformedRequest, UnsupportedBody
+from server.metrics import Metrics
+from server.router import Router
+from server.settings import Settings
+from server.tokenizer import Tokenizer
+from server.uploads import Uploads
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_LARGE_JSON = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Everything the app is made of; built in `server.app`."""
+
+    settings: Settings
+    store: PrefixStore
+    engine: EngineClient
+    tokenizer: Tokenizer
+    router: Router
+    uploads: Uploads
+    metrics: Metrics
+    executor: Executor
+    model_name: str
+    """What clients call the base model; never a path."""
+    version: str
+    """Of the server."""
+
+    async def off_loop(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run blocking work, such as a registry call, on a thread."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.executor, partial(work, *args, **kwargs))
+
+
+def get_services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+ServicesDep = Annotated[Services, Depends(get_services)]
+
+
+def require_json(request: Request) -> None:
+    """Raises `UnsupportedBody` unless the body is declared as UTF-8 JSON."""
+    kind, _, parameters = request.headers.get("content-type", "").lower().partition(";")
+    charset = parameters.strip().replace('"', "")
+    if kind.strip() != "application/json" or charset not in ("", "charset=utf-8"):
+        raise UnsupportedBody("send the body as application/json in UTF-8")
+
+
+class StrictRequest(Request):
+    """Reads JSON without second meanings: no key twice, no NaN, no half characters."""
+
+    async def json(self) -> Any:
+        if not hasattr(self, "_json"):
+            raw = await self.body()
+            parsed = asyncio.to_thread(_parse, raw) if len(raw) > _LARGE_JSON else _soon(raw)
+            self._json = await parsed
+        return self._json
+
+
+class JsonRoute(APIRoute):
+    """A route whose body, if it takes one, is checked before the framework looks at it."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        answer = super().get_route_handler()
+        takes_body = self.body_field is not None
+
+        async def checked(request: Request) -> Response:
+            if not takes_body:
+                return await answer(request)
+            require_json(request)
+            strict = StrictRequest(request.scope, request.receive)
+            await strict.json()  # our own errors, raised outside of the framework's catch-all
+            return await answer(strict)
+
+        return checked
+
+
+async def _soon(raw: bytes) -> Any:
+    return _parse(raw)
+
+
+def _parse(raw: bytes) -> Any:
+    try:
+        return strict_json.parse(raw)
+    except ValueError as exc:
+        raise MalformedRequest(f"the body is not valid JSON: {exc}") from None

@@ -1,0 +1,135 @@
+"""POST /generate: one prompt, one task, one completion, whole or as events."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Query, Request, Response
+
+from server.api import problems, sse
+from server.api.deps import JsonRoute, ServicesDep
+from server.api.disconnect import until_disconnect
+from server.api.schemas import MAX_VERSION, GenerateRequest, GenerateResponse
+from server.completion import Completion
+from server.errors import MalformedRequest, ServerError
+
+routes = APIRouter(tags=["generate"], route_class=JsonRoute)
+
+_encoder = msgspec.json.Encoder()
+_PARAMETERS = {"task", "version"}
+_STREAMED = "Events `token`, then `done` or `error`, where `stream` is true."
+
+TaskQuery = Annotated[str | None, Query(description="The task's name. None: the base model.")]
+VersionQuery = Annotated[
+    int | None, Query(ge=1, le=MAX_VERSION, description="Default: the active version.")
+]
+
+
+class TokenEvent(msgspec.Struct):
+    """A stream's `token`: some more of the text."""
+
+    text: str
+    token_ids: list[int] | None
+
+
+@routes.post(
+    "/generate",
+    response_model=GenerateResponse,
+    responses={200: {"content": {"text/event-stream": {}}, "description": _STREAMED}},
+)
+async def generate(
+    body: GenerateRequest,
+    request: Request,
+    services: ServicesDep,
+    task: TaskQuery = None,
+    version: VersionQuery = None,
+) -> Response:
+    """Complete a prompt behind the task's prefix, whole or token by token."""
+    _check_parameters(request)
+    completion = await services.router.admit(task, version, body.params())
+    headers = target_headers(completion)
+    note(request, completion)
+    if body.stream:
+        events = _events(completion, request, body.return_token_ids)
+        return sse.EventStream(events, close=completion.close, headers=headers)
+    whole = await until_disconnect(request, completion.collect())
+    answer = _answer(completion, request, whole.token_ids if body.return_token_ids else None)
+    answer |= {"text": whole.text}
+    note(request, completion)
+    return Response(_encoder.encode(answer), headers=headers, media_type="application/json")
+
+
+def _check_parameters(request: Request) -> None:
+    names = [name for name, _ in request.query_params.multi_items()]
+    if len(names) != len(set(names)):
+        raise MalformedRequest("a query parameter is given twice")
+    if set(names) - _PARAMETERS:
+        raise MalformedRequest("an unknown query parameter; known are: task, version")
+
+
+async def _events(
+    completion: Completion, request: Request, return_token_ids: bool
+) -> AsyncGenerator[bytes, None]:
+    """The status line is long gone: what fails from here on is an `error` event."""
+    token_ids: list[int] = []
+    try:
+        async for piece in completion:
+            token_ids += piece.token_ids
+            if piece.text or (return_token_ids and piece.token_ids):
+                ids = piece.token_ids if return_token_ids else None
+                yield sse.event("token", TokenEvent(piece.text, ids))
+        answer = _answer(completion, request, token_ids if return_token_ids else None)
+        yield sse.event("done", answer)
+    except ServerError as exc:
+        yield sse.event("error", problems.describe(exc, request.state.request_id))
+    finally:
+        note(request, completion)
+
+
+def _answer(
+    completion: Completion, request: Request, token_ids: list[int] | None
+) -> dict[str, Any]:
+    target = completion.target
+    return {
+        "id": f"gen-{request.state.request_id}",
+        "task": target.task,
+        "version": target.version,
+        "digest": None if target.digest is None else str(target.digest),
+        "token_ids": token_ids,
+        "finish_reason": completion.finish_reason,
+        "usage": {
+            "prefix_tokens": target.num_prefix_tokens,
+            "prompt_tokens": completion.num_prompt_tokens,
+            "completion_tokens": completion.num_completion_tokens,
+        },
+        "timings": {
+            "queue_ms": _ms(completion.queue_s),
+            "first_token_ms": _ms(completion.time_to_first_token_s),
+            "total_ms": _ms(completion.total_s),
+        },
+    }
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 2)
+
+
+def target_headers(completion: Completion) -> dict[str, str]:
+    """Which version answers, and by which bytes."""
+    target = completion.target
+    if target.digest is None:
+        return {}
+    return {"X-Task-Version": str(target.version), "X-Prefix-Digest": str(target.digest)}
+
+
+def note(request: Request, *completions: Completion) -> None:
+    """What the log line of this request says about its completions."""
+    request.state.log |= {
+        "task": completions[0].target.task,
+        "version": completions[0].target.version,
+        "prompt_tokens": sum(completion.num_prompt_tokens for completion in completions),
+        "completion_tokens": sum(completion.num_completion_tokens for completion in completions),
+        "outcome": completions[0].outcome,
+    }

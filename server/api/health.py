@@ -1,0 +1,85 @@
+"""Liveness asks the engine's loop, readiness whether work is taken, /info what is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from server.api.deps import Services, ServicesDep
+from server.api.schemas import Health, Info, Limits
+from server.engine.messages import EngineInfo
+
+routes = APIRouter(tags=["server"])
+
+_UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"model": Health, "description": "And why."}}
+
+
+@routes.get("/livez", response_model=Health, responses=_UNAVAILABLE)
+async def livez(services: ServicesDep) -> Response:
+    """Whether the engine's loop still turns. An orchestrator may restart the server if not."""
+    limit_s = services.settings.engine_hang_timeout_s
+    age_s = services.engine.heartbeat_age_s
+    return _health([] if age_s < limit_s else [f"no sign of life from the engine in {limit_s:g} s"])
+
+
+@routes.get("/readyz", response_model=Health, responses=_UNAVAILABLE)
+@routes.get("/health", response_model=Health, responses=_UNAVAILABLE)
+async def readyz(services: ServicesDep) -> Response:
+    """Whether requests are taken."""
+    return _health(_reasons(services))
+
+
+@routes.get("/metrics", response_class=Response)
+async def metrics(services: ServicesDep) -> Response:
+    """Prometheus' text format."""
+    return Response(services.metrics.render(), media_type="text/plain; version=0.0.4")
+
+
+@routes.get("/info", response_model=Info)
+async def info(services: ServicesDep) -> Info:
+    """The base model, its geometry, and the server's limits."""
+    return describe(services, services.engine.info)
+
+
+def describe(services: Services, engine: EngineInfo) -> Info:
+    """What a client needs in order to make prefixes that fit."""
+    settings = services.settings
+    return Info(
+        version=services.version,
+        model=engine.model,
+        fingerprint=engine.fingerprint,
+        num_layers=engine.num_layers,
+        num_kv_heads=engine.num_kv_heads,
+        head_dim=engine.head_dim,
+        hidden_size=engine.hidden_size,
+        vocab_size=engine.vocab_size,
+        dtype=engine.dtype,
+        device=engine.device,
+        attention=engine.attention,
+        eos_token_ids=engine.eos_token_ids,
+        chat_template=services.tokenizer.has_chat_template,
+        limits=Limits(
+            max_model_len=engine.max_model_len,
+            max_prefix_tokens=settings.max_prefix_tokens,
+            max_num_seqs=engine.max_num_seqs,
+            max_upload_bytes=settings.max_upload_bytes,
+            max_body_bytes=settings.max_body_bytes,
+        ),
+    )
+
+
+def _reasons(services: Services) -> list[str]:
+    reasons = []
+    if services.router.is_draining:
+        reasons.append("the server is shutting down")
+    if not services.engine.is_ready:
+        reasons.append("the engine is starting")
+    return reasons
+
+
+def _health(reasons: list[str]) -> Response:
+    health = Health(status="unavailable" if reasons else "ok", reasons=reasons)
+    return Response(
+        health.model_dump_json(), 503 if reasons else 200, media_type="application/json"
+    )

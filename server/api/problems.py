@@ -1,0 +1,165 @@
+"""The one place where an error becomes a response: RFC 9457, and OpenAI's shape under /v1."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import Scope
+
+from prefix_store import errors as store
+from server import errors as server
+
+STATUS: dict[type[Exception], int] = {
+    store.InvalidName: 422,
+    store.NotFound: 404,
+    store.Conflict: 409,
+    store.UnsupportedMediaType: 415,
+    store.InvalidUpload: 422,
+    store.StorageFailure: 503,
+    store.PrefixStoreError: 500,
+    server.BaseModelMismatch: 409,
+    server.InvalidRequest: 422,
+    server.MalformedRequest: 400,
+    server.Overloaded: 429,
+    server.Unavailable: 503,
+    server.PrefixUnavailable: 503,
+    server.EngineFailure: 500,
+    server.BodyTooLarge: 413,
+    server.BodyTimeout: 408,
+    server.UnsupportedBody: 415,
+    server.ClientGone: 499,
+    server.ServerError: 500,
+}
+"""Looked up along an error's bases, nearest first."""
+
+MAX_ERRORS = 16
+_PLAIN = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
+_FRAMEWORK_CODES = {404: "not_found", 405: "method_not_allowed", 400: "malformed_request"}
+
+
+def status_of(error: Exception) -> int:
+    """The HTTP status of one of our errors."""
+    return next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
+
+
+def describe(error: store.PrefixStoreError | server.ServerError, request_id: str) -> dict[str, Any]:
+    """The problem of an error that comes after the first byte of a stream."""
+    return _problem(status_of(error), error.code, str(error), request_id)
+
+
+def respond(scope: Scope, error: Exception) -> Response:
+    """The response for one of our own errors."""
+    assert isinstance(error, store.PrefixStoreError | server.ServerError)
+    headers: dict[str, str] = {}
+    if isinstance(error, server.ServerError) and error.retry_after_s is not None:
+        headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, server.BodyTimeout | server.BodyTooLarge):
+        headers["Connection"] = "close"
+    return _response(scope, status_of(error), error.code, str(error), headers=headers)
+
+
+def internal(scope: Scope) -> Response:
+    """The response for a bug: it says nothing but where to look it up."""
+    return _response(scope, 500, "internal", "an internal error; the server's log has the details")
+
+
+def install(app: FastAPI, routes: Sequence[APIRoute]) -> None:
+    """Answer every error that reaches the app. `routes`: all of the app's own."""
+
+    async def ours(request: Request, error: Exception) -> Response:
+        request.state.log["error"] = getattr(error, "code", None)
+        return respond(request.scope, error)
+
+    async def invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return _invalid(request.scope, error)
+
+    async def framework(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        code = _FRAMEWORK_CODES.get(error.status_code, "refused")
+        headers = dict(error.headers or {})
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers["Allow"] = _allowed(routes, request.scope)
+        detail = HTTPStatus(error.status_code).phrase.lower()
+        return _response(request.scope, error.status_code, code, detail, headers=headers)
+
+    app.add_exception_handler(store.PrefixStoreError, ours)
+    app.add_exception_handler(server.ServerError, ours)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, framework)
+
+
+def _invalid(scope: Scope, error: RequestValidationError) -> Response:
+    """422 with where and why, never with what: the input may be huge, secret or not encodable."""
+    errors = error.errors()
+    if any(e["type"] == "json_invalid" for e in errors):
+        return _response(scope, 400, "malformed_request", "the body is not valid JSON")
+    listed = [
+        {"loc": [_plain(at) for at in e["loc"]], "msg": e["msg"], "type": e["type"]}
+        for e in errors[:MAX_ERRORS]
+    ]
+    where = ".".join(str(at) for at in listed[0]["loc"]) if listed else "request"
+    detail = f"{where}: {listed[0]['msg']}" if listed else "the request is not valid"
+    return _response(scope, 422, "validation_failed", detail, errors=listed)
+
+
+def _plain(at: str | int) -> str | int:
+    """A client's own field names come back only where they are harmless."""
+    return at if isinstance(at, int) or _PLAIN.fullmatch(at) else "?"
+
+
+def _allowed(routes: Sequence[APIRoute], scope: Scope) -> str:
+    """All methods of the path; the framework names only the first route's."""
+    found = [
+        route.methods or set() for route in routes if route.path_regex.fullmatch(scope["path"])
+    ]
+    return ", ".join(sorted(set().union(*found)))
+
+
+def _response(
+    scope: Scope,
+    status: int,
+    code: str,
+    detail: str,
+    *,
+    headers: dict[str, str] | None = None,
+    errors: list[dict[str, Any]] | None = None,
+) -> Response:
+    if scope["path"].startswith("/v1/"):
+        return _openai(status, code, detail, headers)
+    content = _problem(status, code, detail, scope["state"]["request_id"])
+    if errors is not None:
+        content["errors"] = errors
+    body = msgspec.json.encode(content)
+    return Response(body, status, headers, media_type="application/problem+json")
+
+
+def _problem(status: int, code: str, detail: str, request_id: str) -> dict[str, Any]:
+    return {
+        "type": f"urn:foreword:problem:{code}",
+        "title": code.replace("_", " ").capitalize(),
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "request_id": request_id,
+    }
+
+
+def openai_error(status: int, code: str, detail: str) -> dict[str, Any]:
+    """An error as OpenAI's clients read it."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": detail, "type": kind, "param": None, "code": code}}
+
+
+def _openai(status: int, code: str, detail: str, headers: dict[str, str] | None) -> Response:
+    body = msgspec.json.encode(openai_error(status, code, detail))
+    return Response(body, status, headers, media_type="application/json")

@@ -1,0 +1,218 @@
+"""What goes over the wire at /generate and beside it. Every number has a bound."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import Path, Query
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic.types import Strict
+
+from prefix_store.manifest import Activation, Manifest, Message, Task
+from server.prompt import GenerateParams
+
+MAX_TOKENS = 1_000_000
+MAX_VERSION = 2**31 - 1
+
+TokenId = Annotated[int, Strict(), Field(ge=0, lt=2**31)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_TOKENS)]
+StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+FieldName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+
+TaskPath = Annotated[str, Path(description="The task's name.", examples=["summarize"])]
+VersionPath = Annotated[int, Path(ge=1, le=MAX_VERSION, description="The version's number.")]
+Limit = Annotated[int, Query(ge=1, le=1000, description="Entries in one page.")]
+
+
+class Body(BaseModel):
+    """A JSON body: strict types, no unknown fields."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class SamplingFields(Body):
+    """How tokens are chosen; what is left out comes from the task's profile, then the server."""
+
+    max_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
+    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
+    top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
+    top_k: int | None = Field(None, ge=0, le=1_000_000, description="0: all tokens.")
+    seed: int | None = Field(None, ge=0, lt=2**63)
+    stop: StopString | list[StopString] | None = Field(None, description="At most 16 strings.")
+    ignore_eos: bool | None = None
+
+    @model_validator(mode="after")
+    def _few_stop_strings(self) -> SamplingFields:
+        if isinstance(self.stop, list) and len(self.stop) > 16:
+            raise ValueError("at most 16 stop strings")
+        return self
+
+    def sampling(self) -> dict[str, Any]:
+        """These fields as `GenerateParams` takes them."""
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        return {
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "seed": self.seed,
+            "stop": None if stop is None else tuple(stop),
+            "ignore_eos": bool(self.ignore_eos),
+        }
+
+
+class ChatMessage(Body):
+    """One message of a chat."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class GenerateRequest(SamplingFields):
+    """A prompt, or chat messages, for one task."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"prompt": "The weather today is", "max_tokens": 32}]}
+    )
+
+    prompt: str | TokenIds | None = Field(None, description="Text, or token ids taken as they are.")
+    messages: list[ChatMessage] | None = Field(None, min_length=1, max_length=1000)
+    fields: dict[FieldName, str] = Field(
+        default_factory=dict, max_length=64, description="For the named fields of a template."
+    )
+    stream: bool = Field(False, description="Answer with server-sent events.")
+    return_token_ids: bool = False
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> GenerateRequest:
+        if self.prompt is not None and self.messages is not None:
+            raise ValueError("send `prompt` or `messages`, not both")
+        if self.prompt is None and self.messages is None and not self.fields:
+            raise ValueError("send a `prompt` or `messages`")
+        return self
+
+    def params(self) -> GenerateParams:
+        messages = None
+        if self.messages is not None:
+            messages = [{"role": m.role, "content": m.content} for m in self.messages]
+        return GenerateParams(
+            prompt=self.prompt, messages=messages, fields=self.fields, **self.sampling()
+        )
+
+
+class Usage(BaseModel):
+    """Tokens of one request."""
+
+    prefix_tokens: int
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Timings(BaseModel):
+    """Milliseconds since the request arrived."""
+
+    queue_ms: float
+    first_token_ms: float | None
+    total_ms: float
+
+
+class GenerateResponse(BaseModel):
+    """A completion. A stream's `done` event is the same without `text`."""
+
+    id: str
+    task: str | None
+    version: int | None
+    digest: str | None
+    text: str
+    token_ids: list[int] | None
+    finish_reason: Literal["stop", "length", "abort"]
+    usage: Usage
+    timings: Timings
+
+
+class ActivateRequest(Body):
+    """The version that is to answer from now on."""
+
+    version: int = Field(ge=1, le=MAX_VERSION)
+
+
+class TaskDescription(Task):
+    """A task, and whether its active prefix is in memory."""
+
+    digest: str | None = Field(description="Of the active version.")
+    residency: Literal["device", "host", "disk"] | None
+
+
+class TaskPage(BaseModel):
+    """Some tasks, in the order of their names."""
+
+    tasks: list[Task]
+    next_after: str | None = Field(description="Pass it as `after` for the next page.")
+
+
+class VersionList(BaseModel):
+    """All versions of a task and the history of its active version."""
+
+    task: str
+    active_version: int | None
+    versions: list[Manifest]
+    history: list[Activation]
+
+
+class ActivationResponse(BaseModel):
+    """What answers from now on."""
+
+    task: str
+    active_version: int
+    digest: str
+    warning: str | None = Field(None, description="Why the prefix could not be loaded at once.")
+
+
+class Uploaded(Manifest):
+    """The new version, and whether it answers already."""
+
+    active: bool
+    warning: str | None = Field(None, description="Why the prefix could not be loaded at once.")
+
+
+class TextUpload(Body):
+    """A prefix to be computed by the server. Exactly one of the two."""
+
+    text: str | None = Field(None, min_length=1)
+    messages: list[Message] | None = Field(None, min_length=1, max_length=1000)
+
+
+class Limits(BaseModel):
+    """What this server takes at most."""
+
+    max_model_len: int
+    max_prefix_tokens: int
+    max_num_seqs: int
+    max_upload_bytes: int
+    max_body_bytes: int
+
+
+class Info(BaseModel):
+    """The base model and the server around it."""
+
+    version: str
+    model: str
+    fingerprint: str
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    hidden_size: int
+    vocab_size: int
+    dtype: str
+    device: str
+    attention: str
+    eos_token_ids: list[int]
+    chat_template: bool
+    limits: Limits
+
+
+class Health(BaseModel):
+    """Whether the server lives, or is ready, and why not."""
+
+    status: Literal["ok", "unavailable"]
+    reasons: list[str] = []

@@ -1,0 +1,123 @@
+"""Versions of a task: upload, list, download, delete."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+
+from prefix_store import formats
+from prefix_store.digest import Digest
+from prefix_store.manifest import Manifest
+from server.api.deps import JsonRoute, Services, ServicesDep
+from server.api.schemas import TaskPath, TextUpload, Uploaded, VersionList, VersionPath
+
+routes = APIRouter(prefix="/tasks", tags=["versions"], route_class=JsonRoute)
+
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "A prefix: our artifact, PEFT's adapter_model.safetensors, a PEFT directory "
+        "as a tar, or text that the server computes one from.",
+        "content": {
+            formats.SAFETENSORS: _BINARY,
+            formats.OCTET_STREAM: _BINARY,
+            formats.TAR[0]: _BINARY,
+            formats.JSON: {
+                "schema": TextUpload.model_json_schema(),
+                "example": {"text": "Translate to French.\n\n"},
+            },
+        },
+    }
+}
+_DOWNLOAD: dict[int | str, dict[str, Any]] = {
+    200: {"content": {formats.SAFETENSORS: _BINARY, formats.TAR[0]: _BINARY}}
+}
+
+Activate = Annotated[bool, Query(description="Make the new version active.")]
+Format = Annotated[
+    Literal["artifact", "peft"],
+    Query(description="`peft`: a tar of a directory that PEFT loads."),
+]
+
+
+@routes.put(
+    "/{task}/prefix",
+    response_model=Uploaded,
+    responses={201: {"model": Uploaded, "description": "The task is new."}},
+    openapi_extra=_BODY,
+)
+async def put_prefix(task: TaskPath, request: Request, services: ServicesDep) -> Response:
+    """The short way: upload, verify, make active; creates the task if it is new."""
+    return await _push(task, request, services, activate=True, create=True)
+
+
+@routes.post("/{task}/versions", response_model=Uploaded, status_code=201, openapi_extra=_BODY)
+async def post_version(
+    task: TaskPath, request: Request, services: ServicesDep, activate: Activate = False
+) -> Response:
+    """Upload a version of a task that exists."""
+    return await _push(task, request, services, activate=activate, create=False)
+
+
+@routes.get("/{task}/versions")
+async def list_versions(task: TaskPath, services: ServicesDep) -> VersionList:
+    """All versions, and the history of which one was active."""
+    found = await services.off_loop(services.store.get_task, task)
+    return VersionList(
+        task=task,
+        active_version=found.active_version,
+        versions=await services.off_loop(services.store.list_versions, task),
+        history=await services.off_loop(services.store.history, task),
+    )
+
+
+@routes.get("/{task}/versions/{version}")
+async def get_version(task: TaskPath, version: VersionPath, services: ServicesDep) -> Manifest:
+    """The manifest: what was uploaded, what was checked, what prompts have to look like."""
+    return await services.off_loop(services.store.get_version, task, version)
+
+
+@routes.delete("/{task}/versions/{version}", status_code=204)
+async def delete_version(task: TaskPath, version: VersionPath, services: ServicesDep) -> None:
+    """Delete a version that is not active. Requests in flight finish."""
+    manifest = await services.off_loop(services.store.get_version, task, version)
+    await services.off_loop(services.store.delete_version, task, version)
+    services.uploads.unload(manifest)
+
+
+@routes.get("/{task}/versions/{version}/prefix", response_class=Response, responses=_DOWNLOAD)
+async def download(
+    task: TaskPath, version: VersionPath, services: ServicesDep, format: Format = "artifact"
+) -> Response:
+    """The artifact's bytes, or a directory that PEFT loads."""
+    manifest = await services.off_loop(services.store.get_version, task, version)
+    if format == "peft":
+        data = await services.uploads.export_peft(manifest)
+        suffix, media_type = "tar", formats.TAR[0]
+    else:
+        data = await services.off_loop(services.store.open, Digest(manifest.digest))
+        suffix, media_type = "safetensors", formats.SAFETENSORS
+    filename = f"{manifest.task}-{manifest.version}.{suffix}"
+    headers = {
+        "Content-Disposition": f'attachment; filename="{filename}"',
+        "X-Task-Version": str(manifest.version),
+        "X-Prefix-Digest": manifest.digest,
+    }
+    return Response(data, headers=headers, media_type=media_type)
+
+
+async def _push(
+    task: str, request: Request, services: Services, *, activate: bool, create: bool
+) -> Response:
+    services.router.check_open()
+    media_type = request.headers.get("content-type", "")
+    await services.uploads.expect(task, media_type, create=create)  # before the body is read
+    body = await request.body()
+    pushed = await services.uploads.push(task, body, media_type, activate=activate, create=create)
+    manifest = pushed.manifest
+    request.state.log |= {"task": manifest.task, "version": manifest.version}
+    answer = Uploaded(**dict(manifest), active=pushed.is_active, warning=pushed.warning)
+    status = 201 if pushed.is_new_task or not create else 200
+    return Response(answer.model_dump_json(), status, media_type="application/json")

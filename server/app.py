@@ -1,0 +1,211 @@
+"""The composition root: the only file that constructs things."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from importlib import metadata
+from pathlib import Path
+
+import msgspec
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from starlette.types import Scope
+
+from prefix_store import formats
+from prefix_store.blobs import FileBlobStore
+from prefix_store.errors import PrefixStoreError, UnknownTask
+from prefix_store.registry import Registry
+from prefix_store.store import PrefixStore
+from server.api import generate, health, openai, problems, tasks, versions
+from server.api.deps import Services
+from server.api.middleware import BodyLimits, RequestContext
+from server.demo import DEMO_TASKS, DemoTask
+from server.engine.client import EngineClient
+from server.engine.messages import EngineConfig
+from server.metrics import Metrics
+from server.router import Router
+from server.settings import Settings
+from server.tokenizer import Tokenizer
+from server.uploads import Uploads
+
+logger = logging.getLogger(__name__)
+
+_GC_INTERVAL_S = 3600.0
+_GC_GRACE_S = 24 * 3600.0
+_STOP_TIMEOUT_S = 5.0
+_UPLOAD = re.compile(r"/tasks/[^/]+/(?:prefix|versions)")
+_ROUTERS = (generate.routes, tasks.routes, versions.routes, openai.routes, health.routes)
+
+
+def build(settings: Settings, model: str) -> FastAPI:
+    """The server that the settings describe. `model`: a folder or hub id.
+
+    Raises `OSError` and `ValueError` for a model, `PrefixStoreError` for a store that cannot be
+    opened. Nothing runs before the app's lifespan begins.
+    """
+    blobs = settings.store / "blobs"
+    store = PrefixStore(
+        FileBlobStore(blobs), Registry(f"sqlite:///{settings.store / 'registry.db'}")
+    )
+    engine = EngineClient(
+        _engine_config(settings, model, blobs),
+        start_timeout_s=settings.engine_start_timeout_s,
+        hang_timeout_s=settings.engine_hang_timeout_s,
+    )
+    return create_app(settings, store, engine, Tokenizer.load(model), public_name(settings.model))
+
+
+def public_name(model: str) -> str:
+    """What clients call the base model: a hub id, or a folder's name without its path."""
+    if model == "default":
+        return "SmolLM2-135M-Instruct"
+    return Path(model).resolve().name if Path(model).exists() else model
+
+
+def create_app(
+    settings: Settings,
+    store: PrefixStore,
+    engine: EngineClient,
+    tokenizer: Tokenizer,
+    model_name: str,
+) -> FastAPI:
+    """The app around its parts, with two small thread pools: one for requests, one for uploads."""
+    requests = ThreadPoolExecutor(4, thread_name_prefix="request")
+    uploads = ThreadPoolExecutor(2, thread_name_prefix="upload")
+    metrics = Metrics(max_task_labels=settings.max_task_labels)
+    metrics.watch_engine(lambda: engine.stats, lambda: engine.num_restarts)
+    services = Services(
+        settings=settings,
+        store=store,
+        engine=engine,
+        tokenizer=tokenizer,
+        router=Router(
+            store,
+            engine,
+            tokenizer,
+            metrics,
+            executor=requests,
+            max_in_flight=settings.max_num_seqs + settings.max_waiting,
+        ),
+        uploads=Uploads(
+            store,
+            engine,
+            tokenizer,
+            metrics,
+            executor=uploads,
+            model_name=model_name,
+            max_prefix_tokens=settings.max_prefix_tokens,
+        ),
+        metrics=metrics,
+        executor=requests,
+        model_name=model_name,
+        version=_version(),
+    )
+    return _assemble(services, [requests, uploads])
+
+
+def _assemble(services: Services, executors: list[Executor]) -> FastAPI:
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with _running(services, executors):
+            yield
+
+    app = FastAPI(
+        title="Foreword",
+        summary="One frozen model, a foreword for every task.",
+        version=services.version,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        redoc_url=None,
+    )
+    app.state.services = services
+    for router in _ROUTERS:
+        app.router.routes.extend(router.routes)
+    problems.install(
+        app, [r for router in _ROUTERS for r in router.routes if isinstance(r, APIRoute)]
+    )
+    app.add_middleware(
+        BodyLimits,
+        max_bytes=lambda scope: _max_bytes(services.settings, scope),
+        timeout_s=services.settings.body_timeout_s,
+    )
+    app.add_middleware(RequestContext)
+    return app
+
+
+@contextlib.asynccontextmanager
+async def _running(services: Services, executors: list[Executor]) -> AsyncIterator[None]:
+    collector: asyncio.Task[None] | None = None
+    try:
+        await services.engine.start()
+        if services.settings.demo:
+            await _seed(services)
+        collector = asyncio.create_task(_collect_garbage(services), name="garbage collection")
+        yield
+    finally:
+        services.router.drain()
+        if collector is not None:
+            collector.cancel()
+        await services.engine.stop(_STOP_TIMEOUT_S)
+        for executor in executors:
+            executor.shutdown(cancel_futures=True)
+
+
+async def _seed(services: Services) -> None:
+    """Make the demo tasks that do not exist, or were left without a version."""
+    for demo in DEMO_TASKS:
+        try:
+            task = await services.off_loop(services.store.get_task, demo.name)
+        except UnknownTask:
+            task = await services.off_loop(services.store.create_task, demo.name, demo.profile)
+        if task.num_versions == 0:
+            await services.uploads.push(demo.name, _body(demo), formats.JSON, activate=True)
+
+
+async def _collect_garbage(services: Services) -> None:
+    while True:
+        await asyncio.sleep(_GC_INTERVAL_S)
+        try:
+            await services.off_loop(services.store.collect_garbage, _GC_GRACE_S)
+        except PrefixStoreError:
+            logger.exception("garbage collection failed; the next one is in an hour")
+
+
+def _body(demo: DemoTask) -> bytes:
+    if demo.messages is None:
+        return msgspec.json.encode({"text": demo.text})
+    return msgspec.json.encode({"messages": [message.model_dump() for message in demo.messages]})
+
+
+def _max_bytes(settings: Settings, scope: Scope) -> int:
+    is_upload = scope["method"] in ("PUT", "POST") and _UPLOAD.fullmatch(scope["path"])
+    return settings.max_upload_bytes if is_upload else settings.max_body_bytes
+
+
+def _engine_config(settings: Settings, model: str, blobs: Path) -> EngineConfig:
+    return EngineConfig(
+        model=model,
+        blobs=str(blobs),
+        device=settings.device,
+        dtype=settings.dtype,
+        attention=settings.attention,
+        num_threads=settings.num_threads,
+        max_model_len=settings.max_model_len,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        kv_cache_bytes=settings.kv_cache_bytes,
+        device_prefix_bytes=settings.device_prefix_bytes,
+        host_prefix_bytes=settings.host_prefix_bytes,
+    )
+
+
+def _version() -> str:
+    try:
+        return metadata.version("foreword")
+    except metadata.PackageNotFoundError:  # run from a checkout that was not installed
+        return "0+unknown"

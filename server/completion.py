@@ -1,0 +1,131 @@
+"""One admitted request on its way out: tokens become text, stop strings cut it, times are kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from prefix_store.digest import Digest
+from server.detokenizer import Detokenizer, StopStrings
+from server.engine.messages import Delta, FinishReason
+from server.engine.stream import TokenStream
+from server.errors import ServerError
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a request was pinned to when it was admitted."""
+
+    task: str | None
+    version: int | None
+    digest: Digest | None
+    num_prefix_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some more of a completion."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason | None
+    """Set on the last piece."""
+
+
+class Completion:
+    """Iterate over it for the pieces; afterwards the result is in its attributes.
+
+    Closing it, or leaving the iteration early, cancels the sequence in the engine.
+    """
+
+    def __init__(
+        self,
+        stream: TokenStream,
+        *,
+        target: Target,
+        num_prompt_tokens: int,
+        detokenizer: Detokenizer,
+        stops: StopStrings,
+        arrived_s: float,
+        on_end: Callable[[Completion], None],
+    ) -> None:
+        self.target = target
+        self.num_prompt_tokens = num_prompt_tokens
+        self.num_completion_tokens = 0
+        self.finish_reason: FinishReason | None = None
+        self.error: ServerError | None = None
+        self.submitted_s = time.monotonic()
+        self.first_token_s: float | None = None
+        self.ended_s: float | None = None
+        self._arrived_s = arrived_s
+        self._stream = stream
+        self._detokenizer = detokenizer
+        self._stops = stops
+        self._on_end = on_end
+
+    @property
+    def queue_s(self) -> float:
+        """From the request's arrival to its submission: resolving, tokenising, admission."""
+        return self.submitted_s - self._arrived_s
+
+    @property
+    def time_to_first_token_s(self) -> float | None:
+        return None if self.first_token_s is None else self.first_token_s - self._arrived_s
+
+    @property
+    def total_s(self) -> float:
+        return (self.ended_s or time.monotonic()) - self._arrived_s
+
+    @property
+    def outcome(self) -> str:
+        """`stop`, `length`, the code of an error, or `cancelled` when the reader left."""
+        if self.error is not None:
+            return self.error.code
+        return self.finish_reason or "cancelled"
+
+    async def __aiter__(self) -> AsyncIterator[Piece]:
+        """Pieces of text as they come. Raises a `ServerError` when the engine fails."""
+        try:
+            async for delta in self._stream:
+                piece = self._take(delta)
+                yield piece
+                if piece.finish_reason is not None:
+                    break
+        except ServerError as exc:
+            self.error = exc
+            raise
+        finally:
+            self.close()
+
+    async def collect(self) -> Piece:
+        """The whole completion in one piece."""
+        texts: list[str] = []
+        token_ids: list[int] = []
+        async for piece in self:
+            texts.append(piece.text)
+            token_ids += piece.token_ids
+        return Piece("".join(texts), token_ids, self.finish_reason)
+
+    def close(self) -> None:
+        """End it here. Idempotent."""
+        self._stream.close()
+        if self.ended_s is None:
+            self.ended_s = time.monotonic()
+            self._on_end(self)
+
+    def _take(self, delta: Delta) -> Piece:
+        if self.first_token_s is None and delta.token_ids:
+            self.first_token_s = time.monotonic()
+        text = ""
+        token_ids: list[int] = []
+        for token_id in delta.token_ids:
+            token_ids.append(token_id)
+            text += self._stops.push(self._detokenizer.push(token_id))
+            if self._stops.matched:
+                break
+        self.num_completion_tokens += len(token_ids)
+        if delta.finish_reason is not None:
+            text += self._stops.push(self._detokenizer.flush()) + self._stops.flush()
+        self.finish_reason = "stop" if self._stops.matched else delta.finish_reason
+        return Piece(text, token_ids, self.finish_reason)

@@ -1,0 +1,95 @@
+"""The demo tasks that `foreword serve --demo` creates: data only.
+
+Chosen by trying: a model of 135M parameters does these well, greedily, behind the texts below, and
+visibly worse without them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prefix_store.manifest import Defaults, Message, Profile
+
+
+@dataclass(frozen=True, slots=True)
+class DemoTask:
+    """A task whose prefix is computed from text. Exactly one of `text` and `messages` is set."""
+
+    name: str
+    profile: Profile
+    example: str
+    """A prompt to try it with."""
+    text: str | None = None
+    messages: tuple[Message, ...] | None = None
+
+
+def _chat(system: str, *turns: tuple[str, str]) -> tuple[Message, ...]:
+    messages = [Message(role="system", content=system)]
+    for user, assistant in turns:
+        messages.append(Message(role="user", content=user))
+        messages.append(Message(role="assistant", content=assistant))
+    return tuple(messages)
+
+
+_PIRATE = DemoTask(
+    name="pirate",
+    profile=Profile(
+        description="Answers like a pirate captain.",
+        chat=True,
+        defaults=Defaults(max_tokens=48, temperature=0),
+    ),
+    example="What is your favourite food?",
+    messages=_chat(
+        "You are a pirate captain. Answer every question like a pirate, in one short sentence.",
+        ("Who are you?", "Arrr, I be Captain Redbeard, terror of the seven seas!"),
+        ("How is the weather?", "Arrr, a storm be coming, so hold on to yer hat, matey!"),
+        (
+            "What do you do all day?",
+            "Arrr, I sail the sea, hunt for treasure and drink rum with me crew!",
+        ),
+    ),
+)
+
+_EXTRACT = DemoTask(
+    name="extract",
+    profile=Profile(
+        description="Finds the name and the city in a sentence and answers in JSON.",
+        chat=True,
+        defaults=Defaults(max_tokens=40, temperature=0),
+    ),
+    example="Hi, this is Maria writing to you from Lisbon.",
+    messages=_chat(
+        "Extract the name and the city as JSON.",
+        ("I am Anna and I live in Berlin.", '{"name": "Anna", "city": "Berlin"}'),
+        ("My name is Tom, greetings from Oslo!", '{"name": "Tom", "city": "Oslo"}'),
+    ),
+)
+
+_SENTIMENT = DemoTask(
+    name="sentiment",
+    profile=Profile(
+        description="Says whether a review is positive or negative.",
+        template="Review: {prompt}\nSentiment:",
+        defaults=Defaults(max_tokens=4, temperature=0, stop=("\n",)),
+    ),
+    example="The room was dirty and loud.",
+    text=(
+        "Review: I loved every minute of it.\nSentiment: positive\n\n"
+        "Review: A waste of money, it broke after a day.\nSentiment: negative\n\n"
+        "Review: The staff was friendly and the food was great.\nSentiment: positive\n\n"
+        "Review: Boring, slow and far too long.\nSentiment: negative\n\n"
+    ),
+)
+
+_OPPOSITE = DemoTask(
+    name="opposite",
+    profile=Profile(
+        description="Names the opposite of a word.",
+        template="{prompt} ->",
+        defaults=Defaults(max_tokens=6, temperature=0, stop=("\n",)),
+    ),
+    example="rich",
+    text="hot -> cold\nbig -> small\nday -> night\nfast -> slow\n",
+)
+
+DEMO_TASKS: tuple[DemoTask, ...] = (_PIRATE, _EXTRACT, _SENTIMENT, _OPPOSITE)

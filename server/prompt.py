@@ -1,0 +1,164 @@
+"""What a request asks for and what its task prescribes, made into token ids and sampling."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from prefix_store.manifest import Profile, PromptFormat
+from server import template
+from server.engine.messages import EngineInfo, Sampling
+from server.errors import InvalidRequest, PromptTooLong, TemplateMismatch
+from server.template import Part
+from server.tokenizer import Tokenizer
+
+DEFAULT_MAX_TOKENS = 64
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateParams:
+    """What a request asks for. None: take it from the task's profile, then from the server."""
+
+    prompt: str | list[int] | None = None
+    messages: list[dict[str, str]] | None = None
+    fields: dict[str, str] = field(default_factory=dict)
+    max_tokens: int | None = None
+    default_max_tokens: int = DEFAULT_MAX_TOKENS
+    """For a request and a profile that say nothing."""
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] | None = None
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Behind:
+    """What a prompt follows: a version's prefix and its task's profile."""
+
+    num_prefix_tokens: int = 0
+    prompt_format: PromptFormat = field(default_factory=PromptFormat)
+    profile: Profile = field(default_factory=Profile)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request that the engine can take."""
+
+    token_ids: list[int]
+    sampling: Sampling
+    stop: tuple[str, ...]
+
+
+def prepare(
+    params: GenerateParams, behind: Behind, *, tokenizer: Tokenizer, info: EngineInfo
+) -> Prepared:
+    """Render, tokenise, fill in defaults, check limits. Slow for long prompts: off the event loop.
+
+    Raises `TemplateMismatch`, `PromptTooLong` and `InvalidRequest`.
+    """
+    token_ids = _token_ids(params, behind, tokenizer)
+    if not token_ids:
+        raise InvalidRequest("the prompt has no tokens")
+    if isinstance(params.prompt, list) and max(token_ids) >= info.vocab_size:
+        raise InvalidRequest(f"a token id beyond the vocabulary of {info.vocab_size}")
+    limit = behind.profile.limits.max_prompt_tokens
+    if limit is not None and len(token_ids) > limit:
+        raise InvalidRequest(f"{len(token_ids)} prompt tokens, this task takes {limit}")
+    max_tokens = _max_tokens(params, behind, len(token_ids), info.max_model_len)
+    return Prepared(
+        token_ids,
+        _sampling(params, behind.profile, max_tokens),
+        _first(params.stop, behind.profile.defaults.stop, ()),
+    )
+
+
+def check_profile(profile: Profile) -> None:
+    """Raises `TemplateMismatch` for a template that no request could fill in."""
+    if profile.template is not None:
+        template.parse(profile.template)
+
+
+# --- the prompt ---
+
+
+def _token_ids(params: GenerateParams, behind: Behind, tokenizer: Tokenizer) -> list[int]:
+    profile = behind.profile
+    if isinstance(params.prompt, list) or params.messages is not None:
+        if params.fields:
+            raise TemplateMismatch("`fields` go with a text `prompt` only")
+        if isinstance(params.prompt, list):
+            return params.prompt
+    if params.messages is not None:
+        return _chat_ids(params.messages, behind, tokenizer)
+    parts = _parts(params, profile)
+    if profile.chat:
+        content = "".join(part.text for part in parts)
+        return _chat_ids([{"role": "user", "content": content}], behind, tokenizer)
+    add_special_tokens = behind.prompt_format.add_special_tokens
+    return tokenizer.encode_parts(parts, add_special_tokens=add_special_tokens)
+
+
+def _parts(params: GenerateParams, profile: Profile) -> list[Part]:
+    prompt = {} if params.prompt is None else {"prompt": str(params.prompt)}
+    if profile.template is not None:
+        if "prompt" in params.fields and prompt:
+            raise TemplateMismatch("`prompt` is given twice: beside and among the fields")
+        return template.render(profile.template, prompt | params.fields)
+    if params.fields:
+        raise TemplateMismatch("`fields` are given, and the task has no template")
+    assert prompt, "the API takes no request without a prompt, messages or fields"
+    return [Part(prompt["prompt"], trusted=False)]
+
+
+def _chat_ids(messages: list[dict[str, str]], behind: Behind, tokenizer: Tokenizer) -> list[int]:
+    held = [{"role": m.role, "content": m.content} for m in behind.prompt_format.messages or ()]
+    token_ids = tokenizer.encode_chat(messages, after=held)
+    if held or behind.prompt_format.add_special_tokens:
+        return token_ids
+    return tokenizer.without_bos(token_ids)
+
+
+# --- sampling and limits ---
+
+
+def _max_tokens(
+    params: GenerateParams, behind: Behind, num_prompt_tokens: int, max_model_len: int
+) -> int:
+    """What was asked for must fit; a default is cut to what the context and the task leave."""
+    limit = behind.profile.limits.max_tokens
+    asked = params.max_tokens
+    if asked is not None and limit is not None and asked > limit:
+        raise InvalidRequest(f"max_tokens is {asked}, this task allows {limit}")
+    room = max_model_len - behind.num_prefix_tokens - num_prompt_tokens
+    default = _first(behind.profile.defaults.max_tokens, params.default_max_tokens)
+    num_tokens = asked if asked is not None else max(1, min(default, room, limit or default))
+    if num_tokens > room:
+        raise PromptTooLong(
+            prefix_tokens=behind.num_prefix_tokens,
+            prompt_tokens=num_prompt_tokens,
+            max_tokens=num_tokens,
+            limit=max_model_len,
+        )
+    return num_tokens
+
+
+def _sampling(params: GenerateParams, profile: Profile, max_tokens: int) -> Sampling:
+    defaults = profile.defaults
+    return Sampling(
+        max_tokens=max_tokens,
+        temperature=_first(params.temperature, defaults.temperature, 0.0),
+        top_p=_first(params.top_p, defaults.top_p, 1.0),
+        top_k=_first(params.top_k, defaults.top_k, 0),
+        seed=_first(params.seed, defaults.seed, secrets.randbits(63)),
+        ignore_eos=params.ignore_eos,
+    )
+
+
+def _first(*values: T | None) -> T:
+    """The first that is not none."""
+    return next(value for value in values if value is not None)

@@ -1,0 +1,149 @@
+"""From a task and a prompt to an admitted request on one exact version. Every refusal is here."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import Executor
+
+from prefix_store.digest import Digest
+from prefix_store.errors import PrefixStoreError
+from prefix_store.manifest import Manifest
+from prefix_store.store import PrefixStore
+from server.completion import Completion, Target
+from server.detokenizer import StopStrings
+from server.engine.client import EngineClient
+from server.errors import BaseModelMismatch, Draining, InvalidRequest, Overloaded, ServerError
+from server.metrics import Metrics
+from server.prompt import Behind, GenerateParams, Prepared, prepare
+from server.tokenizer import Tokenizer
+
+
+class Router:
+    """Admits requests. `executor` runs what must stay off the event loop."""
+
+    def __init__(
+        self,
+        store: PrefixStore,
+        engine: EngineClient,
+        tokenizer: Tokenizer,
+        metrics: Metrics,
+        *,
+        executor: Executor,
+        max_in_flight: int,
+    ) -> None:
+        self._store = store
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._metrics = metrics
+        self._executor = executor
+        self._max_in_flight = max_in_flight
+        self._num_preparing = 0
+        self.is_draining = False
+
+    def drain(self) -> None:
+        """Refuse everything new from now on."""
+        self.is_draining = True
+
+    def check_open(self) -> None:
+        """Raises `Draining`, or `EngineUnavailable` before the model is loaded."""
+        if self.is_draining:
+            raise Draining("the server is shutting down")
+        _ = self._engine.info
+
+    async def admit(
+        self, task: str | None, version: int | None, params: GenerateParams
+    ) -> Completion:
+        """Start one completion on the task's active version, or on the version asked for.
+
+        Raises `PrefixStoreError` and `ServerError`; once it returns, only the engine can fail.
+        """
+        return (await self.admit_all(task, version, [params]))[0]
+
+    async def admit_all(
+        self, task: str | None, version: int | None, params: Sequence[GenerateParams]
+    ) -> list[Completion]:
+        """Start several completions on one and the same version: all of them, or none."""
+        arrived_s = time.monotonic()
+        try:
+            target, prepared = await self._prepare(task, version, params)
+            self.check_open()
+            return self._submit_all(target, prepared, arrived_s)
+        except (ServerError, PrefixStoreError) as exc:
+            self._metrics.refused(exc.code)
+            raise
+
+    async def _prepare(
+        self, task: str | None, version: int | None, params: Sequence[GenerateParams]
+    ) -> tuple[Target, list[Prepared]]:
+        self.check_open()
+        self._check_room(len(params))
+        self._num_preparing += len(params)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(
+                self._executor, self._prepare_all, task, version, params
+            )
+        finally:
+            self._num_preparing -= len(params)
+
+    def _check_room(self, num_requests: int) -> None:
+        num_in_flight = self._engine.num_in_flight + self._num_preparing
+        if num_in_flight + num_requests > self._max_in_flight:
+            raise Overloaded(f"{num_in_flight} requests are running or waiting already")
+
+    def _prepare_all(
+        self, task: str | None, version: int | None, params: Sequence[GenerateParams]
+    ) -> tuple[Target, list[Prepared]]:
+        """On a thread of the executor: the registry and the tokenizer take their time."""
+        target, behind = self._resolve(task, version)
+        info = self._engine.info
+        prepared = [prepare(p, behind, tokenizer=self._tokenizer, info=info) for p in params]
+        return target, prepared
+
+    def _resolve(self, task: str | None, version: int | None) -> tuple[Target, Behind]:
+        if task is None:
+            if version is not None:
+                raise InvalidRequest("a `version` needs a `task`")
+            return Target(None, None, None, 0), Behind()
+        manifest = self._store.resolve(task, version)
+        profile = self._store.get_task(task).profile
+        self._check_base_model(manifest)
+        num_tokens = manifest.num_virtual_tokens
+        target = Target(manifest.task, manifest.version, Digest(manifest.digest), num_tokens)
+        behind = Behind(
+            num_prefix_tokens=num_tokens, prompt_format=manifest.prompt, profile=profile
+        )
+        return target, behind
+
+    def _check_base_model(self, manifest: Manifest) -> None:
+        if manifest.fingerprint != self._engine.info.fingerprint:
+            raise BaseModelMismatch(
+                f"version {manifest.version} was made for {manifest.base_model} with other weights "
+                "than those of the base model that is loaded"
+            )
+
+    def _submit_all(
+        self, target: Target, prepared: Sequence[Prepared], arrived_s: float
+    ) -> list[Completion]:
+        completions: list[Completion] = []
+        try:
+            for one in prepared:
+                completions.append(self._submit(target, one, arrived_s))
+        except ServerError:
+            for completion in completions:
+                completion.close()
+            raise
+        return completions
+
+    def _submit(self, target: Target, prepared: Prepared, arrived_s: float) -> Completion:
+        stream = self._engine.submit(target.digest, prepared.token_ids, prepared.sampling)
+        return Completion(
+            stream,
+            target=target,
+            num_prompt_tokens=len(prepared.token_ids),
+            detokenizer=self._tokenizer.detokenizer(),
+            stops=StopStrings(prepared.stop),
+            arrived_s=arrived_s,
+            on_end=self._metrics.completed,
+        )

@@ -1,0 +1,199 @@
+"""Text to token ids: prompts, templates, chat. What a user wrote never becomes a special token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import jinja2
+import tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from server.detokenizer import Detokenizer
+from server.errors import InvalidRequest, TemplateMismatch
+from server.template import Part, mark, unmarked
+
+ChatMessages = Sequence[dict[str, str]]
+
+
+class Tokenizer:
+    """The base model's tokenizer and chat template. Thread-safe, and slow."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        backend = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        backend.no_truncation()
+        backend.no_padding()
+        self._trusting = backend
+        # A copy of its own: `encode_special_tokens` is state of the tokenizer, not of a call.
+        self._strict = tokenizers.Tokenizer.from_str(backend.to_str())
+        self._strict.encode_special_tokens = True
+        self._chat = tokenizer
+        self._specials = {
+            i: t.content for i, t in backend.get_added_tokens_decoder().items() if t.special
+        }
+        self._unk_id = tokenizer.unk_token_id
+        self._before, self._after = self._added_around()
+
+    @classmethod
+    def load(cls, model: str) -> Tokenizer:
+        """From a model's folder or hub id. Raises `OSError` or `ValueError`."""
+        return cls(AutoTokenizer.from_pretrained(model))
+
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(self._chat.chat_template)
+
+    def detokenizer(self) -> Detokenizer:
+        """A new incremental detokeniser for one completion."""
+        return Detokenizer(lambda ids: self._trusting.decode(ids, skip_special_tokens=True))
+
+    def decode(self, token_ids: list[int]) -> str:
+        """Text of token ids, special tokens left out."""
+        text: str = self._trusting.decode(token_ids, skip_special_tokens=True)
+        return text
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a user's text; special tokens only as the model's tokenizer adds them."""
+        return self.encode_parts([Part(text, trusted=False)], add_special_tokens=add_special_tokens)
+
+    def encode_parts(self, parts: Sequence[Part], *, add_special_tokens: bool) -> list[int]:
+        """Token ids of all parts as one text, with the special tokens of trusted parts only.
+
+        The ids are those of the whole string unless a user's text holds, or completes, the name
+        of a special token: then the string is cut at the trusted special tokens.
+        """
+        if any(part.trusted for part in parts):
+            whole = self._trusting.encode("".join(p.text for p in parts), add_special_tokens=False)
+            expected = [i for part in parts if part.trusted for i in self._specials_in(part.text)]
+            if self._special_ids(whole.ids) == expected:
+                return self._surrounded(whole.ids, add_special_tokens)
+        pieces: list[int] = []
+        for piece in self._cut(parts):
+            pieces += [piece] if isinstance(piece, int) else self._encode_text(piece)
+        return self._surrounded(pieces, add_special_tokens)
+
+    # --- chat ---
+
+    def encode_chat(
+        self,
+        messages: ChatMessages,
+        *,
+        after: ChatMessages = (),
+        add_generation_prompt: bool = True,
+    ) -> list[int]:
+        """Token ids of messages in the base model's chat template.
+
+        `after`: messages that a prefix holds already; the ids continue them. Raises
+        `TemplateMismatch` where the template cannot continue them, or takes no such messages.
+        """
+        head = self._render(after, add_generation_prompt=False) if after else ""
+        marks = [mark(message["content"]) for message in messages]
+        marked = [
+            {**message, "content": stand_in}
+            for message, stand_in in zip(messages, marks, strict=True)
+        ]
+        plain = self._continued([*after, *messages], head, add_generation_prompt)
+        skeleton = self._continued([*after, *marked], head, add_generation_prompt)
+        found = self._trusting.encode(plain, add_special_tokens=False).ids
+        if self._special_ids(found) == self._specials_in(skeleton):
+            return list(found)
+        parts = unmarked(
+            skeleton, {m: msg["content"] for m, msg in zip(marks, messages, strict=True)}
+        )
+        return self.encode_parts(parts, add_special_tokens=False)
+
+    def without_bos(self, token_ids: list[int]) -> list[int]:
+        """What the tokenizer puts before every text, the prefix holds already: not twice."""
+        num_added = len(self._before)
+        return token_ids[num_added:] if token_ids[:num_added] == self._before else token_ids
+
+    def _continued(self, messages: ChatMessages, head: str, add_generation_prompt: bool) -> str:
+        text = self._render(messages, add_generation_prompt=add_generation_prompt)
+        if not text.startswith(head):
+            raise TemplateMismatch("the chat template cannot continue the prefix's messages")
+        return text.removeprefix(head)
+
+    def _render(self, messages: ChatMessages, *, add_generation_prompt: bool) -> str:
+        if not self.has_chat_template:
+            raise TemplateMismatch("the base model has no chat template: send a `prompt`")
+        try:
+            text: Any = self._chat.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except jinja2.TemplateError as exc:
+            # `raise_exception(...)` of the template: its author's words, none of the user's.
+            said = f": {exc.message}" if type(exc) is jinja2.TemplateError else ""
+            raise TemplateMismatch(f"the chat template refuses these messages{said}") from exc
+        assert isinstance(text, str)
+        return text
+
+    # --- special tokens ---
+
+    def _added_around(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer puts before and after a text: `[bos]`, `[cls] ... [sep]`, nothing."""
+        inner = self._trusting.encode("a", add_special_tokens=False).ids
+        outer = self._trusting.encode("a", add_special_tokens=True).ids
+        before = next(i for i in range(len(outer)) if outer[i : i + len(inner)] == inner)
+        return outer[:before], outer[before + len(inner) :]
+
+    def _surrounded(self, token_ids: list[int], add_special_tokens: bool) -> list[int]:
+        return [*self._before, *token_ids, *self._after] if add_special_tokens else list(token_ids)
+
+    def _special_ids(self, token_ids: Iterable[int]) -> list[int]:
+        return [i for i in token_ids if i in self._specials]
+
+    def _specials_in(self, text: str) -> list[int]:
+        return self._special_ids(self._trusting.encode(text, add_special_tokens=False).ids)
+
+    def _cut(self, parts: Sequence[Part]) -> list[str | int]:
+        """The parts as one row of texts and trusted special ids; neighbouring texts are joined."""
+        row: list[str | int] = [""]
+        for part in parts:
+            for piece in self._split(part.text) if part.trusted else [part.text]:
+                if isinstance(piece, str) and isinstance(row[-1], str):
+                    row[-1] += piece
+                else:
+                    row.append(piece)
+        return [piece for piece in row if piece != ""]
+
+    def _split(self, text: str) -> list[str | int]:
+        """A trusted text as its special tokens and what lies between them."""
+        encoding = self._trusting.encode(text, add_special_tokens=False)
+        row: list[str | int] = []
+        end = 0
+        for i, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
+            if i in self._specials:
+                row += [text[end:start], i]
+                end = stop
+        return [*row, text[end:]]
+
+    def _encode_text(self, text: str) -> list[int]:
+        """Ids of a text that holds no special token, whatever it says."""
+        ids: list[int] = self._strict.encode(text, add_special_tokens=False).ids
+        if self._is_plain(ids):
+            return ids
+        # Unigram and word vocabularies hold the names of special tokens as plain entries.
+        ids = [
+            i
+            for piece in self._halves(text)
+            for i in self._strict.encode(piece, add_special_tokens=False).ids
+        ]
+        if not self._is_plain(ids):
+            raise InvalidRequest("the prompt holds a special token's name that cannot be escaped")
+        return ids
+
+    def _is_plain(self, token_ids: Iterable[int]) -> bool:
+        """Unknown words are no harm: any text can have them."""
+        return all(i == self._unk_id or i not in self._specials for i in token_ids)
+
+    def _halves(self, text: str) -> list[str]:
+        """The text, cut in the middle of every special token's name."""
+        cuts = {0, len(text)}
+        for content in self._specials.values():
+            at = text.find(content)
+            while at >= 0:
+                cuts.add(at + max(1, len(content) // 2))
+                at = text.find(content, at + 1)
+        bounds = sorted(cuts)
+        return [text[a:b] for a, b in pairwise(bounds)]

@@ -1,0 +1,82 @@
+"""The app around a fake engine and a tokenizer made on the spot."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from prefix_store.blobs import FileBlobStore
+from prefix_store.digest import Digest
+from prefix_store.registry import Registry
+from prefix_store.store import PrefixStore
+from server.api.deps import Services
+from server.app import create_app
+from server.engine.messages import Compiled
+from server.settings import Settings
+from server.tokenizer import Tokenizer
+from tests.server.fakes import INFO, FakeEngine, make_prefix, make_transformers_tokenizer
+
+
+@pytest.fixture
+def tokenizer() -> Tokenizer:
+    return Tokenizer(make_transformers_tokenizer())
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(
+        _cli_parse_args=False,
+        store=tmp_path,
+        max_num_seqs=4,
+        max_waiting=4,
+        max_upload_bytes=1 << 20,
+        max_body_bytes=64 << 10,
+        body_timeout_s=0.3,
+        drain_timeout_s=1.0,
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[PrefixStore]:
+    registry = Registry(f"sqlite:///{tmp_path / 'registry.db'}")
+    yield PrefixStore(FileBlobStore(tmp_path / "blobs"), registry)
+    registry.close()
+
+
+@pytest.fixture
+def engine(store: PrefixStore) -> FakeEngine:
+    def compile_to(
+        token_ids: list[int] | None, embeddings: Digest | None, origin: dict[str, str]
+    ) -> Compiled:
+        num_tokens = len(token_ids) if token_ids is not None else 2
+        prefix = make_prefix(num_tokens, num_tokens=num_tokens, fingerprint=INFO.fingerprint)
+        digest, num_bytes = store.put(replace(prefix, origin=origin))
+        return Compiled(0, str(digest), num_tokens, num_bytes)
+
+    return FakeEngine(compile_to=compile_to)
+
+
+@pytest.fixture
+def app(
+    settings: Settings, store: PrefixStore, engine: FakeEngine, tokenizer: Tokenizer
+) -> FastAPI:
+    return create_app(settings, store, engine, tokenizer, "tiny")  # type: ignore[arg-type]
+
+
+@pytest.fixture
+async def services(app: FastAPI) -> AsyncIterator[Services]:
+    async with app.router.lifespan_context(app):
+        yield app.state.services
+
+
+@pytest.fixture
+async def http(app: FastAPI, services: Services) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the app without a network; whole answers only."""
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client
