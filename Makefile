@@ -1,0 +1,48 @@
+# Every target sets up what it needs: python3 (3.11 or newer) and make are enough.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install --constraint constraints.txt
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve test lint format type contracts docker-lint check clean
+
+help: ## Show this list.
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1: /p' Makefile
+
+install: $(INSTALLED) ## Make .venv with everything, if it is not there or not up to date.
+
+serve: $(INSTALLED) ## Serve the demo tasks on http://127.0.0.1:8000 (ARGS="--port 9000").
+	@$(BIN)/foreword serve --demo $(ARGS)
+
+test: $(INSTALLED) ## Run the tests (ARGS="-k store -x").
+	@OMP_NUM_THREADS=1 $(BIN)/pytest $(ARGS)
+
+lint: $(INSTALLED) ## Check style and format.
+	@$(BIN)/ruff check && $(BIN)/ruff format --check
+
+format: $(INSTALLED) ## Mend style and format.
+	@$(BIN)/ruff check --fix && $(BIN)/ruff format
+
+type: $(INSTALLED) ## Check the types.
+	@$(BIN)/mypy
+
+contracts: $(INSTALLED) ## Check who imports whom.
+	@$(BIN)/lint-imports
+
+docker-lint: $(INSTALLED) ## Check the Dockerfile.
+	@$(BIN)/hadolint Dockerfile
+
+check: lint type contracts docker-lint test ## All of the above.
+
+clean: ## Remove .venv and every cache. The default model in ~/.cache/foreword stays.
+	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+
+$(INSTALLED): pyproject.toml clients/python/pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Foreword needs Python 3.11 or newer. Name one with: make PYTHON=python3.11")'
+	@echo "Setting up .venv: a few minutes, once."
+	@$(PYTHON) -m venv .venv
+	@$(PIP) torch
+	@$(PIP) --editable '.[dev]' --editable clients/python
+	@touch $@
+	@echo "Done: 'make serve' starts the server, 'make test' runs the tests."

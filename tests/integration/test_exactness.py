@@ -1,0 +1,248 @@
+"""What the server generates equals PEFT's own `generate`, token for token, alone and in one batch.
+
+The base model is the real SmolLM2 in float32. Every comparison is with PEFT or transformers run on
+one unpadded prompt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import peft
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from tests.running_server import RunningServer
+
+pytestmark = [
+    pytest.mark.smollm2,
+    pytest.mark.timeout(900),
+    # PEFT's own `generate` passes what PEFT's own `forward` then ignores.
+    pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning"),
+]
+
+NUM_NEW = 32
+PROMPTS = [
+    "The capital of France is",
+    "Once upon a time, in a village by the sea,",
+    "def fibonacci(n):",
+    "Water boils at",
+    "My favourite book is about a dragon who",
+    "1, 2, 3, 5, 8,",
+    "The three most important things when you bake bread are",
+    "Dear Sir or Madam,\n\nI am writing to you because",
+]
+TEXT = "You answer in rhymes, you never use the letter Q, and you love the sea.\n\n"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A task: its upload, and the greedy tokens that PEFT or transformers gives for each prompt."""
+
+    body: bytes
+    media_type: str
+    expected: list[list[int]]
+
+
+def peft_configs() -> dict[str, peft.PeftConfig]:
+    common: dict[str, Any] = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 12}
+    return {
+        "prefix": peft.PrefixTuningConfig(**common),
+        "projected": peft.PrefixTuningConfig(
+            **common, prefix_projection=True, encoder_hidden_size=64
+        ),
+        "cartridge": peft.CartridgeConfig(**common),
+        "prompt": peft.PromptTuningConfig(**common),
+        "ptuning": peft.PromptEncoderConfig(**common, encoder_hidden_size=64),
+    }
+
+
+@pytest.fixture(scope="module")
+def base(smollm2: Path) -> PreTrainedModel:
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
+    model.generation_config.eos_token_id = None  # 32 tokens whatever they are
+    return model
+
+
+@pytest.fixture(scope="module")
+def prompt_ids(smollm2: Path) -> list[list[int]]:
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    return [tokenizer(prompt).input_ids for prompt in PROMPTS]
+
+
+@pytest.fixture(scope="module")
+def text_ids(smollm2: Path) -> list[int]:
+    ids: list[int] = AutoTokenizer.from_pretrained(smollm2)(TEXT).input_ids
+    return ids
+
+
+@pytest.fixture(scope="module")
+def cases(
+    base: PreTrainedModel,
+    prompt_ids: list[list[int]],
+    text_ids: list[int],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Case]:
+    made = {}
+    for i, (name, config) in enumerate(peft_configs().items()):
+        model = peft.get_peft_model(base, config)
+        randomise(model, seed=i)
+        directory = tmp_path_factory.mktemp(name)
+        model.save_pretrained(directory)
+        expected = [greedy(model.eval(), ids) for ids in prompt_ids]
+        made[name] = Case(tar_of(directory), "application/x-tar", expected)
+    behind_text = [greedy(base, text_ids + ids) for ids in prompt_ids]
+    made["text"] = Case(b'{"text": %s}' % json_string(TEXT), "application/json", behind_text)
+    return made
+
+
+@pytest.fixture(scope="module")
+def base_case(base: PreTrainedModel, prompt_ids: list[list[int]]) -> list[list[int]]:
+    return [greedy(base, ids) for ids in prompt_ids]
+
+
+def randomise(model: peft.PeftModel, seed: int) -> None:
+    """A seeded random prompt, large enough to change what the model says."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.prompt_encoder["default"].parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.5)
+
+
+@torch.inference_mode()
+def greedy(model: torch.nn.Module, ids: list[int]) -> list[int]:
+    """`generate` on one unpadded prompt."""
+    prompt = torch.tensor([ids])
+    out = model.generate(
+        input_ids=prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=NUM_NEW,
+        do_sample=False,
+        pad_token_id=0,
+    )
+    return out[0, -NUM_NEW:].tolist()  # type: ignore[no-any-return]
+
+
+def tar_of(directory: Path) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        tar.add(directory, arcname=directory.name)
+    return buffer.getvalue()
+
+
+def json_string(text: str) -> bytes:
+    return httpx.Request("POST", "http://x", json=text).content
+
+
+def upload(server: RunningServer, task: str, case: Case) -> None:
+    response = httpx.put(
+        f"{server.url}/tasks/{task}/prefix",
+        content=case.body,
+        headers={"Content-Type": case.media_type},
+        timeout=120,
+    )
+    assert response.is_success, response.text
+
+
+async def generated(client: httpx.AsyncClient, task: str | None, ids: list[int]) -> list[int]:
+    response = await client.post(
+        "/generate",
+        params={"task": task} if task else {},
+        json={
+            "prompt": ids,
+            "max_tokens": NUM_NEW,
+            "ignore_eos": True,
+            "return_token_ids": True,
+        },
+    )
+    assert response.status_code == 200, response.text
+    return response.json()["token_ids"]  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def uploaded(server: RunningServer, cases: dict[str, Case]) -> dict[str, Case]:
+    for task, case in cases.items():
+        upload(server, task, case)
+    return cases
+
+
+async def test_alone_every_task_makes_the_tokens_that_peft_makes(
+    server: RunningServer,
+    uploaded: dict[str, Case],
+    base_case: list[list[int]],
+    prompt_ids: list[list[int]],
+) -> None:
+    expected = {None: base_case, **{task: case.expected for task, case in uploaded.items()}}
+    assert len({str(tokens) for tokens in expected.values()}) == len(expected), "no effect"
+
+    async with httpx.AsyncClient(base_url=server.url, timeout=120) as client:
+        for task, tokens in expected.items():
+            got = [await generated(client, task, ids) for ids in prompt_ids]
+            assert got == tokens, task
+
+
+async def test_in_one_mixed_batch_every_request_makes_the_same_tokens(
+    server: RunningServer,
+    uploaded: dict[str, Case],
+    base_case: list[list[int]],
+    prompt_ids: list[list[int]],
+) -> None:
+    expected = {None: base_case, **{task: case.expected for task, case in uploaded.items()}}
+    asked = [(task, i) for i in range(len(PROMPTS)) for task in expected]
+
+    async with httpx.AsyncClient(base_url=server.url, timeout=300) as client:
+        got = await asyncio.gather(*(generated(client, task, prompt_ids[i]) for task, i in asked))
+
+    assert len(asked) >= 32
+    assert len(expected) >= 7
+    for (task, i), tokens in zip(asked, got, strict=True):
+        assert tokens == expected[task][i], (task, PROMPTS[i])
+
+
+async def test_with_the_prefixes_of_two_tasks_exchanged_the_tokens_differ(
+    server: RunningServer, uploaded: dict[str, Case], prompt_ids: list[list[int]]
+) -> None:
+    """The control: the tests above can fail."""
+    upload(server, "prefix", uploaded["cartridge"])
+    upload(server, "cartridge", uploaded["prefix"])
+    try:
+        async with httpx.AsyncClient(base_url=server.url, timeout=120) as client:
+            for task in ("prefix", "cartridge"):
+                got = [await generated(client, task, ids) for ids in prompt_ids[:2]]
+                assert got != uploaded[task].expected[:2]
+            assert (
+                await generated(client, "prompt", prompt_ids[0]) == uploaded["prompt"].expected[0]
+            )
+    finally:
+        for task in ("prefix", "cartridge"):
+            httpx.post(f"{server.url}/tasks/{task}/rollback").raise_for_status()
+
+
+def test_a_downloaded_text_prefix_gives_the_texts_logits_in_peft(
+    server: RunningServer,
+    uploaded: dict[str, Case],
+    base: PreTrainedModel,
+    text_ids: list[int],
+    prompt_ids: list[list[int]],
+    tmp_path: Path,
+) -> None:
+    versions = f"{server.url}/tasks/text/versions/1/prefix"
+    response = httpx.get(versions, params={"format": "peft"}).raise_for_status()
+    with tarfile.open(fileobj=io.BytesIO(response.content)) as tar:
+        tar.extractall(tmp_path, filter="data")
+    [config] = tmp_path.rglob("adapter_config.json")
+    model = peft.PeftModel.from_pretrained(base, config.parent).eval()
+    ids = torch.tensor([prompt_ids[1]])
+
+    with torch.inference_mode():
+        behind_prefix = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        behind_text = base(input_ids=torch.tensor([text_ids + prompt_ids[1]])).logits
+
+    torch.testing.assert_close(behind_prefix, behind_text[:, len(text_ids) :], atol=1e-3, rtol=0)

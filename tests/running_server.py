@@ -1,0 +1,82 @@
+"""A real server in a process of its own, as `foreword serve` starts it, on a port of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    url: str
+    process: subprocess.Popen[bytes]
+    store: Path
+
+    def engine_pid(self) -> int:
+        """The engine is the server's only child process."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        [pid] = [int(pid) for pid in children.split() if _is_engine(int(pid))]
+        return pid
+
+    def wait_ready(self, timeout_s: float = 120.0) -> None:
+        deadline_s = time.monotonic() + timeout_s
+        while time.monotonic() < deadline_s:
+            assert self.process.poll() is None, "the server ended"
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{self.url}/readyz").status_code == 200:
+                    return
+            time.sleep(0.1)
+        raise AssertionError("the server was not ready in time")
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait(10)
+
+
+@contextlib.contextmanager
+def running_server(model: Path | str, store: Path, *flags: str) -> Iterator[RunningServer]:
+    """Ready to serve when the block begins, gone when it ends."""
+    port = _free_port()
+    log = (store.parent / f"{store.name}.log").open("ab")
+    command = [sys.executable, "-m", "server", "--model", str(model), "--store", str(store)]
+    process = subprocess.Popen(
+        [*command, "--port", str(port), *flags], stdout=log, stderr=log, env=_environment()
+    )
+    server = RunningServer(f"http://127.0.0.1:{port}", process, store)
+    try:
+        server.wait_ready()
+        yield server
+    finally:
+        server.stop()
+        log.close()
+
+
+def _environment() -> dict[str, str]:
+    """Without the thread settings of the tests: the server chooses its own."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("OMP_")}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _is_engine(pid: int) -> bool:
+    return b"server.engine.process" in Path(f"/proc/{pid}/cmdline").read_bytes()
