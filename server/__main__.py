@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from fastapi import FastAPI
@@ -75,6 +76,8 @@ async def _serve(settings: Settings) -> None:
 def _build(settings: Settings) -> FastAPI:
     is_default = settings.model == "default"
     model = str(ensure_default_model(settings.cache)) if is_default else settings.model
+    if model.startswith(("/", ".", "~")) and not Path(model).is_dir():
+        raise StartError(f"cannot load the model {model}: no such folder")
     try:
         settings.store.mkdir(parents=True, exist_ok=True)
     except OSError as exc:

@@ -38,6 +38,7 @@ def configure(level: str) -> None:
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line for every retry
     logging.getLogger("uvicorn.access").disabled = True  # the middleware writes that line
 
 

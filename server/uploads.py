@@ -126,7 +126,7 @@ class Uploads:
     async def _draft(self, body: bytes, media_type: str) -> Draft:
         base = self._base()
         upload = await self._off_loop(
-            formats.read, body, media_type, base, max_prefix_tokens=self._max_length()
+            formats.read, body, media_type, base, max_prefix_tokens=self.max_prefix_tokens
         )
         source = await self._off_loop(Digest.of, body)
         match upload:
@@ -150,7 +150,7 @@ class Uploads:
 
     async def _compile_text(self, upload: TextPrompt, base: BaseModelSpec, source: Digest) -> Draft:
         token_ids = await self._off_loop(self._tokenize, upload)
-        artifact.check_length(len(token_ids), self._max_length())
+        artifact.check_length(len(token_ids), self.max_prefix_tokens)
         kind = "text" if upload.messages is None else "messages"
         origin = {"source_format": kind, "source_digest": str(source)}
         compiled = await self._engine.compile(token_ids=token_ids, origin=origin)
@@ -175,7 +175,7 @@ class Uploads:
         """What the engine computed goes through the same gate as what a client uploads."""
         data = await self._off_loop(self._store.open, digest)
         prefix = await self._off_loop(
-            artifact.load, data, base, max_prefix_tokens=self._max_length()
+            artifact.load, data, base, max_prefix_tokens=self.max_prefix_tokens
         )
         return self._describe(prefix, digest, len(data), base, source, prompt)
 
@@ -218,7 +218,8 @@ class Uploads:
             dtype=info.dtype,
         )
 
-    def _max_length(self) -> int:
+    @property
+    def max_prefix_tokens(self) -> int:
         """A prefix that leaves no room for a prompt and a token is of no use."""
         return min(self._max_prefix_tokens, self._engine.info.max_model_len - 2)
 

@@ -47,7 +47,7 @@ def describe(services: Services, engine: EngineInfo) -> Info:
     settings = services.settings
     return Info(
         version=services.version,
-        model=engine.model,
+        model=services.model_name,
         fingerprint=engine.fingerprint,
         num_layers=engine.num_layers,
         num_kv_heads=engine.num_kv_heads,
@@ -61,7 +61,7 @@ def describe(services: Services, engine: EngineInfo) -> Info:
         chat_template=services.tokenizer.has_chat_template,
         limits=Limits(
             max_model_len=engine.max_model_len,
-            max_prefix_tokens=settings.max_prefix_tokens,
+            max_prefix_tokens=services.uploads.max_prefix_tokens,
             max_num_seqs=engine.max_num_seqs,
             max_upload_bytes=settings.max_upload_bytes,
             max_body_bytes=settings.max_body_bytes,

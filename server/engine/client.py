@@ -5,16 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import socket
-import sys
 import time
 from itertools import count
 
-import msgspec
-
 from prefix_store.digest import Digest
 from server.engine import messages as m
+from server.engine.child import EngineProcess
 from server.engine.stream import TokenStream
 from server.errors import (
     CompileFailed,
@@ -48,10 +44,8 @@ class EngineClient:
         self._ids = count(1)
         self._streams: dict[int, TokenStream] = {}
         self._replies: dict[int, asyncio.Future[m.Event]] = {}
-        self._decoder = msgspec.msgpack.Decoder(m.Event)
         self._info: m.EngineInfo | None = None
-        self._process: asyncio.subprocess.Process | None = None
-        self._writer: asyncio.StreamWriter | None = None
+        self._process: EngineProcess | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
         self._start_error: str | None = None
@@ -100,7 +94,8 @@ class EngineClient:
             self._send(m.Drain())
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), drain_timeout_s)
-        await self._kill()
+        if self._process is not None:
+            await self._process.kill()
         if self._supervisor is not None:
             await self._supervisor
 
@@ -157,41 +152,22 @@ class EngineClient:
 
     async def _run_one_process(self) -> bool:
         """Spawn, serve until the process is gone, fail what it left. True if it ever was ready."""
+        self._process = process = await EngineProcess.spawn(self._config)
         try:
-            reader = await self._spawn()
-            was_ready = await self._wait_ready(reader)
+            was_ready = await self._wait_ready(process)
             if was_ready:
-                watchdog = asyncio.create_task(self._watch())
-                await self._receive(reader)
+                watchdog = asyncio.create_task(self._watch(process))
+                await self._receive(process)
                 watchdog.cancel()
             return was_ready
         finally:
             self._ready.clear()
-            await self._kill()
-            if self._writer is not None:
-                self._writer.close()
-            self._fail_all(EngineUnavailable("the engine stopped under this request; try again"))
+            await process.kill()
+            self._fail_all()
 
-    async def _spawn(self) -> asyncio.StreamReader:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "server.engine.process",
-                str(theirs.fileno()),
-                pass_fds=[theirs.fileno()],
-                stdin=asyncio.subprocess.DEVNULL,
-                env=_environment(self._config),
-                start_new_session=True,  # Ctrl-C is for the API process, which drains
-            )
-        reader, self._writer = await asyncio.open_connection(sock=ours)
-        self._writer.write(m.frame(self._config))
-        return reader
-
-    async def _wait_ready(self, reader: asyncio.StreamReader) -> bool:
+    async def _wait_ready(self, process: EngineProcess) -> bool:
         try:
-            event = await asyncio.wait_for(self._read(reader), self._start_timeout_s)
+            event = await asyncio.wait_for(process.read(), self._start_timeout_s)
         except TimeoutError:
             event = None
             self._start_error = f"the engine did not load within {self._start_timeout_s:.0f} s"
@@ -205,18 +181,10 @@ class EngineClient:
                 logger.error("the engine failed to start: %s", message)
         return self.is_ready
 
-    async def _receive(self, reader: asyncio.StreamReader) -> None:
-        while (event := await self._read(reader)) is not None:
+    async def _receive(self, process: EngineProcess) -> None:
+        while (event := await process.read()) is not None:
             self._last_event_s = time.monotonic()
             self._dispatch(event)
-
-    async def _read(self, reader: asyncio.StreamReader) -> m.Event | None:
-        try:
-            (length,) = m.HEADER.unpack(await reader.readexactly(m.HEADER.size))
-            event: m.Event = self._decoder.decode(await reader.readexactly(length))
-            return event
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return None
 
     def _dispatch(self, event: m.Event) -> None:
         match event:
@@ -258,31 +226,20 @@ class EngineClient:
             self._send(m.Cancel(request_id))
 
     def _send(self, message: m.Request) -> None:
-        if not self.is_ready or self._writer is None:
+        if not self.is_ready or self._process is None:
             raise EngineUnavailable("the engine is starting")
-        self._writer.write(m.frame(message))
+        self._process.send(message)
 
-    async def _watch(self) -> None:
+    async def _watch(self, process: EngineProcess) -> None:
         """A loop that hangs is as dead as a process that ended."""
         while self.heartbeat_age_s < self._hang_timeout_s:
             await asyncio.sleep(self._hang_timeout_s / 10)
         logger.error("no heartbeat for %.0f s: killing the engine process", self._hang_timeout_s)
-        await self._kill()
+        await process.kill()
 
-    async def _kill(self) -> None:
-        if self._process is not None and self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
-            await self._process.wait()
-
-    def _fail_all(self, error: EngineUnavailable) -> None:
+    def _fail_all(self) -> None:
+        gone = "the engine stopped under this request; try again"
         for request_id in list(self._streams):
-            self._deliver(request_id, error, last=True)
+            self._deliver(request_id, EngineUnavailable(gone), last=True)
         for request_id in list(self._replies):
-            self._answer(request_id, error)
-
-
-def _environment(config: m.EngineConfig) -> dict[str, str]:
-    """OpenMP reads its settings once, when torch is imported."""
-    num_threads = config.num_threads or os.cpu_count() or 1
-    return os.environ | {"OMP_NUM_THREADS": str(num_threads), "TOKENIZERS_PARALLELISM": "false"}
+            self._answer(request_id, EngineUnavailable(gone))

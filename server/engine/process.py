@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 import socket
 import sys
 from pathlib import Path
@@ -11,10 +10,12 @@ from threading import Thread
 
 import msgspec
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from prefix_store import artifact
 from prefix_store.blobs import BlobStore, FileBlobStore
 from prefix_store.digest import Digest
+from server import logs
 from server.engine import messages as m
 from server.engine.attention.base import AttentionBackend
 from server.engine.attention.cpu import CpuBackend
@@ -147,6 +148,6 @@ def _info(
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logs.configure("warning")
+    disable_progress_bar()
     main(int(sys.argv[1]))

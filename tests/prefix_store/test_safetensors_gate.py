@@ -35,8 +35,15 @@ WELL_FORMED.remove("tensor named by a lone surrogate")
 
 
 @pytest.mark.parametrize("name", sorted(BAD.keys() - WELL_FORMED), ids=ascii)
-def test_the_structure_alone_gives_it_away(name: str) -> None:
-    with pytest.raises(InvalidArtifact):
+def test_the_structure_alone_gives_it_away_before_the_library_sees_it(name: str) -> None:
+    with pytest.raises(InvalidArtifact) as refusal:
+        read_tensors(BAD[name])
+    assert refusal.value.__cause__ is None
+
+
+@pytest.mark.parametrize("name", ["header of spaces", "99 MB header", "3 MB of empty tensors"])
+def test_a_header_above_the_limit_is_not_even_parsed(name: str) -> None:
+    with pytest.raises(InvalidArtifact, match="1 MiB"):
         read_tensors(BAD[name])
 
 

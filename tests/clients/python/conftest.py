@@ -1,37 +1,18 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
 import pytest
 import uvicorn
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
 
 from foreword_client import AsyncClient, AsyncStream, Client
-
-NOW = "2026-01-02T03:04:05Z"
-DIGEST = "sha256:" + "ab" * 32
-ENDING: dict[str, Any] = {
-    "id": "gen-1",
-    "task": "x",
-    "version": 3,
-    "digest": DIGEST,
-    "token_ids": None,
-    "finish_reason": "stop",
-    "usage": {"prefix_tokens": 20, "prompt_tokens": 2, "completion_tokens": 3},
-    "timings": {"queue_ms": 0.1, "first_token_ms": 5.0, "total_ms": 9.0},
-    "of_a_newer_server": True,
-}
+from tests.clients.python.fake_foreword import ENDING, FakeForeword
 
 
 @pytest.fixture(autouse=True)
@@ -112,145 +93,6 @@ def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
 
         for client in clients:
             client.close()
-
-
-@dataclass
-class FakeForeword:
-    """Speaks the protocol over a real socket, and remembers what it was told."""
-
-    url: str = ""
-    seen: list[tuple[str, str, dict[str, str], bytes]] = field(default_factory=list)
-    left: threading.Event = field(default_factory=threading.Event)
-    """Set when the reader of an endless stream is gone."""
-
-    def bodies(self) -> list[Any]:
-        return [json.loads(body) for _, _, _, body in self.seen if body]
-
-    def app(self) -> Starlette:
-        return Starlette(
-            routes=[
-                Route("/generate", self._generate, methods=["POST"]),
-                Route("/info", self._info),
-                Route("/readyz", self._ready),
-                Route("/tasks", self._tasks),
-                Route("/tasks/{task}", self._task, methods=["GET", "PUT", "PATCH", "DELETE"]),
-                Route("/tasks/{task}/prefix", self._upload, methods=["PUT"]),
-                Route("/tasks/{task}/versions", self._versions, methods=["GET"]),
-                Route("/tasks/{task}/versions", self._upload, methods=["POST"]),
-                Route("/tasks/{task}/versions/{n}", self._version, methods=["GET", "DELETE"]),
-                Route("/tasks/{task}/versions/{n}/prefix", self._download),
-                Route("/tasks/{task}/activate", self._activated, methods=["POST"]),
-                Route("/tasks/{task}/rollback", self._activated, methods=["POST"]),
-            ]
-        )
-
-    async def _note(self, request: Request) -> bytes:
-        body = await request.body()
-        where = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-        self.seen.append((request.method, where, dict(request.headers), body))
-        return body
-
-    async def _generate(self, request: Request) -> Response:
-        body = json.loads(await self._note(request))
-        task = request.query_params.get("task")
-        if task == "nope":
-            return problem(404, "unknown_task", "there is no such task")
-        if not body.get("stream"):
-            return JSONResponse(ENDING | {"task": task, "text": "one two three"})
-        headers = {"X-Task-Version": "3", "X-Prefix-Digest": DIGEST, "X-Request-Id": "r1"}
-        return StreamingResponse(
-            self._events(task), media_type="text/event-stream", headers=headers
-        )
-
-    async def _events(self, task: str | None) -> AsyncIterator[bytes]:
-        try:
-            for text in ("one", " two", " three"):
-                yield event("token", {"text": text, "token_ids": None})
-            while task == "endless":
-                await asyncio.sleep(0.01)
-                yield event("token", {"text": " and", "token_ids": None})
-            if task == "failing":
-                told = {"status": 500, "code": "step_failed", "title": "x", "detail": "it failed"}
-                yield event("error", told | {"request_id": "r1"})
-            elif task != "torn":
-                yield event("done", ENDING | {"task": task})
-        finally:
-            self.left.set()
-
-    async def _info(self, request: Request) -> Response:
-        await self._note(request)
-        shape = {"num_layers": 2, "num_kv_heads": 1, "head_dim": 8, "dtype": "float32"}
-        limits = {"max_model_len": 128, "max_upload_bytes": 2_000_000}
-        told = {"model": "tiny", "fingerprint": DIGEST, "device": "cpu", "limits": limits}
-        return JSONResponse(shape | told)
-
-    async def _ready(self, request: Request) -> Response:
-        return JSONResponse({"status": "ok", "reasons": []})
-
-    async def _tasks(self, request: Request) -> Response:
-        await self._note(request)
-        after = request.query_params.get("after")
-        names = ["a", "b"] if after is None else ["c"]
-        page = {"tasks": [task(name) for name in names]}
-        return JSONResponse(page | {"next_after": "b" if after is None else None})
-
-    async def _task(self, request: Request) -> Response:
-        await self._note(request)
-        if request.path_params["task"] == "nope":
-            return problem(404, "unknown_task", "there is no such task")
-        if request.method == "DELETE":
-            return Response(status_code=204)
-        found = task(request.path_params["task"])
-        return JSONResponse(found | {"digest": DIGEST, "residency": "device"})
-
-    async def _upload(self, request: Request) -> Response:
-        await self._note(request)
-        active = request.method == "PUT"
-        return JSONResponse(manifest(request.path_params["task"], 4) | {"active": active}, 201)
-
-    async def _versions(self, request: Request) -> Response:
-        await self._note(request)
-        name = request.path_params["task"]
-        told = {"seq": 1, "version": 1, "action": "activate", "at": NOW, "by": None}
-        found = [manifest(name, n) for n in (1, 2, 3)]
-        return JSONResponse(
-            {"task": name, "active_version": 3, "versions": found, "history": [told]}
-        )
-
-    async def _version(self, request: Request) -> Response:
-        await self._note(request)
-        if request.method == "DELETE":
-            return problem(409, "version_active", "version 3 is active: activate another first")
-        return JSONResponse(manifest(request.path_params["task"], int(request.path_params["n"])))
-
-    async def _download(self, request: Request) -> Response:
-        await self._note(request)
-        return Response(b"bytes of " + request.query_params.get("format", "artifact").encode())
-
-    async def _activated(self, request: Request) -> Response:
-        await self._note(request)
-        name = request.path_params["task"]
-        return JSONResponse({"task": name, "active_version": 2, "digest": DIGEST, "warning": None})
-
-
-def problem(status: int, code: str, detail: str) -> Response:
-    told = {"type": "about:blank", "title": "No", "status": status, "code": code, "detail": detail}
-    return JSONResponse(told | {"request_id": "r1"}, status, media_type="application/problem+json")
-
-
-def event(name: str, data: object) -> bytes:
-    return f"event: {name}\ndata: {json.dumps(data)}\n\n".encode()
-
-
-def task(name: str) -> dict[str, Any]:
-    profile = {"description": f"[bold]{name}[/bold]", "template": None, "chat": False}
-    times = {"created_at": NOW, "updated_at": NOW}
-    return {"name": name, "profile": profile, "active_version": 3, "num_versions": 3} | times
-
-
-def manifest(name: str, number: int) -> dict[str, Any]:
-    numbers = {"version": number, "num_virtual_tokens": 20, "num_bytes": 1_500_000}
-    return {"task": name, "digest": DIGEST, "source_format": "peft", "created_at": NOW} | numbers
 
 
 @pytest.fixture

@@ -16,18 +16,19 @@ from typer.testing import CliRunner, Result
 
 from foreword_client.cli import make_app
 from foreword_client.cli.output import printable, size
+from tests.clients.python.fake_foreword import FakeForeword
 
 Run = Callable[..., Result]
 
 
 @pytest.fixture
-def run(server: Any, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(server: FakeForeword, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs a command against the fake server."""
     monkeypatch.setenv("FOREWORD_URL", server.url)
     return lambda *args, **options: CliRunner().invoke(make_app(), args, **options)
 
 
-def test_generate_writes_the_text(run: Run, server: Any) -> None:
+def test_generate_writes_the_text(run: Run, server: FakeForeword) -> None:
     done = run("generate", "hi", "--task", "x", "--max-tokens", "5", "--stop", "a", "--stop", "b")
 
     assert (done.exit_code, done.stdout) == (0, "one two three\n")
@@ -35,7 +36,7 @@ def test_generate_writes_the_text(run: Run, server: Any) -> None:
     assert server.seen[0][1] == "/generate?task=x"
 
 
-def test_generate_streams_and_tells_what_it_took(run: Run, server: Any) -> None:
+def test_generate_streams_and_tells_what_it_took(run: Run, server: FakeForeword) -> None:
     done = run("generate", "hi", "-t", "x", "--stream", "-v")
 
     assert done.stdout == "one two three\n"
@@ -43,14 +44,14 @@ def test_generate_streams_and_tells_what_it_took(run: Run, server: Any) -> None:
     assert server.bodies() == [{"prompt": "hi", "stream": True}]
 
 
-def test_generate_reads_standard_input(run: Run, server: Any) -> None:
+def test_generate_reads_standard_input(run: Run, server: FakeForeword) -> None:
     run("generate", input="from a pipe\n")
     run("generate", "-", input="two\nlines\n")
 
     assert [body["prompt"] for body in server.bodies()] == ["from a pipe", "two\nlines"]
 
 
-def test_generate_takes_fields_and_messages(run: Run, server: Any, tmp_path: Path) -> None:
+def test_generate_takes_fields_and_messages(run: Run, server: FakeForeword, tmp_path: Path) -> None:
     chat = tmp_path / "chat.json"
     chat.write_text('[{"role": "user", "content": "hi"}]')
 
@@ -94,14 +95,14 @@ def test_tables_show_what_is_there_and_nothing_is_markup(run: Run) -> None:
     assert "activate" in run("versions", "x", "--history").stdout
 
 
-def test_a_task_is_shown_and_changed(run: Run, server: Any) -> None:
+def test_a_task_is_shown_and_changed(run: Run, server: FakeForeword) -> None:
     shown = run("task", "x", "--no-chat", "--template", "Q: {prompt}", "--description", "d")
 
     assert "active" in shown.stdout
     assert server.bodies() == [{"description": "d", "template": "Q: {prompt}", "chat": False}]
 
 
-def test_push_says_what_answers_now(run: Run, server: Any) -> None:
+def test_push_says_what_answers_now(run: Run, server: FakeForeword) -> None:
     done = run("push", "x", "--text", "Translate.", "--chat")
     stored = run("push", "x", "--text", "Translate.", "--no-activate")
 
@@ -120,7 +121,7 @@ def test_activate_rollback_and_delete_say_what_they_did(run: Run) -> None:
     assert "deleted task x with all its versions" in run("delete", "x", "--yes").stdout
 
 
-def test_nothing_is_deleted_unasked(run: Run, server: Any) -> None:
+def test_nothing_is_deleted_unasked(run: Run, server: FakeForeword) -> None:
     done = run("delete", "x")
 
     assert done.exit_code == 2
@@ -206,13 +207,15 @@ def test_a_model_cannot_move_the_cursor() -> None:
     ]
 
 
-def _start(server: Any, *args: str, **options: Any) -> subprocess.Popen[bytes]:
+def _start(server: FakeForeword, *args: str, **options: Any) -> subprocess.Popen[bytes]:
     environment = os.environ | {"FOREWORD_URL": server.url}
     main = "from foreword_client.cli import main; main()"
     return subprocess.Popen([sys.executable, "-c", main, *args], env=environment, **options)
 
 
-def test_a_terminal_gets_a_stream_in_colour_and_an_interrupt_cancels_it(server: Any) -> None:
+def test_a_terminal_gets_a_stream_in_colour_and_an_interrupt_cancels_it(
+    server: FakeForeword,
+) -> None:
     ours, theirs = pty.openpty()
     process = _start(server, "generate", "hi", "-t", "endless", stdout=theirs, stderr=theirs)
     os.close(theirs)
@@ -229,7 +232,7 @@ def test_a_terminal_gets_a_stream_in_colour_and_an_interrupt_cancels_it(server: 
     assert b"Traceback" not in seen
 
 
-def test_a_reader_that_stops_reading_gets_no_traceback(server: Any) -> None:
+def test_a_reader_that_stops_reading_gets_no_traceback(server: FakeForeword) -> None:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with _start(server, "generate", "hi", "-t", "endless", "--stream", **pipes) as process:
         assert process.stdout is not None

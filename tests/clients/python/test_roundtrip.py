@@ -18,11 +18,12 @@ from foreword_client import (
     UnknownTaskError,
     VersionActiveError,
 )
+from tests.clients.python.fake_foreword import FakeForeword
 
 Connect = Callable[..., Any]
 
 
-def test_a_stream_brings_tokens_and_then_its_result(connect: Connect, server: Any) -> None:
+def test_a_stream_brings_tokens_and_then_its_result(connect: Connect, server: FakeForeword) -> None:
     with connect(server.url).stream("hi", task="x", max_tokens=3) as stream:
         assert (stream.version, stream.digest, stream.request_id) == (
             3,
@@ -39,7 +40,7 @@ def test_a_stream_brings_tokens_and_then_its_result(connect: Connect, server: An
     assert server.bodies() == [{"prompt": "hi", "max_tokens": 3, "stream": True}]
 
 
-def test_a_stream_needs_no_with_statement(connect: Connect, server: Any) -> None:
+def test_a_stream_needs_no_with_statement(connect: Connect, server: FakeForeword) -> None:
     stream = connect(server.url).stream("hi", task="x")
     with pytest.raises(UnfinishedStreamError):
         _ = stream.version
@@ -50,7 +51,7 @@ def test_a_stream_needs_no_with_statement(connect: Connect, server: Any) -> None
     assert stream.result.text == "one two three"
 
 
-def test_leaving_a_stream_early_cancels_the_request(connect: Connect, server: Any) -> None:
+def test_leaving_a_stream_early_cancels_the_request(connect: Connect, server: FakeForeword) -> None:
     client = connect(server.url)
 
     with client.stream("hi", task="endless") as stream:
@@ -61,7 +62,9 @@ def test_leaving_a_stream_early_cancels_the_request(connect: Connect, server: An
     assert client.generate("hi", task="x").text == "one two three"
 
 
-def test_an_exception_inside_of_a_stream_cancels_the_request(connect: Connect, server: Any) -> None:
+def test_an_exception_inside_of_a_stream_cancels_the_request(
+    connect: Connect, server: FakeForeword
+) -> None:
     def read() -> None:
         with connect(server.url).stream("hi", task="endless") as stream:
             for _ in stream:
@@ -73,7 +76,7 @@ def test_an_exception_inside_of_a_stream_cancels_the_request(connect: Connect, s
 
 
 def test_a_stream_that_is_closed_before_it_began_sends_nothing(
-    connect: Connect, server: Any
+    connect: Connect, server: FakeForeword
 ) -> None:
     stream = connect(server.url).stream("hi")
     stream.close()
@@ -82,12 +85,14 @@ def test_a_stream_that_is_closed_before_it_began_sends_nothing(
     assert server.seen == []
 
 
-def test_a_refusal_comes_before_the_first_token(connect: Connect, server: Any) -> None:
+def test_a_refusal_comes_before_the_first_token(connect: Connect, server: FakeForeword) -> None:
     with pytest.raises(UnknownTaskError), connect(server.url).stream("hi", task="nope"):
         pytest.fail("it was refused")
 
 
-def test_a_failure_in_mid_stream_comes_after_the_tokens(connect: Connect, server: Any) -> None:
+def test_a_failure_in_mid_stream_comes_after_the_tokens(
+    connect: Connect, server: FakeForeword
+) -> None:
     texts: list[str] = []
 
     with connect(server.url).stream("hi", task="failing") as stream:
@@ -100,12 +105,12 @@ def test_a_failure_in_mid_stream_comes_after_the_tokens(connect: Connect, server
     assert (caught.value.status, caught.value.code) == (500, "step_failed")
 
 
-def test_a_stream_without_an_end_is_an_error(connect: Connect, server: Any) -> None:
+def test_a_stream_without_an_end_is_an_error(connect: Connect, server: FakeForeword) -> None:
     with pytest.raises(ConnectionLostError, match="broke off"):
         list(connect(server.url).stream("hi", task="torn"))
 
 
-async def test_a_cancelled_task_cancels_its_request(server: Any) -> None:
+async def test_a_cancelled_task_cancels_its_request(server: FakeForeword) -> None:
     async with AsyncClient(server.url) as client:
 
         async def read() -> None:
@@ -124,7 +129,7 @@ async def test_a_cancelled_task_cancels_its_request(server: Any) -> None:
 
 
 def test_a_push_streams_a_file_with_its_length(
-    connect: Connect, server: Any, tmp_path: Path
+    connect: Connect, server: FakeForeword, tmp_path: Path
 ) -> None:
     weights = tmp_path / "w.safetensors"
     weights.write_bytes(bytes(range(256)) * 20_000)
@@ -144,7 +149,9 @@ def test_a_push_streams_a_file_with_its_length(
     assert not stored.active
 
 
-def test_a_push_can_change_the_profile_once_it_succeeded(connect: Connect, server: Any) -> None:
+def test_a_push_can_change_the_profile_once_it_succeeded(
+    connect: Connect, server: FakeForeword
+) -> None:
     connect(server.url).push("x", text="t", chat=True, template=None)
 
     assert [(method, where) for method, where, _, _ in server.seen] == [
@@ -154,14 +161,16 @@ def test_a_push_can_change_the_profile_once_it_succeeded(connect: Connect, serve
     assert server.bodies()[1] == {"chat": True, "template": None}
 
 
-def test_tasks_are_collected_over_all_pages(connect: Connect, server: Any) -> None:
+def test_tasks_are_collected_over_all_pages(connect: Connect, server: FakeForeword) -> None:
     tasks = connect(server.url).tasks()
 
     assert [task.name for task in tasks] == ["a", "b", "c"]
     assert [where for _, where, _, _ in server.seen] == ["/tasks", "/tasks?after=b"]
 
 
-def test_every_other_call_says_what_the_contract_says(connect: Connect, server: Any) -> None:
+def test_every_other_call_says_what_the_contract_says(
+    connect: Connect, server: FakeForeword
+) -> None:
     client = connect(server.url)
 
     assert client.create_task("x", description="d", template=None).name == "x"
@@ -197,7 +206,7 @@ def test_every_other_call_says_what_the_contract_says(connect: Connect, server: 
 
 
 def test_a_client_connects_again_when_the_server_comes_up_late(
-    connect: Connect, server: Any
+    connect: Connect, server: FakeForeword
 ) -> None:
     started_s = time.monotonic()
 

@@ -1,0 +1,63 @@
+"""The engine process is killed under load: what it ran fails clearly, everything else goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+
+import httpx
+import pytest
+
+from tests.running_server import RunningServer
+
+pytestmark = [pytest.mark.smollm2, pytest.mark.timeout(300)]
+
+BODY = {"prompt": "Once upon a time", "max_tokens": 400, "ignore_eos": True}
+
+
+async def test_a_killed_engine_is_back_within_ten_seconds(server: RunningServer) -> None:
+    async with httpx.AsyncClient(base_url=server.url, timeout=120) as client:
+        (await client.put("/tasks/kept/prefix", json={"text": "Be brief.\n"})).raise_for_status()
+        short = BODY | {"max_tokens": 8, "return_token_ids": True}
+        before = await client.post("/generate", params={"task": "kept"}, json=short)
+        task = {"params": {"task": "kept"}}
+        running = [
+            asyncio.create_task(client.post("/generate", json=BODY, **task)) for _ in range(8)
+        ]
+        await asyncio.sleep(2)
+        killed_s = time.monotonic()
+
+        os.kill(server.engine_pid(), signal.SIGKILL)
+
+        for response in await asyncio.gather(*running):
+            assert response.status_code == 503
+            assert response.headers["Retry-After"]
+            assert response.json()["code"] == "engine_unavailable"
+        assert (await client.get("/livez")).status_code == 503
+        assert (await client.get("/tasks/kept")).status_code == 200
+        while (await client.get("/readyz")).status_code != 200:
+            assert time.monotonic() - killed_s < 10
+            await asyncio.sleep(0.05)
+        after = await client.post("/generate", params={"task": "kept"}, json=short)
+
+    assert after.status_code == 200
+    assert after.json()["token_ids"] == before.json()["token_ids"]
+    assert after.json()["digest"] == before.json()["digest"]
+
+
+async def test_sigterm_lets_a_stream_finish(server: RunningServer) -> None:
+    async with httpx.AsyncClient(base_url=server.url, timeout=120) as client:
+        body = BODY | {"max_tokens": 60, "stream": True}
+        async with client.stream("POST", "/generate", json=body) as response:
+            lines = response.aiter_lines()
+            await anext(lines)
+
+            server.process.send_signal(signal.SIGTERM)
+
+            events = [line async for line in lines if line.startswith("event: ")]
+
+    assert events[-1] == "event: done"
+    assert len(events) >= 50
+    assert server.process.wait(20) in (0, -signal.SIGTERM)
