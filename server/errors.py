@@ -15,6 +15,7 @@ What the server can refuse or fail to do. Nothing here knows about HTTP.
     + StepFailed
     + PrefixUnavailable
     + CompileFailed
+  x HeadTooLarge
   x BodyTooLarge
   x BodyTimeout
   x UnsupportedBody
@@ -119,6 +120,12 @@ class CompileFailed(EngineFailure):
     """The forward pass that turns text or a soft prompt into a prefix failed."""
 
     code = "compile_failed"
+
+
+class HeadTooLarge(ServerError):
+    """The address and the headers together exceed what a request needs."""
+
+    code = "head_too_large"
 
 
 class BodyTooLarge(ServerError):

@@ -33,6 +33,7 @@ STATUS: dict[type[Exception], int] = {
     server.Unavailable: 503,
     server.PrefixUnavailable: 503,
     server.EngineFailure: 500,
+    server.HeadTooLarge: 431,
     server.BodyTooLarge: 413,
     server.BodyTimeout: 408,
     server.UnsupportedBody: 415,
@@ -62,7 +63,7 @@ def respond(scope: Scope, error: Exception) -> Response:
     headers: dict[str, str] = {}
     if isinstance(error, server.ServerError) and error.retry_after_s is not None:
         headers["Retry-After"] = str(error.retry_after_s)
-    if isinstance(error, server.BodyTimeout | server.BodyTooLarge):
+    if isinstance(error, server.HeadTooLarge | server.BodyTimeout | server.BodyTooLarge):
         headers["Connection"] = "close"
     return _response(scope, status_of(error), error.code, str(error), headers=headers)
 

@@ -20,6 +20,7 @@ from server.engine.messages import Compiled
 from server.settings import Settings
 from server.tokenizer import Tokenizer
 from tests.server.fakes import INFO, FakeEngine, make_prefix, make_transformers_tokenizer
+from tests.server.live import LiveServer, serve
 
 
 @pytest.fixture
@@ -80,3 +81,9 @@ async def http(app: FastAPI, services: Services) -> AsyncIterator[httpx.AsyncCli
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         yield client
+
+
+@pytest.fixture
+def live(app: FastAPI) -> Iterator[LiveServer]:
+    with serve(app) as running:
+        yield running

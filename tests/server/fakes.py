@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import socket
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from threading import Thread
 
 import httpx
 import tokenizers
 import torch
-from fastapi import FastAPI
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -24,7 +19,6 @@ from prefix_store.prefix import BaseModelSpec, Prefix
 from server.engine.messages import Compiled, Delta, EngineInfo, EngineStats, Sampling
 from server.engine.stream import TokenStream
 from server.errors import EngineUnavailable, ServerError
-from server.http_server import HttpServer
 
 CHATML = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
@@ -231,49 +225,3 @@ async def push(http: httpx.AsyncClient, task: str, seed: int = 0) -> dict[str, o
     assert response.status_code in (200, 201), response.text
     found: dict[str, object] = response.json()
     return found
-
-
-@dataclass(frozen=True)
-class LiveServer:
-    """The app behind a real uvicorn, in a thread."""
-
-    port: int
-    server: HttpServer
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def stop(self) -> None:
-        """What a SIGTERM does."""
-        self.server.should_exit = True
-
-
-@contextmanager
-def serve(app: FastAPI, *, drain_timeout_s: float = 1.0) -> Iterator[LiveServer]:
-    """Run the app on an ephemeral port until the block ends."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = HttpServer(app, drain_timeout_s=drain_timeout_s)
-
-        async def run() -> None:
-            async with app.router.lifespan_context(app):
-                await server.serve([listener])
-
-        thread = Thread(target=lambda: asyncio.run(run()))
-        thread.start()
-        live = LiveServer(listener.getsockname()[1], server)
-        try:
-            wait_until(lambda: server.started)
-            yield live
-        finally:
-            live.stop()
-            thread.join(20)
-            assert not thread.is_alive(), "the server did not stop"
-
-
-def wait_until(condition: Callable[[], bool], *, timeout_s: float = 5.0) -> None:
-    """Poll; fail after `timeout_s`."""
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "it did not happen in time"
-        time.sleep(0.005)

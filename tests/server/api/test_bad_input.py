@@ -221,6 +221,24 @@ async def test_a_wrong_address_is_a_problem_and_never_a_redirect(
     assert ("Allow" in response.headers) == (status == 405)
 
 
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [
+        ("/" + "x" * 40_000, {}),
+        ("/livez?x=" + "x" * 40_000, {}),
+        ("/livez", {"X-Big": "x" * 40_000}),
+        ("/livez", {f"X-{i}": "x" for i in range(200)}),
+    ],
+    ids=range(4),
+)
+async def test_a_head_without_end_is_a_431(
+    http: httpx.AsyncClient, path: str, headers: dict[str, str]
+) -> None:
+    response = await http.get(path, headers=headers)
+
+    assert (response.status_code, response.json()["code"]) == (431, "head_too_large")
+
+
 async def test_a_405_names_all_methods_of_the_path(http: httpx.AsyncClient) -> None:
     response = await http.post("/tasks/x", json={})
 
