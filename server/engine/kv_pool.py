@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import heapq
+import math
+import mmap
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,8 +68,14 @@ class KvPool:
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
-    """Zeroed, because masked slots must be finite; on a CPU memory is only taken when written."""
+    """Zeroed, because masked slots must be finite.
+
+    On a CPU memory is taken as it is written, 4 KiB at a time: with huge pages the first token of a
+    sequence would zero its whole slab, which takes seconds and gigabytes.
+    """
     if device != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    num_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    return torch.from_numpy(np.zeros(num_bytes, np.uint8)).view(dtype).view(shape)
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):  # Linux
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
