@@ -76,6 +76,12 @@ class EngineProcess:
 
 
 def _environment(config: m.EngineConfig) -> dict[str, str]:
-    """OpenMP reads its settings once, when torch is imported."""
+    """OpenMP reads its settings once, when torch is imported.
+
+    Its threads wait for each other hundreds of times in a step. Left to itself each spins for
+    milliseconds, so that a neighbour on the same cores makes a step ten times slower; asleep at
+    once, waking costs more than the work. A short spin is right for both.
+    """
     num_threads = config.num_threads or os.cpu_count() or 1
-    return os.environ | {"OMP_NUM_THREADS": str(num_threads), "TOKENIZERS_PARALLELISM": "false"}
+    defaults = {"GOMP_SPINCOUNT": "5000", "TOKENIZERS_PARALLELISM": "false"}
+    return defaults | os.environ | {"OMP_NUM_THREADS": str(num_threads)}

@@ -2,13 +2,14 @@
 
 A task's prefix is one call for all its rows; own KV of all decode rows is one masked call over
 their slabs; a prefill chunk is one causal call and, if it is not the first, one over its past.
-Partial results are merged by log-sum-exp. The query heads that share a KV head are folded into the
-query length: with one query row and `enable_gqa` torch is eight times slower.
+Partial results are merged by log-sum-exp, the prefixes' all at once. The query heads that share a
+KV head are folded into the query length: with one query row and `enable_gqa` torch is eight times
+slower.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,15 +26,39 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 class _Decode:
     """All spans of one token: their rows, their slabs, and which slots they may see."""
 
-    rows: Tensor  # [num_rows]
+    rows: Tensor | None  # [num_rows]; rows in the batch, None if they are all of it
     pages: Tensor  # [num_rows]
     slots: Tensor  # [num_rows]; where the new key and value go
     slabs: slice | Tensor
     """Pages that the call reads: a dense run of the pool, a view, or else the rows' own, a copy."""
-    queries: Tensor | None  # [num_slabs]; row of each slab in `rows`, None if they are the same
-    answers: Tensor | None  # [num_rows]; the inverse of `queries`
+    queries: Tensor  # [num_slabs]; the batch row whose query each slab answers
+    answers: Tensor  # [num_rows]; the slab that answers each row
     num_keys: int
     mask: Tensor  # [num_slabs, 1, 1, num_keys]; 0 or -inf
+
+
+@dataclass(frozen=True, slots=True)
+class _Partial:
+    """Attention over a part of the keys: what it gives, and the log-sum-exp of its scores."""
+
+    out: Tensor  # [T, num_kv_heads, num_groups, head_dim]
+    lse: Tensor  # [T, num_kv_heads, num_groups], float32
+
+    @classmethod
+    def over_nothing(cls, q: Tensor) -> _Partial:
+        """The neutral element of a merge."""
+        return cls(torch.zeros_like(q), q.new_full(q.shape[:-1], -torch.inf, dtype=torch.float32))
+
+    def write(self, rows: slice, out: Tensor, lse: Tensor) -> None:
+        """Take over what a call gave for `rows`: heads first, rows second."""
+        self.out[rows] = out.transpose(0, 1)
+        self.lse[rows] = lse.transpose(0, 1)
+
+    def merge(self, other: _Partial) -> Tensor:
+        """Both parts together, in float32: each weighs its share of the exponentials, which is a
+        sigmoid of the difference."""
+        weight = torch.sigmoid(other.lse - self.lse).unsqueeze(-1)
+        return torch.lerp(self.out.float(), other.out.float(), weight)
 
 
 class CpuBackend:
@@ -58,6 +83,9 @@ class CpuBackend:
         decodes = [span for span in step.spans if span.num_tokens == 1]
         self._prefills = [span for span in step.spans if span.num_tokens > 1]
         self._decode = _plan_decode(decodes, self._pool) if decodes else None
+        if self._decode is not None and self._prefills:
+            rows = torch.tensor([span.begin for span in decodes])
+            self._decode = replace(self._decode, rows=rows)
         self._max_context = max(s.num_prefix_tokens + s.start + s.num_tokens for s in step.spans)
 
     def attend(
@@ -84,51 +112,57 @@ class CpuBackend:
         assert self._step is not None
         q = _fold(query[0], key.shape[1])
         kv = torch.stack([key[0], value[0]]).permute(2, 0, 1, 3)  # [T, 2, num_kv_heads, head_dim]
-        out, lse = torch.empty_like(q), q.new_empty(q.shape[:-1], dtype=torch.float32)
-        layer = self._pool.pages[:, module.layer_idx]
-        if self._decode is not None:
-            _attend_decode(self._decode, layer, q, kv, out, lse, scaling)
-        for span in self._prefills:
-            _attend_prefill(span, layer, q, kv, out, lse, scaling)
+        own = self._attend_own(self._pool.pages[:, module.layer_idx], q, kv, scaling)
+        if not self._step.groups:
+            return own.out.flatten(1, 2)[None], None
+        prefix = _Partial.over_nothing(q)
         for group in self._step.groups:
             rows = slice(group.begin, group.end)
-            prefix = group.prefix.kv[module.layer_idx]
-            _merge(
-                out[:, rows], lse[:, rows], *_attend_all(q[:, rows], prefix[0], prefix[1], scaling)
-            )
-        return out.permute(1, 0, 2, 3).flatten(1, 2)[None], None
+            keys, values = group.prefix.kv[module.layer_idx]
+            prefix.write(rows, *_attend_all(q[rows], keys, values, scaling))
+        return own.merge(prefix).to(q.dtype).flatten(1, 2)[None], None
+
+    def _attend_own(self, layer: Tensor, q: Tensor, kv: Tensor, scaling: float | None) -> _Partial:
+        """Write the new keys and values, then attend to each sequence's own."""
+        if self._decode is not None and not self._prefills:
+            return _attend_decode(self._decode, layer, q, kv, scaling)
+        own = _Partial.over_nothing(q)
+        if (decode := self._decode) is not None:
+            assert decode.rows is not None
+            partial = _attend_decode(decode, layer, q, kv[decode.rows], scaling)
+            own.out[decode.rows], own.lse[decode.rows] = partial.out, partial.lse
+        for span in self._prefills:
+            _attend_prefill(span, layer, q, kv, own, scaling)
+        return own
 
 
 def _fold(query: Tensor, num_kv_heads: int) -> Tensor:
-    """[num_heads, T, head_dim] -> [num_kv_heads, T, num_groups, head_dim]."""
+    """[num_heads, T, head_dim] -> [T, num_kv_heads, num_groups, head_dim]."""
     _, num_tokens, head_dim = query.shape
     grouped = query.reshape(num_kv_heads, -1, num_tokens, head_dim)
-    return grouped.transpose(1, 2).contiguous()
+    return grouped.permute(2, 0, 1, 3).contiguous()
 
 
 def _plan_decode(spans: list[Span], pool: KvPool) -> _Decode:
-    pages = [span.pages[0] for span in spans]
+    pages = torch.tensor([span.pages[0] for span in spans])
+    rows = torch.tensor([span.begin for span in spans])
     lengths = torch.tensor([span.start + 1 for span in spans])
-    num_keys = int(lengths.max())
-    low, high = min(pages), max(pages) + 1
-    queries = answers = None
-    slabs: slice | Tensor
-    if high - low <= 2 * len(pages):
-        slabs = slice(low, high)
-        seen = torch.ones(
-            high - low, dtype=torch.long
-        )  # a slab without a row reads one finite slot
-        answers = torch.tensor(pages) - low
-        seen[answers] = lengths
-        queries = torch.zeros(high - low, dtype=torch.long)
-        queries[answers] = torch.arange(len(pages))
+    low, high = int(pages.min()), int(pages.max()) + 1
+    if high - low <= 2 * len(spans):
+        slabs: slice | Tensor = slice(low, high)
+        answers = pages - low
+        queries = rows.new_zeros(high - low).index_put((answers,), rows)
+        seen = rows.new_ones(high - low)  # a slab without a row reads one finite slot
+        seen = seen.index_put((answers,), lengths)
     else:
-        slabs, seen = torch.tensor(pages), lengths
+        slabs, queries, seen = pages, rows, lengths
+        answers = torch.arange(len(spans))
+    num_keys = int(lengths.max())
     hidden = torch.arange(num_keys)[None] >= seen[:, None]
     mask = torch.zeros(hidden.shape, dtype=pool.pages.dtype).masked_fill(hidden, -torch.inf)
     return _Decode(
-        rows=torch.tensor([span.begin for span in spans]),
-        pages=torch.tensor(pages),
+        rows=None,
+        pages=pages,
         slots=lengths - 1,
         slabs=slabs,
         queries=queries,
@@ -141,63 +175,57 @@ def _plan_decode(spans: list[Span], pool: KvPool) -> _Decode:
 def _attend_decode(
     decode: _Decode,
     layer: Tensor,  # [num_pages, 2, num_kv_heads, page_size, head_dim]
-    q: Tensor,  # [num_kv_heads, T, num_groups, head_dim]
-    kv: Tensor,  # [T, 2, num_kv_heads, head_dim]
-    out: Tensor,  # like q; the rows of this call are written
-    lse: Tensor,  # [num_kv_heads, T, num_groups]; likewise
+    q: Tensor,  # [T, num_kv_heads, num_groups, head_dim]
+    kv: Tensor,  # [num_rows, 2, num_kv_heads, head_dim]
     scaling: float | None,
-) -> None:
-    layer[decode.pages, :, :, decode.slots] = kv[decode.rows]
+) -> _Partial:
+    """Of the decode rows alone: [num_rows, num_kv_heads, num_groups, ...]."""
+    layer[decode.pages, :, :, decode.slots] = kv
     slabs = layer[decode.slabs, :, :, : decode.num_keys]
-    queries = decode.rows if decode.queries is None else decode.rows[decode.queries]
-    rows_q = q[:, queries].transpose(0, 1)  # [num_slabs, num_kv_heads, num_groups, head_dim]
-    o, s = _flash(rows_q, slabs[:, 0], slabs[:, 1], attn_mask=decode.mask, scale=scaling)
-    if decode.answers is not None:
-        o, s = o[decode.answers], s[decode.answers]
-    out[:, decode.rows] = o.transpose(0, 1)
-    lse[:, decode.rows] = s.transpose(0, 1)
+    out, lse = _flash(
+        q[decode.queries], slabs[:, 0], slabs[:, 1], attn_mask=decode.mask, scale=scaling
+    )
+    return _Partial(out[decode.answers], lse[decode.answers])
 
 
 def _attend_prefill(
     span: Span,
     layer: Tensor,  # [num_pages, 2, num_kv_heads, page_size, head_dim]
-    q: Tensor,  # [num_kv_heads, T, num_groups, head_dim]
+    q: Tensor,  # [T, num_kv_heads, num_groups, head_dim]
     kv: Tensor,  # [T, 2, num_kv_heads, head_dim]
-    out: Tensor,  # like q; the span's rows are written
-    lse: Tensor,  # [num_kv_heads, T, num_groups]; likewise
+    own: _Partial,  # the span's rows are written
     scaling: float | None,
 ) -> None:
     rows = slice(span.begin, span.end)
     slab = layer[span.pages[0]]  # [2, num_kv_heads, page_size, head_dim]
-    slab[:, :, span.start : span.start + span.num_tokens] = kv[rows].permute(1, 2, 0, 3)
     new = slab[:, :, span.start : span.start + span.num_tokens]
+    new.copy_(kv[rows].permute(1, 2, 0, 3))
     num_groups = q.shape[2]
-    heads_q = q[:, rows].transpose(1, 2).flatten(0, 1)  # [num_heads, num_tokens, head_dim]
+    heads_q = q[rows].flatten(1, 2).transpose(0, 1)  # [num_heads, num_tokens, head_dim]
     k, v = (t.repeat_interleave(num_groups, dim=0) for t in new)
-    o, s = _flash(heads_q[None], k[None], v[None], is_causal=True, scale=scaling)
-    out[:, rows] = o[0].unflatten(0, (-1, num_groups)).transpose(1, 2)
-    lse[:, rows] = s[0].unflatten(0, (-1, num_groups)).transpose(1, 2)
+    out, lse = _flash(heads_q[None], k[None], v[None], is_causal=True, scale=scaling)
+    own.out[rows] = out[0].transpose(0, 1).unflatten(1, q.shape[1:3])
+    own.lse[rows] = lse[0].transpose(0, 1).unflatten(1, q.shape[1:3])
     if span.start > 0:
-        past = slab[:, :, : span.start]
-        _merge(out[:, rows], lse[:, rows], *_attend_all(q[:, rows], past[0], past[1], scaling))
+        past = _Partial.over_nothing(q[rows])
+        keys, values = slab[:, :, : span.start]
+        past.write(slice(None), *_attend_all(q[rows], keys, values, scaling))
+        new_keys = _Partial(own.out[rows], own.lse[rows])
+        own.out[rows] = new_keys.merge(past).to(q.dtype)
+        own.lse[rows] = torch.logaddexp(own.lse[rows], past.lse)
 
 
 def _attend_all(
-    q: Tensor,  # [num_kv_heads, num_tokens, num_groups, head_dim]
-    k: Tensor,  # [num_kv_heads, num_keys, head_dim]
-    v: Tensor,  # [num_kv_heads, num_keys, head_dim]
+    q: Tensor,  # [num_rows, num_kv_heads, num_groups, head_dim]
+    keys: Tensor,  # [num_kv_heads, num_keys, head_dim]
+    values: Tensor,  # [num_kv_heads, num_keys, head_dim]
     scaling: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """Every query sees every key: a prefix, or the past of a chunk. Output and log-sum-exp."""
-    o, s = _flash(q.flatten(1, 2)[None], k[None], v[None], scale=scaling)
-    return o[0].unflatten(1, q.shape[1:3]), s[0].unflatten(1, q.shape[1:3])
+    """Every row sees every key: a prefix, or the past of a chunk.
 
-
-def _merge(out: Tensor, lse: Tensor, other_out: Tensor, other_lse: Tensor) -> None:
-    """Fold a partial result over other keys into `out` and `lse`, in place.
-
-    The weight of one side is the share of its exponentials, a sigmoid of the difference.
+    Output [num_kv_heads, num_rows, num_groups, head_dim] and log-sum-exp, which lacks the last.
     """
-    weight = torch.sigmoid(other_lse - lse).unsqueeze(-1)
-    out.copy_(torch.lerp(out.float(), other_out.float(), weight))
-    lse.copy_(torch.logaddexp(lse, other_lse))
+    num_rows, _, num_groups, _ = q.shape
+    heads_q = q.transpose(0, 1).flatten(1, 2)  # [num_kv_heads, num_rows * num_groups, head_dim]
+    out, lse = _flash(heads_q[None], keys[None], values[None], scale=scaling)
+    return out[0].unflatten(1, (num_rows, num_groups)), lse[0].unflatten(1, (num_rows, num_groups))
