@@ -27,6 +27,7 @@ from server.http_server import HttpServer
 from server.settings import Settings
 
 _ENV_PREFIX = "FOREWORD_"
+_CLIENT_VARIABLES = {"FOREWORD_URL", "FOREWORD_API_KEY"}
 
 
 class StartError(Exception):
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def read_settings(argv: list[str] | None) -> Settings:
     """From the command line and the environment. Raises `StartError`."""
-    known = {f"{_ENV_PREFIX}{name.upper()}" for name in Settings.model_fields}
+    known = {f"{_ENV_PREFIX}{name.upper()}" for name in Settings.model_fields} | _CLIENT_VARIABLES
     given = {name for name in os.environ if name.upper().startswith(_ENV_PREFIX)}
     if unknown := sorted(name for name in given if name.upper() not in known):
         raise StartError(f"unknown environment variable {unknown[0]}; see --help for the settings")

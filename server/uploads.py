@@ -89,6 +89,7 @@ class Uploads:
         try:
             is_new_task = await self.expect(task, media_type, create=create)
             draft = await self._draft(body, media_type)
+            warning = await self.load(draft.digest) if activate else None
             manifest = await self._off_loop(
                 self._store.push, task, draft, activate=activate, create=create
             )
@@ -96,15 +97,17 @@ class Uploads:
             self._metrics.uploaded(exc.code)
             raise
         self._metrics.uploaded("created")
-        warning = await self.load(manifest) if activate else None
         return Pushed(manifest, activate, is_new_task, warning)
 
-    async def load(self, manifest: Manifest) -> str | None:
-        """Make a version's prefix resident. What failed is told, not raised: the swap is done."""
+    async def load(self, digest: str) -> str | None:
+        """Make a prefix resident before the swap, so that the first request need not wait.
+
+        What failed is told, not raised: a request loads it too.
+        """
         try:
-            await self._engine.load(Digest(manifest.digest))
+            await self._engine.load(Digest(digest))
         except ServerError as exc:
-            logger.warning("%s@%d not loaded: %s", manifest.task, manifest.version, exc)
+            logger.warning("%s not loaded: %s", digest, exc)
             return str(exc)
         return None
 

@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
 from prefix_store.errors import TaskExists
-from prefix_store.manifest import Profile, Task
+from prefix_store.manifest import Manifest, Profile, Task
 from server.api.deps import JsonRoute, Services, ServicesDep
 from server.api.schemas import (
     ActivateRequest,
@@ -84,22 +84,26 @@ async def activate(
     task: TaskPath, body: ActivateRequest, services: ServicesDep
 ) -> ActivationResponse:
     """Hot swap: new requests get this version, those in flight keep theirs."""
+    manifest = await services.off_loop(services.store.get_version, task, body.version)
+    warning = await services.uploads.load(manifest.digest)
     await services.off_loop(services.store.activate, task, body.version)
-    return await _activated(task, services)
+    return _activated(manifest, warning)
 
 
 @routes.post("/{task}/rollback")
 async def rollback(task: TaskPath, services: ServicesDep) -> ActivationResponse:
     """Back to the version that was active before."""
-    await services.off_loop(services.store.rollback, task)
-    return await _activated(task, services)
+    activation = await services.off_loop(services.store.rollback, task)
+    manifest = await services.off_loop(services.store.get_version, task, activation.version)
+    return _activated(manifest, await services.uploads.load(manifest.digest))
 
 
-async def _activated(task: str, services: Services) -> ActivationResponse:
-    manifest = await services.off_loop(services.store.resolve, task)
-    warning = await services.uploads.load(manifest)
+def _activated(manifest: Manifest, warning: str | None) -> ActivationResponse:
     return ActivationResponse(
-        task=task, active_version=manifest.version, digest=manifest.digest, warning=warning
+        task=manifest.task,
+        active_version=manifest.version,
+        digest=manifest.digest,
+        warning=warning,
     )
 
 
