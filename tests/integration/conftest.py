@@ -13,9 +13,7 @@ from tests.running_server import RunningServer, running_server
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The real default model, fetched once."""
-    return ensure_default_model(
-        Settings.model_fields["cache"].get_default(call_default_factory=True)
-    )
+    return ensure_default_model(Settings(_cli_parse_args=False).cache)
 
 
 @pytest.fixture(scope="module")
