@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from fastapi_offline import FastAPIOffline
 from starlette.types import Scope
 
 from prefix_store import formats
@@ -115,7 +116,7 @@ def _assemble(services: Services, executors: list[Executor]) -> FastAPI:
         async with _running(services, executors):
             yield
 
-    app = FastAPI(
+    app = FastAPIOffline(  # the page's scripts come from here, not from somebody's CDN
         title="Foreword",
         summary="One frozen model, a foreword for every task.",
         version=services.version,

@@ -98,7 +98,7 @@ class _EngineCollector(Collector):
         for name, text, value in (
             ("waiting_requests", "Requests that wait in the engine.", stats.num_waiting),
             ("running_requests", "Sequences in the batch.", stats.num_running),
-            ("loading_requests", "Requests that wait for their prefix.", stats.num_loading),
+            ("prefixes_loading", "Prefixes on their way from disk.", stats.num_loading),
             ("batch_size", "Sequences in the last step.", stats.last_batch_size),
             ("kv_pages_used", "Pages of the KV pool in use.", stats.kv_pages_used),
             ("kv_pages", "Pages of the KV pool.", stats.kv_pages_total),

@@ -162,6 +162,7 @@ class EngineClient:
             return was_ready
         finally:
             self._ready.clear()
+            self.stats = m.EngineStats()  # a dead engine runs and holds nothing
             await process.kill()
             self._fail_all()
 

@@ -1,26 +1,20 @@
 """The step loop: take what arrived, run one step, send what it made. One thread, which never waits
-for a disk: blobs are read and written on worker threads that report through the same inbox."""
+for a disk."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 import torch
-from torch import Tensor
 
-from prefix_store import artifact
-from prefix_store.blobs import BlobStore
 from prefix_store.digest import Digest
-from prefix_store.prefix import BaseModelSpec
 from server.engine import messages as m
 from server.engine.batch import Batch
+from server.engine.compiler import Compiler, SoftPromptRead
 from server.engine.kv_pool import KvPool
-from server.engine.model.compile_prefix import prefix_of, read_embeddings
 from server.engine.residency import Arrival, Residency
 from server.engine.runner import Runner
 from server.engine.sampler import INVALID
@@ -37,14 +31,6 @@ class Closed:
     """The API process is gone: nobody is left to answer."""
 
 
-@dataclass(frozen=True, slots=True)
-class SoftPromptRead:
-    """A compile whose input embeddings [L, hidden_size] have come from the blob store."""
-
-    request: m.Compile
-    embeddings: Tensor
-
-
 Inbox = SimpleQueue[m.Request | m.Event | Arrival | SoftPromptRead | Closed]
 
 
@@ -59,8 +45,7 @@ class StepLoop:
         residency: Residency,
         runner: Runner,
         pool: KvPool,
-        blobs: BlobStore,
-        spec: BaseModelSpec,
+        compiler: Compiler,
     ) -> None:
         self._inbox = inbox
         self._send = send
@@ -68,16 +53,11 @@ class StepLoop:
         self._residency = residency
         self._runner = runner
         self._pool = pool
-        self._blobs = blobs
-        self._spec = spec
+        self._compiler = compiler
         self._stats = m.EngineStats()
         self._next_heartbeat_s = 0.0
         self._loads: list[m.Load] = []
-        self._compiles: dict[int, m.Compile] = {}
         self._is_draining = False
-        self._worker = ThreadPoolExecutor(
-            1, thread_name_prefix="blob-io", initializer=torch.set_num_threads, initargs=(1,)
-        )
 
     def run(self) -> None:
         """Until drained, or until the API process is gone."""
@@ -87,7 +67,7 @@ class StepLoop:
                 self._step()
             self._beat()
         self._residency.close()
-        self._worker.shutdown(wait=False, cancel_futures=True)
+        self._compiler.close()
 
     # --- one step ---
 
@@ -111,6 +91,12 @@ class StepLoop:
             if chunk.seq.compiles and chunk.seq.num_uncomputed == 0:
                 self._finish_compile(chunk.seq)
 
+    def _finish_compile(self, seq: Sequence) -> None:
+        kv = self._pool.read(seq.pages, seq.num_prompt_tokens)
+        self._runner.embeds.pop(seq.request_id, None)
+        self._scheduler.finish(seq)
+        self._compiler.finish(seq.request_id, kv)
+
     def _recover(self, batch: Batch, exc: Exception) -> None:
         """Nothing was committed, so every sequence can run again: out of memory, in smaller steps;
         otherwise alone, so that only the one that fails is lost."""
@@ -129,7 +115,7 @@ class StepLoop:
 
     def _fail(self, seq: Sequence, code: str, message: str) -> None:
         self._runner.embeds.pop(seq.request_id, None)
-        self._compiles.pop(seq.request_id, None)
+        self._compiler.end(seq.request_id)
         if seq.status is not SequenceStatus.FINISHED:
             self._scheduler.finish(seq)
         self._send(m.Failed(seq.request_id, CompileFailed.code if seq.compiles else code, message))
@@ -138,7 +124,8 @@ class StepLoop:
 
     @property
     def _is_idle(self) -> bool:
-        return not (self._scheduler.running or self._scheduler.waiting or self._compiles)
+        no_sequences = not (self._scheduler.running or self._scheduler.waiting)
+        return no_sequences and self._compiler.is_idle
 
     def _receive(self) -> bool:
         """Take all that arrived; when there is nothing to do, sleep until something does."""
@@ -165,22 +152,19 @@ class StepLoop:
                 self._loads.append(item)
             case m.Unload(prefix):
                 self._residency.evict(Digest(prefix))
-            case m.Compile(request_id, token_ids, _, _):
-                self._compiles[request_id] = item
-                if token_ids is not None:
-                    self._add_compile(item, token_ids)
-                else:
-                    self._worker.submit(self._read_soft_prompt, item)
+            case m.Compile():
+                if (seq := self._compiler.begin(item)) is not None:
+                    self._scheduler.add(seq)
             case SoftPromptRead(request, embeddings):
                 self._runner.embeds[request.request_id] = embeddings
-                self._add_compile(request, [0] * len(embeddings))
+                self._scheduler.add(item.sequence)
             case Arrival():
                 self._residency.settle(item)
                 self._fail_unloadable()
             case m.Drain():
                 self._is_draining = True
             case m.Compiled(request_id) | m.Failed(request_id):
-                self._compiles.pop(request_id, None)
+                self._compiler.end(request_id)
                 self._send(item)
 
     def _answer_loads(self) -> None:
@@ -201,46 +185,6 @@ class StepLoop:
         for seq in list(self._scheduler.waiting):
             if seq.prefix is not None and (error := self._residency.error(seq.prefix)) is not None:
                 self._fail(seq, PrefixUnavailable.code, error)
-
-    # --- compiling text and soft prompts ---
-
-    def _add_compile(self, request: m.Compile, token_ids: list[int]) -> None:
-        sampling = m.Sampling(max_tokens=0)
-        self._scheduler.add(Sequence(request.request_id, None, token_ids, sampling, compiles=True))
-
-    def _finish_compile(self, seq: Sequence) -> None:
-        kv = self._pool.read(seq.pages, seq.num_prompt_tokens)
-        self._runner.embeds.pop(seq.request_id, None)
-        self._scheduler.finish(seq)
-        self._worker.submit(self._write_compiled, self._compiles[seq.request_id], kv)
-
-    def _read_soft_prompt(self, request: m.Compile) -> None:
-        """On the worker thread."""
-        assert request.embeddings is not None
-        try:
-            embeddings = read_embeddings(self._blobs.get(Digest(request.embeddings)), self._spec)
-        except Exception:
-            logger.exception("the embeddings of compile %d cannot be read", request.request_id)
-            self._inbox.put(
-                m.Failed(request.request_id, CompileFailed.code, "the soft prompt cannot be read")
-            )
-        else:
-            self._inbox.put(SoftPromptRead(request, embeddings))
-
-    def _write_compiled(self, request: m.Compile, kv: Tensor) -> None:
-        """On the worker thread."""
-        request_id = request.request_id
-        try:
-            prefix = prefix_of(kv, self._spec, request.origin)
-            data = artifact.dump(prefix)
-            digest = self._blobs.put(data)
-        except Exception:
-            logger.exception("the result of compile %d cannot be written", request_id)
-            text = "the computed prefix cannot be written"
-            self._inbox.put(m.Failed(request_id, CompileFailed.code, text))
-        else:
-            size = prefix.num_virtual_tokens
-            self._inbox.put(m.Compiled(request_id, str(digest), size, len(data)))
 
     # --- figures ---
 

@@ -20,6 +20,7 @@ from server.engine import messages as m
 from server.engine.attention.base import AttentionBackend
 from server.engine.attention.cpu import CpuBackend
 from server.engine.attention.ref import RefBackend
+from server.engine.compiler import Compiler
 from server.engine.kv_pool import KvPool, PageAllocator
 from server.engine.loop import Closed, Inbox, StepLoop
 from server.engine.model.load import LoadedModel, load
@@ -104,7 +105,8 @@ def build(
         eos_token_ids=loaded.eos_token_ids,
     )
     runner = Runner(loaded.model, backend, residency.get)
-    loop = StepLoop(inbox, connection.send, scheduler, residency, runner, pool, blobs, loaded.spec)
+    compiler = Compiler(inbox.put, blobs, loaded.spec)
+    loop = StepLoop(inbox, connection.send, scheduler, residency, runner, pool, compiler)
     return loop, _info(config, loaded, size, device, backend)
 
 

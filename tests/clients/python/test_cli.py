@@ -6,8 +6,10 @@ import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -219,17 +221,32 @@ def test_a_terminal_gets_a_stream_in_colour_and_an_interrupt_cancels_it(
     ours, theirs = pty.openpty()
     process = _start(server, "generate", "hi", "-t", "endless", stdout=theirs, stderr=theirs)
     os.close(theirs)
-    seen = b""
-    deadline_s = time.monotonic() + 20
-    while b"three" not in seen and time.monotonic() < deadline_s:
-        seen += os.read(ours, 1000)
+    seen = bytearray()
+    reader = threading.Thread(target=_read_until_closed, args=(ours, seen))
+    reader.start()
+    try:
+        deadline_s = time.monotonic() + 20
+        while b"three" not in seen and time.monotonic() < deadline_s:
+            time.sleep(0.01)
 
-    process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGINT)
 
-    assert process.wait(10) == 130
-    assert server.left.wait(5)
-    os.close(ours)
+        assert process.wait(10) == 130
+        assert server.left.wait(5)
+    finally:
+        process.kill()
+        process.wait(10)
+        reader.join(10)
+        os.close(ours)
+    assert b"three" in seen
     assert b"Traceback" not in seen
+
+
+def _read_until_closed(terminal: int, seen: bytearray) -> None:
+    """Without a reader a terminal fills up, and its writer waits for ever, at its end too."""
+    with suppress(OSError):  # that is how a terminal says that its other side is closed
+        while data := os.read(terminal, 1000):
+            seen += data
 
 
 def test_a_reader_that_stops_reading_gets_no_traceback(server: FakeForeword) -> None:
