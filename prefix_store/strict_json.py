@@ -8,6 +8,10 @@ from typing import Any, NoReturn
 MAX_DIGITS = 32
 
 
+class NonFiniteNumber(ValueError):
+    """NaN or Infinity, which some writers of JSON produce and its grammar does not have."""
+
+
 def parse(data: bytes) -> Any:
     """UTF-8 JSON without duplicate keys, NaN or lone surrogates.
 
@@ -45,4 +49,4 @@ def _short_int(digits: str) -> int:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError("NaN and Infinity are not JSON")
+    raise NonFiniteNumber("a number is NaN or infinite")

@@ -15,7 +15,7 @@ from fastapi.routing import APIRoute
 from prefix_store import strict_json
 from prefix_store.store import PrefixStore
 from server.engine.client import EngineClient
-from server.errors import MalformedRequest, UnsupportedBody
+from server.errors import InvalidRequest, MalformedRequest, UnsupportedBody
 from server.metrics import Metrics
 from server.router import Router
 from server.settings import Settings
@@ -103,5 +103,7 @@ async def _soon(raw: bytes) -> Any:
 def _parse(raw: bytes) -> Any:
     try:
         return strict_json.parse(raw)
+    except strict_json.NonFiniteNumber as exc:  # well meant, and not served: as 1e400 is refused
+        raise InvalidRequest(str(exc)) from None
     except ValueError as exc:
         raise MalformedRequest(f"the body is not valid JSON: {exc}") from None
