@@ -62,6 +62,7 @@ class StepLoop:
     def run(self) -> None:
         """Until drained, or until the API process is gone."""
         while self._receive() and not (self._is_draining and self._is_idle):
+            self._fail_unloadable()
             self._answer_loads()
             if self._scheduler.has_work:
                 self._step()
@@ -75,13 +76,14 @@ class StepLoop:
         started_s = time.perf_counter()
         batch = self._scheduler.schedule()
         try:
-            self._run(batch)
+            token_ids = self._runner.run(batch)
         except Exception as exc:
             self._recover(batch, exc)
+        else:
+            self._commit(batch, token_ids)
         self._count(batch, time.perf_counter() - started_s)
 
-    def _run(self, batch: Batch) -> None:
-        token_ids = self._runner.run(batch)
+    def _commit(self, batch: Batch, token_ids: list[int]) -> None:
         for chunk, token_id in zip(batch.sampled, token_ids, strict=True):
             if token_id == INVALID:
                 self._fail(chunk.seq, StepFailed.code, "the model's output is not a number")
@@ -107,11 +109,14 @@ class StepLoop:
             return
         logger.exception("a step of %d sequences failed", len(batch.chunks))
         for chunk in batch.chunks:
+            alone = Batch([chunk])
             try:
-                self._run(Batch([chunk]))
+                token_ids = self._runner.run(alone)
             except Exception:
                 logger.exception("request %d fails alone", chunk.seq.request_id)
                 self._fail(chunk.seq, StepFailed.code, "the model could not run this request")
+            else:
+                self._commit(alone, token_ids)
 
     def _fail(self, seq: Sequence, code: str, message: str) -> None:
         self._runner.embeds.pop(seq.request_id, None)
@@ -160,7 +165,6 @@ class StepLoop:
                 self._scheduler.add(item.sequence)
             case Arrival():
                 self._residency.settle(item)
-                self._fail_unloadable()
             case m.Drain():
                 self._is_draining = True
             case m.Compiled(request_id) | m.Failed(request_id):

@@ -94,13 +94,17 @@ class Scheduler:
         return Batch([chunk for chunk in chunks if chunk.seq.status is SequenceStatus.RUNNING])
 
     def commit(self, batch: Batch, token_ids: list[int]) -> list[Delta]:
-        """Advance what a step ran by `token_ids`, one for each of `batch.sampled`."""
+        """Advance what a step ran by `token_ids`, one for each of `batch.sampled`.
+
+        Sequences that were finished meanwhile, because they failed, are left out.
+        """
         sampled = batch.sampled
         for chunk in batch.chunks:
             chunk.seq.num_computed = chunk.start + chunk.num_tokens
         return [
             self._append(chunk.seq, token_id)
             for chunk, token_id in zip(sampled, token_ids, strict=True)
+            if chunk.seq.status is SequenceStatus.RUNNING
         ]
 
     def check(self) -> None:

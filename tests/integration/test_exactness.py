@@ -127,7 +127,7 @@ def greedy(model: torch.nn.Module, ids: list[int]) -> list[int]:
         do_sample=False,
         pad_token_id=0,
     )
-    return out[0, -NUM_NEW:].tolist()  # type: ignore[no-any-return]
+    return out[0, -NUM_NEW:].tolist()
 
 
 def tar_of(directory: Path) -> bytes:
@@ -163,7 +163,7 @@ async def generated(client: httpx.AsyncClient, task: str | None, ids: list[int])
         },
     )
     assert response.status_code == 200, response.text
-    return response.json()["token_ids"]  # type: ignore[no-any-return]
+    return response.json()["token_ids"]
 
 
 @pytest.fixture(scope="module")

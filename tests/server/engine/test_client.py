@@ -57,7 +57,7 @@ def make_client(
             "model": str(model_dir), "blobs": str(root), "dtype": "float32", "num_threads": 1,
             "max_num_seqs": 8, "kv_cache_bytes": 128 << 20,
         }  # fmt: skip
-        settings = EngineConfig(**(defaults | config))  # type: ignore[arg-type]
+        settings = EngineConfig(**(defaults | config))
         return EngineClient(settings, start_timeout_s=60, hang_timeout_s=hang_timeout_s)
 
     return make

@@ -14,7 +14,7 @@ def logits(num_rows: int = 1, seed: int = 0, vocab_size: int = 50) -> torch.Tens
 
 
 def row(step: int = 0, **kwargs: float) -> SampleRow:
-    return SampleRow(Sampling(max_tokens=1, **kwargs), step)  # type: ignore[arg-type]
+    return SampleRow(Sampling(max_tokens=1, **kwargs), step)
 
 
 def test_temperature_zero_and_next_to_zero_are_greedy() -> None:

@@ -1,0 +1,133 @@
+"""The step loop around a fake runner: what fails, fails alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from prefix_store.blobs import FileBlobStore
+from prefix_store.digest import Digest
+from server.engine import messages as m
+from server.engine.batch import Batch
+from server.engine.compiler import Compiler
+from server.engine.kv_pool import KvPool, PageAllocator
+from server.engine.loop import Inbox, StepLoop
+from server.engine.residency import Residency, ResidentPrefix
+from server.engine.sampler import INVALID
+from server.engine.scheduler import Scheduler
+from tests.tiny_models import CONFIGS, spec_of
+
+TOKEN = 7
+NAN, BROKEN, HUGE = 40, 41, 42
+"""First prompt tokens that make the fake runner misbehave."""
+
+
+class FakeRunner:
+    """Samples `TOKEN`, and does to some sequences what a device could do to them."""
+
+    def __init__(self) -> None:
+        self.embeds: dict[int, Tensor] = {}
+        self.batches: list[list[int]] = []
+
+    def run(self, batch: Batch) -> list[int]:
+        self.batches.append([chunk.seq.request_id for chunk in batch.chunks])
+        firsts = [chunk.seq.token_ids[0] for chunk in batch.chunks]
+        if BROKEN in firsts:
+            raise RuntimeError("an index is out of range")
+        if HUGE in firsts and sum(chunk.num_tokens for chunk in batch.chunks) > 8:
+            raise torch.OutOfMemoryError("no room")
+        return [INVALID if c.seq.token_ids[0] == NAN else TOKEN for c in batch.sampled]
+
+
+Run = Callable[..., tuple[dict[int, list[int]], dict[int, m.Failed], FakeRunner]]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Feeds requests to a loop until all are answered: tokens and failures, by request."""
+
+    def run(
+        *requests: m.Request, read: Callable[[Digest], ResidentPrefix] | None = None
+    ) -> tuple[dict[int, list[int]], dict[int, m.Failed], FakeRunner]:
+        spec = spec_of(CONFIGS["llama"])
+        inbox: Inbox = Inbox()
+        sent: list[m.Event] = []
+        residency = Residency(
+            read or _unreadable, inbox.put, device="cpu", device_bytes=1 << 20, host_bytes=1 << 20
+        )
+        scheduler = Scheduler(
+            PageAllocator(8, 64), residency, max_num_seqs=4, max_num_batched_tokens=16,
+            eos_token_ids=[2],
+        )  # fmt: skip
+        pool = KvPool(spec, num_pages=8, page_size=64, device="cpu")
+        compiler = Compiler(inbox.put, FileBlobStore(tmp_path), spec)
+        runner = FakeRunner()
+        loop = StepLoop(inbox, sent.append, scheduler, residency, runner, pool, compiler)
+        for request in (*requests, m.Drain()):
+            inbox.put(request)
+        loop.run()
+        scheduler.check()
+        assert scheduler.allocator.num_free == 8
+        tokens: dict[int, list[int]] = {}
+        for event in sent:
+            for delta in event.deltas if isinstance(event, m.Tokens) else ():
+                tokens.setdefault(delta.request_id, []).extend(delta.token_ids)
+        return tokens, {e.request_id: e for e in sent if isinstance(e, m.Failed)}, runner
+
+    return run
+
+
+def submit(
+    request_id: int, first: int = 5, *, num_tokens: int = 3, max_tokens: int = 2
+) -> m.Submit:
+    token_ids = [first] + [5] * (num_tokens - 1)
+    return m.Submit(request_id, None, token_ids, m.Sampling(max_tokens=max_tokens))
+
+
+def _unreadable(digest: Digest) -> ResidentPrefix:
+    raise OSError("the disk is gone")
+
+
+def test_a_row_of_nan_fails_its_request_and_no_other(run: Run) -> None:
+    tokens, failed, _ = run(submit(1), submit(2, NAN, max_tokens=1), submit(3))
+
+    assert tokens == {1: [TOKEN] * 2, 3: [TOKEN] * 2}
+    assert {request_id: error.code for request_id, error in failed.items()} == {2: "step_failed"}
+
+
+def test_a_request_that_breaks_the_step_is_found_and_fails_alone(run: Run) -> None:
+    tokens, failed, runner = run(submit(1), submit(2, BROKEN), submit(3))
+
+    assert tokens == {1: [TOKEN] * 2, 3: [TOKEN] * 2}
+    assert list(failed) == [2]
+    assert runner.batches[:4] == [[1, 2, 3], [1], [2], [3]]
+
+
+def test_out_of_memory_makes_the_steps_smaller_and_loses_nothing(run: Run) -> None:
+    tokens, failed, runner = run(submit(1, HUGE, num_tokens=12), submit(2))
+
+    assert tokens == {1: [TOKEN] * 2, 2: [TOKEN] * 2}
+    assert not failed
+    assert runner.batches[:2] == [[1, 2], [1]]
+
+
+def test_requests_behind_a_prefix_that_cannot_be_read_fail_and_others_run(run: Run) -> None:
+    digest = str(Digest.of(b"gone"))
+    behind = m.Submit(2, digest, [5, 5], m.Sampling(max_tokens=2))
+
+    tokens, failed, _ = run(submit(1), m.Load(9, digest), behind, submit(3))
+
+    assert tokens == {1: [TOKEN] * 2, 3: [TOKEN] * 2}
+    assert {error.code for error in failed.values()} == {"prefix_unavailable"}
+    assert 2 in failed
+
+
+def test_a_compile_of_embeddings_that_are_not_there_is_told(run: Run) -> None:
+    tokens, failed, _ = run(m.Compile(4, None, str(Digest.of(b"none")), {}), submit(1))
+
+    assert tokens == {1: [TOKEN] * 2}
+    assert failed[4].code == "compile_failed"
