@@ -211,7 +211,9 @@ def test_a_model_cannot_move_the_cursor() -> None:
 
 def _start(server: FakeForeword, *args: str, **options: Any) -> subprocess.Popen[bytes]:
     environment = os.environ | {"FOREWORD_URL": server.url}
-    main = "from foreword_client.cli import main; main()"
+    # A background job of a script inherits that interrupts are ignored; a terminal's does not.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    main = f"{heard}; from foreword_client.cli import main; main()"
     return subprocess.Popen([sys.executable, "-c", main, *args], env=environment, **options)
 
 
