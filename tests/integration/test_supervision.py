@@ -17,6 +17,37 @@ pytestmark = [pytest.mark.smollm2, pytest.mark.timeout(300)]
 BODY = {"prompt": "Once upon a time", "max_tokens": 400, "ignore_eos": True}
 
 
+async def num_running(client: httpx.AsyncClient) -> float:
+    """What the engine's last heartbeat said."""
+    lines = (await client.get("/metrics")).text.splitlines()
+    [line] = [line for line in lines if line.startswith("foreword_engine_running_requests ")]
+    return float(line.split()[1])
+
+
+async def wait_for_running(client: httpx.AsyncClient, expected: int) -> None:
+    deadline_s = time.monotonic() + 10
+    while await num_running(client) != expected:
+        assert time.monotonic() < deadline_s, f"never {expected} running"
+        await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_a_client_that_leaves_frees_its_place_in_the_engine(
+    server: RunningServer, streamed: bool
+) -> None:
+    body = BODY | {"max_tokens": 1500, "stream": streamed}
+    async with httpx.AsyncClient(base_url=server.url, timeout=120) as client:
+        asking = [asyncio.create_task(client.post("/generate", json=body)) for _ in range(3)]
+        await wait_for_running(client, 3)
+
+        for one in asking:
+            one.cancel()
+
+        await wait_for_running(client, 0)
+        outcomes = (await client.get("/metrics")).text
+    assert 'foreword_requests_total{outcome="cancelled",task=""} ' in outcomes
+
+
 async def test_a_killed_engine_is_back_within_ten_seconds(server: RunningServer) -> None:
     async with httpx.AsyncClient(base_url=server.url, timeout=120) as client:
         (await client.put("/tasks/kept/prefix", json={"text": "Be brief.\n"})).raise_for_status()
