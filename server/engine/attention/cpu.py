@@ -9,7 +9,7 @@ slower.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -82,10 +82,9 @@ class CpuBackend:
         self._ref.plan(step)
         decodes = [span for span in step.spans if span.num_tokens == 1]
         self._prefills = [span for span in step.spans if span.num_tokens > 1]
-        self._decode = _plan_decode(decodes, self._pool) if decodes else None
-        if self._decode is not None and self._prefills:
-            rows = torch.tensor([span.begin for span in decodes])
-            self._decode = replace(self._decode, rows=rows)
+        self._decode = None
+        if decodes:
+            self._decode = _plan_decode(decodes, self._pool, alone=not self._prefills)
         self._max_context = max(s.num_prefix_tokens + s.start + s.num_tokens for s in step.spans)
 
     def attend(
@@ -143,7 +142,7 @@ def _fold(query: Tensor, num_kv_heads: int) -> Tensor:
     return grouped.permute(2, 0, 1, 3).contiguous()
 
 
-def _plan_decode(spans: list[Span], pool: KvPool) -> _Decode:
+def _plan_decode(spans: list[Span], pool: KvPool, *, alone: bool) -> _Decode:
     pages = torch.tensor([span.pages[0] for span in spans])
     rows = torch.tensor([span.begin for span in spans])
     lengths = torch.tensor([span.start + 1 for span in spans])
@@ -161,7 +160,7 @@ def _plan_decode(spans: list[Span], pool: KvPool) -> _Decode:
     hidden = torch.arange(num_keys)[None] >= seen[:, None]
     mask = torch.zeros(hidden.shape, dtype=pool.pages.dtype).masked_fill(hidden, -torch.inf)
     return _Decode(
-        rows=None,
+        rows=None if alone else rows,
         pages=pages,
         slots=lengths - 1,
         slabs=slabs,
