@@ -52,7 +52,6 @@ class KvPool:
     def __init__(self, spec: BaseModelSpec, *, num_pages: int, page_size: int, device: str) -> None:
         shape = (num_pages, spec.num_layers, 2, spec.num_kv_heads, page_size, spec.head_dim)
         self.page_size = page_size
-        self.num_pages = num_pages
         self.pages = _zeros(shape, getattr(torch, spec.dtype), device)
         # [num_pages, num_layers, 2 (keys, values), num_kv_heads, page_size, head_dim]
 

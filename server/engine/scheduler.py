@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Protocol
 
 from prefix_store.digest import Digest
@@ -63,11 +63,9 @@ class Scheduler:
 
     def cancel(self, request_id: int) -> None:
         """Drop a sequence wherever it is; unknown ids are those that finished meanwhile."""
-        for seq in self.find(lambda seq: seq.request_id == request_id):
-            self.finish(seq)
-
-    def find(self, wanted: Callable[[Sequence], bool]) -> list[Sequence]:
-        return [seq for seq in (*self.running, *self.waiting) if wanted(seq)]
+        for seq in (*self.running, *self.waiting):
+            if seq.request_id == request_id:
+                self.finish(seq)
 
     def finish(self, seq: Sequence) -> None:
         """Let go of everything the sequence holds."""
