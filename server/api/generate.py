@@ -8,10 +8,11 @@ from typing import Annotated, Any
 import msgspec
 from fastapi import APIRouter, Query, Request, Response
 
+from prefix_store.reference import MAX_VERSION
 from server.api import problems, sse
 from server.api.deps import JsonRoute, ServicesDep
 from server.api.disconnect import until_disconnect
-from server.api.schemas import MAX_VERSION, GenerateRequest, GenerateResponse
+from server.api.schemas import GenerateRequest, GenerateResponse
 from server.completion import Completion
 from server.errors import MalformedRequest, ServerError
 

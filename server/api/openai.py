@@ -17,12 +17,12 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 
 from prefix_store.errors import UnknownTask
+from prefix_store.reference import MAX_VERSION
 from server.api import problems, sse
 from server.api.deps import JsonRoute, Services, ServicesDep
 from server.api.disconnect import until_disconnect
 from server.api.generate import note, target_headers
 from server.api.openai_schemas import ChatRequest, CompletionRequest
-from server.api.schemas import MAX_VERSION
 from server.completion import Completion, Piece
 from server.errors import ServerError
 

@@ -9,10 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from pydantic.types import Strict
 
 from prefix_store.manifest import Activation, Manifest, Message, Task
+from prefix_store.reference import MAX_VERSION
 from server.prompt import GenerateParams
 
 MAX_TOKENS = 1_000_000
-MAX_VERSION = 2**31 - 1
 
 TokenId = Annotated[int, Strict(), Field(ge=0, lt=2**31)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_TOKENS)]
