@@ -88,7 +88,7 @@ def random_prefix(spec: BaseModelSpec, num_tokens: int, seed: int) -> ResidentPr
     generator = torch.Generator().manual_seed(seed)
     shape = (spec.num_layers, 2, spec.num_kv_heads, num_tokens, spec.head_dim)
     kv = torch.randn(shape, generator=generator)
-    return ResidentPrefix(kv.to(getattr(torch, spec.dtype)), num_tokens)
+    return ResidentPrefix(kv.to(getattr(torch, spec.dtype)), num_tokens, num_tokens)
 
 
 @dataclass

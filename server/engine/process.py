@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
 
 import msgspec
 import torch
+from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
 from prefix_store import artifact
@@ -25,6 +28,10 @@ from server.engine.kv_pool import KvPool, PageAllocator
 from server.engine.loop import Closed, Inbox, StepLoop
 from server.engine.model.load import LoadedModel, load
 from server.engine.model.prepack import prepack
+from server.engine.native.backend import NativeBackend, install
+from server.engine.native.blocks import BlockPool, to_blocks
+from server.engine.native.build import NativeUnavailable
+from server.engine.native.layers import NotLlamaLike
 from server.engine.residency import Residency, ResidentPrefix
 from server.engine.runner import Runner
 from server.engine.scheduler import Scheduler
@@ -84,14 +91,19 @@ def build(
     device = choose_device(config.device)
     backend = _backend(config.attention)
     loaded = load(config.model, dtype=choose_dtype(config.dtype), device=device, backend=backend)
+    if config.attention in ("auto", "native") and device == "cpu":
+        backend = _native(config, loaded) or backend
     if isinstance(backend, CpuBackend):
         prepack(loaded.model)
     size = sizes(config, loaded, paged=not isinstance(backend, CpuBackend))
-    pool = KvPool(loaded.spec, num_pages=size.num_pages, page_size=size.page_size, device=device)
+    new_pool, layout = KvPool, _as_it_is
+    if isinstance(backend, NativeBackend):
+        new_pool, layout = BlockPool, to_blocks
+    pool = new_pool(loaded.spec, num_pages=size.num_pages, page_size=size.page_size, device=device)
     backend.allocate(pool)
     blobs = FileBlobStore(Path(config.blobs))
     residency = Residency(
-        lambda digest: _read_prefix(blobs, digest, loaded.spec.dtype),
+        lambda digest: _read_prefix(blobs, digest, loaded.spec.dtype, layout),
         inbox.put,
         device=device,
         device_bytes=config.device_prefix_bytes,
@@ -110,15 +122,38 @@ def build(
     return loop, _info(config, loaded, size, device, backend)
 
 
+_NAMES = {RefBackend: "ref", CpuBackend: "cpu", NativeBackend: "native"}
+
+
 def _backend(name: str) -> AttentionBackend:
     return RefBackend() if name == "ref" else CpuBackend()
 
 
-def _read_prefix(blobs: BlobStore, digest: Digest, dtype: str) -> ResidentPrefix:
+def _native(config: m.EngineConfig, loaded: LoadedModel) -> NativeBackend | None:
+    """None where the compiled layers cannot be had and nobody insists on them."""
+    try:
+        backend = install(loaded.model, loaded.spec, config.num_threads or os.cpu_count() or 1)
+    except (NativeUnavailable, NotLlamaLike) as exc:
+        if config.attention == "native":
+            raise
+        logger.warning("without compiled layers, slower: %s", exc)
+        return None
+    torch.set_num_threads(1)  # the cores belong to the team of the compiled layers
+    return backend
+
+
+def _as_it_is(kv: Tensor) -> Tensor:
+    return kv
+
+
+def _read_prefix(
+    blobs: BlobStore, digest: Digest, dtype: str, layout: Callable[[Tensor], Tensor]
+) -> ResidentPrefix:
     """On a loader thread: bytes checked against their digest, cast to the serving dtype."""
     prefix = artifact.read(blobs.get(digest))
     kv = torch.stack([torch.stack(layer) for layer in zip(prefix.keys, prefix.values, strict=True)])
-    return ResidentPrefix(kv.to(getattr(torch, dtype)), prefix.position_offset)
+    kv = layout(kv.to(getattr(torch, dtype)))
+    return ResidentPrefix(kv, prefix.position_offset, prefix.num_virtual_tokens)
 
 
 def _listen(connection: Connection, inbox: Inbox) -> None:
@@ -142,7 +177,7 @@ def _info(
         vocab_size=loaded.vocab_size,
         dtype=spec.dtype,
         device=device,
-        attention="cpu" if isinstance(backend, CpuBackend) else "ref",
+        attention=_NAMES[type(backend)],
         max_model_len=size.max_model_len,
         max_num_seqs=config.max_num_seqs,
         eos_token_ids=list(loaded.eos_token_ids),

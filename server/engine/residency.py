@@ -10,7 +10,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 import torch
@@ -25,12 +25,11 @@ logger = logging.getLogger(__name__)
 class ResidentPrefix:
     """A prefix as attention reads it."""
 
-    kv: Tensor  # [num_layers, 2 (keys, values), num_kv_heads, L, head_dim], serving dtype
+    kv: Tensor
+    """[num_layers, 2 (keys, values), num_kv_heads, L, head_dim], serving dtype. The compiled layers
+    round L up and have an order of their own inside."""
     position_offset: int
-
-    @property
-    def num_tokens(self) -> int:
-        return self.kv.shape[3]
+    num_tokens: int
 
     @property
     def num_bytes(self) -> int:
@@ -215,7 +214,7 @@ class Residency:
             del self._entries[digest]
 
     def _place(self, digest: Digest, entry: _Entry, prefix: ResidentPrefix) -> None:
-        entry.prefix = ResidentPrefix(prefix.kv.to(self._device), prefix.position_offset)
+        entry.prefix = replace(prefix, kv=prefix.kv.to(self._device))
         entry.place = Place.DEVICE
         self.num_loads += 1
         self._keep_on_host(digest, prefix)

@@ -15,7 +15,7 @@ SIZE = 4 * 2 * 8  # bytes of the prefix that `read` makes
 
 
 def read(digest: Digest) -> ResidentPrefix:
-    return ResidentPrefix(torch.zeros(1, 2, 1, 8, 1), 8)
+    return ResidentPrefix(torch.zeros(1, 2, 1, 8, 1), 8, 8)
 
 
 class Bench:

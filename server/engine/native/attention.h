@@ -1,0 +1,173 @@
+// Attention of up to eight queries at a time over segments of keys and values, with a running
+// softmax (Milakov and Gimelshein, 2018), so that a prefix and a sequence's own keys need no merge.
+//
+// Keys and values lie in blocks of sixteen tokens: keys as [head_dim / pack][16][pack], values as
+// [16 / pack][head_dim][pack], so that no product has to sum across lanes.
+#pragma once
+
+#include "simd.h"
+
+namespace foreword {
+
+constexpr int kBlock = 16;     // tokens in a block of keys or values
+constexpr int kMaxQueries = 8;
+constexpr int kMaxHeadDim = 256;
+constexpr int kChunk = 8;      // blocks between two updates of the running softmax
+constexpr float kHidden = -1e30f;
+
+// Up to eight queries that share their keys and values, and what they have gathered so far.
+template <class T>
+struct Queries {
+  int num = 0;
+  int head_dim = 0;
+  const T* query[kMaxQueries];
+  T* out[kMaxQueries];
+  int first[kMaxQueries];  // first key of the segment that a query sees
+  int last[kMaxQueries];   // one behind the last
+  float highest[kMaxQueries];
+  float total[kMaxQueries];
+  alignas(64) float sums[kMaxQueries * kMaxHeadDim];
+
+  void clear() {
+    for (int q = 0; q < num; q++) highest[q] = kHidden, total[q] = 0;
+    memset(sums, 0, sizeof(float) * num * head_dim);
+  }
+
+  void finish() {
+    for (int q = 0; q < num; q++)
+      for (int d = 0; d < head_dim; d += kLanes)
+        store(out[q] + d, load(sums + q * head_dim + d) * (1.0f / total[q]));
+  }
+};
+
+template <class T, int NQ, int NB>
+inline void score(const Queries<T>& qs, const T* const* keys, float* scores) {
+  using L = Lanes<T>;
+  Floats acc[NQ][NB] = {};
+  for (int d = 0; d < qs.head_dim; d += L::kPack) {
+    Floats k[NB];
+    for (int b = 0; b < NB; b++) k[b] = L::load_lanes(keys[b] + d * kBlock);
+    for (int q = 0; q < NQ; q++) {
+      Floats x = L::broadcast(qs.query[q] + d);
+      for (int b = 0; b < NB; b++) acc[q][b] = L::dot(acc[q][b], x, k[b]);
+    }
+  }
+  for (int q = 0; q < NQ; q++)
+    for (int b = 0; b < NB; b++) store(scores + (q * kChunk + b) * kBlock, acc[q][b]);
+}
+
+template <class T, int NQ, int ND>
+inline void gather(Queries<T>& qs, int d, int num_blocks, const T* const* values, const T* probs) {
+  using L = Lanes<T>;
+  Floats acc[NQ][ND];
+  for (int q = 0; q < NQ; q++)
+    for (int i = 0; i < ND; i++) acc[q][i] = load(qs.sums + q * qs.head_dim + d + i * kLanes);
+  for (int b = 0; b < num_blocks; b++)
+    for (int t = 0; t < kBlock; t += L::kPack) {
+      Floats v[ND];
+      for (int i = 0; i < ND; i++)
+        v[i] = L::load_lanes(values[b] + long(t) * qs.head_dim + (d + i * kLanes) * L::kPack);
+      for (int q = 0; q < NQ; q++) {
+        Floats p = L::broadcast(probs + (q * kChunk + b) * kBlock + t);
+        for (int i = 0; i < ND; i++) acc[q][i] = L::dot(acc[q][i], p, v[i]);
+      }
+    }
+  for (int q = 0; q < NQ; q++)
+    for (int i = 0; i < ND; i++) store(qs.sums + q * qs.head_dim + d + i * kLanes, acc[q][i]);
+}
+
+// Scores become probabilities relative to the highest score so far.
+template <class T>
+inline void soften(Queries<T>& qs, int q, int first_key, int num_blocks, float scale, float* s,
+                   T* probs) {
+  const Ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const bool all = qs.first[q] <= first_key && first_key + num_blocks * kBlock <= qs.last[q];
+  Floats highest = splat(kHidden);
+  for (int b = 0; b < num_blocks; b++) {
+    Floats x = load(s + b * kBlock) * scale;
+    if (!all) {
+      Ints key = lane + (first_key + b * kBlock);
+      Ints seen = (key >= qs.first[q]) & (key < qs.last[q]);
+      x = seen ? x : splat(kHidden);
+    }
+    store(s + b * kBlock, x);
+    highest = max(highest, x);
+  }
+  const float before = qs.highest[q], now = max(highest) > before ? max(highest) : before;
+  Floats total = {};
+  for (int b = 0; b < num_blocks; b++) {
+    Floats x = load(s + b * kBlock);
+    Floats p = x > kHidden ? exp(x - now) : Floats{};
+    total += p;
+    store(probs + b * kBlock, p);
+  }
+  if (now > before) {
+    const float shrink = exp(splat(before - now))[0];
+    for (int d = 0; d < qs.head_dim; d += kLanes) {
+      float* at = qs.sums + q * qs.head_dim + d;
+      store(at, load(at) * shrink);
+    }
+    qs.total[q] *= shrink;
+    qs.highest[q] = now;
+  }
+  qs.total[q] += sum(total);
+}
+
+template <class T, int NQ>
+inline void attend_chunk(Queries<T>& qs, int first_key, int num_blocks, const T* const* keys,
+                         const T* const* values, float scale) {
+  alignas(64) float scores[NQ * kChunk * kBlock];
+  alignas(64) T probs[NQ * kChunk * kBlock];
+  int b = 0;
+  constexpr int kWide = NQ <= 4 ? 4 : 2;
+  for (; b + kWide <= num_blocks; b += kWide)
+    score<T, NQ, kWide>(qs, keys + b, scores + b * kBlock);
+  for (; b < num_blocks; b++) score<T, NQ, 1>(qs, keys + b, scores + b * kBlock);
+  for (int q = 0; q < NQ; q++)
+    soften(qs, q, first_key, num_blocks, scale, scores + q * kChunk * kBlock,
+           probs + q * kChunk * kBlock);
+  int d = 0;
+  for (; d + 2 * kLanes <= qs.head_dim; d += 2 * kLanes)
+    gather<T, NQ, 2>(qs, d, num_blocks, values, probs);
+  for (; d < qs.head_dim; d += kLanes) gather<T, NQ, 1>(qs, d, num_blocks, values, probs);
+}
+
+// `block(i)` gives the keys and values of the segment's i-th block; `first` and `last` are set.
+template <class T, class Block>
+inline void attend(Queries<T>& qs, float scale, const Block& block) {
+  int first = qs.first[0], last = qs.last[0];
+  for (int q = 1; q < qs.num; q++) {
+    first = qs.first[q] < first ? qs.first[q] : first;
+    last = qs.last[q] > last ? qs.last[q] : last;
+  }
+  const int end = (last + kBlock - 1) / kBlock;
+  for (int b = first / kBlock; b < end; b += kChunk) {
+    const int n = end - b < kChunk ? end - b : kChunk;
+    const T *keys[kChunk], *values[kChunk];
+    for (int i = 0; i < n; i++) block(b + i, keys[i], values[i]);
+    switch (qs.num) {
+      case 1: attend_chunk<T, 1>(qs, b * kBlock, n, keys, values, scale); break;
+      case 2: attend_chunk<T, 2>(qs, b * kBlock, n, keys, values, scale); break;
+      case 3: attend_chunk<T, 3>(qs, b * kBlock, n, keys, values, scale); break;
+      case 4: attend_chunk<T, 4>(qs, b * kBlock, n, keys, values, scale); break;
+      case 5: attend_chunk<T, 5>(qs, b * kBlock, n, keys, values, scale); break;
+      case 6: attend_chunk<T, 6>(qs, b * kBlock, n, keys, values, scale); break;
+      case 7: attend_chunk<T, 7>(qs, b * kBlock, n, keys, values, scale); break;
+      default: attend_chunk<T, 8>(qs, b * kBlock, n, keys, values, scale);
+    }
+  }
+}
+
+// Where in its block of keys, and of values, dimension `d` of token `t` lies.
+template <class T>
+inline int key_slot(int t, int d) {
+  constexpr int P = Lanes<T>::kPack;
+  return (d / P * kBlock + t) * P + d % P;
+}
+template <class T>
+inline int value_slot(int t, int d, int head_dim) {
+  constexpr int P = Lanes<T>::kPack;
+  return (t / P * head_dim + d) * P + t % P;
+}
+
+}  // namespace foreword

@@ -1,0 +1,102 @@
+"""Puts the compiled layers into a loaded model, if they compute the same as its own."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+
+from prefix_store.prefix import BaseModelSpec
+from server.engine.attention.base import ATTENTION_NAME, AttentionBackend, Group, Span, Step
+from server.engine.attention.ref import RefBackend
+from server.engine.kv_pool import KvPool
+from server.engine.native.blocks import BlockPool, to_blocks
+from server.engine.native.build import NativeUnavailable
+from server.engine.native.layers import NativeLayers, NativeLinear, NotLlamaLike, Team
+from server.engine.residency import ResidentPrefix
+
+logger = logging.getLogger(__name__)
+
+PAGE_SIZE = 16
+_MAX_RELATIVE_ERROR = {torch.float32: 1e-4, torch.bfloat16: 0.05}
+
+
+class NativeBackend:
+    """Attention is part of the compiled layers: it is planned here and called by nobody."""
+
+    def __init__(self, layers: NativeLayers) -> None:
+        self.layers = layers
+
+    def allocate(self, pool: KvPool) -> None:
+        self.layers.allocate(pool)
+
+    def plan(self, step: Step) -> None:
+        self.layers.plan(step)
+
+    def attend(self, module: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        raise AssertionError("the compiled layers do not call transformers' attention")
+
+
+def install(model: PreTrainedModel, spec: BaseModelSpec, num_threads: int) -> NativeBackend:
+    """Replace the layers and the head of `model`.
+
+    Raises `NativeUnavailable` and `NotLlamaLike`, with the model as it was.
+    """
+    team = Team(num_threads)
+    if not team.supports(model.dtype):
+        raise NativeUnavailable(f"this processor does not multiply {model.dtype}")
+    backend = NativeBackend(NativeLayers(model, spec, team))
+    reference, pool = RefBackend(), KvPool(spec, num_pages=4, page_size=PAGE_SIZE, device="cpu")
+    reference.allocate(pool)
+    kv = _own_prefix(model, reference, pool)
+    num_tokens = kv.shape[3]
+    expected = _logits(model, reference, ResidentPrefix(kv, num_tokens, num_tokens))
+    own_layers, own_head = model.model.layers, model.lm_head
+    model.model.layers = nn.ModuleList([backend.layers])
+    model.lm_head = NativeLinear(own_head, team)
+    backend.allocate(BlockPool(spec, num_pages=4, page_size=PAGE_SIZE, device="cpu"))
+    blocks = ResidentPrefix(to_blocks(kv), num_tokens, num_tokens)
+    error = _relative_error(expected, _logits(model, backend, blocks))
+    if not error <= _MAX_RELATIVE_ERROR[model.dtype]:
+        model.model.layers, model.lm_head = own_layers, own_head
+        raise NotLlamaLike(f"its logits differ by {error:.1e} of their norm")
+    return backend
+
+
+def _relative_error(expected: Tensor, got: Tensor) -> float:
+    return float((expected - got).norm() / expected.norm())
+
+
+def _logits(model: PreTrainedModel, backend: AttentionBackend, prefix: ResidentPrefix) -> Tensor:
+    """A prompt behind a prefix and one without, then a token of each: [num_rows, vocab_size]."""
+    first = [Span(0, 0, 17, 0, [2, 0], prefix), Span(1, 17, 5, 0, [1], None)]
+    second = [Span(0, 0, 1, 17, [2, 0], prefix), Span(1, 1, 1, 5, [1], None)]
+    return torch.cat([_forward(model, backend, spans) for spans in (first, second)])
+
+
+def _own_prefix(model: PreTrainedModel, backend: AttentionBackend, pool: KvPool) -> Tensor:
+    """What the model itself makes of some tokens: [num_layers, 2, num_kv_heads, L, head_dim]."""
+    pages = [0, 1, 2]
+    num_tokens = 2 * PAGE_SIZE + 5
+    _forward(model, backend, [Span(0, 0, num_tokens, 0, pages, None)])
+    return pool.read(pages, num_tokens)
+
+
+@torch.inference_mode()
+def _forward(model: PreTrainedModel, backend: AttentionBackend, spans: list[Span]) -> Tensor:
+    AttentionInterface.register(ATTENTION_NAME, backend.attend)
+    num_rows = spans[-1].end
+    ids = torch.randint(100, (1, num_rows), generator=torch.Generator().manual_seed(0))
+    positions = [s.num_prefix_tokens + s.start + i for s in spans for i in range(s.num_tokens)]
+    groups = [Group(s.begin, s.end, s.prefix) for s in spans if s.prefix is not None]
+    step = Step(ids, torch.tensor([positions]), torch.arange(num_rows), spans, groups)
+    backend.plan(step)
+    output = model(
+        input_ids=step.input_ids, position_ids=step.position_ids, use_cache=False,
+        logits_to_keep=step.logit_rows,
+    )  # fmt: skip
+    logits: Tensor = output.logits[0].float()
+    return logits

@@ -1,0 +1,92 @@
+"""The compiled layers: built once for this processor, with whatever C++ compiler there is.
+
+No torch headers and no build system: a C interface, a second or two of compiling, and a file in the
+cache whose name is the digest of the sources, the command and the processor. Without a compiler
+the engine runs on torch alone, slower and otherwise the same.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib.util
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+_FOLDER = Path(__file__).parent
+_FLAGS = ["-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC", "-pthread"]
+_COMPILE_TIMEOUT_S = 300
+
+
+class NativeUnavailable(Exception):
+    """There are no compiled layers on this machine. The message says why."""
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """Raises `NativeUnavailable`."""
+    command = [*_compiler(), *_FLAGS, "-Wno-psabi", str(_FOLDER / "layers.cpp")]
+    path = _cache_folder() / f"layers-{_key(command)}.so"
+    if not path.exists():
+        _compile(command, path)
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as exc:
+        raise NativeUnavailable(f"{path.name} cannot be loaded: {exc}") from exc
+
+
+def _compiler() -> list[str]:
+    """`$CXX`, then the system's, then the one that the package `ziglang` carries."""
+    for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++"):
+        if name and (path := shutil.which(name)):
+            return [path]
+    if importlib.util.find_spec("ziglang") is not None:
+        return [sys.executable, "-m", "ziglang", "c++"]
+    raise NativeUnavailable("no C++ compiler was found (g++, clang++, or the package ziglang)")
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "foreword" / "native"
+
+
+def _key(command: list[str]) -> str:
+    digest = hashlib.sha256(repr((command, _processor())).encode())
+    for source in sorted(_FOLDER.glob("*.[hc]*")):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _processor() -> str:
+    """What -march=native depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return "".join({line for line in lines if line.startswith(("flags", "Features"))})
+
+
+def _compile(command: list[str], path: Path) -> None:
+    """A half-written file never has the final name."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as temp:
+            built = Path(temp) / path.name
+            subprocess.run(
+                [*command, "-o", str(built)],
+                check=True, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S,
+            )  # fmt: skip
+            built.replace(path)
+    except subprocess.CalledProcessError as exc:
+        raise NativeUnavailable(f"{command[0]} failed: {exc.stderr[-500:]}") from exc
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        raise NativeUnavailable(f"{command[0]} could not run: {exc}") from exc

@@ -1,0 +1,351 @@
+// All layers of a Llama-like decoder in one call: RMSNorm, attention over prefix and own keys with
+// rotary embeddings, SiLU-gated MLP. The C interface at the end is what native.py calls.
+
+#include "attention.h"
+#include "gemm.h"
+#include "team.h"
+
+using namespace foreword;
+
+extern "C" {
+
+struct CWeight {
+  const void* data;
+  const float* bias;
+  int32_t n, k;
+};
+
+struct CLayer {
+  CWeight qkv, out, gate_up, down;  // gate and up in turn, sixteen rows of each
+  const float *input_norm, *post_norm;
+  const float *query_norm, *key_norm;  // [head_dim], or null
+  int32_t window;                      // 0: none
+};
+
+struct CModel {
+  const CLayer* layers;
+  int32_t num_layers, hidden_size, num_heads, num_kv_heads, head_dim, intermediate_size;
+  float norm_eps, scale;
+};
+
+// A sequence's rows of this step: [row, row + num_rows), after `start` tokens of its own.
+struct CSpan {
+  int32_t row, num_rows, start, first_page;  // first_page: index into `pages`
+};
+
+// Spans [first_span, last_span) behind one prefix: blocks [layers][2][kv_heads][len][head_dim].
+struct CGroup {
+  const void* prefix;  // or null
+  int32_t num_tokens, num_slots, first_span, last_span;
+};
+
+struct CStep {
+  int32_t num_rows, num_spans, num_groups, page_size;
+  const CSpan* spans;
+  const CGroup* groups;
+  const int32_t* pages;
+  void* pool;  // blocks [page][layers][2][kv_heads][page_size][head_dim]
+  const void *cos, *sin;  // [num_rows, head_dim]
+  const void* hidden;     // [num_rows, hidden_size]
+  void* result;           // the same
+};
+}
+
+namespace {
+
+// Queries of one kv head that are computed together: rows of spans behind one prefix.
+struct Item {
+  int group, span, last_span;  // spans [span, last_span)
+  int row, last_row;
+};
+
+template <class T>
+class Decoder {
+ public:
+  Decoder(Team& team, const CModel& model, const CStep& step) : team_(team), m_(model), s_(step) {
+    const int rows = round_up(s_.num_rows, kTileRows);
+    wide_ = round_up(std::max(m_.hidden_size, m_.num_heads * m_.head_dim), 32);
+    qkv_ = (m_.num_heads + 2 * m_.num_kv_heads) * m_.head_dim;
+    inner_ = round_up(m_.intermediate_size, 32);
+    hidden_.resize(size_t(rows) * m_.hidden_size);
+    input_.resize(size_t(rows) * wide_);
+    heads_.resize(size_t(rows) * qkv_);
+    gated_.resize(size_t(rows) * inner_);
+    span_of_.resize(s_.num_rows);
+    for (int i = 0; i < s_.num_spans; i++)
+      std::fill_n(span_of_.begin() + s_.spans[i].row, s_.spans[i].num_rows, i);
+    plan();
+  }
+
+  void run() {
+    memcpy(hidden_.data(), s_.hidden, sizeof(T) * s_.num_rows * m_.hidden_size);
+    team_.run([this](int) {
+      enter_tiles();
+      for (int i = 0; i < m_.num_layers; i++) layer(i, m_.layers[i]);
+      leave_tiles();
+    });
+    memcpy(s_.result, hidden_.data(), sizeof(T) * s_.num_rows * m_.hidden_size);
+  }
+
+ private:
+  // Enough items for all threads, each large enough to be worth reading a prefix for.
+  void plan() {
+    const int per_kv = m_.num_heads / m_.num_kv_heads;
+    const int wanted = 4 * team_.size();
+    const int share = (s_.num_rows * m_.num_kv_heads + wanted - 1) / wanted;
+    const int max_rows = std::clamp(share, (kMaxQueries + per_kv - 1) / per_kv, 32);
+    for (int g = 0; g < s_.num_groups; g++) {
+      const CGroup& group = s_.groups[g];
+      const CSpan& last = s_.spans[group.last_span - 1];
+      const int end = last.row + last.num_rows;
+      for (int row = s_.spans[group.first_span].row; row < end; row += max_rows) {
+        const int last_row = std::min(end, row + max_rows);
+        items_.push_back({g, span_of_[row], span_of_[last_row - 1] + 1, row, last_row});
+      }
+    }
+  }
+
+  static Weight<T> weight(const CWeight& w) {
+    return {static_cast<const T*>(w.data), w.bias, w.n, w.k};
+  }
+
+  template <class Finish>
+  void linear(const T* x, int ldx, const CWeight& c, const Finish& finish) {
+    const Weight<T> w = weight(c);
+    team_.share(w.num_chunks(), [&](int i) { multiply(x, ldx, s_.num_rows, w, i, finish); });
+  }
+
+  void layer(int i, const CLayer& l) {
+    norm(l.input_norm);
+    linear(input_.data(), wide_, l.qkv, [&](int row, int col, Floats x) {
+      store(heads_.data() + long(row) * qkv_ + col, x);
+    });
+    team_.share(s_.num_rows, [&](int row) { rotate(i, l, row); });
+    team_.share(int(items_.size()) * m_.num_kv_heads, [&](int n) {
+      attend_item(i, l.window, items_[n / m_.num_kv_heads], n % m_.num_kv_heads);
+    });
+    linear(input_.data(), wide_, l.out, [&](int row, int col, Floats x) { add(row, col, x); });
+    norm(l.post_norm);
+    gate(l.gate_up);
+    linear(gated_.data(), inner_, l.down, [&](int row, int col, Floats x) { add(row, col, x); });
+  }
+
+  void add(int row, int col, Floats x) {
+    T* at = hidden_.data() + long(row) * m_.hidden_size + col;
+    store(at, load(at) + x);
+  }
+
+  void norm(const float* weight) {
+    team_.share(s_.num_rows, [&](int row) {
+      const T* from = hidden_.data() + long(row) * m_.hidden_size;
+      normalize(from, weight, m_.hidden_size, input_.data() + long(row) * wide_);
+    });
+  }
+
+  void normalize(const T* from, const float* weight, int n, T* to) const {
+    Floats squares = {};
+    for (int i = 0; i < n; i += kLanes) {
+      Floats x = load(from + i);
+      squares += x * x;
+    }
+    const float scale = 1.0f / __builtin_sqrtf(sum(squares) / n + m_.norm_eps);
+    for (int i = 0; i < n; i += kLanes) store(to + i, load(from + i) * scale * load(weight + i));
+  }
+
+  // The columns of a chunk are sixteen of gate and the same sixteen of up.
+  void gate(const CWeight& c) {
+    const Weight<T> w = weight(c);
+    team_.share(w.num_chunks(), [&](int i) {
+      Floats gate = {};
+      multiply(input_.data(), wide_, s_.num_rows, w, i, [&](int row, int col, Floats x) {
+        if (col % kTileCols == 0) {
+          gate = x / (exp(Floats{} - x) + 1.0f);
+        } else {
+          store(gated_.data() + long(row) * inner_ + col / 2 - kLanes / 2, gate * x);
+        }
+      });
+    });
+  }
+
+  void rotate(int layer, const CLayer& l, int row) {
+    const int d = m_.head_dim;
+    T* heads = heads_.data() + long(row) * qkv_;
+    const T* cos = static_cast<const T*>(s_.cos) + long(row) * d;
+    const T* sin = static_cast<const T*>(s_.sin) + long(row) * d;
+    for (int h = 0; h < m_.num_heads + m_.num_kv_heads; h++) {
+      const float* w = h < m_.num_heads ? l.query_norm : l.key_norm;
+      if (w) normalize(heads + h * d, w, d, heads + h * d);
+      rotate_head(heads + h * d, cos, sin);
+    }
+    const CSpan& span = s_.spans[span_of_[row]];
+    const int token = span.start + row - span.row;
+    const T* keys = heads + m_.num_heads * d;
+    const T* values = keys + m_.num_kv_heads * d;
+    for (int h = 0; h < m_.num_kv_heads; h++) {
+      T* k = own(span, layer, 0, h, token / kBlock);
+      T* v = own(span, layer, 1, h, token / kBlock);
+      for (int j = 0; j < d; j++) {
+        k[key_slot<T>(token % kBlock, j)] = keys[h * d + j];
+        v[value_slot<T>(token % kBlock, j, d)] = values[h * d + j];
+      }
+      if (row == span.row + span.num_rows - 1 && token / kBlock * kBlock >= span.start)
+        clear_behind(v, token % kBlock);
+    }
+  }
+
+  // In a block that is new to its sequence: what the one before left there is not seen, but nothing
+  // times infinity is not nothing.
+  void clear_behind(T* values, int token) const {
+    for (int t = token + 1; t < kBlock; t++)
+      for (int j = 0; j < m_.head_dim; j++) values[value_slot<T>(t, j, m_.head_dim)] = T{};
+  }
+
+  void rotate_head(T* x, const T* cos, const T* sin) const {
+    const int half = m_.head_dim / 2;
+    for (int i = 0; i < half; i++) {
+      const float a = to_float(x[i]), b = to_float(x[i + half]);
+      from_float(x[i], a * to_float(cos[i]) - b * to_float(sin[i]));
+      from_float(x[i + half], b * to_float(cos[i + half]) + a * to_float(sin[i + half]));
+    }
+  }
+
+  // A block of a sequence's own keys (kv 0) or values (1).
+  T* own(const CSpan& span, int layer, int kv, int head, int block) const {
+    const int per_page = s_.page_size / kBlock;
+    const long page = s_.pages[span.first_page + block / per_page];
+    const long index = ((page * m_.num_layers + layer) * 2 + kv) * m_.num_kv_heads + head;
+    return static_cast<T*>(s_.pool) +
+           (index * s_.page_size + block % per_page * kBlock) * m_.head_dim;
+  }
+
+  void attend_item(int layer, int window, const Item& item, int head) {
+    const CGroup& group = s_.groups[item.group];
+    const int per_kv = m_.num_heads / m_.num_kv_heads;
+    const int num = (item.last_row - item.row) * per_kv;
+    Queries<T> qs;
+    qs.head_dim = m_.head_dim;
+    for (int first = 0; first < num; first += kMaxQueries) {
+      qs.num = std::min(kMaxQueries, num - first);
+      for (int q = 0; q < qs.num; q++) {
+        const int row = item.row + (first + q) / per_kv;
+        const long at = long(head * per_kv + (first + q) % per_kv) * m_.head_dim;
+        qs.query[q] = heads_.data() + long(row) * qkv_ + at;
+        qs.out[q] = input_.data() + long(row) * wide_ + at;
+      }
+      qs.clear();
+      if (group.prefix) attend_prefix(qs, layer, window, group, item, head, first);
+      attend_own(qs, layer, window, item, head, first);
+      qs.finish();
+    }
+  }
+
+  int token_of(int row) const {
+    const CSpan& span = s_.spans[span_of_[row]];
+    return span.start + row - span.row;
+  }
+
+  void attend_prefix(Queries<T>& qs, int layer, int window, const CGroup& group, const Item& item,
+                     int head, int first) const {
+    const int per_kv = m_.num_heads / m_.num_kv_heads;
+    for (int q = 0; q < qs.num; q++) {
+      const int slot = group.num_tokens + token_of(item.row + (first + q) / per_kv);
+      qs.first[q] = window ? std::clamp(slot - window + 1, 0, group.num_tokens) : 0;
+      qs.last[q] = group.num_tokens;
+    }
+    const long size = long(group.num_slots) * m_.head_dim;
+    const T* keys = static_cast<const T*>(group.prefix) +
+                    (long(layer) * 2 * m_.num_kv_heads + head) * size;
+    const T* values = keys + m_.num_kv_heads * size;
+    attend(qs, m_.scale, [&](int b, const T*& k, const T*& v) {
+      k = keys + long(b) * kBlock * m_.head_dim;
+      v = values + long(b) * kBlock * m_.head_dim;
+    });
+  }
+
+  // Sequence by sequence: their queries are neighbours.
+  void attend_own(Queries<T>& all, int layer, int window, const Item& item, int head,
+                  int first) const {
+    const int per_kv = m_.num_heads / m_.num_kv_heads;
+    for (int q = 0; q < all.num;) {
+      const int s = span_of_[item.row + (first + q) / per_kv];
+      const CSpan& span = s_.spans[s];
+      Queries<T> qs;
+      qs.head_dim = m_.head_dim;
+      const int begin = q;
+      for (; q < all.num && span_of_[item.row + (first + q) / per_kv] == s; q++) {
+        const int i = qs.num++;
+        const int token = token_of(item.row + (first + q) / per_kv);
+        qs.query[i] = all.query[q];
+        qs.first[i] = window ? std::max(0, token - window + 1) : 0;
+        qs.last[i] = token + 1;
+        qs.highest[i] = all.highest[q];
+        qs.total[i] = all.total[q];
+      }
+      const size_t bytes = sizeof(float) * qs.num * m_.head_dim;
+      memcpy(qs.sums, all.sums + begin * m_.head_dim, bytes);
+      attend(qs, m_.scale, [&](int b, const T*& k, const T*& v) {
+        k = own(span, layer, 0, head, b);
+        v = own(span, layer, 1, head, b);
+      });
+      memcpy(all.sums + begin * m_.head_dim, qs.sums, bytes);
+      for (int i = 0; i < qs.num; i++) {
+        all.highest[begin + i] = qs.highest[i];
+        all.total[begin + i] = qs.total[i];
+      }
+    }
+  }
+
+  Team& team_;
+  const CModel& m_;
+  const CStep& s_;
+  int wide_, qkv_, inner_;
+  std::vector<T> hidden_, input_, heads_, gated_;
+  std::vector<int> span_of_;
+  std::vector<Item> items_;
+};
+
+template <class T>
+void linear(Team& team, const CWeight& c, const void* x, int m, void* out) {
+  const Weight<T> w{static_cast<const T*>(c.data), c.bias, c.n, c.k};
+  T* to = static_cast<T*>(out);
+  team.run([&](int) {
+    enter_tiles();
+    team.share(w.num_chunks(), [&](int i) {
+      multiply(static_cast<const T*>(x), w.k, m, w, i, [&](int row, int col, Floats sums) {
+        store(to + long(row) * w.n + col, sums);
+      });
+    });
+    leave_tiles();
+  });
+}
+
+}  // namespace
+
+extern "C" {
+
+void* foreword_team(int32_t size) { return new Team(size); }
+
+int32_t foreword_has_bf16() {
+#if defined(FOREWORD_BF16)
+  return 1;
+#else
+  return 0;
+#endif
+}
+
+void foreword_layers(void* team, int32_t is_bf16, const CModel* model, const CStep* step) {
+#if defined(FOREWORD_BF16)
+  if (is_bf16) return Decoder<bf16>(*static_cast<Team*>(team), *model, *step).run();
+#endif
+  Decoder<float>(*static_cast<Team*>(team), *model, *step).run();
+}
+
+// x: [num_rows, k], with room for a multiple of 32 rows; out: [num_rows, n], n a multiple of 16.
+void foreword_linear(void* team, int32_t is_bf16, const CWeight* weight, const void* x,
+                     int32_t num_rows, void* out) {
+#if defined(FOREWORD_BF16)
+  if (is_bf16) return linear<bf16>(*static_cast<Team*>(team), *weight, x, num_rows, out);
+#endif
+  linear<float>(*static_cast<Team*>(team), *weight, x, num_rows, out);
+}
+}

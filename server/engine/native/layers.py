@@ -1,0 +1,272 @@
+"""The decoder layers of a Llama-like model as one compiled call, in place of transformers' own.
+
+transformers still loads the weights, embeds the tokens, computes the rotary angles (with whatever
+scaling the model uses) and applies the last norm. Which models qualify is found by structure, and
+then by comparing logits: a model that differs anywhere keeps its own layers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_float, c_int32, c_void_p
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformers import PreTrainedModel
+
+from prefix_store.prefix import BaseModelSpec
+from server.engine.attention.base import Span, Step
+from server.engine.kv_pool import KvPool
+from server.engine.native.blocks import BLOCK, pack_size
+from server.engine.native.build import library
+
+_LANES = 16
+_INNER = 32
+_ROWS = 32
+
+
+class _CWeight(ctypes.Structure):
+    _fields_ = [("data", c_void_p), ("bias", c_void_p), ("n", c_int32), ("k", c_int32)]
+
+
+class _CLayer(ctypes.Structure):
+    _fields_ = [
+        ("qkv", _CWeight), ("out", _CWeight), ("gate_up", _CWeight), ("down", _CWeight),
+        ("input_norm", c_void_p), ("post_norm", c_void_p),
+        ("query_norm", c_void_p), ("key_norm", c_void_p),
+        ("window", c_int32),
+    ]  # fmt: skip
+
+
+class _CModel(ctypes.Structure):
+    _fields_ = [
+        ("layers", ctypes.POINTER(_CLayer)),
+        ("num_layers", c_int32), ("hidden_size", c_int32), ("num_heads", c_int32),
+        ("num_kv_heads", c_int32), ("head_dim", c_int32), ("intermediate_size", c_int32),
+        ("norm_eps", c_float), ("scale", c_float),
+    ]  # fmt: skip
+
+
+class _CStep(ctypes.Structure):
+    _fields_ = [
+        ("num_rows", c_int32), ("num_spans", c_int32), ("num_groups", c_int32),
+        ("page_size", c_int32),
+        ("spans", c_void_p), ("groups", c_void_p), ("pages", c_void_p), ("pool", c_void_p),
+        ("cos", c_void_p), ("sin", c_void_p), ("hidden", c_void_p), ("result", c_void_p),
+    ]  # fmt: skip
+
+
+class _CSpan(ctypes.Structure):
+    _fields_ = [(name, c_int32) for name in ("row", "num_rows", "start", "first_page")]
+
+
+class _CGroup(ctypes.Structure):
+    _fields_ = [
+        ("prefix", c_void_p),
+        ("num_tokens", c_int32), ("num_slots", c_int32),
+        ("first_span", c_int32), ("last_span", c_int32),
+    ]  # fmt: skip
+
+
+class NotLlamaLike(Exception):
+    """The compiled layers do not compute this model. The message says what is different."""
+
+
+class Team:
+    """The threads that compute; they live as long as the process."""
+
+    def __init__(self, num_threads: int) -> None:
+        self.lib = library()
+        self.lib.foreword_team.restype = c_void_p
+        self.handle = c_void_p(self.lib.foreword_team(num_threads))
+
+    def supports(self, dtype: torch.dtype) -> bool:
+        if dtype is torch.bfloat16:
+            return bool(self.lib.foreword_has_bf16())
+        return dtype is torch.float32
+
+
+class _Weight:
+    """A weight matrix [n, k] as gemm.h reads it, and what keeps its memory alive."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        pack = pack_size(weight.dtype)
+        weight = pad(weight.detach(), (0, -weight.shape[1] % _INNER, 0, -weight.shape[0] % _LANES))
+        n, self.k = weight.shape
+        blocks = weight.view(n // _LANES, _LANES, self.k // pack, pack)
+        self.data = blocks.transpose(1, 2).contiguous()  # [n / 16, k / pack, 16, pack]
+        self.bias = None if bias is None else pad(bias.detach().float(), (0, n - len(bias)))
+        self.n = n
+
+    def as_c(self) -> _CWeight:
+        bias = self.bias.data_ptr() if self.bias is not None else None
+        return _CWeight(self.data.data_ptr(), bias, self.n, self.k)
+
+
+class NativeLinear(nn.Module):
+    """A frozen `nn.Linear`: the model's head."""
+
+    def __init__(self, linear: nn.Linear, team: Team) -> None:
+        super().__init__()
+        self._weight = _Weight(linear.weight, linear.bias)
+        self._team = team
+        self._out_features = linear.out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[1, T, in_features] -> [1, T, out_features]."""
+        rows = x.shape[1]
+        padded = pad(x[0], (0, self._weight.k - x.shape[2], 0, -rows % _ROWS))
+        out = x.new_empty(rows, self._weight.n)
+        is_bf16 = x.dtype is torch.bfloat16
+        weight = self._weight.as_c()
+        self._team.lib.foreword_linear(
+            self._team.handle, int(is_bf16), ctypes.byref(weight),
+            c_void_p(padded.data_ptr()), rows, c_void_p(out.data_ptr()),
+        )  # fmt: skip
+        return out[None, :, : self._out_features]
+
+
+class NativeLayers(nn.Module):
+    """All decoder layers. `plan` is told of a step before the model's forward reaches them."""
+
+    def __init__(self, model: PreTrainedModel, spec: BaseModelSpec, team: Team) -> None:
+        super().__init__()
+        _check_geometry(model, spec)
+        layers = list(model.model.layers)
+        self._team = team
+        self._is_bf16 = int(model.dtype is torch.bfloat16)
+        self._keep: list[Any] = []  # memory that C holds pointers to
+        self._layers = (_CLayer * len(layers))(*map(self._pack_layer, layers))
+        self._model = _CModel(
+            self._layers, len(layers), spec.hidden_size, model.config.num_attention_heads,
+            spec.num_kv_heads, spec.head_dim, model.config.intermediate_size,
+            _eps(layers[0].input_layernorm), layers[0].self_attn.scaling,
+        )  # fmt: skip
+        self._pool: KvPool | None = None
+        self._step: _CStep | None = None
+
+    def allocate(self, pool: KvPool) -> None:
+        self._pool = pool
+
+    def plan(self, step: Step) -> None:
+        assert self._pool is not None
+        spans, groups = (_CSpan * len(step.spans))(), []
+        pages: list[int] = []
+        for i, span in enumerate(step.spans):
+            spans[i] = _CSpan(span.begin, span.num_tokens, span.start, len(pages))
+            pages.extend(span.pages)
+            if i == 0 or span.prefix is not step.spans[i - 1].prefix:
+                groups.append(_group(span, i))
+            groups[-1].last_span = i + 1
+        c_groups = (_CGroup * len(groups))(*groups)
+        c_pages = (c_int32 * len(pages))(*pages)
+        num_rows = step.spans[-1].end
+        self._step = _CStep(
+            num_rows, len(spans), len(groups), self._pool.page_size,
+            ctypes.addressof(spans), ctypes.addressof(c_groups), ctypes.addressof(c_pages),
+            self._pool.pages.data_ptr(),
+        )  # fmt: skip
+        self._step_memory = (spans, c_groups, c_pages)
+
+    def forward(
+        self, hidden: Tensor, *args: Any, position_embeddings: tuple[Tensor, Tensor], **kwargs: Any
+    ) -> Tensor:
+        """[1, T, hidden_size] -> the same, through all layers."""
+        step = self._step
+        assert step is not None
+        hidden = hidden.contiguous()
+        cos, sin = (angle.to(hidden.dtype).contiguous() for angle in position_embeddings)
+        result = torch.empty_like(hidden)
+        step.cos, step.sin = cos.data_ptr(), sin.data_ptr()
+        step.hidden, step.result = hidden.data_ptr(), result.data_ptr()
+        self._team.lib.foreword_layers(
+            self._team.handle, self._is_bf16, ctypes.byref(self._model), ctypes.byref(step)
+        )
+        return result
+
+    def _pack_layer(self, layer: nn.Module) -> _CLayer:
+        attention, mlp = layer.self_attn, layer.mlp
+        _check_layer(layer)
+        qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
+        gate_up = [mlp.gate_proj, mlp.up_proj]
+        query_norm, key_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
+        return _CLayer(
+            self._weight(torch.cat([p.weight for p in qkv]), _cat_bias(qkv)),
+            self._weight(attention.o_proj.weight, attention.o_proj.bias),
+            self._weight(_in_turn([p.weight for p in gate_up]), None),
+            self._weight(mlp.down_proj.weight, mlp.down_proj.bias),
+            self._vector(layer.input_layernorm), self._vector(layer.post_attention_layernorm),
+            self._vector(query_norm), self._vector(key_norm),
+            getattr(attention, "sliding_window", None) or 0,
+        )  # fmt: skip
+
+    def _weight(self, weight: Tensor, bias: Tensor | None) -> _CWeight:
+        packed = _Weight(weight, bias)
+        self._keep.append(packed)
+        return packed.as_c()
+
+    def _vector(self, norm: Any) -> int | None:
+        if norm is None:
+            return None
+        vector = norm.weight.detach().float().contiguous()
+        self._keep.append(vector)
+        pointer: int = vector.data_ptr()
+        return pointer
+
+
+def _group(span: Span, index: int) -> _CGroup:
+    if span.prefix is None:
+        return _CGroup(None, 0, 0, index, index + 1)
+    kv = span.prefix.kv
+    return _CGroup(kv.data_ptr(), span.num_prefix_tokens, kv.shape[3], index, index + 1)
+
+
+def _check_geometry(model: PreTrainedModel, spec: BaseModelSpec) -> None:
+    config = model.config
+    sizes = {"hidden_size": spec.hidden_size, "head_dim": spec.head_dim}
+    sizes["intermediate_size"] = getattr(config, "intermediate_size", 0)
+    for name, size in sizes.items():
+        if not size or size % BLOCK:
+            raise NotLlamaLike(f"{name} {size} is not a multiple of {BLOCK}")
+    if spec.head_dim > 256:
+        raise NotLlamaLike(f"head_dim {spec.head_dim} is larger than 256")
+    if getattr(config, "hidden_act", None) != "silu":
+        raise NotLlamaLike("its MLP is not gated by SiLU")
+    if not hasattr(getattr(model, "model", None), "layers"):
+        raise NotLlamaLike("its layers lie elsewhere")
+
+
+def _check_layer(layer: nn.Module) -> None:
+    parts = {
+        "self_attn": ("q_proj", "k_proj", "v_proj", "o_proj", "scaling"),
+        "mlp": ("gate_proj", "up_proj", "down_proj"),
+        "input_layernorm": ("weight",),
+        "post_attention_layernorm": ("weight",),
+    }
+    for part, names in parts.items():
+        for name in names:
+            if not hasattr(getattr(layer, part, None), name):
+                raise NotLlamaLike(f"its layers have no {part}.{name}")
+    if layer.mlp.gate_proj.bias is not None:
+        raise NotLlamaLike("its MLP has biases")
+
+
+def _eps(norm: nn.Module) -> float:
+    eps: float | None = getattr(norm, "variance_epsilon", None) or getattr(norm, "eps", None)
+    if eps is None:
+        raise NotLlamaLike("its norm says no epsilon")
+    return eps
+
+
+def _cat_bias(linears: list[nn.Linear]) -> Tensor | None:
+    biases = [linear.bias for linear in linears if linear.bias is not None]
+    if len(biases) not in (0, len(linears)):
+        raise NotLlamaLike("only some of its projections have biases")
+    return torch.cat(biases) if biases else None
+
+
+def _in_turn(weights: list[Tensor]) -> Tensor:
+    """Sixteen rows of the first, sixteen of the second, and so on."""
+    return torch.stack([w.unflatten(0, (-1, _LANES)) for w in weights], dim=1).flatten(0, 2)

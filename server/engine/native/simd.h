@@ -1,0 +1,125 @@
+// Sixteen float lanes, and the two number types that weights, keys and values are stored in.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace foreword {
+
+constexpr int kLanes = 16;
+typedef float Floats __attribute__((vector_size(64)));
+typedef int32_t Ints __attribute__((vector_size(64)));
+
+struct bf16 {
+  uint16_t bits;
+};
+
+inline Floats splat(float x) { return Floats{} + x; }
+
+inline Floats load(const float* p) {
+  Floats v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+
+inline void store(float* p, Floats v) { memcpy(p, &v, sizeof v); }
+
+// A number type: how many values of the inner dimension one 32-bit lane holds, and how such lanes
+// are multiplied and added. Matrices are stored so that these lanes lie side by side.
+template <class T>
+struct Lanes;
+
+template <>
+struct Lanes<float> {
+  static constexpr int kPack = 1;
+  using Lane = float;
+  static Floats load_lanes(const float* p) { return load(p); }
+  static Floats broadcast(const float* p) { return splat(*p); }
+  static Floats dot(Floats sum, Floats a, Floats b) { return sum + a * b; }
+};
+
+inline float to_float(float x) { return x; }
+inline float to_float(bf16 x) {
+  uint32_t bits = uint32_t(x.bits) << 16;
+  float y;
+  memcpy(&y, &bits, 4);
+  return y;
+}
+
+inline void from_float(float& to, float x) { to = x; }
+inline void from_float(bf16& to, float x) {  // to the nearest, ties to even, as torch rounds
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  to.bits = x != x ? 0x7FC0 : uint16_t((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+}
+
+#if defined(__AVX512BF16__)
+#define FOREWORD_BF16 1
+template <>
+struct Lanes<bf16> {
+  static constexpr int kPack = 2;
+  static Floats load_lanes(const bf16* p) {
+    Floats v;
+    memcpy(&v, p, sizeof v);
+    return v;
+  }
+  static Floats broadcast(const bf16* p) {
+    int32_t pair;
+    memcpy(&pair, p, 4);
+    return (Floats)_mm512_set1_epi32(pair);
+  }
+  static Floats dot(Floats sum, Floats a, Floats b) {
+    return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+  }
+};
+
+inline Floats load(const bf16* p) {
+  __m256i half = _mm256_loadu_si256((const __m256i*)p);
+  return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16);
+}
+inline void store(bf16* p, Floats v) {
+  __m256bh half = _mm512_cvtneps_pbh((__m512)v);
+  memcpy(p, &half, sizeof half);
+}
+#endif
+
+inline float sum(Floats v) {
+  float total = 0;
+  for (int i = 0; i < kLanes; i++) total += v[i];
+  return total;
+}
+
+inline float max(Floats v) {
+  float highest = v[0];
+  for (int i = 1; i < kLanes; i++) highest = v[i] > highest ? v[i] : highest;
+  return highest;
+}
+
+inline Floats max(Floats a, Floats b) { return a > b ? a : b; }
+inline Floats min(Floats a, Floats b) { return a < b ? a : b; }
+
+// e to the x, to two units in the last place; 0 below -87. Cephes' polynomial (Moshier, 1992).
+inline Floats exp(Floats x) {
+  Floats y = max(min(x, splat(88.0f)), splat(-87.5f));
+  Floats n = y * 1.44269504088896341f;
+  Ints k = __builtin_convertvector(n + (n < 0.0f ? splat(-0.5f) : splat(0.5f)), Ints);
+  n = __builtin_convertvector(k, Floats);
+  y = y - n * 0.693359375f;
+  y = y + n * 2.12194440e-4f;
+  Floats p = splat(1.9875691500e-4f);
+  p = p * y + 1.3981999507e-3f;
+  p = p * y + 8.3334519073e-3f;
+  p = p * y + 4.1665795894e-2f;
+  p = p * y + 1.6666665459e-1f;
+  p = p * y + 5.0000001201e-1f;
+  p = p * y * y + y + 1.0f;
+  Ints power = (k + 127) << 23;
+  Floats scale;
+  memcpy(&scale, &power, sizeof scale);
+  return x < -87.0f ? Floats{} : p * scale;
+}
+
+}  // namespace foreword
