@@ -50,7 +50,9 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Serving dtype. `auto`: bfloat16 where the device is fast at it."
     )
-    attention: Literal["auto", "ref", "cpu", "native"] = Field("auto", description="Attention backend.")
+    attention: Literal["auto", "ref", "cpu", "native"] = Field(
+        "auto", description="Attention backend."
+    )
     num_threads: int | None = Field(
         None, ge=1, description="CPU threads of the engine. Default: the number of cores."
     )

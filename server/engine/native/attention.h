@@ -145,6 +145,12 @@ inline void attend(Queries<T>& qs, float scale, const Block& block) {
     const int n = end - b < kChunk ? end - b : kChunk;
     const T *keys[kChunk], *values[kChunk];
     for (int i = 0; i < n; i++) block(b + i, keys[i], values[i]);
+    for (int i = b + n; i < end && i < b + n + kChunk; i++) {
+      const T *next_keys, *next_values;
+      block(i, next_keys, next_values);
+      prefetch(next_keys, kBlock * qs.head_dim * sizeof(T));
+      prefetch(next_values, kBlock * qs.head_dim * sizeof(T));
+    }
     switch (qs.num) {
       case 1: attend_chunk<T, 1>(qs, b * kBlock, n, keys, values, scale); break;
       case 2: attend_chunk<T, 2>(qs, b * kBlock, n, keys, values, scale); break;

@@ -15,7 +15,13 @@ from server.engine.attention.ref import RefBackend
 from server.engine.kv_pool import KvPool
 from server.engine.native.blocks import BlockPool, to_blocks
 from server.engine.native.build import NativeUnavailable
-from server.engine.native.layers import NativeLayers, NativeLinear, NotLlamaLike, Team
+from server.engine.native.layers import (
+    AttentionCall,
+    NativeLayers,
+    NativeLinear,
+    NotLlamaLike,
+    Team,
+)
 from server.engine.residency import ResidentPrefix
 
 logger = logging.getLogger(__name__)
@@ -40,6 +46,26 @@ class NativeBackend:
         raise AssertionError("the compiled layers do not call transformers' attention")
 
 
+class _Witness(RefBackend):
+    """The oracle, which also notes how the model's layers call attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._calls: dict[int, AttentionCall] = {}
+
+    def attend(self, module: Any, query: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
+            raise NotLlamaLike("its attention has a soft cap or sinks")
+        scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+        call = AttentionCall(scaling, kwargs.get("sliding_window") or 0)
+        self._calls[module.layer_idx] = call
+        return super().attend(module, query, *args, **kwargs)
+
+    def calls(self) -> list[AttentionCall]:
+        """By layer."""
+        return [call for _, call in sorted(self._calls.items())]
+
+
 def install(model: PreTrainedModel, spec: BaseModelSpec, num_threads: int) -> NativeBackend:
     """Replace the layers and the head of `model`.
 
@@ -48,12 +74,12 @@ def install(model: PreTrainedModel, spec: BaseModelSpec, num_threads: int) -> Na
     team = Team(num_threads)
     if not team.supports(model.dtype):
         raise NativeUnavailable(f"this processor does not multiply {model.dtype}")
-    backend = NativeBackend(NativeLayers(model, spec, team))
-    reference, pool = RefBackend(), KvPool(spec, num_pages=4, page_size=PAGE_SIZE, device="cpu")
+    reference, pool = _Witness(), KvPool(spec, num_pages=4, page_size=PAGE_SIZE, device="cpu")
     reference.allocate(pool)
     kv = _own_prefix(model, reference, pool)
     num_tokens = kv.shape[3]
     expected = _logits(model, reference, ResidentPrefix(kv, num_tokens, num_tokens))
+    backend = NativeBackend(NativeLayers(model, spec, team, reference.calls()))
     own_layers, own_head = model.model.layers, model.lm_head
     model.model.layers = nn.ModuleList([backend.layers])
     model.lm_head = NativeLinear(own_head, team)
@@ -89,7 +115,7 @@ def _own_prefix(model: PreTrainedModel, backend: AttentionBackend, pool: KvPool)
 def _forward(model: PreTrainedModel, backend: AttentionBackend, spans: list[Span]) -> Tensor:
     AttentionInterface.register(ATTENTION_NAME, backend.attend)
     num_rows = spans[-1].end
-    ids = torch.randint(100, (1, num_rows), generator=torch.Generator().manual_seed(0))
+    ids = (torch.arange(num_rows) * 31 % model.config.vocab_size)[None]
     positions = [s.num_prefix_tokens + s.start + i for s in spans for i in range(s.num_tokens)]
     groups = [Group(s.begin, s.end, s.prefix) for s in spans if s.prefix is not None]
     step = Step(ids, torch.tensor([positions]), torch.arange(num_rows), spans, groups)

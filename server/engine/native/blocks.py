@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from server.engine.kv_pool import KvPool
+from server.engine.native.memory import in_huge_pages
 
 BLOCK = 16
 
@@ -25,20 +26,22 @@ def to_blocks(kv: Tensor) -> Tensor:
     pack = pack_size(kv.dtype)
     kv = pad(kv, (0, 0, 0, -num_tokens % BLOCK))
     keys, values = kv.unbind(1)
-    keys = keys.unflatten(2, (-1, BLOCK)).unflatten(-1, (-1, pack))  # [..., n, 16, D / p, p]
-    values = values.unflatten(2, (-1, BLOCK // pack, pack))  # [..., n, 16 / p, p, D]
-    packed = [keys.transpose(3, 4).flatten(2), values.transpose(4, 5).flatten(2)]
-    return torch.stack(packed, dim=1).unflatten(3, (-1, head_dim))
+    heads = keys.shape[:2]  # layers, heads
+    keys = keys.reshape(*heads, -1, BLOCK, head_dim // pack, pack).transpose(3, 4)
+    values = values.reshape(*heads, -1, BLOCK // pack, pack, head_dim).transpose(4, 5)
+    shape = (*heads, -1, head_dim)
+    return in_huge_pages(torch.stack([keys.reshape(shape), values.reshape(shape)], dim=1))
 
 
 def from_blocks(blocks: Tensor, num_tokens: int) -> Tensor:
     """What `to_blocks` undid."""
     head_dim = blocks.shape[4]
     pack = pack_size(blocks.dtype)
-    keys, values = blocks.flatten(3).unbind(1)
-    keys = keys.unflatten(2, (-1, head_dim // pack, BLOCK, pack)).transpose(3, 4).flatten(4)
-    values = values.unflatten(2, (-1, BLOCK // pack, head_dim, pack)).transpose(4, 5)
-    shape = (*blocks.shape[:1], *blocks.shape[2:])
+    keys, values = blocks.unbind(1)
+    shape = keys.shape  # [num_layers, num_kv_heads, slots, head_dim]
+    heads = shape[:2]
+    keys = keys.reshape(*heads, -1, head_dim // pack, BLOCK, pack).transpose(3, 4)
+    values = values.reshape(*heads, -1, BLOCK // pack, head_dim, pack).transpose(4, 5)
     kv = torch.stack([keys.reshape(shape), values.reshape(shape)], dim=1)
     return kv[:, :, :, :num_tokens].contiguous()
 

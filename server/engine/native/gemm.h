@@ -17,6 +17,7 @@ namespace foreword {
 
 constexpr int kTileRows = 32;  // rows of x at a time; buffers of x have room for a multiple of it
 constexpr int kTileCols = 32;  // columns of out at a time
+constexpr int kAhead = 4096;   // bytes of weights that are asked for before they are needed
 
 inline int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 
@@ -32,7 +33,10 @@ inline void multiply_rows(const T* x, int ldx, const T* w, int k, float* out) {
     for (int u = 0; u < KU; u++) {
       const T* wi = w + (i / L::kPack + u) * kStep;
       Floats wv[NB];
-      for (int b = 0; b < NB; b++) wv[b] = L::load_lanes(wi + b * block);
+      for (int b = 0; b < NB; b++) {
+        prefetch(wi + b * block + kAhead / sizeof(T), 64);
+        wv[b] = L::load_lanes(wi + b * block);
+      }
       for (int r = 0; r < MR; r++) {
         Floats xv = L::broadcast(x + long(r) * ldx + i + u * L::kPack);
         for (int b = 0; b < NB; b++) acc[u][r][b] = L::dot(acc[u][r][b], xv, wv[b]);
@@ -95,6 +99,8 @@ inline void multiply_tiles(const bf16* x, int ldx, const bf16* w, int k, float* 
   _tile_zero(2);
   _tile_zero(3);
   for (int i = 0; i < k; i += 32) {
+    prefetch(w + i * kLanes + kAhead / 2, 1024);
+    prefetch(w1 + i * kLanes + kAhead / 2, 1024);
     _tile_loadd(6, w + i * kLanes, 64);
     _tile_loadd(7, w1 + i * kLanes, 64);
     _tile_loadd(4, x + i, ldx * 2);

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import c_float, c_int32, c_void_p
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from server.engine.attention.base import Span, Step
 from server.engine.kv_pool import KvPool
 from server.engine.native.blocks import BLOCK, pack_size
 from server.engine.native.build import library
+from server.engine.native.memory import in_huge_pages
 
 _LANES = 16
 _INNER = 32
@@ -74,6 +76,15 @@ class NotLlamaLike(Exception):
     """The compiled layers do not compute this model. The message says what is different."""
 
 
+@dataclass(frozen=True, slots=True)
+class AttentionCall:
+    """What a layer tells attention."""
+
+    scaling: float
+    sliding_window: int
+    """0: none."""
+
+
 class Team:
     """The threads that compute; they live as long as the process."""
 
@@ -96,7 +107,7 @@ class _Weight:
         weight = pad(weight.detach(), (0, -weight.shape[1] % _INNER, 0, -weight.shape[0] % _LANES))
         n, self.k = weight.shape
         blocks = weight.view(n // _LANES, _LANES, self.k // pack, pack)
-        self.data = blocks.transpose(1, 2).contiguous()  # [n / 16, k / pack, 16, pack]
+        self.data = in_huge_pages(blocks.transpose(1, 2))  # [n / 16, k / pack, 16, pack]
         self.bias = None if bias is None else pad(bias.detach().float(), (0, n - len(bias)))
         self.n = n
 
@@ -131,18 +142,22 @@ class NativeLinear(nn.Module):
 class NativeLayers(nn.Module):
     """All decoder layers. `plan` is told of a step before the model's forward reaches them."""
 
-    def __init__(self, model: PreTrainedModel, spec: BaseModelSpec, team: Team) -> None:
+    def __init__(
+        self, model: PreTrainedModel, spec: BaseModelSpec, team: Team, calls: list[AttentionCall]
+    ) -> None:
         super().__init__()
         _check_geometry(model, spec)
-        layers = list(model.model.layers)
+        if len({call.scaling for call in calls}) != 1:
+            raise NotLlamaLike("its layers scale attention differently")
+        layers = list(model.get_submodule("model.layers").children())
         self._team = team
         self._is_bf16 = int(model.dtype is torch.bfloat16)
         self._keep: list[Any] = []  # memory that C holds pointers to
-        self._layers = (_CLayer * len(layers))(*map(self._pack_layer, layers))
+        self._layers = (_CLayer * len(layers))(*map(self._pack_layer, layers, calls))
         self._model = _CModel(
             self._layers, len(layers), spec.hidden_size, model.config.num_attention_heads,
             spec.num_kv_heads, spec.head_dim, model.config.intermediate_size,
-            _eps(layers[0].input_layernorm), layers[0].self_attn.scaling,
+            _eps(layers[0].input_layernorm), calls[0].scaling,
         )  # fmt: skip
         self._pool: KvPool | None = None
         self._step: _CStep | None = None
@@ -186,12 +201,15 @@ class NativeLayers(nn.Module):
         )
         return result
 
-    def _pack_layer(self, layer: nn.Module) -> _CLayer:
+    def _pack_layer(self, layer: Any, call: AttentionCall) -> _CLayer:
         attention, mlp = layer.self_attn, layer.mlp
         _check_layer(layer)
         qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
         gate_up = [mlp.gate_proj, mlp.up_proj]
-        query_norm, key_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
+        query_norm, key_norm = (
+            getattr(attention, "q_norm", None),
+            getattr(attention, "k_norm", None),
+        )
         return _CLayer(
             self._weight(torch.cat([p.weight for p in qkv]), _cat_bias(qkv)),
             self._weight(attention.o_proj.weight, attention.o_proj.bias),
@@ -199,7 +217,7 @@ class NativeLayers(nn.Module):
             self._weight(mlp.down_proj.weight, mlp.down_proj.bias),
             self._vector(layer.input_layernorm), self._vector(layer.post_attention_layernorm),
             self._vector(query_norm), self._vector(key_norm),
-            getattr(attention, "sliding_window", None) or 0,
+            call.sliding_window,
         )  # fmt: skip
 
     def _weight(self, weight: Tensor, bias: Tensor | None) -> _CWeight:
@@ -238,9 +256,9 @@ def _check_geometry(model: PreTrainedModel, spec: BaseModelSpec) -> None:
         raise NotLlamaLike("its layers lie elsewhere")
 
 
-def _check_layer(layer: nn.Module) -> None:
+def _check_layer(layer: Any) -> None:
     parts = {
-        "self_attn": ("q_proj", "k_proj", "v_proj", "o_proj", "scaling"),
+        "self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"),
         "mlp": ("gate_proj", "up_proj", "down_proj"),
         "input_layernorm": ("weight",),
         "post_attention_layernorm": ("weight",),
@@ -253,14 +271,14 @@ def _check_layer(layer: nn.Module) -> None:
         raise NotLlamaLike("its MLP has biases")
 
 
-def _eps(norm: nn.Module) -> float:
+def _eps(norm: Any) -> float:
     eps: float | None = getattr(norm, "variance_epsilon", None) or getattr(norm, "eps", None)
     if eps is None:
         raise NotLlamaLike("its norm says no epsilon")
     return eps
 
 
-def _cat_bias(linears: list[nn.Linear]) -> Tensor | None:
+def _cat_bias(linears: list[Any]) -> Tensor | None:
     biases = [linear.bias for linear in linears if linear.bias is not None]
     if len(biases) not in (0, len(linears)):
         raise NotLlamaLike("only some of its projections have biases")
@@ -269,4 +287,4 @@ def _cat_bias(linears: list[nn.Linear]) -> Tensor | None:
 
 def _in_turn(weights: list[Tensor]) -> Tensor:
     """Sixteen rows of the first, sixteen of the second, and so on."""
-    return torch.stack([w.unflatten(0, (-1, _LANES)) for w in weights], dim=1).flatten(0, 2)
+    return torch.stack([w.view(-1, _LANES, w.shape[1]) for w in weights], dim=1).flatten(0, 2)

@@ -1,0 +1,212 @@
+"""The compiled layers against transformers' own, over families, prefixes, chunks and threads."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import transformers as T
+from torch import nn
+from transformers import PreTrainedModel
+
+from prefix_store.prefix import BaseModelSpec
+from server.engine.attention.base import Span, Step
+from server.engine.native import layers
+from server.engine.native.backend import PAGE_SIZE, NativeBackend, install
+from server.engine.native.blocks import BlockPool, from_blocks, to_blocks
+from server.engine.native.build import NativeUnavailable, library
+from server.engine.native.layers import NativeLinear, NotLlamaLike, Team
+from server.engine.residency import ResidentPrefix
+from tests import tiny_models
+from tests.tiny_models import Engine, build_model, make_engine, oracle, random_prefix
+
+ATOL = 2e-5
+NUM_NEW = 20  # over the end of a block
+
+_SIZES = {
+    "vocab_size": 97, "hidden_size": 96, "intermediate_size": 112, "num_hidden_layers": 3,
+    "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 256,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+FAMILIES = {
+    "wide-llama": T.LlamaConfig(**_SIZES, attention_bias=True),
+    "wide-qwen3": T.Qwen3Config(**_SIZES, head_dim=32),
+    "qwen2": T.Qwen2Config(**_SIZES),
+    "llama3-rope": T.LlamaConfig(
+        **_SIZES,
+        rope_parameters={
+            "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
+        },
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _families(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, config in FAMILIES.items():
+        monkeypatch.setitem(tiny_models.CONFIGS, name, config)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled() -> None:
+    try:
+        library()
+    except NativeUnavailable as exc:
+        pytest.skip(str(exc))
+
+
+def spec_of(model: PreTrainedModel) -> BaseModelSpec:
+    return tiny_models.spec_of(model.config)
+
+
+def prefixes_for(spec: BaseModelSpec) -> list[ResidentPrefix | None]:
+    return [None, *(random_prefix(spec, num_tokens, seed=num_tokens) for num_tokens in (1, 16, 37))]
+
+
+def in_blocks(prefix: ResidentPrefix | None) -> ResidentPrefix | None:
+    if prefix is None:
+        return None
+    return ResidentPrefix(to_blocks(prefix.kv), prefix.position_offset, prefix.num_tokens)
+
+
+def prompt(seed: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(3, 97, (1 + seed * 7 % 30,), generator=generator).tolist()
+
+
+def native_engine(family: str, num_threads: int, max_num_batched_tokens: int = 24) -> Engine:
+    model = build_model(family, "foreword")
+    backend = install(model, spec_of(model), num_threads)
+    engine = make_engine(
+        model, backend, page_size=PAGE_SIZE, num_pages=60,
+        max_num_batched_tokens=max_num_batched_tokens,
+    )  # fmt: skip
+    engine.pool = BlockPool(spec_of(model), num_pages=60, page_size=PAGE_SIZE, device="cpu")
+    backend.allocate(engine.pool)
+    return engine
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize("family", ["llama", "mistral", *FAMILIES])
+def test_a_mixed_batch_with_chunked_prefill_equals_each_sequence_alone(
+    family: str, num_threads: int
+) -> None:
+    engine, reference = native_engine(family, num_threads), build_model(family, "eager")
+    prefixes = prefixes_for(spec_of(reference))
+    resident = [in_blocks(prefix) for prefix in prefixes]
+    for i in range(13):
+        engine.add(i, prompt(i), resident[i % 4], NUM_NEW)
+
+    tokens = engine.run()
+
+    for i in range(13):
+        expected_tokens, expected_logits = oracle(reference, prompt(i), prefixes[i % 4], NUM_NEW)
+        got = torch.stack(engine.runner.logits[i])
+        torch.testing.assert_close(got, expected_logits, atol=ATOL, rtol=0)
+        assert tokens[i] == expected_tokens
+
+
+def test_another_tasks_prefix_gives_other_logits() -> None:
+    """The control of the test above."""
+    engine, reference = native_engine("llama", 1), build_model("llama", "eager")
+    _, one, _, other = prefixes_for(spec_of(reference))
+    engine.add(0, prompt(5), in_blocks(one), 1)
+
+    engine.run()
+
+    _, expected = oracle(reference, prompt(5), other, 1)
+    assert (engine.runner.logits[0][0] - expected[0]).abs().max() > 100 * ATOL
+
+
+def test_what_earlier_sequences_left_in_the_pool_changes_nothing() -> None:
+    engine, clean = native_engine("llama", 1), native_engine("llama", 1)
+    engine.pool.pages.fill_(torch.nan)
+    for i in range(4):
+        for each in (engine, clean):
+            each.add(i, prompt(i), None, NUM_NEW)
+
+    assert engine.run() == clean.run()
+
+
+def test_bfloat16_is_as_close_to_float32_as_transformers_own() -> None:
+    exact = build_model("wide-llama", "eager")
+    own = copy.deepcopy(exact).to(torch.bfloat16)
+    model = build_model("wide-llama", "foreword").to(torch.bfloat16)
+    try:
+        backend = install(model, _bfloat16(spec_of(model)), 1)
+    except NativeUnavailable as exc:
+        pytest.skip(str(exc))
+    pool = BlockPool(_bfloat16(spec_of(model)), num_pages=4, page_size=PAGE_SIZE, device="cpu")
+    backend.allocate(pool)
+    ids = torch.arange(3, 40)[None]
+    with torch.inference_mode():
+        expected = exact(ids).logits
+        error_of_own = (own(ids).logits.float() - expected).norm()
+        got = _forward(model, backend, ids)
+
+    assert (got.float() - expected).norm() < 1.5 * error_of_own
+
+
+def _bfloat16(spec: BaseModelSpec) -> BaseModelSpec:
+    return BaseModelSpec(
+        spec.name, spec.fingerprint, spec.num_layers, spec.num_kv_heads, spec.head_dim,
+        spec.hidden_size, "bfloat16",
+    )  # fmt: skip
+
+
+def _forward(model: PreTrainedModel, backend: NativeBackend, ids: torch.Tensor) -> torch.Tensor:
+    num_tokens = ids.shape[1]
+    rows = torch.arange(num_tokens)
+    spans = [Span(0, 0, num_tokens, 0, [0, 1, 2], None)]
+    backend.plan(Step(ids, rows[None], rows, spans, []))
+    logits: torch.Tensor = model(input_ids=ids, position_ids=rows[None], use_cache=False).logits
+    return logits
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "gemma2", "gemma3", "qwen3"])
+def test_other_families_keep_their_own_layers(family: str) -> None:
+    model = build_model(family, "foreword")
+    before = [type(module) for module in model.modules()]
+
+    with pytest.raises(NotLlamaLike):
+        install(model, spec_of(model), 1)
+
+    assert [type(module) for module in model.modules()] == before
+
+
+def test_layers_that_compute_something_else_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control of the check at the start: gate and up exchanged."""
+    in_turn = layers._in_turn
+    monkeypatch.setattr(layers, "_in_turn", lambda weights: in_turn(weights[::-1]))
+    model = build_model("llama", "foreword")
+
+    with pytest.raises(NotLlamaLike, match="logits differ"):
+        install(model, spec_of(model), 1)
+
+    assert type(model.lm_head) is nn.Linear
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 5, 7, 8, 16, 17, 33, 70])
+def test_a_linear_of_any_size_equals_torchs(num_rows: int, dtype: torch.dtype) -> None:
+    team = Team(2)
+    if not team.supports(dtype):
+        pytest.skip(f"this processor does not multiply {dtype}")
+    torch.manual_seed(num_rows)
+    for in_features, out_features in ((64, 96), (70, 33), (96, 48)):
+        linear = nn.Linear(in_features, out_features).to(dtype)
+        x = torch.randn(1, num_rows, in_features, dtype=dtype)
+        with torch.inference_mode():
+            expected, got = linear(x).float(), NativeLinear(linear, team)(x).float()
+        tolerance = 1e-5 if dtype is torch.float32 else 0.02
+        torch.testing.assert_close(got, expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_tokens", [1, 16, 37])
+def test_blocks_come_back_as_they_were(num_tokens: int, dtype: torch.dtype) -> None:
+    kv = torch.randn(3, 2, 2, num_tokens, 32).to(dtype)
+
+    assert torch.equal(from_blocks(to_blocks(kv), num_tokens), kv)
