@@ -14,8 +14,9 @@ from prefix_store.digest import Digest
 from server.engine import messages as m
 from server.engine.batch import Batch
 from server.engine.compiler import Compiler
-from server.engine.kv_pool import KvPool, PageAllocator
+from server.engine.kv_pool import KvPool
 from server.engine.loop import Inbox, StepLoop
+from server.engine.page_allocator import PageAllocator
 from server.engine.residency import Residency, ResidentPrefix
 from server.engine.sampler import INVALID
 from server.engine.scheduler import Scheduler
