@@ -136,16 +136,18 @@ def test_where_only_prompts_are_computed_two_quanta_is_all(
     for i in range(len(weights) * 100):
         key = i % len(weights)
         s.add(sequence(i, prompts[key], max_tokens=1, queue=key, weight=weights[key]))
-    while len({seq.share.queue for seq in s.waiting}) == len(weights):
+    while True:
         batch = s.schedule()
         s.commit(batch, [7] * len(batch.sampled))
+        if len({seq.share.queue for seq in s.waiting}) < len(weights):
+            break
         for chunk in batch.chunks:
             served[chunk.seq.share.queue] += chunk.num_tokens / chunk.seq.share.weight
         for a in range(len(weights)):
             for b in range(a):
                 lead.setdefault((a, b), []).append(served[a] - served[b])
 
-    for leads in lead.values():
+    for leads in lead.values():  # none, if the first step took all of somebody's
         assert max(leads) - min(leads) <= 2 * (QUANTUM + 4)
 
 
