@@ -14,8 +14,9 @@ from server.engine.in_flight import Flights, InFlight
 from server.engine.messages import Delta
 from server.engine.page_allocator import PageAllocator
 from server.engine.prompt_cache import PromptCache
+from server.engine.queues import Queues, by_rank
 from server.engine.sequence import Sequence, SequenceStatus
-from server.engine.turns import TaskQueue, Turns
+from server.engine.turns import Turns
 
 AGEING_STEPS = 100
 """Steps of waiting that are worth one level of priority: nobody is overtaken for ever."""
@@ -66,7 +67,7 @@ class Scheduler:
         self.running: list[Sequence] = []  # in the order of ranks
         self.num_preemptions = 0
         self._sequences: dict[int, Sequence] = {}
-        self._queues: dict[int, TaskQueue] = {}
+        self._queues = Queues(self._is_runnable)
         self._turns = Turns()
         self._flights = Flights()
         self._num_steps = 0
@@ -74,14 +75,14 @@ class Scheduler:
 
     @property
     def waiting(self) -> list[Sequence]:
-        return [seq for queue in self._queues.values() for seq in queue.waiting]
+        return self._queues.waiting
 
     @property
     def has_work(self) -> bool:
         """A step would do something now; sequences that wait for a prefix do not count."""
-        return any(seq.num_unscheduled for seq in self.running) or any(
-            queue.first(self._is_runnable) for queue in self._queues.values()
-        )
+        if any(seq.num_unscheduled for seq in self.running):
+            return True
+        return any(self._queues.first(key) for key in self._queues.weights)
 
     @property
     def num_reused_tokens(self) -> int:
@@ -95,8 +96,7 @@ class Scheduler:
         level = seq.share.priority * AGEING_STEPS
         seq.rank = (level + self._num_steps, next(self._arrivals))
         self._sequences[seq.request_id] = seq
-        self._queues.setdefault(seq.share.queue, TaskQueue(seq.share)).share = seq.share
-        self._queues[seq.share.queue].add(seq)
+        self._queues.add(seq)
 
     def cancel(self, request_id: int) -> None:
         """Drop a sequence wherever it is; unknown ids are those that finished meanwhile."""
@@ -105,14 +105,9 @@ class Scheduler:
 
     def finish(self, seq: Sequence) -> None:
         """Let go of everything the sequence holds."""
-        queue = self._queues[seq.share.queue]
         if seq.status is SequenceStatus.RUNNING:
-            self._leave(seq)
-        else:
-            queue.waiting.remove(seq)
-        if queue.is_empty:
-            del self._queues[seq.share.queue]
-        seq.status = SequenceStatus.FINISHED
+            self._stop(seq)
+        self._queues.remove(seq)
         del self._sequences[seq.request_id]
         if seq.prefix is None:
             return
@@ -168,13 +163,11 @@ class Scheduler:
         """The invariants: every page is owned, kept or free; queues and limits agree."""
         held = [seq.pages for seq in self._sequences.values()]
         self.allocator.check([*held, *self._flights.pages])
-        assert self.running == sorted(self.running, key=lambda seq: seq.rank)
+        assert self.running == sorted(self.running, key=by_rank)
         assert len(self.running) <= self.max_num_seqs
         assert len(self.running) + len(self.waiting) == len(self._sequences)
-        num_running = Counter(seq.share.queue for seq in self.running)
-        for key, queue in self._queues.items():
-            assert not queue.is_empty
-            assert queue.num_running == num_running[key]
+        for key, num_running in Counter(seq.share.queue for seq in self.running).items():
+            assert num_running == self._queues.num_running(key)
 
     # --- what runs in a step ---
 
@@ -193,9 +186,9 @@ class Scheduler:
     def _prefill(self, draft: Draft, num_decodes: Counter[int]) -> None:
         """Turns of the tasks that have something to compute, until the budget or they run out."""
         weights = {
-            key: queue.share.weight
-            for key, queue in self._queues.items()
-            if draft.first_prefill(key) or queue.first(self._is_runnable)
+            key: weight
+            for key, weight in self._queues.weights.items()
+            if draft.first_prefill(key) or self._queues.first(key)
         }
         self._turns.begin(weights)
         for key, num_tokens in num_decodes.items():
@@ -221,7 +214,7 @@ class Scheduler:
         running = draft.first_prefill(key)
         if not draft.admits or len(self.running) >= self.max_num_seqs:
             return running
-        waiting = self._queues[key].first(self._is_runnable)
+        waiting = self._queues.first(key)
         if waiting is None or (running is not None and running.rank < waiting.rank):
             return running
         if not self._admit(waiting):
@@ -240,11 +233,8 @@ class Scheduler:
             return False
         if self._prompt_cache is not None:
             self._prompt_cache.reuse(seq, found)
-        queue = self._queues[seq.share.queue]
-        queue.waiting.remove(seq)
-        queue.num_running += 1
-        seq.status = SequenceStatus.RUNNING
-        insort(self.running, seq, key=lambda running: running.rank)
+        self._queues.start(seq)
+        insort(self.running, seq, key=by_rank)
         return True
 
     def _take(self, seq: Sequence, num_tokens: int, draft: Draft) -> int:
@@ -264,9 +254,8 @@ class Scheduler:
     def _preempt_last(self, draft: Draft) -> Sequence:
         seq = self.running[-1]
         draft.num_tokens.pop(seq, None)
-        self._leave(seq)
-        seq.status = SequenceStatus.WAITING
-        self._queues[seq.share.queue].add(seq)
+        self._stop(seq)
+        self._queues.send_back(seq)
         self.num_preemptions += 1
         return seq
 
@@ -281,17 +270,16 @@ class Scheduler:
             self.finish(seq)
         return Delta(seq.request_id, [token_id], reason, seq.num_reused or 0)
 
-    def _leave(self, seq: Sequence) -> None:
+    def _stop(self, seq: Sequence) -> None:
         """Run no more. Pages that a step in flight may write to are freed after it."""
         self.running.remove(seq)
-        self._queues[seq.share.queue].num_running -= 1
         pages, seq.pages = seq.pages, []
         if (last := self._flights.last_of(seq)) is not None:
             last.pages += pages
         else:
             self.allocator.free(pages)
         self._flights.drop(seq)
-        seq.num_computed = seq.num_scheduled = seq.num_labelled_pages = 0
+        seq.num_computed = seq.num_scheduled = 0
 
     def _release(self, flight: InFlight) -> None:
         self.allocator.free(flight.pages)

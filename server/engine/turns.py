@@ -1,41 +1,12 @@
-"""Whose turn it is: tasks by their weight, the requests of one task by their rank."""
+"""Whose turn it is among tasks: each gets tokens by its weight."""
 
 from __future__ import annotations
 
 import math
-from bisect import insort
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
-
-from server.engine.messages import Share
-from server.engine.sequence import Sequence
+from collections.abc import Collection, Mapping
 
 QUANTUM = 256
 """Tokens that a task of weight 1 gets in each round."""
-
-
-@dataclass(eq=False, slots=True)
-class TaskQueue:
-    """The sequences of one task that wait, in the order of their ranks, and how many run."""
-
-    share: Share
-    """What the latest request said: weight and limit follow the task's profile."""
-    waiting: list[Sequence] = field(default_factory=list)
-    num_running: int = 0
-
-    @property
-    def is_empty(self) -> bool:
-        return not self.waiting and not self.num_running
-
-    def add(self, seq: Sequence) -> None:
-        insort(self.waiting, seq, key=lambda waiting: waiting.rank)
-
-    def first(self, is_runnable: Callable[[Sequence], bool]) -> Sequence | None:
-        """Who of this task is to run next; None if nobody can, or as many run as may."""
-        limit = self.share.max_concurrency
-        if limit is not None and self.num_running >= limit:
-            return None
-        return next(filter(is_runnable, self.waiting), None)
 
 
 class Turns:

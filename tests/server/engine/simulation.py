@@ -181,8 +181,8 @@ class Simulation:
         assert sum(chunk.num_tokens for chunk in batch.chunks) <= s.max_num_batched_tokens
         assert len({chunk.seq for chunk in batch.chunks}) == len(batch.chunks)
         for seq in s.running:
-            limit = s._queues[seq.share.queue].share.max_concurrency
-            assert limit is None or s._queues[seq.share.queue].num_running <= limit
+            limit = s._queues._queues[seq.share.queue].share.max_concurrency
+            assert limit is None or s._queues.num_running(seq.share.queue) <= limit
             assert seq.prefix is None or self.shelf.is_ready(seq.prefix)
 
     def _launch(self, batch: Batch) -> Launch:

@@ -243,6 +243,19 @@ def test_nobody_overtakes_a_sequence_that_waits_for_pages() -> None:
     assert shape(step(s)) == [(2, 0, 27), (3, 0, 1)]
 
 
+def test_pages_just_taken_away_are_not_given_to_someone_else() -> None:
+    s, _ = make_scheduler(num_pages=8, page_size=2, budget=32)
+    for i in (1, 2):
+        s.add(sequence(i, 7, max_tokens=8))
+    step(s)
+    step(s)
+    s.add(sequence(3, 1, max_tokens=1, queue=2))
+
+    assert shape(step(s)) == [(1, 8, 1)]
+    assert s.num_preemptions == 1
+    assert s.allocator.num_free == 3
+
+
 def test_a_task_whose_prefix_is_loading_saves_nothing_up() -> None:
     s, shelf = make_scheduler(num_pages=4000, max_num_seqs=64, budget=64)
     slow = Digest.of(b"slow")
