@@ -69,6 +69,9 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
     """Lower goes earlier, within the queue."""
 
 
+ALONE = Share()
+
+
 # --- API process -> engine process ---------------------------------------------------------------
 
 
@@ -80,7 +83,7 @@ class Submit(Message, frozen=True):
     """Digest of the artifact, or none for the base model."""
     token_ids: list[int]
     sampling: Sampling
-    share: Share = Share()
+    share: Share = ALONE
 
 
 class Cancel(Message, frozen=True):

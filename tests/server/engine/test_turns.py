@@ -243,17 +243,19 @@ def test_nobody_overtakes_a_sequence_that_waits_for_pages() -> None:
     assert shape(step(s)) == [(2, 0, 27), (3, 0, 1)]
 
 
-def test_pages_just_taken_away_are_not_given_to_someone_else() -> None:
-    s, _ = make_scheduler(num_pages=8, page_size=2, budget=32)
-    for i in (1, 2):
-        s.add(sequence(i, 7, max_tokens=8))
-    step(s)
-    step(s)
-    s.add(sequence(3, 1, max_tokens=1, queue=2))
+def test_who_was_preempted_does_not_come_straight_back() -> None:
+    s, _ = make_scheduler(num_pages=20, page_size=2, budget=30)
+    s.add(sequence(1, 30, queue=1, weight=0.01))
+    s.add(sequence(3, 3, queue=3, priority=1))
+    s.add(sequence(2, 11, queue=2))
+    assert shape(step(s)) == [(1, 0, 16), (3, 0, 3), (2, 0, 11)]
+    s.add(sequence(4, 1, queue=3, priority=1))
 
-    assert shape(step(s)) == [(1, 8, 1)]
-    assert s.num_preemptions == 1
-    assert s.allocator.num_free == 3
+    # 7 pages are missing and 4 are free: 2 of the one and 6 of the other make room for both, and
+    # for the small one again.
+    assert shape(step(s)) == [(1, 16, 14)]
+    assert s.num_preemptions == 3, "4 had just been started"
+    assert s.allocator.num_free == 5
 
 
 def test_a_task_whose_prefix_is_loading_saves_nothing_up() -> None:
