@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from prefix_store.digest import Digest
 from server.engine.batch import Batch
-from server.engine.sequence import Sequence
+from server.engine.sequence import Sequence, SequenceStatus
 
 MAX_IN_FLIGHT = 2
 """One that runs, and the next, which is launched before the first one's tokens are known."""
@@ -58,7 +58,8 @@ class Flights:
     def take_oldest(self, batch: Batch) -> InFlight:
         """For a commit. A batch that runs again after it was abandoned is not in flight."""
         if not any(flight.batch is batch for flight in self._flights):
-            return InFlight(batch)
+            ended = {c.seq for c in batch.chunks if c.seq.status is not SequenceStatus.RUNNING}
+            return InFlight(batch, gone=ended)
         assert self._flights[0].batch is batch, "the batch before this one is not committed"
         return self._flights.pop(0)
 

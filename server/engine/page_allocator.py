@@ -41,6 +41,8 @@ class PageAllocator:
     def grow(self, pages: list[int], num_tokens: int) -> bool:
         """Extend `pages` until they hold `num_tokens`; False, and nothing done, if they cannot."""
         missing = self.num_pages_for(num_tokens) - len(pages)
+        if missing <= 0:
+            return True
         if missing > self.num_free:
             return False
         pages.extend(self._take() for _ in range(missing))

@@ -177,9 +177,10 @@ class Scheduler:
         for seq in list(self.running):
             if seq.status is not SequenceStatus.RUNNING:
                 continue  # preempted by one before it
-            if seq.num_unscheduled > 1:
+            num_unscheduled = seq.num_unscheduled
+            if num_unscheduled > 1:
                 draft.prefills.setdefault(seq.share.queue, []).append(seq)
-            elif seq.num_unscheduled == 1 and draft.budget > 0:
+            elif num_unscheduled == 1 and draft.budget > 0:
                 num_decodes[seq.share.queue] += self._take(seq, 1, draft)
         return num_decodes
 
@@ -193,7 +194,8 @@ class Scheduler:
         self._turns.begin(weights)
         for key, num_tokens in num_decodes.items():
             self._turns.charge(key, num_tokens)
-        in_turn = set(weights)
+        has_room = len(self.running) < self.max_num_seqs
+        in_turn = {key for key in weights if has_room or draft.first_prefill(key)}
         while draft.budget > 0 and in_turn:
             key = self._turns.next(in_turn)
             if num_tokens := self._take_turn(key, draft):

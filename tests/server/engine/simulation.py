@@ -16,7 +16,7 @@ from server.engine.messages import Sampling, Share
 from server.engine.page_allocator import PageAllocator
 from server.engine.prompt_cache import PromptCache
 from server.engine.scheduler import Scheduler
-from server.engine.sequence import Sequence
+from server.engine.sequence import Sequence, SequenceStatus
 
 EOS = 2
 
@@ -141,6 +141,8 @@ class Simulation:
     overlap: bool = False
     failing: set[int] = field(default_factory=set)
     """Steps that raise when they are executed."""
+    poisoned: set[int] = field(default_factory=set)
+    """Requests whose logits turn out to be NaN: they are dropped before their step is committed."""
     completions: dict[int, list[int]] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
     batches: list[Batch] = field(default_factory=list)
@@ -206,6 +208,9 @@ class Simulation:
 
     def _commit(self, launch: Launch) -> None:
         token_ids = [token_id for row in launch.rows for token_id in self._execute(row)]
+        for seq in {chunk.seq for chunk in launch.batch.sampled}:
+            if seq.request_id in self.poisoned and seq.status is not SequenceStatus.FINISHED:
+                self.scheduler.finish(seq)
         for delta in self.scheduler.commit(launch.batch, token_ids):
             assert delta.request_id not in self.reasons, "it has ended already"
             self.completions.setdefault(delta.request_id, []).extend(delta.token_ids)

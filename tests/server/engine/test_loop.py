@@ -108,6 +108,13 @@ def test_a_request_that_breaks_the_step_is_found_and_fails_alone(run: Run) -> No
     assert runner.batches[:4] == [[1, 2, 3], [1], [2], [3]]
 
 
+def test_of_those_that_run_again_alone_a_row_of_nan_fails_too(run: Run) -> None:
+    tokens, failed, _ = run(submit(1, NAN, max_tokens=1), submit(2, BROKEN), submit(3))
+
+    assert tokens == {3: [TOKEN] * 2}
+    assert sorted(failed) == [1, 2]
+
+
 def test_out_of_memory_makes_the_steps_smaller_and_loses_nothing(run: Run) -> None:
     tokens, failed, runner = run(submit(1, HUGE, num_tokens=12), submit(2))
 

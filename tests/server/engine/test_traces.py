@@ -68,6 +68,7 @@ def prompts_of(arrivals: list[Arrival]) -> list[list[int]]:
     ready_at=st.lists(st.integers(0, 25), min_size=3, max_size=3),
     evictions=st.sets(st.integers(0, 60), max_size=3),
     failing=st.sets(st.integers(0, 60), max_size=3),
+    poisoned=st.sets(st.integers(0, 24), max_size=2),
     overlap=st.booleans(),
     prompt_cache=st.booleans(),
 )
@@ -77,13 +78,14 @@ def test_any_trace(
     ready_at: list[int],
     evictions: set[int],
     failing: set[int],
+    poisoned: set[int],
     overlap: bool,
     prompt_cache: bool,
 ) -> None:
     s, shelf = make_scheduler(
         num_pages=num_pages, max_num_seqs=4, budget=8, prompt_cache=prompt_cache
     )
-    run = Simulation(s, shelf, overlap=overlap, failing=failing)
+    run = Simulation(s, shelf, overlap=overlap, failing=failing, poisoned=poisoned)
     gone = set()
     prompts = prompts_of(arrivals)
     for now in range(MAX_STEPS):
@@ -113,4 +115,5 @@ def test_any_trace(
         right = expected(DIGESTS[each.prefix], prompts[i], each.max_tokens)
         got = run.completions.get(i, [])
         assert got == right[: len(got)]
-        assert i in gone or got == right
+        assert i in gone | poisoned or got == right
+        assert i not in poisoned or not got
