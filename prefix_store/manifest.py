@@ -103,6 +103,8 @@ class Limits(BaseModel):
 
     max_tokens: int | None = Field(None, ge=1, le=1_000_000)
     max_prompt_tokens: int | None = Field(None, ge=1, le=1_000_000)
+    max_concurrency: int | None = Field(None, ge=1, le=4096)
+    """Requests that run at once; more of them wait."""
 
 
 class Profile(BaseModel):
@@ -117,6 +119,8 @@ class Profile(BaseModel):
     """A plain `prompt` is taken as one user message of the base model's chat template."""
     defaults: Defaults = Defaults()
     limits: Limits = Limits()
+    weight: float = Field(1.0, ge=0.01, le=100, allow_inf_nan=False)
+    """Tokens it gets for each of a task of weight 1, while both want more than they get."""
 
 
 class Task(BaseModel):

@@ -202,6 +202,7 @@ def _engine_config(settings: Settings, model: str, blobs: Path) -> EngineConfig:
         kv_cache_bytes=settings.kv_cache_bytes,
         device_prefix_bytes=settings.device_prefix_bytes,
         host_prefix_bytes=settings.host_prefix_bytes,
+        prompt_cache=settings.prompt_cache,
     )
 
 

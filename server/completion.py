@@ -52,6 +52,7 @@ class Completion:
     ) -> None:
         self.target = target
         self.num_prompt_tokens = num_prompt_tokens
+        self.num_cached_tokens = 0
         self.num_completion_tokens = 0
         self.finish_reason: FinishReason | None = None
         self.error: ServerError | None = None
@@ -117,6 +118,7 @@ class Completion:
     def _take(self, delta: Delta) -> Piece:
         if self.first_token_s is None and delta.token_ids:
             self.first_token_s = time.monotonic()
+        self.num_cached_tokens = delta.num_reused
         text = ""
         token_ids: list[int] = []
         for token_id in delta.token_ids:

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from prefix_store.manifest import Profile, PromptFormat
 from server import template
-from server.engine.messages import EngineInfo, Sampling
+from server.engine.messages import BASE_MODEL, EngineInfo, Sampling, Share
 from server.errors import InvalidRequest, PromptTooLong, TemplateMismatch
 from server.template import Part
 from server.tokenizer import Tokenizer
@@ -34,15 +34,18 @@ class GenerateParams:
     seed: int | None = None
     stop: tuple[str, ...] | None = None
     ignore_eos: bool = False
+    priority: int = 0
+    """Lower goes earlier, among the requests of one task."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Behind:
-    """What a prompt follows: a version's prefix and its task's profile."""
+    """What a prompt follows: a version's prefix, its task's profile and its place in the engine."""
 
     num_prefix_tokens: int = 0
     prompt_format: PromptFormat = field(default_factory=PromptFormat)
     profile: Profile = field(default_factory=Profile)
+    queue: int = BASE_MODEL
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ class Prepared:
     token_ids: list[int]
     sampling: Sampling
     stop: tuple[str, ...]
+    share: Share
 
 
 def prepare(
@@ -74,6 +78,7 @@ def prepare(
         token_ids,
         _sampling(params, behind.profile, max_tokens),
         _first(params.stop, behind.profile.defaults.stop, ()),
+        _share(params, behind),
     )
 
 
@@ -156,6 +161,15 @@ def _sampling(params: GenerateParams, profile: Profile, max_tokens: int) -> Samp
         top_k=_first(params.top_k, defaults.top_k, 0),
         seed=_first(params.seed, defaults.seed, secrets.randbits(63)),
         ignore_eos=params.ignore_eos,
+    )
+
+
+def _share(params: GenerateParams, behind: Behind) -> Share:
+    return Share(
+        queue=behind.queue,
+        weight=behind.profile.weight,
+        max_concurrency=behind.profile.limits.max_concurrency,
+        priority=params.priority,
     )
 
 

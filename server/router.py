@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -112,7 +113,10 @@ class Router:
         num_tokens = manifest.num_virtual_tokens
         target = Target(manifest.task, manifest.version, Digest(manifest.digest), num_tokens)
         behind = Behind(
-            num_prefix_tokens=num_tokens, prompt_format=manifest.prompt, profile=profile
+            num_prefix_tokens=num_tokens,
+            prompt_format=manifest.prompt,
+            profile=profile,
+            queue=_queue_of(manifest.task),
         )
         return target, behind
 
@@ -137,7 +141,9 @@ class Router:
         return completions
 
     def _submit(self, target: Target, prepared: Prepared, arrived_s: float) -> Completion:
-        stream = self._engine.submit(target.digest, prepared.token_ids, prepared.sampling)
+        stream = self._engine.submit(
+            target.digest, prepared.token_ids, prepared.sampling, prepared.share
+        )
         return Completion(
             stream,
             target=target,
@@ -147,3 +153,8 @@ class Router:
             arrived_s=arrived_s,
             on_end=self._metrics.completed,
         )
+
+
+def _queue_of(task: str) -> int:
+    """The same for all versions of a task, also after a restart, and nothing but a number."""
+    return int.from_bytes(hashlib.blake2b(task.encode(), digest_size=8).digest(), "little")

@@ -76,6 +76,11 @@ class Settings(BaseSettings):
         _GIB, ge=0, description="Resident prefixes on the device; least recently used go first."
     )
     host_prefix_bytes: int = Field(_GIB, ge=0, description="Prefixes kept in host memory.")
+    prompt_cache: bool = Field(
+        True,
+        description="Find the beginnings of prompts computed, inside a task, where the pool has "
+        "small pages.",
+    )
 
     max_prefix_tokens: int = Field(8192, ge=1, description="Virtual tokens of one prefix.")
     max_upload_bytes: int = Field(2 * _GIB, ge=1024, description="Body of an upload.")

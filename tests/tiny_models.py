@@ -14,8 +14,10 @@ from prefix_store.digest import Digest
 from prefix_store.prefix import BaseModelSpec
 from server.engine.attention.base import ATTENTION_NAME, AttentionBackend, Step
 from server.engine.attention.ref import RefBackend
-from server.engine.kv_pool import KvPool, PageAllocator
+from server.engine.kv_pool import KvPool
 from server.engine.messages import Sampling
+from server.engine.page_allocator import PageAllocator
+from server.engine.prompt_cache import PromptCache
 from server.engine.residency import ResidentPrefix
 from server.engine.runner import Runner
 from server.engine.scheduler import Scheduler
@@ -165,13 +167,15 @@ def make_engine(
     page_size: int,
     num_pages: int,
     max_num_batched_tokens: int = 512,
+    prompt_cache: bool = False,
 ) -> Engine:
     pool = KvPool(spec_of(model.config), num_pages=num_pages, page_size=page_size, device="cpu")
     backend.allocate(pool)
     ready = AlwaysReady()
+    allocator = PageAllocator(num_pages, page_size)
     scheduler = Scheduler(
-        PageAllocator(num_pages, page_size), ready, max_num_seqs=32,
-        max_num_batched_tokens=max_num_batched_tokens, eos_token_ids=[2],
+        allocator, ready, max_num_seqs=32, max_num_batched_tokens=max_num_batched_tokens,
+        eos_token_ids=[2], prompt_cache=PromptCache(allocator) if prompt_cache else None,
     )  # fmt: skip
     return Engine(scheduler, RecordingRunner(model, backend, ready), pool, ready)
 

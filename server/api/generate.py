@@ -103,6 +103,7 @@ def _answer(
         "usage": {
             "prefix_tokens": target.num_prefix_tokens,
             "prompt_tokens": completion.num_prompt_tokens,
+            "cached_tokens": completion.num_cached_tokens,
             "completion_tokens": completion.num_completion_tokens,
         },
         "timings": {

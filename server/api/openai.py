@@ -184,13 +184,15 @@ def _close(running: Sequence[Completion]) -> None:
         completion.close()
 
 
-def _usage(running: Sequence[Completion]) -> dict[str, int]:
+def _usage(running: Sequence[Completion]) -> dict[str, Any]:
     num_prompt = sum(completion.num_prompt_tokens for completion in running)
+    num_cached = sum(completion.num_cached_tokens for completion in running)
     num_completion = sum(completion.num_completion_tokens for completion in running)
     return {
         "prompt_tokens": num_prompt,
         "completion_tokens": num_completion,
         "total_tokens": num_prompt + num_completion,
+        "prompt_tokens_details": {"cached_tokens": num_cached},
     }
 
 

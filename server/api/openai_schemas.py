@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from server.api.schemas import MAX_TOKENS, StopString, TokenIds
+from server.api.schemas import MAX_TOKENS, Priority, StopString, TokenIds
 from server.errors import InvalidRequest
 from server.prompt import DEFAULT_MAX_TOKENS, GenerateParams
 
@@ -40,6 +40,7 @@ class OpenAIRequest(Loose):
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: StopString | list[StopString] | None = Field(None, description="At most 16 strings.")
     ignore_eos: bool | None = None
+    priority: Priority | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = Field(None, ge=1, le=1_000_000)
@@ -70,6 +71,7 @@ class OpenAIRequest(Loose):
             "seed": None if self.seed is None else self.seed % 2**63,
             "stop": None if stop is None else tuple(stop),
             "ignore_eos": bool(self.ignore_eos),
+            "priority": self.priority or 0,
         }
 
 

@@ -13,10 +13,12 @@ from prefix_store.reference import MAX_VERSION
 from server.prompt import GenerateParams
 
 MAX_TOKENS = 1_000_000
+MAX_PRIORITY = 1000
 
 TokenId = Annotated[int, Strict(), Field(ge=0, lt=2**31)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_TOKENS)]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Priority = Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)]
 FieldName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
 TaskPath = Annotated[str, Path(description="The task's name.", examples=["summarize"])]
@@ -31,7 +33,8 @@ class Body(BaseModel):
 
 
 class SamplingFields(Body):
-    """How tokens are chosen; what is left out comes from the task's profile, then the server."""
+    """How tokens are chosen, and how soon. What is left out comes from the task's profile, then the
+    server."""
 
     max_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
@@ -40,6 +43,9 @@ class SamplingFields(Body):
     seed: int | None = Field(None, ge=0, lt=2**63)
     stop: StopString | list[StopString] | None = Field(None, description="At most 16 strings.")
     ignore_eos: bool | None = None
+    priority: Priority | None = Field(
+        None, description="Lower goes earlier, among the requests of one task. Default: 0."
+    )
 
     @model_validator(mode="after")
     def _few_stop_strings(self) -> SamplingFields:
@@ -58,6 +64,7 @@ class SamplingFields(Body):
             "seed": self.seed,
             "stop": None if stop is None else tuple(stop),
             "ignore_eos": bool(self.ignore_eos),
+            "priority": self.priority or 0,
         }
 
 
@@ -105,6 +112,7 @@ class Usage(BaseModel):
 
     prefix_tokens: int
     prompt_tokens: int
+    cached_tokens: int = Field(description="Of the prompt; found computed.")
     completion_tokens: int
 
 

@@ -100,11 +100,16 @@ class EngineClient:
             await self._supervisor
 
     def submit(
-        self, prefix: Digest | None, token_ids: list[int], sampling: m.Sampling
+        self,
+        prefix: Digest | None,
+        token_ids: list[int],
+        sampling: m.Sampling,
+        share: m.Share = m.ALONE,
     ) -> TokenStream:
         """Start generating behind a prefix. Raises `EngineUnavailable`."""
         request_id = next(self._ids)
-        self._send(m.Submit(request_id, str(prefix) if prefix else None, token_ids, sampling))
+        digest = str(prefix) if prefix else None
+        self._send(m.Submit(request_id, digest, token_ids, sampling, share))
         stream = TokenStream(cancel=lambda: self._cancel(request_id))
         self._streams[request_id] = stream
         return stream

@@ -107,4 +107,5 @@ class Compiler:
 
 
 def _sequence(request_id: int, token_ids: list[int]) -> Sequence:
-    return Sequence(request_id, None, token_ids, m.Sampling(max_tokens=0), compiles=True)
+    share = m.Share(queue=m.COMPILES)
+    return Sequence(request_id, None, token_ids, m.Sampling(max_tokens=0), share, compiles=True)

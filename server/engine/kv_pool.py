@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 import mmap
 
@@ -10,36 +9,6 @@ import torch
 from torch import Tensor
 
 from prefix_store.prefix import BaseModelSpec
-
-
-class PageAllocator:
-    """Hands out page numbers, lowest first, so that the used part of the pool stays dense."""
-
-    def __init__(self, num_pages: int, page_size: int) -> None:
-        self.num_pages = num_pages
-        self.page_size = page_size
-        self._free = list(range(num_pages))
-
-    @property
-    def num_free(self) -> int:
-        return len(self._free)
-
-    def num_pages_for(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.page_size)
-
-    def grow(self, pages: list[int], num_tokens: int) -> bool:
-        """Extend `pages` until they hold `num_tokens`; False, and nothing done, if they cannot."""
-        missing = self.num_pages_for(num_tokens) - len(pages)
-        if missing > self.num_free:
-            return False
-        pages.extend(heapq.heappop(self._free) for _ in range(missing))
-        return True
-
-    def free(self, pages: list[int]) -> None:
-        """Take all of `pages` back and empty the list."""
-        for page in pages:
-            heapq.heappush(self._free, page)
-        pages.clear()
 
 
 class KvPool:

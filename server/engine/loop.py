@@ -102,6 +102,7 @@ class StepLoop:
     def _recover(self, batch: Batch, exc: Exception) -> None:
         """Nothing was committed, so every sequence can run again: out of memory, in smaller steps;
         otherwise alone, so that only the one that fails is lost."""
+        batch = self._scheduler.abandon(batch)
         smaller = self._scheduler.max_num_batched_tokens // 2
         if _is_out_of_memory(exc) and smaller >= self._scheduler.max_num_seqs:
             logger.warning("out of memory: steps of at most %d tokens from now on", smaller)
@@ -147,9 +148,9 @@ class StepLoop:
 
     def _take(self, item: m.Request | m.Event | Arrival | SoftPromptRead) -> None:
         match item:
-            case m.Submit(request_id, prefix, token_ids, sampling):
+            case m.Submit(request_id, prefix, token_ids, sampling, share):
                 digest = Digest(prefix) if prefix is not None else None
-                self._scheduler.add(Sequence(request_id, digest, token_ids, sampling))
+                self._scheduler.add(Sequence(request_id, digest, token_ids, sampling, share))
             case m.Cancel(request_id):
                 self._scheduler.cancel(request_id)
             case m.Load(_, prefix):
@@ -210,8 +211,10 @@ class StepLoop:
         scheduler, residency, stats = self._scheduler, self._residency, self._stats
         stats.num_waiting, stats.num_running = len(scheduler.waiting), len(scheduler.running)
         stats.num_preemptions = scheduler.num_preemptions
+        stats.num_reused_tokens = scheduler.num_reused_tokens
         stats.kv_pages_total = scheduler.allocator.num_pages
         stats.kv_pages_used = stats.kv_pages_total - scheduler.allocator.num_free
+        stats.kv_pages_kept = scheduler.allocator.num_kept
         stats.num_loading = residency.num_loading
         stats.prefix_loads, stats.prefix_evictions = residency.num_loads, residency.num_evictions
         stats.prefix_device_bytes = residency.num_device_bytes

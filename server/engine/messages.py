@@ -34,6 +34,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache_bytes: int | None = None
     device_prefix_bytes: int = 1 << 30
     host_prefix_bytes: int = 1 << 30
+    prompt_cache: bool = True
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +49,29 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool = False
 
 
+BASE_MODEL = 0
+COMPILES = 1
+"""Queues without a task: requests without a prefix, and prefixes that are being computed."""
+
+
+class Share(msgspec.Struct, frozen=True, kw_only=True):
+    """Whose request it is, and how it shares the engine with others.
+
+    Requests with the same `queue` belong together; the engine does not know to which task.
+    """
+
+    queue: int = BASE_MODEL
+    weight: float = 1.0
+    """Tokens this queue gets for each token of a queue of weight 1, where both want more."""
+    max_concurrency: int | None = None
+    """Sequences of this queue that run at once."""
+    priority: int = 0
+    """Lower goes earlier, within the queue."""
+
+
+ALONE = Share()
+
+
 # --- API process -> engine process ---------------------------------------------------------------
 
 
@@ -59,6 +83,7 @@ class Submit(Message, frozen=True):
     """Digest of the artifact, or none for the base model."""
     token_ids: list[int]
     sampling: Sampling
+    share: Share = ALONE
 
 
 class Cancel(Message, frozen=True):
@@ -133,11 +158,15 @@ class EngineStats(msgspec.Struct, kw_only=True):
     num_prefill_tokens: int = 0
     num_decode_tokens: int = 0
     num_preemptions: int = 0
+    num_reused_tokens: int = 0
+    """Prompt tokens that were found computed."""
     last_batch_size: int = 0
     step_time_s: float = 0.0
     """Sum over all steps."""
     kv_pages_used: int = 0
     kv_pages_total: int = 0
+    kv_pages_kept: int = 0
+    """In nobody's use, and full of prompts that may come again."""
     prefix_device_bytes: int = 0
     prefix_host_bytes: int = 0
     prefix_loads: int = 0
@@ -158,6 +187,8 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     request_id: int
     token_ids: list[int]
     finish_reason: FinishReason | None
+    num_reused: int = 0
+    """Tokens of its prompt that were found computed."""
 
 
 class Tokens(Message, frozen=True):

@@ -24,7 +24,7 @@ from server.engine.attention.base import AttentionBackend
 from server.engine.attention.cpu import CpuBackend
 from server.engine.attention.ref import RefBackend
 from server.engine.compiler import Compiler
-from server.engine.kv_pool import KvPool, PageAllocator
+from server.engine.kv_pool import KvPool
 from server.engine.loop import Closed, Inbox, StepLoop
 from server.engine.model.load import LoadedModel, load
 from server.engine.model.prepack import prepack
@@ -32,6 +32,8 @@ from server.engine.native.backend import NativeBackend, install
 from server.engine.native.blocks import BlockPool, to_blocks
 from server.engine.native.build import NativeUnavailable
 from server.engine.native.layers import NotLlamaLike
+from server.engine.page_allocator import PageAllocator
+from server.engine.prompt_cache import PromptCache
 from server.engine.residency import Residency, ResidentPrefix
 from server.engine.runner import Runner
 from server.engine.scheduler import Scheduler
@@ -109,12 +111,15 @@ def build(
         device_bytes=config.device_prefix_bytes,
         host_bytes=config.host_prefix_bytes,
     )
+    allocator = PageAllocator(size.num_pages, size.page_size)
+    reuses = config.prompt_cache and size.page_size < size.max_model_len  # a slab is never full
     scheduler = Scheduler(
-        PageAllocator(size.num_pages, size.page_size),
+        allocator,
         residency,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         eos_token_ids=loaded.eos_token_ids,
+        prompt_cache=PromptCache(allocator) if reuses else None,
     )
     runner = Runner(loaded.model, backend, residency.get)
     compiler = Compiler(inbox.put, blobs, loaded.spec)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from prefix_store.digest import Digest
-from server.engine.messages import FinishReason, Sampling
+from server.engine.messages import FinishReason, Sampling, Share
 
 
 class SequenceStatus(Enum):
@@ -24,13 +24,23 @@ class Sequence:
     token_ids: list[int]
     """The prompt, then the completion as it grows."""
     sampling: Sampling
+    share: Share = field(default_factory=Share)
     compiles: bool = False
     """Runs only to leave its own KV behind: text or a soft prompt on its way to a prefix."""
     status: SequenceStatus = SequenceStatus.WAITING
+    rank: tuple[int, int] = (0, 0)
+    """Lower goes first, and is preempted last; given by the scheduler, for good."""
     num_prompt_tokens: int = field(init=False)
     num_computed: int = 0
     """Leading tokens whose keys and values lie in the pool."""
+    num_scheduled: int = 0
+    """Those, and what the steps in flight compute. May go one or two beyond the ids known."""
     pages: list[int] = field(default_factory=list)
+    page_labels: list[bytes] = field(default_factory=list)
+    """What the prompt cache calls the first full pages, as far as it had to know."""
+    num_labelled_pages: int = 0
+    num_reused: int | None = None
+    """Prompt tokens that were found computed; None before it was first admitted."""
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)
@@ -42,6 +52,15 @@ class Sequence:
     @property
     def num_uncomputed(self) -> int:
         return len(self.token_ids) - self.num_computed
+
+    @property
+    def num_unscheduled(self) -> int:
+        """Tokens that a next step can take; a sampled token of unknown id counts until it is the
+        last that the request may have."""
+        if self.compiles or self.num_scheduled < len(self.token_ids):
+            return len(self.token_ids) - self.num_scheduled
+        num_in_flight = self.num_scheduled + 1 - len(self.token_ids)
+        return int(self.num_completion_tokens + num_in_flight < self.sampling.max_tokens)
 
     def finish_reason_after(
         self, token_id: int, eos_token_ids: frozenset[int]

@@ -16,7 +16,15 @@ from transformers import PreTrainedTokenizerFast
 from prefix_store import artifact
 from prefix_store.digest import Digest
 from prefix_store.prefix import BaseModelSpec, Prefix
-from server.engine.messages import Compiled, Delta, EngineInfo, EngineStats, Sampling
+from server.engine.messages import (
+    ALONE,
+    Compiled,
+    Delta,
+    EngineInfo,
+    EngineStats,
+    Sampling,
+    Share,
+)
 from server.engine.stream import TokenStream
 from server.errors import EngineUnavailable, ServerError
 
@@ -108,6 +116,9 @@ class FakeEngine:
     heartbeat_age_s: float = 0.1
     stats: EngineStats = field(default_factory=EngineStats)
     submitted: list[tuple[Digest | None, list[int], Sampling]] = field(default_factory=list)
+    shares: list[Share] = field(default_factory=list)
+    num_reused: int = 0
+    """Tokens of each prompt that it says were found computed."""
     loaded: list[Digest] = field(default_factory=list)
     unloaded: list[Digest] = field(default_factory=list)
     compiled: list[dict[str, object]] = field(default_factory=list)
@@ -143,12 +154,17 @@ class FakeEngine:
             task.cancel()
 
     def submit(
-        self, prefix: Digest | None, token_ids: list[int], sampling: Sampling
+        self,
+        prefix: Digest | None,
+        token_ids: list[int],
+        sampling: Sampling,
+        share: Share = ALONE,
     ) -> TokenStream:
         if self.is_dead:
             raise EngineUnavailable("the engine is starting")
         number = len(self.submitted)
         self.submitted.append((prefix, token_ids, sampling))
+        self.shares.append(share)
         stream = TokenStream(cancel=lambda: self._cancel(number))
         made = self._make(prefix, token_ids, sampling)
         self._running[number] = asyncio.create_task(self._run(number, stream, made, sampling))
@@ -191,7 +207,8 @@ class FakeEngine:
                 self.num_tokens_made += 1
                 is_last = i + 1 == min(len(made), sampling.max_tokens)
                 reason = "length" if len(made) >= sampling.max_tokens else "stop"
-                stream.put(Delta(number, [token_id], reason if is_last else None))  # type: ignore[arg-type]
+                ends = reason if is_last else None
+                stream.put(Delta(number, [token_id], ends, self.num_reused))  # type: ignore[arg-type]
             if not made:
                 stream.put(Delta(number, [], "stop"))
         except asyncio.CancelledError:

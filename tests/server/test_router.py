@@ -11,7 +11,7 @@ from prefix_store.errors import NothingActive, UnknownTask, UnknownVersion
 from prefix_store.manifest import Defaults, Limits, Profile
 from server.api.deps import Services
 from server.completion import Completion
-from server.engine.messages import EngineInfo
+from server.engine.messages import BASE_MODEL, COMPILES, EngineInfo
 from server.errors import (
     BaseModelMismatch,
     Draining,
@@ -162,6 +162,24 @@ async def test_a_task_has_limits_of_its_own(services: Services, engine: FakeEngi
         await admit(services, "x", max_tokens=6)
     with pytest.raises(InvalidRequest, match="takes 4"):
         await admit(services, "x", prompt="12345")
+
+
+async def test_a_request_has_its_tasks_share_of_the_engine(
+    services: Services, engine: FakeEngine
+) -> None:
+    for task in ("x", "y"):
+        await push(services, task)
+    services.store.set_profile("x", Profile(limits=Limits(max_concurrency=3), weight=2.5))
+
+    for task in ("x", None, "y", "x"):
+        await (await admit(services, task, priority=-1)).collect()
+
+    first, base, other, again = engine.shares
+    assert (first.weight, first.max_concurrency, first.priority) == (2.5, 3, -1)
+    assert (other.weight, other.max_concurrency) == (1.0, None)
+    assert first == again
+    assert base.queue == BASE_MODEL
+    assert len({BASE_MODEL, COMPILES, first.queue, other.queue}) == 4
 
 
 async def test_token_ids_are_taken_as_they_are_if_the_model_has_them(

@@ -32,6 +32,8 @@ class GenerateOptions(TypedDict, total=False):
     stop: str | list[str] | None
     ignore_eos: bool | None
     """Go on to `max_tokens`, whatever the model says."""
+    priority: int | None
+    """Lower goes earlier, among the requests of one task; 0 where nothing is said."""
     return_token_ids: bool | None
 
 
@@ -46,7 +48,9 @@ class ProfileFields(TypedDict, total=False):
     defaults: dict[str, Any] | None
     """Sampling for what a request leaves out: max_tokens, temperature, top_p, top_k, seed, stop."""
     limits: dict[str, Any] | None
-    """What a request may ask for at most: max_tokens, max_prompt_tokens."""
+    """What a request may ask for at most: max_tokens, max_prompt_tokens; max_concurrency."""
+    weight: float | None
+    """Tokens it gets for each of a task of weight 1, where there are not enough for both."""
 
 
 class Usage(Answer):
@@ -54,6 +58,8 @@ class Usage(Answer):
 
     prefix_tokens: int
     prompt_tokens: int
+    cached_tokens: int = 0
+    """Of the prompt; found computed."""
     completion_tokens: int
 
 
@@ -156,6 +162,7 @@ class TaskLimits(Answer):
 
     max_tokens: int | None = None
     max_prompt_tokens: int | None = None
+    max_concurrency: int | None = None
 
 
 class Profile(Answer):
@@ -166,6 +173,7 @@ class Profile(Answer):
     chat: bool = False
     defaults: Defaults = Defaults()
     limits: TaskLimits = TaskLimits()
+    weight: float = 1.0
 
 
 class Task(Answer):

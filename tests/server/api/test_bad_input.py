@@ -59,6 +59,7 @@ BODIES: list[tuple[bytes, int]] = [
         b"-0.1", b"2.01", b"1e400", b"-1e400", b'"0.5"', b"true", b"[]",
     )),
     *((b'{"prompt": "x", "top_p": %b}' % value, 422) for value in (b"0", b"1.0001", b"-1")),
+    *((b'{"prompt": "x", "priority": %b}' % v, 422) for v in (b"1001", b"-1001", b"0.5", b"true")),
     *((b'{"prompt": "x", "top_k": %b}' % value, 422) for value in (b"-1", b"1000000000", b"1.5")),
     *((b'{"prompt": "x", "seed": %b}' % value, 422) for value in (b"-1", b"9223372036854775808")),
     # stop strings

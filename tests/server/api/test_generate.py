@@ -41,7 +41,12 @@ async def test_a_whole_answer_has_the_shape_of_the_contract(http: httpx.AsyncCli
     assert (answer["task"], answer["version"]) == ("x", 1)
     assert answer["digest"] == manifest["digest"]
     assert answer["token_ids"] is None
-    assert answer["usage"] == {"prefix_tokens": 3, "prompt_tokens": 2, "completion_tokens": 5}
+    assert answer["usage"] == {
+        "prefix_tokens": 3,
+        "prompt_tokens": 2,
+        "cached_tokens": 0,
+        "completion_tokens": 5,
+    }
     assert set(answer["timings"]) == {"queue_ms", "first_token_ms", "total_ms"}
     assert response.headers["X-Task-Version"] == "1"
     assert response.headers["X-Prefix-Digest"] == manifest["digest"]
@@ -63,6 +68,28 @@ async def test_a_stream_is_the_whole_answer_in_pieces(http: httpx.AsyncClient) -
     assert set(done) == set(whole) - {"text"}
     assert done["token_ids"] == whole["token_ids"]
     assert done["usage"] == whole["usage"]
+
+
+async def test_the_usage_says_what_was_found_computed(
+    http: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    engine.num_reused = 16
+    body = {"prompt": "x" * 20, "max_tokens": 3}
+
+    whole = (await http.post("/generate", json=body)).json()
+    streamed = events((await http.post("/generate", json=body | {"stream": True})).text)
+
+    assert whole["usage"]["cached_tokens"] == 16
+    assert streamed[-1][1]["usage"] == whole["usage"]
+
+
+@pytest.mark.parametrize(("sent", "priority"), [({}, 0), ({"priority": -3}, -3)])
+async def test_a_priority_reaches_the_engine(
+    http: httpx.AsyncClient, engine: FakeEngine, sent: dict[str, int], priority: int
+) -> None:
+    await http.post("/generate", json={"prompt": "hi"} | sent)
+
+    assert engine.shares[-1].priority == priority
 
 
 async def test_no_task_means_the_base_model(http: httpx.AsyncClient, tokenizer: Tokenizer) -> None:

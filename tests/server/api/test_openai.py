@@ -43,7 +43,12 @@ async def test_a_model_is_a_task_a_version_of_it_or_the_base_model(
     answer = response.json()
     assert response.headers.get("X-Task-Version") == (str(version) if version else None)
     assert (answer["object"], answer["model"]) == ("text_completion", model)
-    assert answer["usage"] == {"prompt_tokens": 2, "completion_tokens": 4, "total_tokens": 6}
+    assert answer["usage"] == {
+        "prompt_tokens": 2,
+        "completion_tokens": 4,
+        "total_tokens": 6,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
     (choice,) = answer["choices"]
     assert (choice["index"], choice["finish_reason"], choice["logprobs"]) == (0, "length", None)
     assert len(choice["text"]) == 4
@@ -207,3 +212,24 @@ async def test_an_error_in_a_stream_is_a_chunk_of_its_own(
 
     assert pieces[-1]["error"]["code"] == "step_failed"
     assert engine.num_in_flight == 0
+
+
+@pytest.mark.parametrize("route", ["completions", "chat/completions"])
+async def test_priority_and_cached_tokens_are_as_elsewhere(
+    http: httpx.AsyncClient, engine: FakeEngine, route: str
+) -> None:
+    engine.num_reused = 1
+    prompt = (
+        {"prompt": ["hi", "ho"]}
+        if route == "completions"
+        else {"messages": [{"role": "user", "content": "hi"}]}
+    )
+    body = {"model": "tiny", "max_tokens": 2, "priority": 7} | prompt
+
+    usage = (await http.post(f"/v1/{route}", json=body)).json()["usage"]
+    refused = await http.post(f"/v1/{route}", json=body | {"priority": 1001})
+
+    num_requests = len(engine.shares)
+    assert usage["prompt_tokens_details"] == {"cached_tokens": num_requests}
+    assert {share.priority for share in engine.shares} == {7}
+    assert refused.status_code == 422

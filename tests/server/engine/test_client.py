@@ -207,6 +207,30 @@ async def test_an_engine_that_hangs_is_replaced(make_client: Callable[..., Engin
     await client.stop(drain_timeout_s=1)
 
 
+@pytest.mark.parametrize("attention", ["ref", "auto"])
+async def test_a_prompt_that_was_computed_before_is_reused_unless_that_is_off(
+    make_client: Callable[..., EngineClient], model: PreTrainedModel, attention: str
+) -> None:
+    prompt = [*range(3, 60)]
+    right = oracle(model, prompt, None, 8)[0]
+    for on, num_reused in ((True, 48), (False, 0)):
+        client = make_client(attention=attention, prompt_cache=on)
+        await client.start()
+        if client.info.attention == "cpu":  # a slab for each sequence
+            num_reused = 0
+        first = await tokens(client, None, prompt)
+        stream = client.submit(None, prompt, Sampling(max_tokens=8, ignore_eos=True))
+        deltas = [delta async for delta in stream]
+
+        assert first == [token_id for delta in deltas for token_id in delta.token_ids] == right
+        assert deltas[0].num_reused == num_reused
+        if num_reused:
+            await eventually(lambda c=client: c.stats.num_reused_tokens == 48)  # type: ignore[misc]
+            assert client.stats.kv_pages_used == 0
+            assert client.stats.kv_pages_kept == 4
+        await client.stop(drain_timeout_s=1)
+
+
 async def test_a_drained_engine_finishes_what_it_runs(
     make_client: Callable[..., EngineClient],
 ) -> None:

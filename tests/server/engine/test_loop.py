@@ -14,8 +14,9 @@ from prefix_store.digest import Digest
 from server.engine import messages as m
 from server.engine.batch import Batch
 from server.engine.compiler import Compiler
-from server.engine.kv_pool import KvPool, PageAllocator
+from server.engine.kv_pool import KvPool
 from server.engine.loop import Inbox, StepLoop
+from server.engine.page_allocator import PageAllocator
 from server.engine.residency import Residency, ResidentPrefix
 from server.engine.sampler import INVALID
 from server.engine.scheduler import Scheduler
@@ -105,6 +106,13 @@ def test_a_request_that_breaks_the_step_is_found_and_fails_alone(run: Run) -> No
     assert tokens == {1: [TOKEN] * 2, 3: [TOKEN] * 2}
     assert list(failed) == [2]
     assert runner.batches[:4] == [[1, 2, 3], [1], [2], [3]]
+
+
+def test_of_those_that_run_again_alone_a_row_of_nan_fails_too(run: Run) -> None:
+    tokens, failed, _ = run(submit(1, NAN, max_tokens=1), submit(2, BROKEN), submit(3))
+
+    assert tokens == {3: [TOKEN] * 2}
+    assert sorted(failed) == [1, 2]
 
 
 def test_out_of_memory_makes_the_steps_smaller_and_loses_nothing(run: Run) -> None:

@@ -75,6 +75,10 @@ def generate(
     ignore_eos: Annotated[
         bool, typer.Option("--ignore-eos", help="Go on to max-tokens.", rich_help_panel=_SAMPLING)
     ] = False,
+    priority: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Lower goes earlier within the task. Default: 0."),
+    ] = None,
     stream: Annotated[
         bool | None,
         typer.Option(
@@ -102,6 +106,7 @@ def generate(
         "seed": seed,
         "stop": stop or None,
         "ignore_eos": ignore_eos or None,
+        "priority": priority,
     }
     if prompt == "-" or (prompt is None and messages is None and not field):
         prompt = _from_stdin()

@@ -72,6 +72,7 @@ def _fields(task: types.Task) -> list[tuple[str, str]]:
         ("chat", "yes" if profile.chat else "no"),
         ("defaults", ", ".join(f"{k} {v}" for k, v in defaults.items()) or "-"),
         ("limits", ", ".join(f"{k} {v}" for k, v in limits.items()) or "-"),
+        ("weight", f"{profile.weight:g}"),
     ]
     return [*fields, ("created", output.when(task.created_at))]
 

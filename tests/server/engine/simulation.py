@@ -1,0 +1,239 @@
+"""A scheduler with a device of plain numbers: what lies in a page says how it came there.
+
+A key-value pair is a checksum over everything before it, the prefix too, so that a page read by
+the wrong sequence, freed too early or written twice shows in the tokens, or at once.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+
+from prefix_store.digest import Digest
+from server.engine.batch import Batch, Chunk
+from server.engine.messages import Sampling, Share
+from server.engine.page_allocator import PageAllocator
+from server.engine.prompt_cache import PromptCache
+from server.engine.scheduler import Scheduler
+from server.engine.sequence import Sequence, SequenceStatus
+
+EOS = 2
+
+
+@dataclass
+class Shelf:
+    """Prefixes that become ready when a test says so, with their reference counts."""
+
+    ready: set[Digest] = field(default_factory=set)
+    refs: dict[Digest, int] = field(default_factory=dict)
+
+    def refer(self, digest: Digest) -> None:
+        self.refs[digest] = self.refs.get(digest, 0) + 1
+
+    def release(self, digest: Digest) -> None:
+        self.refs[digest] -= 1
+        assert self.refs[digest] >= 0
+
+    def is_ready(self, digest: Digest) -> bool:
+        return digest in self.ready
+
+    def evict_idle(self) -> None:
+        self.ready = {digest for digest in self.ready if self.refs.get(digest)}
+
+
+def make_scheduler(
+    *,
+    num_pages: int = 64,
+    page_size: int = 4,
+    max_num_seqs: int = 8,
+    budget: int = 16,
+    prompt_cache: bool = False,
+) -> tuple[Scheduler, Shelf]:
+    shelf = Shelf()
+    allocator = PageAllocator(num_pages, page_size)
+    made = Scheduler(
+        allocator,
+        shelf,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=budget,
+        eos_token_ids=[EOS],
+        prompt_cache=PromptCache(allocator) if prompt_cache else None,
+    )
+    return made, shelf
+
+
+def sequence(
+    request_id: int,
+    prompt: int | Seq[int],
+    *,
+    max_tokens: int = 4,
+    prefix: Digest | None = None,
+    queue: int = 0,
+    weight: float = 1.0,
+    limit: int | None = None,
+    priority: int = 0,
+) -> Sequence:
+    """`prompt`: token ids, or how many."""
+    token_ids = [5] * prompt if isinstance(prompt, int) else list(prompt)
+    share = Share(queue=queue, weight=weight, max_concurrency=limit, priority=priority)
+    return Sequence(request_id, prefix, token_ids, Sampling(max_tokens=max_tokens), share)
+
+
+def shape(batch: Batch) -> list[tuple[int, int, int]]:
+    return [(chunk.seq.request_id, chunk.start, chunk.num_tokens) for chunk in batch.chunks]
+
+
+def step(s: Scheduler, token_id: int = 7) -> Batch:
+    """Schedule and commit at once."""
+    batch = s.schedule()
+    s.commit(batch, [token_id] * len(batch.sampled))
+    s.check()
+    return batch
+
+
+def kv(prefix: Digest | None, token_ids: Seq[int]) -> list[int]:
+    """What lies in the pool for each of these tokens."""
+    sums, last = [], zlib.crc32(str(prefix).encode())
+    for token_id in token_ids:
+        last = zlib.crc32(token_id.to_bytes(4, "little"), last)
+        sums.append(last)
+    return sums
+
+
+def sampled_after(value: int) -> int:
+    """The token that follows; every ninth or so is the end."""
+    return EOS if value % 9 == 0 else 3 + value % 89
+
+
+def expected(prefix: Digest | None, prompt: Seq[int], max_tokens: int) -> list[int]:
+    """The completion, computed alone and from the start."""
+    token_ids = list(prompt)
+    for _ in range(max_tokens):
+        token_ids.append(sampled_after(kv(prefix, token_ids)[-1]))
+        if token_ids[-1] == EOS:
+            break
+    return token_ids[len(prompt) :]
+
+
+@dataclass
+class Row:
+    """A chunk as it was launched: what it reads and where it writes are settled."""
+
+    chunk: Chunk
+    token_ids: list[int]
+    pages: list[int]
+
+
+@dataclass
+class Launch:
+    batch: Batch
+    rows: list[Row]
+
+
+@dataclass
+class Simulation:
+    """Steps of a scheduler over the device; with `overlap`, each is launched before the last one's
+    tokens are known, and executed as late as can be."""
+
+    scheduler: Scheduler
+    shelf: Shelf
+    overlap: bool = False
+    failing: set[int] = field(default_factory=set)
+    """Steps that raise when they are executed."""
+    poisoned: set[int] = field(default_factory=set)
+    """Requests whose logits turn out to be NaN: they are dropped before their step is committed."""
+    completions: dict[int, list[int]] = field(default_factory=dict)
+    reasons: dict[int, str] = field(default_factory=dict)
+    batches: list[Batch] = field(default_factory=list)
+    num_tokens_run: int = 0
+    _pool: dict[tuple[int, int], int] = field(default_factory=dict)
+    _latest: dict[Sequence, int] = field(default_factory=dict)
+    _pending: Launch | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        s = self.scheduler
+        return not (s.running or s.waiting or self._pending)
+
+    def step(self) -> Batch | None:
+        launch = None
+        if self.scheduler.has_work:
+            batch = self.scheduler.schedule()
+            self._check(batch)
+            if batch.chunks:
+                launch = self._launch(batch)
+        if self.overlap:
+            launch, self._pending = self._pending, launch
+        if launch is not None:
+            self._finish(launch)
+        self.scheduler.check()
+        return launch.batch if launch is not None else None
+
+    def run(self, max_steps: int = 2000) -> None:
+        for _ in range(max_steps):
+            if self.is_idle:
+                return
+            self.step()
+        raise AssertionError("somebody starves")
+
+    def _check(self, batch: Batch) -> None:
+        s = self.scheduler
+        s.check()
+        assert sum(chunk.num_tokens for chunk in batch.chunks) <= s.max_num_batched_tokens
+        assert len({chunk.seq for chunk in batch.chunks}) == len(batch.chunks)
+        for seq in s.running:
+            limit = s._queues._queues[seq.share.queue].share.max_concurrency
+            assert limit is None or s._queues.num_running(seq.share.queue) <= limit
+            assert seq.prefix is None or self.shelf.is_ready(seq.prefix)
+
+    def _launch(self, batch: Batch) -> Launch:
+        rows = [
+            Row(chunk, chunk.seq.token_ids[: chunk.end], list(chunk.seq.pages))
+            for chunk in batch.chunks
+        ]
+        return Launch(batch, rows)
+
+    def _finish(self, launch: Launch) -> None:
+        self.batches.append(launch.batch)
+        if len(self.batches) not in self.failing:
+            self._commit(launch)
+            return
+        if self._pending is not None:  # built on what failed
+            self.scheduler.abandon(self._pending.batch)
+            self._pending = None
+        for chunk in self.scheduler.abandon(launch.batch).chunks:
+            self._commit(self._launch(Batch([chunk])))
+            self.scheduler.check()
+
+    def _commit(self, launch: Launch) -> None:
+        token_ids = [token_id for row in launch.rows for token_id in self._execute(row)]
+        for seq in {chunk.seq for chunk in launch.batch.sampled}:
+            if seq.request_id in self.poisoned and seq.status is not SequenceStatus.FINISHED:
+                self.scheduler.finish(seq)
+        for delta in self.scheduler.commit(launch.batch, token_ids):
+            assert delta.request_id not in self.reasons, "it has ended already"
+            self.completions.setdefault(delta.request_id, []).extend(delta.token_ids)
+            if delta.finish_reason is not None:
+                self.reasons[delta.request_id] = delta.finish_reason
+
+    def _execute(self, row: Row) -> list[int]:
+        """Check all that is read, write, and sample if this row samples."""
+        chunk, seq, size = row.chunk, row.chunk.seq, self.scheduler.allocator.page_size
+        assert seq.prefix is None or self.shelf.refs[seq.prefix] > 0, "the prefix may be gone"
+        token_ids = row.token_ids
+        assert chunk.input_in_flight == (len(token_ids) < chunk.end)
+        if chunk.input_in_flight:
+            token_ids = [*token_ids, self._latest[seq]]
+        values = kv(seq.prefix, token_ids)
+        slots = [(row.pages[i // size], i % size) for i in range(chunk.end)]
+        assert [self._pool.get(slot) for slot in slots[: chunk.start]] == values[: chunk.start]
+        written = {page for page, _ in slots[chunk.start :]}
+        for other in self.scheduler._sequences.values():
+            assert other is seq or not written.intersection(other.pages), "not its page alone"
+        self._pool.update(zip(slots[chunk.start :], values[chunk.start :], strict=True))
+        self.num_tokens_run += chunk.num_tokens
+        if not chunk.samples:
+            return []
+        self._latest[seq] = sampled_after(values[-1])
+        return [self._latest[seq]]
