@@ -22,6 +22,11 @@ RUN pip install --constraint constraints.txt . ./clients/python \
     && FOREWORD_CACHE=/opt/foreword/cache python -m server.default_model
 
 FROM python:3.11-slim-bookworm
+# The engine compiles its layers for the processor it starts on.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/*
 RUN useradd --system --uid 10001 --no-create-home --home-dir /data foreword \
     && install --directory --owner=10001 --group=foreword --mode=0750 /data
 COPY --from=build /opt/foreword /opt/foreword

@@ -84,6 +84,7 @@ def _compile(command: list[str], path: Path) -> None:
             subprocess.run(
                 [*command, "-o", str(built)],
                 check=True, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S,
+                env=os.environ | {"TMPDIR": temp},
             )  # fmt: skip
             built.replace(path)
     except subprocess.CalledProcessError as exc:
