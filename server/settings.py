@@ -51,7 +51,9 @@ class Settings(BaseSettings):
         "auto", description="Serving dtype. `auto`: bfloat16 where the device is fast at it."
     )
     attention: Literal["auto", "ref", "cpu", "native"] = Field(
-        "auto", description="Attention backend."
+        "auto",
+        description="Attention backend. `auto`: `native`, the compiled layers, where there is a "
+        "C++ compiler and the model is like Llama; else `cpu`.",
     )
     num_threads: int | None = Field(
         None, ge=1, description="CPU threads of the engine. Default: the number of cores."
