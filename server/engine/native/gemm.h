@@ -17,31 +17,45 @@ namespace foreword {
 
 constexpr int kTileRows = 32;  // rows of x at a time; buffers of x have room for a multiple of it
 constexpr int kTileCols = 32;  // columns of out at a time
-constexpr int kAhead = 4096;   // bytes of weights that are asked for before they are needed
 
 inline int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// Weights that come next, asked for bit by bit while others are multiplied: the processor's own guess
+// stops at every change of stream and between two matrices.
+struct Ahead {
+  const char* next;
+  long num_bytes;
+
+  Ahead part(int i, int num_parts) const {
+    return {next + num_bytes / num_parts * i, num_bytes / num_parts};
+  }
+};
 
 // Rows [0, MR) of x against NB blocks of sixteen columns. KU sums run side by side, since one
 // multiply-add waits for the one before.
 template <class T, int MR, int NB, int KU>
-inline void multiply_rows(const T* x, int ldx, const T* w, int k, float* out) {
+inline void multiply_rows(const T* x, int ldx, const T* w, int k, Ahead ahead, float* out) {
   using L = Lanes<T>;
   constexpr int kStep = kLanes * L::kPack;
   Floats acc[KU][MR][NB] = {};
   const long block = long(k) * kLanes;
-  for (int i = 0; i < k; i += L::kPack * KU)
+  const char* next = ahead.next;
+  const long stride = ahead.num_bytes * L::kPack / k;
+  const T* end = x + k;
+  while (x < end) {
     for (int u = 0; u < KU; u++) {
-      const T* wi = w + (i / L::kPack + u) * kStep;
+      for (int b = 0; b < NB; b++) prefetch_later(next + 64 * b);
+      next += stride;
       Floats wv[NB];
-      for (int b = 0; b < NB; b++) {
-        prefetch(wi + b * block + kAhead / sizeof(T), 64);
-        wv[b] = L::load_lanes(wi + b * block);
-      }
+      for (int b = 0; b < NB; b++) wv[b] = L::load_lanes(w + b * block);
+      w += kStep;
       for (int r = 0; r < MR; r++) {
-        Floats xv = L::broadcast(x + long(r) * ldx + i + u * L::kPack);
+        Floats xv = L::broadcast(x + r * long(ldx));
         for (int b = 0; b < NB; b++) acc[u][r][b] = L::dot(acc[u][r][b], xv, wv[b]);
       }
+      x += L::kPack;
     }
+  }
   for (int r = 0; r < MR; r++)
     for (int b = 0; b < NB; b++) {
       Floats total = acc[0][r][b];
@@ -51,18 +65,20 @@ inline void multiply_rows(const T* x, int ldx, const T* w, int k, float* out) {
 }
 
 template <class T, int NB>
-inline void multiply_any(const T* x, int ldx, const T* w, int m, int k, float* out) {
-  while (m > 0) {
-    int n = std::min(m, 8);
+inline void multiply_any(const T* x, int ldx, const T* w, int m, int k, Ahead ahead, float* out) {
+  const int num_parts = (m + 7) / 8;
+  for (int i = 0; i < num_parts; i++) {
+    const int n = std::min(m, 8);
+    const Ahead part = ahead.part(i, num_parts);
     switch (n) {
-      case 1: multiply_rows<T, 1, NB, 4>(x, ldx, w, k, out); break;
-      case 2: multiply_rows<T, 2, NB, 4>(x, ldx, w, k, out); break;
-      case 3: multiply_rows<T, 3, NB, 2>(x, ldx, w, k, out); break;
-      case 4: multiply_rows<T, 4, NB, 2>(x, ldx, w, k, out); break;
-      case 5: multiply_rows<T, 5, NB, 1>(x, ldx, w, k, out); break;
-      case 6: multiply_rows<T, 6, NB, 1>(x, ldx, w, k, out); break;
-      case 7: multiply_rows<T, 7, NB, 1>(x, ldx, w, k, out); break;
-      default: multiply_rows<T, 8, NB, 1>(x, ldx, w, k, out);
+      case 1: multiply_rows<T, 1, NB, 4>(x, ldx, w, k, part, out); break;
+      case 2: multiply_rows<T, 2, NB, 4>(x, ldx, w, k, part, out); break;
+      case 3: multiply_rows<T, 3, NB, 2>(x, ldx, w, k, part, out); break;
+      case 4: multiply_rows<T, 4, NB, 2>(x, ldx, w, k, part, out); break;
+      case 5: multiply_rows<T, 5, NB, 1>(x, ldx, w, k, part, out); break;
+      case 6: multiply_rows<T, 6, NB, 1>(x, ldx, w, k, part, out); break;
+      case 7: multiply_rows<T, 7, NB, 1>(x, ldx, w, k, part, out); break;
+      default: multiply_rows<T, 8, NB, 1>(x, ldx, w, k, part, out);
     }
     m -= n, x += long(n) * ldx, out += n * kTileCols;
   }
@@ -92,15 +108,18 @@ inline void load_tile_config() {
 }
 
 // 32 rows (16 if `half`) by 32 columns.
-inline void multiply_tiles(const bf16* x, int ldx, const bf16* w, int k, float* out, bool half) {
+inline void multiply_tiles(const bf16* x, int ldx, const bf16* w, int k, Ahead ahead, float* out,
+                           bool half) {
   const bf16* w1 = w + long(k) * kLanes;
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
+  const char* next = ahead.next;
+  const long stride = ahead.num_bytes * 32 / k;
   for (int i = 0; i < k; i += 32) {
-    prefetch(w + i * kLanes + kAhead / 2, 1024);
-    prefetch(w1 + i * kLanes + kAhead / 2, 1024);
+    for (long j = 0; j < stride; j += 64) prefetch_later(next + j);
+    next += stride;
     _tile_loadd(6, w + i * kLanes, 64);
     _tile_loadd(7, w1 + i * kLanes, 64);
     _tile_loadd(4, x + i, ldx * 2);
@@ -139,35 +158,41 @@ struct Weight {
   int n, k;           // k as padded
 
   int num_chunks() const { return (n + kTileCols - 1) / kTileCols; }
+  const T* chunk(int i) const { return data + long(i) * kTileCols * k; }
+  Ahead ahead(int i) const {
+    return {reinterpret_cast<const char*>(chunk(i)), long(kTileCols) * k * long(sizeof(T))};
+  }
 };
 
 // Up to 32 rows of x against one or two blocks of sixteen columns.
 template <class T>
 inline void multiply_block(const T* x, int ldx, const T* w, int rows, int k, int num_blocks,
-                           float* out) {
+                           Ahead ahead, float* out) {
 #if defined(__AMX_BF16__)
   constexpr int kMinTileRows = 5;  // below, the tiles are too empty to be worth loading
   if constexpr (Lanes<T>::kPack == 2) {
     if (num_blocks == 2 && rows >= kMinTileRows && may_use_tiles())
-      return multiply_tiles(x, ldx, w, k, out, rows <= 16);
+      return multiply_tiles(x, ldx, w, k, ahead, out, rows <= 16);
   }
 #endif
   if (num_blocks == 2)
-    multiply_any<T, 2>(x, ldx, w, rows, k, out);
+    multiply_any<T, 2>(x, ldx, w, rows, k, ahead, out);
   else
-    multiply_any<T, 1>(x, ldx, w, rows, k, out);
+    multiply_any<T, 1>(x, ldx, w, rows, k, ahead, out);
 }
 
 // Chunk `c` of the columns for all rows of x. `finish(row, column, sums)` gets sixteen at a time.
 template <class T, class Finish>
-inline void multiply(const T* x, int ldx, int m, const Weight<T>& w, int c, const Finish& finish) {
+inline void multiply(const T* x, int ldx, int m, const Weight<T>& w, int c, Ahead ahead,
+                     const Finish& finish) {
   alignas(64) float out[kTileRows * kTileCols];
   const int first = c * kTileCols;
   const int num_blocks = std::min(2, (w.n - first + kLanes - 1) / kLanes);
-  for (int row = 0; row < m; row += kTileRows) {
-    const int rows = std::min(kTileRows, m - row);
-    const T* data = w.data + long(first) * w.k;
-    multiply_block(x + long(row) * ldx, ldx, data, rows, w.k, num_blocks, out);
+  const int num_tiles = (m + kTileRows - 1) / kTileRows;
+  for (int i = 0; i < num_tiles; i++) {
+    const int row = i * kTileRows, rows = std::min(kTileRows, m - row);
+    multiply_block(x + long(row) * ldx, ldx, w.chunk(c), rows, w.k, num_blocks,
+                   ahead.part(i, num_tiles), out);
     for (int r = 0; r < rows; r++)
       for (int b = 0; b < num_blocks; b++) {
         Floats sums = load(out + r * kTileCols + b * kLanes);
@@ -175,6 +200,14 @@ inline void multiply(const T* x, int ldx, int m, const Weight<T>& w, int c, cons
         finish(row + r, first + b * kLanes, sums);
       }
   }
+}
+
+// What a thread is likely to need after chunk `c`: chunks go to `team_size` threads in turn, and
+// behind the last come those of the next matrix.
+template <class T>
+inline Ahead ahead_of(int c, int team_size, const Weight<T>& w, const Weight<T>& next) {
+  const int coming = c + team_size;
+  return coming < w.num_chunks() ? w.ahead(coming) : next.ahead(coming - w.num_chunks());
 }
 
 }  // namespace foreword

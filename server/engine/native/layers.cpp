@@ -81,7 +81,8 @@ class Decoder {
     memcpy(hidden_.data(), s_.hidden, sizeof(T) * s_.num_rows * m_.hidden_size);
     team_.run([this](int) {
       enter_tiles();
-      for (int i = 0; i < m_.num_layers; i++) layer(i, m_.layers[i]);
+      for (int i = 0; i < m_.num_layers; i++)
+        layer(i, m_.layers[i], m_.layers[std::min(i + 1, m_.num_layers - 1)]);
       leave_tiles();
     });
     memcpy(s_.result, hidden_.data(), sizeof(T) * s_.num_rows * m_.hidden_size);
@@ -109,25 +110,30 @@ class Decoder {
     return {static_cast<const T*>(w.data), w.bias, w.n, w.k};
   }
 
+  // `next_c`: the matrix that is needed next.
   template <class Finish>
-  void linear(const T* x, int ldx, const CWeight& c, const Finish& finish) {
-    const Weight<T> w = weight(c);
-    team_.share(w.num_chunks(), [&](int i) { multiply(x, ldx, s_.num_rows, w, i, finish); });
+  void linear(const T* x, int ldx, const CWeight& c, const CWeight& next_c, const Finish& finish) {
+    const Weight<T> w = weight(c), next = weight(next_c);
+    team_.share(w.num_chunks(), [&](int i) {
+      multiply(x, ldx, s_.num_rows, w, i, ahead_of(i, team_.size(), w, next), finish);
+    });
   }
 
-  void layer(int i, const CLayer& l) {
+  void layer(int i, const CLayer& l, const CLayer& next) {
     norm(l.input_norm);
-    linear(input_.data(), wide_, l.qkv, [&](int row, int col, Floats x) {
+    linear(input_.data(), wide_, l.qkv, l.out, [&](int row, int col, Floats x) {
       store(heads_.data() + long(row) * qkv_ + col, x);
     });
     team_.share(s_.num_rows, [&](int row) { rotate(i, l, row); });
     team_.share(int(items_.size()) * m_.num_kv_heads, [&](int n) {
       attend_item(i, l.window, items_[n / m_.num_kv_heads], n % m_.num_kv_heads);
     });
-    linear(input_.data(), wide_, l.out, [&](int row, int col, Floats x) { add(row, col, x); });
+    linear(input_.data(), wide_, l.out, l.gate_up,
+           [&](int row, int col, Floats x) { add(row, col, x); });
     norm(l.post_norm);
-    gate(l.gate_up);
-    linear(gated_.data(), inner_, l.down, [&](int row, int col, Floats x) { add(row, col, x); });
+    gate(l.gate_up, l.down);
+    linear(gated_.data(), inner_, l.down, next.qkv,
+           [&](int row, int col, Floats x) { add(row, col, x); });
   }
 
   void add(int row, int col, Floats x) {
@@ -153,17 +159,14 @@ class Decoder {
   }
 
   // The columns of a chunk are sixteen of gate and the same sixteen of up.
-  void gate(const CWeight& c) {
-    const Weight<T> w = weight(c);
-    team_.share(w.num_chunks(), [&](int i) {
-      Floats gate = {};
-      multiply(input_.data(), wide_, s_.num_rows, w, i, [&](int row, int col, Floats x) {
-        if (col % kTileCols == 0) {
-          gate = x / (exp(Floats{} - x) + 1.0f);
-        } else {
-          store(gated_.data() + long(row) * inner_ + col / 2 - kLanes / 2, gate * x);
-        }
-      });
+  void gate(const CWeight& c, const CWeight& next) {
+    Floats gate = {};
+    linear(input_.data(), wide_, c, next, [&](int row, int col, Floats x) {
+      if (col % kTileCols == 0) {
+        gate = x / (exp(Floats{} - x) + 1.0f);
+      } else {
+        store(gated_.data() + long(row) * inner_ + col / 2 - kLanes / 2, gate * x);
+      }
     });
   }
 
@@ -311,7 +314,8 @@ void linear(Team& team, const CWeight& c, const void* x, int m, void* out) {
   team.run([&](int) {
     enter_tiles();
     team.share(w.num_chunks(), [&](int i) {
-      multiply(static_cast<const T*>(x), w.k, m, w, i, [&](int row, int col, Floats sums) {
+      multiply(static_cast<const T*>(x), w.k, m, w, i, ahead_of(i, team.size(), w, w),
+               [&](int row, int col, Floats sums) {
         store(to + long(row) * w.n + col, sums);
       });
     });

@@ -91,6 +91,9 @@ inline void prefetch(const void* p, int num_bytes) {
   for (int i = 0; i < num_bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i);
 }
 
+// The line at `p`, into the second level of cache.
+inline void prefetch_later(const void* p) { __builtin_prefetch(p, 0, 2); }
+
 inline float sum(Floats v) {
   float total = 0;
   for (int i = 0; i < kLanes; i++) total += v[i];
