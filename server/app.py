@@ -195,6 +195,7 @@ def _engine_config(settings: Settings, model: str, blobs: Path) -> EngineConfig:
         device=settings.device,
         dtype=settings.dtype,
         attention=settings.attention,
+        quantization=settings.quantization,
         num_threads=settings.num_threads,
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,

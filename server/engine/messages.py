@@ -27,6 +27,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     attention: Literal["auto", "ref", "cpu", "native"] = "auto"
+    quantization: Literal["none", "int8"] = "none"
     num_threads: int | None = None
     max_model_len: int | None = None
     max_num_seqs: int = 64

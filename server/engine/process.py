@@ -91,6 +91,10 @@ def build(
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     device = choose_device(config.device)
+    if config.quantization != "none" and (
+        device != "cpu" or config.attention not in ("auto", "native")
+    ):
+        raise ValueError("quantization needs the compiled layers: attention=native on a CPU")
     backend = _backend(config.attention)
     loaded = load(config.model, dtype=choose_dtype(config.dtype), device=device, backend=backend)
     if config.attention in ("auto", "native") and device == "cpu":
@@ -137,9 +141,14 @@ def _backend(name: str) -> AttentionBackend:
 def _native(config: m.EngineConfig, loaded: LoadedModel) -> NativeBackend | None:
     """None where the compiled layers cannot be had and nobody insists on them."""
     try:
-        backend = install(loaded.model, loaded.spec, config.num_threads or os.cpu_count() or 1)
+        backend = install(
+            loaded.model,
+            loaded.spec,
+            config.num_threads or os.cpu_count() or 1,
+            int8=config.quantization == "int8",
+        )
     except (NativeUnavailable, NotLlamaLike) as exc:
-        if config.attention == "native":
+        if config.attention == "native" or config.quantization != "none":
             raise
         logger.warning("without compiled layers, slower: %s", exc)
         return None

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 PAGE_SIZE = 16
 _MAX_RELATIVE_ERROR = {torch.float32: 1e-4, torch.bfloat16: 0.05}
+_MAX_RELATIVE_ERROR_INT8 = 0.25  # a wrong layer gives 1 and more
 
 
 class NativeBackend:
@@ -66,8 +67,10 @@ class _Witness(RefBackend):
         return [call for _, call in sorted(self._calls.items())]
 
 
-def install(model: PreTrainedModel, spec: BaseModelSpec, num_threads: int) -> NativeBackend:
-    """Replace the layers and the head of `model`.
+def install(
+    model: PreTrainedModel, spec: BaseModelSpec, num_threads: int, *, int8: bool = False
+) -> NativeBackend:
+    """Replace the layers and the head of `model`; `int8`: with their weights as 8-bit integers.
 
     Raises `NativeUnavailable` and `NotLlamaLike`, with the model as it was.
     """
@@ -79,14 +82,14 @@ def install(model: PreTrainedModel, spec: BaseModelSpec, num_threads: int) -> Na
     kv = _own_prefix(model, reference, pool)
     num_tokens = kv.shape[3]
     expected = _logits(model, reference, ResidentPrefix(kv, num_tokens, num_tokens))
-    backend = NativeBackend(NativeLayers(model, spec, team, reference.calls()))
+    backend = NativeBackend(NativeLayers(model, spec, team, reference.calls(), int8=int8))
     own_layers, own_head = model.model.layers, model.lm_head
     model.model.layers = nn.ModuleList([backend.layers])
-    model.lm_head = NativeLinear(own_head, team)
+    model.lm_head = NativeLinear(own_head, team, int8=int8)
     backend.allocate(BlockPool(spec, num_pages=4, page_size=PAGE_SIZE, device="cpu"))
     blocks = ResidentPrefix(to_blocks(kv), num_tokens, num_tokens)
     error = _relative_error(expected, _logits(model, backend, blocks))
-    if not error <= _MAX_RELATIVE_ERROR[model.dtype]:
+    if not error <= (_MAX_RELATIVE_ERROR_INT8 if int8 else _MAX_RELATIVE_ERROR[model.dtype]):
         model.model.layers, model.lm_head = own_layers, own_head
         raise NotLlamaLike(f"its logits differ by {error:.1e} of their norm")
     return backend

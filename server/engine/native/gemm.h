@@ -2,10 +2,12 @@
 //
 // Weights are laid out as [N / 16][K / pack][16][pack], K padded with zeros to a multiple of 32:
 // sixteen outputs side by side, and the values that one instruction multiplies together. The same
-// layout feeds AVX512-BF16 and AMX tiles.
+// layout feeds AVX512-BF16 and AMX tiles. Weights are stored as x is (W = T), or as integers of eight
+// bits that are widened on the way and scaled by output.
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "simd.h"
 #if defined(__AMX_BF16__)
@@ -33,8 +35,8 @@ struct Ahead {
 
 // Rows [0, MR) of x against NB blocks of sixteen columns. KU sums run side by side, since one
 // multiply-add waits for the one before.
-template <class T, int MR, int NB, int KU>
-inline void multiply_rows(const T* x, int ldx, const T* w, int k, Ahead ahead, float* out) {
+template <class T, class W, int MR, int NB, int KU>
+inline void multiply_rows(const T* x, int ldx, const W* w, int k, Ahead ahead, float* out) {
   using L = Lanes<T>;
   constexpr int kStep = kLanes * L::kPack;
   Floats acc[KU][MR][NB] = {};
@@ -64,21 +66,21 @@ inline void multiply_rows(const T* x, int ldx, const T* w, int k, Ahead ahead, f
     }
 }
 
-template <class T, int NB>
-inline void multiply_any(const T* x, int ldx, const T* w, int m, int k, Ahead ahead, float* out) {
+template <class T, class W, int NB>
+inline void multiply_any(const T* x, int ldx, const W* w, int m, int k, Ahead ahead, float* out) {
   const int num_parts = (m + 7) / 8;
   for (int i = 0; i < num_parts; i++) {
     const int n = std::min(m, 8);
     const Ahead part = ahead.part(i, num_parts);
     switch (n) {
-      case 1: multiply_rows<T, 1, NB, 4>(x, ldx, w, k, part, out); break;
-      case 2: multiply_rows<T, 2, NB, 4>(x, ldx, w, k, part, out); break;
-      case 3: multiply_rows<T, 3, NB, 2>(x, ldx, w, k, part, out); break;
-      case 4: multiply_rows<T, 4, NB, 2>(x, ldx, w, k, part, out); break;
-      case 5: multiply_rows<T, 5, NB, 1>(x, ldx, w, k, part, out); break;
-      case 6: multiply_rows<T, 6, NB, 1>(x, ldx, w, k, part, out); break;
-      case 7: multiply_rows<T, 7, NB, 1>(x, ldx, w, k, part, out); break;
-      default: multiply_rows<T, 8, NB, 1>(x, ldx, w, k, part, out);
+      case 1: multiply_rows<T, W, 1, NB, 4>(x, ldx, w, k, part, out); break;
+      case 2: multiply_rows<T, W, 2, NB, 4>(x, ldx, w, k, part, out); break;
+      case 3: multiply_rows<T, W, 3, NB, 2>(x, ldx, w, k, part, out); break;
+      case 4: multiply_rows<T, W, 4, NB, 2>(x, ldx, w, k, part, out); break;
+      case 5: multiply_rows<T, W, 5, NB, 1>(x, ldx, w, k, part, out); break;
+      case 6: multiply_rows<T, W, 6, NB, 1>(x, ldx, w, k, part, out); break;
+      case 7: multiply_rows<T, W, 7, NB, 1>(x, ldx, w, k, part, out); break;
+      default: multiply_rows<T, W, 8, NB, 1>(x, ldx, w, k, part, out);
     }
     m -= n, x += long(n) * ldx, out += n * kTileCols;
   }
@@ -153,32 +155,32 @@ inline void leave_tiles() {
 // A packed weight matrix.
 template <class T>
 struct Weight {
-  const T* data;
-  const float* bias;  // [n], or null
-  int n, k;           // k as padded
+  const void* data;
+  const float* bias;    // [n], or null
+  const float* scales;  // [n] of integers of eight bits, or null
+  int n, k;             // k as padded
 
   int num_chunks() const { return (n + kTileCols - 1) / kTileCols; }
-  const T* chunk(int i) const { return data + long(i) * kTileCols * k; }
-  Ahead ahead(int i) const {
-    return {reinterpret_cast<const char*>(chunk(i)), long(kTileCols) * k * long(sizeof(T))};
-  }
+  long chunk_bytes() const { return long(kTileCols) * k * (scales ? 1 : long(sizeof(T))); }
+  const char* chunk(int i) const { return static_cast<const char*>(data) + i * chunk_bytes(); }
+  Ahead ahead(int i) const { return {chunk(i), chunk_bytes()}; }
 };
 
 // Up to 32 rows of x against one or two blocks of sixteen columns.
-template <class T>
-inline void multiply_block(const T* x, int ldx, const T* w, int rows, int k, int num_blocks,
+template <class T, class W>
+inline void multiply_block(const T* x, int ldx, const W* w, int rows, int k, int num_blocks,
                            Ahead ahead, float* out) {
 #if defined(__AMX_BF16__)
   constexpr int kMinTileRows = 5;  // below, the tiles are too empty to be worth loading
-  if constexpr (Lanes<T>::kPack == 2) {
+  if constexpr (std::is_same_v<W, bf16>) {
     if (num_blocks == 2 && rows >= kMinTileRows && may_use_tiles())
       return multiply_tiles(x, ldx, w, k, ahead, out, rows <= 16);
   }
 #endif
   if (num_blocks == 2)
-    multiply_any<T, 2>(x, ldx, w, rows, k, ahead, out);
+    multiply_any<T, W, 2>(x, ldx, w, rows, k, ahead, out);
   else
-    multiply_any<T, 1>(x, ldx, w, rows, k, ahead, out);
+    multiply_any<T, W, 1>(x, ldx, w, rows, k, ahead, out);
 }
 
 // Chunk `c` of the columns for all rows of x. `finish(row, column, sums)` gets sixteen at a time.
@@ -191,11 +193,18 @@ inline void multiply(const T* x, int ldx, int m, const Weight<T>& w, int c, Ahea
   const int num_tiles = (m + kTileRows - 1) / kTileRows;
   for (int i = 0; i < num_tiles; i++) {
     const int row = i * kTileRows, rows = std::min(kTileRows, m - row);
-    multiply_block(x + long(row) * ldx, ldx, w.chunk(c), rows, w.k, num_blocks,
-                   ahead.part(i, num_tiles), out);
+    const T* from = x + long(row) * ldx;
+    const Ahead part = ahead.part(i, num_tiles);
+    if (w.scales)
+      multiply_block(from, ldx, reinterpret_cast<const int8_t*>(w.chunk(c)), rows, w.k, num_blocks,
+                     part, out);
+    else
+      multiply_block(from, ldx, reinterpret_cast<const T*>(w.chunk(c)), rows, w.k, num_blocks, part,
+                     out);
     for (int r = 0; r < rows; r++)
       for (int b = 0; b < num_blocks; b++) {
         Floats sums = load(out + r * kTileCols + b * kLanes);
+        if (w.scales) sums *= load(w.scales + first + b * kLanes);
         if (w.bias) sums += load(w.bias + first + b * kLanes);
         finish(row + r, first + b * kLanes, sums);
       }

@@ -11,7 +11,8 @@ extern "C" {
 
 struct CWeight {
   const void* data;
-  const float* bias;
+  const float* bias;    // or null
+  const float* scales;  // null, or what its integers of eight bits are multiplied by
   int32_t n, k;
 };
 
@@ -106,9 +107,7 @@ class Decoder {
     }
   }
 
-  static Weight<T> weight(const CWeight& w) {
-    return {static_cast<const T*>(w.data), w.bias, w.n, w.k};
-  }
+  static Weight<T> weight(const CWeight& w) { return {w.data, w.bias, w.scales, w.n, w.k}; }
 
   // `next_c`: the matrix that is needed next.
   template <class Finish>
@@ -309,7 +308,7 @@ class Decoder {
 
 template <class T>
 void linear(Team& team, const CWeight& c, const void* x, int m, void* out) {
-  const Weight<T> w{static_cast<const T*>(c.data), c.bias, c.n, c.k};
+  const Weight<T> w{c.data, c.bias, c.scales, c.n, c.k};
   T* to = static_cast<T*>(out);
   team.run([&](int) {
     enter_tiles();

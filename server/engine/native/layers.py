@@ -30,7 +30,9 @@ _ROWS = 32
 
 
 class _CWeight(ctypes.Structure):
-    _fields_ = [("data", c_void_p), ("bias", c_void_p), ("n", c_int32), ("k", c_int32)]
+    _fields_ = [
+        ("data", c_void_p), ("bias", c_void_p), ("scales", c_void_p), ("n", c_int32), ("k", c_int32)
+    ]  # fmt: skip
 
 
 class _CLayer(ctypes.Structure):
@@ -100,28 +102,35 @@ class Team:
 
 
 class _Weight:
-    """A weight matrix [n, k] as gemm.h reads it, and what keeps its memory alive."""
+    """A weight matrix [n, k] as gemm.h reads it, and what keeps its memory alive.
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    `int8`: as integers of eight bits, with one scale for each output, its largest weight / 127.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, int8: bool) -> None:
         pack = pack_size(weight.dtype)
         weight = pad(weight.detach(), (0, -weight.shape[1] % _INNER, 0, -weight.shape[0] % _LANES))
         n, self.k = weight.shape
+        self.scales = None
+        if int8:
+            self.scales = weight.float().abs().amax(1).clamp(min=1e-12) / 127
+            weight = (weight.float() / self.scales[:, None]).round().to(torch.int8)
         blocks = weight.view(n // _LANES, _LANES, self.k // pack, pack)
         self.data = in_huge_pages(blocks.transpose(1, 2))  # [n / 16, k / pack, 16, pack]
         self.bias = None if bias is None else pad(bias.detach().float(), (0, n - len(bias)))
         self.n = n
 
     def as_c(self) -> _CWeight:
-        bias = self.bias.data_ptr() if self.bias is not None else None
-        return _CWeight(self.data.data_ptr(), bias, self.n, self.k)
+        bias, scales = (None if x is None else x.data_ptr() for x in (self.bias, self.scales))
+        return _CWeight(self.data.data_ptr(), bias, scales, self.n, self.k)
 
 
 class NativeLinear(nn.Module):
     """A frozen `nn.Linear`: the model's head."""
 
-    def __init__(self, linear: nn.Linear, team: Team) -> None:
+    def __init__(self, linear: nn.Linear, team: Team, *, int8: bool = False) -> None:
         super().__init__()
-        self._weight = _Weight(linear.weight, linear.bias)
+        self._weight = _Weight(linear.weight, linear.bias, int8=int8)
         self._team = team
         self._out_features = linear.out_features
 
@@ -143,7 +152,13 @@ class NativeLayers(nn.Module):
     """All decoder layers. `plan` is told of a step before the model's forward reaches them."""
 
     def __init__(
-        self, model: PreTrainedModel, spec: BaseModelSpec, team: Team, calls: list[AttentionCall]
+        self,
+        model: PreTrainedModel,
+        spec: BaseModelSpec,
+        team: Team,
+        calls: list[AttentionCall],
+        *,
+        int8: bool = False,
     ) -> None:
         super().__init__()
         _check_geometry(model, spec)
@@ -151,6 +166,7 @@ class NativeLayers(nn.Module):
             raise NotLlamaLike("its layers scale attention differently")
         layers = list(model.get_submodule("model.layers").children())
         self._team = team
+        self._int8 = int8
         self._is_bf16 = int(model.dtype is torch.bfloat16)
         self._keep: list[Any] = []  # memory that C holds pointers to
         self._layers = (_CLayer * len(layers))(*map(self._pack_layer, layers, calls))
@@ -221,7 +237,7 @@ class NativeLayers(nn.Module):
         )  # fmt: skip
 
     def _weight(self, weight: Tensor, bias: Tensor | None) -> _CWeight:
-        packed = _Weight(weight, bias)
+        packed = _Weight(weight, bias, int8=self._int8)
         self._keep.append(packed)
         return packed.as_c()
 

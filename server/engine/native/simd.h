@@ -12,6 +12,7 @@ namespace foreword {
 constexpr int kLanes = 16;
 typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
+typedef int8_t Bytes __attribute__((vector_size(16)));
 
 struct bf16 {
   uint16_t bits;
@@ -37,6 +38,11 @@ struct Lanes<float> {
   static constexpr int kPack = 1;
   using Lane = float;
   static Floats load_lanes(const float* p) { return load(p); }
+  static Floats load_lanes(const int8_t* p) {
+    Bytes v;
+    memcpy(&v, p, sizeof v);
+    return __builtin_convertvector(v, Floats);
+  }
   static Floats broadcast(const float* p) { return splat(*p); }
   static Floats dot(Floats sum, Floats a, Floats b) { return sum + a * b; }
 };
@@ -65,6 +71,12 @@ struct Lanes<bf16> {
     Floats v;
     memcpy(&v, p, sizeof v);
     return v;
+  }
+  static Floats load_lanes(const int8_t* p) {  // exact: bf16 holds integers up to 256
+    __m256i pairs = _mm256_loadu_si256((const __m256i*)p);
+    __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(pairs)));
+    __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(pairs, 1)));
+    return (Floats)_mm512_cvtne2ps_pbh(high, low);
   }
   static Floats broadcast(const bf16* p) {
     int32_t pair;

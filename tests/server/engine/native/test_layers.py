@@ -76,9 +76,11 @@ def prompt(seed: int) -> list[int]:
     return torch.randint(3, 97, (1 + seed * 7 % 30,), generator=generator).tolist()
 
 
-def native_engine(family: str, num_threads: int, max_num_batched_tokens: int = 24) -> Engine:
+def native_engine(
+    family: str, num_threads: int, max_num_batched_tokens: int = 24, *, int8: bool = False
+) -> Engine:
     model = build_model(family, "foreword")
-    backend = install(model, spec_of(model), num_threads)
+    backend = install(model, spec_of(model), num_threads, int8=int8)
     engine = make_engine(
         model, backend, page_size=PAGE_SIZE, num_pages=60,
         max_num_batched_tokens=max_num_batched_tokens,
@@ -210,3 +212,38 @@ def test_blocks_come_back_as_they_were(num_tokens: int, dtype: torch.dtype) -> N
     kv = torch.randn(3, 2, 2, num_tokens, 32).to(dtype)
 
     assert torch.equal(from_blocks(to_blocks(kv), num_tokens), kv)
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 8, 21])
+def test_integers_of_eight_bits_multiply_as_the_rounded_weights_do(num_rows: int) -> None:
+    torch.manual_seed(num_rows)
+    linear = nn.Linear(96, 112)
+    scales = linear.weight.abs().amax(1, keepdim=True) / 127
+    rounded = (linear.weight / scales).round() * scales
+    x = torch.randn(1, num_rows, 96)
+    native = NativeLinear(linear, Team(2), int8=True)
+
+    expected = torch.nn.functional.linear(x, rounded, linear.bias)
+
+    torch.testing.assert_close(native(x), expected, atol=1e-5, rtol=0)
+    exact = torch.nn.functional.linear(x, linear.weight, linear.bias)
+    assert not torch.allclose(native(x), exact, atol=1e-5, rtol=0)
+
+
+def test_a_model_of_eight_bit_integers_is_the_model_with_rounded_weights() -> None:
+    engine = native_engine("llama", 2, int8=True)
+    reference = build_model("llama", "eager")
+    with torch.no_grad():
+        for name, weight in reference.named_parameters():
+            if name.endswith("_proj.weight") or name == "lm_head.weight":
+                scales = weight.abs().amax(1, keepdim=True) / 127
+                weight.copy_((weight / scales).round() * scales)
+    engine.add(0, prompt(2), None, NUM_NEW)
+
+    tokens = engine.run()
+
+    expected_tokens, expected_logits = oracle(reference, prompt(2), None, NUM_NEW)
+    torch.testing.assert_close(
+        torch.stack(engine.runner.logits[0]), expected_logits, atol=ATOL, rtol=0
+    )
+    assert tokens[0] == expected_tokens
