@@ -123,23 +123,30 @@ inline Floats min(Floats a, Floats b) { return a < b ? a : b; }
 
 // e to the x, to two units in the last place; 0 below -87. Cephes' polynomial (Moshier, 1992).
 inline Floats exp(Floats x) {
-  Floats y = max(min(x, splat(88.0f)), splat(-87.5f));
-  Floats n = y * 1.44269504088896341f;
-  Ints k = __builtin_convertvector(n + (n < 0.0f ? splat(-0.5f) : splat(0.5f)), Ints);
-  n = __builtin_convertvector(k, Floats);
-  y = y - n * 0.693359375f;
-  y = y + n * 2.12194440e-4f;
+  const Floats y = max(min(x, splat(88.0f)), splat(-100.0f));
+#if defined(__AVX512F__)
+  const Floats n = (Floats)_mm512_roundscale_ps((__m512)(y * 1.44269504088896341f), 0);
+#else
+  const Floats n = __builtin_convertvector(
+      __builtin_convertvector(y * 1.44269504088896341f + (y < 0.0f ? splat(-0.5f) : splat(0.5f)), Ints),
+      Floats);
+#endif
+  const Floats f = y - n * 0.693359375f + n * 2.12194440e-4f;
   Floats p = splat(1.9875691500e-4f);
-  p = p * y + 1.3981999507e-3f;
-  p = p * y + 8.3334519073e-3f;
-  p = p * y + 4.1665795894e-2f;
-  p = p * y + 1.6666665459e-1f;
-  p = p * y + 5.0000001201e-1f;
-  p = p * y * y + y + 1.0f;
-  Ints power = (k + 127) << 23;
+  p = p * f + 1.3981999507e-3f;
+  p = p * f + 8.3334519073e-3f;
+  p = p * f + 4.1665795894e-2f;
+  p = p * f + 1.6666665459e-1f;
+  p = p * f + 5.0000001201e-1f;
+  p = p * f * f + f + 1.0f;
+#if defined(__AVX512F__)
+  return (Floats)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+  const Ints power = (__builtin_convertvector(n, Ints) + 127) << 23;
   Floats scale;
   memcpy(&scale, &power, sizeof scale);
   return x < -87.0f ? Floats{} : p * scale;
+#endif
 }
 
 }  // namespace foreword
