@@ -15,7 +15,7 @@ import typer
 
 from foreword_bench import compare as compare_
 from foreword_bench import load as load_
-from foreword_bench import report, statistics, target
+from foreword_bench import report, statistics, swap, target
 from foreword_bench import roofline as roofline_
 from foreword_bench.errors import BenchError
 from foreword_bench.peers import Peers
@@ -90,6 +90,15 @@ def load(
         bool,
         typer.Option("--text-prompts", help="For servers that take no token ids; lengths vary."),
     ] = False,
+    swap_every: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            metavar="SECONDS",
+            help="Meanwhile give the first task a new version this often, and measure how soon it "
+            "answers and whether running streams stall. Needs --tasks and a Foreword server.",
+        ),
+    ] = None,
     seed: Seed = 0,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds until a request failed.")] = 600,
     api_key: ApiKey = None,
@@ -98,7 +107,8 @@ def load(
     """Put load on a server and measure what comes back.
 
     Every prompt is another one, completions are streamed, greedy and of fixed length. Before the
-    clock starts, every task is asked once. Ends with 1 if any request failed.
+    clock starts, every task is asked once. Ends with 1 if any request failed, or if an old version
+    answered after a swap.
     """
     if model and tasks:
         raise BenchError("--model or --tasks, not both")
@@ -119,15 +129,21 @@ def load(
         as_text=text_prompts,
         api_key=api_key,
     )
-    run = asyncio.run(load_.run(where, workload, api_key=api_key, timeout_s=timeout))
+    swapper = swap.Swapper(where, swap_every, api_key=api_key) if swap_every else None
+    run = asyncio.run(
+        load_.run(where, workload, api_key=api_key, timeout_s=timeout, beside=swapper)
+    )
+    figures = statistics.summary(run)
+    if swapper is not None:
+        figures["swaps"] = swap.summary(swapper.swaps, run.answers) | {"every_s": swap_every}
     result = _result(
         "load",
-        statistics.summary(run),
+        figures,
         target=dataclasses.asdict(where) | {"num_tasks": where.num_tasks},
         workload=dataclasses.asdict(workload),
     )
     report.tell(result, json, report.show_load)
-    if result["result"]["errors"]:
+    if figures["errors"] or (swapper is not None and figures["swaps"]["stale_answers"]):
         raise typer.Exit(1)
 
 

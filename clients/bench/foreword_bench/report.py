@@ -102,6 +102,29 @@ def show_load(result: dict[str, Any]) -> None:
         f"{figures['client_cpu_us_per_token']:.0f} µs of processor time a token"
     )
     show_errors(figures)
+    if "swaps" in figures:
+        _show_swaps(figures["swaps"])
+
+
+def _show_swaps(swaps: dict[str, Any]) -> None:
+    show(
+        f"{swaps['swaps']} swaps, one every {swaps['every_s']:g} s",
+        ("", "p50", "p90", "p99", "max"),
+        [
+            (name, *(ms(swaps[key].get(p)) for p in ("p50", "p90", "p99", "max")))
+            for name, key in (
+                ("upload to its 200, ms", "upload_ms"),
+                ("visible after the 200, ms", "visible_after_ms"),
+                ("first token by the new version after the 200, ms", "first_token_after_ms"),
+                ("longest gap in a stream near a swap, ms", "longest_gap_near_a_swap_ms"),
+            )
+        ],
+    )
+    console().print(
+        f"{swaps['stale_answers']} answers by an old version after a 200; streams' usual gap "
+        f"{ms(swaps['usual_gap_ms'])} ms, longest away from swaps "
+        f"{ms(swaps['longest_gap_away_ms'])} ms, stall near a swap {swaps['stall']:g} usual gaps"
+    )
 
 
 def show_errors(figures: dict[str, Any]) -> None:
