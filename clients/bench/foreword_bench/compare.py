@@ -31,13 +31,13 @@ Side = Callable[[int], Figures]
 
 def run(peers: Peers, rows: Iterable[Row], *, num_rounds: int) -> Iterator[Figures]:
     """The result so far after every row, so that an interrupted run has measured something."""
-    roofline = _roofline(peers.model)
+    roofline = measured_roofline(peers.model)
     result: Figures = {
         "kind": "compare",
         "machine": report.machine(),
         "model": peers.model.name,
         "num_rounds": num_rounds,
-        "flags": {"foreword": list(peers.serve_flags), "vllm": list(peers.vllm_flags)},
+        "flags": {"foreword": peers.choice.serve_flags, "vllm": peers.choice.vllm_flags},
         "rates": None if roofline is None else asdict(roofline.rates),
         "rows": [],
         "left_out": [],
@@ -55,16 +55,16 @@ def run(peers: Peers, rows: Iterable[Row], *, num_rounds: int) -> Iterator[Figur
 
 
 def _missing(peers: Peers, row: Row) -> str | None:
-    if row.against == "vllm" and not peers.has_peer:
+    if row.against == "vllm" and not peers.choice.has_peer:
         return "there is no vLLM; name its virtual environment with --vllm DIR"
     if row.against == "peft" and importlib.util.find_spec("peft") is None:
         return "peft is not installed"
-    if row.resident is not None and peers.foreword_url is not None:
+    if row.resident is not None and peers.choice.foreword_url is not None:
         return "needs a server of its own, and --foreword-url names one"
     return None
 
 
-def _roofline(model: Path) -> Roofline | None:
+def measured_roofline(model: Path) -> Roofline | None:
     """Measured in a process of its own, before any server works."""
     if importlib.util.find_spec("torch") is None:
         report.note("no roofline: torch is not installed")
@@ -94,7 +94,7 @@ def _run_row(peers: Peers, row: Row, num_rounds: int, roofline: Roofline | None)
     }
     if roofline is not None:
         for side in medians.values():
-            side["of_roofline"] = round(roofline.fraction(row, side["out_tok_s"]), 3)
+            side["of_roofline"] = round(side["out_tok_s"] / roofline.tok_s(row.shape), 3)
     num_errors = medians["ours"]["errors"] + medians["theirs"]["errors"]
     return {
         "title": row.title,

@@ -1,63 +1,71 @@
-"""The servers of a comparison, started when a row first needs them."""
+"""The servers of a comparison, started when one is first needed."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from foreword_bench import servers
 from foreword_bench.errors import BenchError
 from foreword_bench.servers import Server
 
 
-@dataclass(slots=True)
-class Peers:
-    """All of them end with `stack`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """Which servers, as the user says it."""
 
-    model: Path
-    folder: Path
-    """For logs and prefix stores."""
-    stack: ExitStack
+    model: Path | None = None
+    """None: the server's default model."""
+    folder: Path | None = None
+    """For logs and prefix stores. None: a temporary one."""
     foreword_url: str | None = None
+    """One that runs already; None: it is started."""
     peer_url: str | None = None
-    vllm_venv: Path | None = None
+    vllm: Path | None = None
+    """vLLM's virtual environment."""
     serve_flags: Sequence[str] = ()
     vllm_flags: Sequence[str] = ()
-    running: dict[str, Server] = field(default_factory=dict)
-
-    def foreword(self) -> Server:
-        if self.foreword_url:
-            return Server("foreword", self.foreword_url)
-        return self._start(
-            "foreword",
-            lambda: servers.foreword(
-                self.model, self.folder / "store", self.folder / "foreword.log", self.serve_flags
-            ),
-        )
-
-    def peer(self) -> Server:
-        if self.peer_url:
-            return Server("peer", self.peer_url)
-        if self.vllm_venv is None:
-            raise BenchError("there is no peer: name one with --vllm or --peer-url")
-        venv = self.vllm_venv
-        log = self.folder / "vllm.log"
-        return self._start("vllm", lambda: servers.vllm(venv, self.model, log, self.vllm_flags))
 
     @property
     def has_peer(self) -> bool:
-        return self.peer_url is not None or self.vllm_venv is not None
+        return self.peer_url is not None or self.vllm is not None
+
+
+@dataclass(slots=True)
+class Peers:
+    """What runs, and ends with `stack`."""
+
+    choice: Choice
+    model: Path
+    folder: Path
+    stack: ExitStack
+    running: dict[str, Server] = field(default_factory=dict)
+
+    def foreword(self) -> Server:
+        if self.choice.foreword_url:
+            return Server("foreword", self.choice.foreword_url)
+        return self._start("foreword", lambda: self._foreword("foreword", ()))
+
+    def peer(self) -> Server:
+        """Raises `BenchError` if none was chosen."""
+        choice = self.choice
+        if choice.peer_url is not None:
+            return Server("peer", choice.peer_url)
+        if choice.vllm is None:
+            raise BenchError("there is no peer: name one with --vllm or --peer-url")
+        log, venv = self.folder / "vllm.log", choice.vllm
+        return self._start("vllm", lambda: servers.vllm(venv, self.model, log, choice.vllm_flags))
 
     @contextmanager
     def with_budget(self, num_bytes: int) -> Iterator[Server]:
         """A further Foreword server whose device holds only so much of prefixes."""
         name = "foreword-budget"
-        flags = [*self.serve_flags, "--device-prefix-bytes", str(num_bytes)]
-        with servers.foreword(
-            self.model, self.folder / name, self.folder / f"{name}.log", flags, name=name
-        ) as server:
+        with self._foreword(name, ("--device-prefix-bytes", str(num_bytes))) as server:
             self.running[name] = server
             yield server
             del self.running[name]
@@ -66,7 +74,31 @@ class Peers:
         """Processor time so far of the servers that should be idle."""
         return sum(other.cpu_s() for other in self.running.values() if other is not server)
 
+    def _foreword(self, name: str, flags: Sequence[str]) -> AbstractContextManager[Server]:
+        flags = [*self.choice.serve_flags, *flags]
+        store, log = self.folder / f"{name}-store", self.folder / f"{name}.log"
+        return servers.foreword(self.model, store, log, flags, name=name)
+
     def _start(self, name: str, start: Callable[[], AbstractContextManager[Server]]) -> Server:
         if name not in self.running:
             self.running[name] = self.stack.enter_context(start())
         return self.running[name]
+
+
+@contextmanager
+def peers_of(choice: Choice) -> Iterator[Peers]:
+    """Servers that are gone when the block ends."""
+    model = (choice.model or _default_model()).resolve()
+    with ExitStack() as stack:
+        folder = choice.folder
+        if folder is None:
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="foreword-bench-")))
+        yield Peers(choice, model, folder, stack)
+
+
+def _default_model() -> Path:
+    command = [sys.executable, "-m", "server.default_model"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise BenchError("Foreword's server is not installed here; name a model with --model DIR")
+    return Path(done.stdout.strip())

@@ -35,16 +35,29 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> N
     out.print(table)
 
 
-def tell(result: dict[str, Any], json_path: Path | None, show: Callable[[Any], None]) -> None:
+def result(kind: str, figures: dict[str, Any], **context: Any) -> dict[str, Any]:
+    """Figures, and what they are of."""
+    return {"kind": kind, "machine": machine()} | context | {"result": figures}
+
+
+def tell(result: dict[str, Any], path: Path | None, show: Callable[[dict[str, Any]], None]) -> None:
     """A table, and JSON into a file; or JSON alone, on standard output, where the file is `-`."""
-    text = json.dumps(result, indent=1) + "\n"
-    if str(json_path) == "-":
-        sys.stdout.write(text)
-        return
-    if json_path is not None:
-        json_path.parent.mkdir(parents=True, exist_ok=True)
-        json_path.write_text(text, "utf-8")
-    show(result)
+    if str(path) == "-":
+        sys.stdout.write(_json(result))
+    else:
+        keep(result, path)
+        show(result)
+
+
+def keep(result: dict[str, Any], path: Path | None) -> None:
+    """What is known so far, where a file is wanted."""
+    if path is not None and str(path) != "-":
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(_json(result), "utf-8")
+
+
+def _json(result: dict[str, Any]) -> str:
+    return json.dumps(result, indent=1) + "\n"
 
 
 def machine() -> dict[str, Any]:
@@ -214,3 +227,37 @@ def _share(value: float | None) -> str:
 
 def _doubt(text: str) -> None:
     console().print(text, style="red", markup=False)
+
+
+def show_sweep(result: dict[str, Any]) -> None:
+    """All points, in the order they were measured."""
+    over = result["over"]
+    show(
+        f"{result['model']} over {over}, {result['machine']['at']}",
+        (
+            over, "server", "tok/s", "of roofline",
+            "TTFT p50 ms", "p99", "TPOT p50 ms", "p99", "roofline step ms",
+        ),
+        [
+            (
+                str(point[over]),
+                point["server"],
+                f"{point['result']['out_tok_s']:,.1f}",
+                _share(_of_roofline(point)),
+                ms(point["result"]["ttft_ms"]["p50"]),
+                ms(point["result"]["ttft_ms"]["p99"]),
+                ms(point["result"]["tpot_ms"]["p50"]),
+                ms(point["result"]["tpot_ms"]["p99"]),
+                ms(point.get("roofline_step_ms")),
+            )
+            for point in result["points"]
+        ],
+    )  # fmt: skip
+    for point in result["points"]:
+        for reason, count in point["result"]["errors"].items():
+            _doubt(f"{point['server']}, {over} {point[over]}: {count} requests failed: {reason}")
+
+
+def _of_roofline(point: dict[str, Any]) -> float | None:
+    limit = point.get("roofline_tok_s")
+    return None if limit is None else point["result"]["out_tok_s"] / limit

@@ -26,7 +26,6 @@ from pathlib import Path
 from safetensors import safe_open
 
 from foreword_bench.errors import BenchError
-from foreword_bench.rows import Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +96,28 @@ class Model:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """A load of waves: so many requests at a time, all alike."""
+
+    num_requests: int
+    num_tasks: int
+    """0: the base model without a prefix."""
+    num_prefix_tokens: int
+    num_prompt_tokens: float
+    num_new_tokens: int
+
+    @property
+    def num_prefix_seen(self) -> int:
+        """Prefix tokens that a request attends to."""
+        return self.num_prefix_tokens if self.num_tasks else 0
+
+    @property
+    def num_prefix_read(self) -> int:
+        """Prefix tokens that a step reads: one prefix for each task among its requests."""
+        return min(self.num_tasks, self.num_requests) * self.num_prefix_tokens
+
+
 @dataclass(frozen=True, slots=True)
 class Roofline:
     """A model on a machine."""
@@ -104,50 +125,36 @@ class Roofline:
     model: Model
     rates: Rates
 
-    def step_s(
-        self, num_requests: int, num_own_tokens: float, num_tasks: int, num_prefix_tokens: int
-    ) -> float:
-        """The shortest decode step."""
+    def step_s(self, shape: Shape, num_own_tokens: float) -> float:
+        """The shortest decode step when each request has so many tokens of its own."""
         model = self.model
-        num_read = num_requests * num_own_tokens + num_tasks * num_prefix_tokens
+        num_read = shape.num_requests * num_own_tokens + shape.num_prefix_read
         num_bytes = model.weight_bytes + num_read * model.kv_bytes
         weights = model.num_layer_weights + model.num_head_weights
-        a_token = 2 * weights + model.attention_flops(num_prefix_tokens + num_own_tokens)
-        return max(num_bytes / self.rates.read, num_requests * a_token / self.rates.gemm)
+        num_seen = shape.num_prefix_seen + num_own_tokens
+        num_flops = shape.num_requests * (2 * weights + model.attention_flops(num_seen))
+        return max(num_bytes / self.rates.read, num_flops / self.rates.gemm)
 
-    def prefill_s(
-        self, num_requests: int, num_prompt_tokens: float, num_prefix_tokens: int
-    ) -> float:
-        """The shortest pass over so many prompts."""
+    def mean_step_s(self, shape: Shape) -> float:
+        """Of a wave's decode steps, in which the requests' own tokens grow."""
+        steps_s = [
+            self.step_s(shape, shape.num_prompt_tokens + i) for i in range(1, shape.num_new_tokens)
+        ]
+        return sum(steps_s) / max(1, len(steps_s))
+
+    def prefill_s(self, shape: Shape) -> float:
+        """The shortest pass over a wave's prompts. It gives each request its first token."""
         model = self.model
-        a_token = 2 * model.num_layer_weights + model.attention_flops(
-            num_prefix_tokens + num_prompt_tokens / 2
-        )
-        a_prompt = num_prompt_tokens * a_token + 2 * model.num_head_weights
-        return max(model.weight_bytes / self.rates.read, num_requests * a_prompt / self.rates.gemm)
+        num_seen = shape.num_prefix_seen + shape.num_prompt_tokens / 2
+        a_token = 2 * model.num_layer_weights + model.attention_flops(num_seen)
+        a_prompt = shape.num_prompt_tokens * a_token + 2 * model.num_head_weights
+        num_flops = shape.num_requests * a_prompt
+        return max(model.weight_bytes / self.rates.read, num_flops / self.rates.gemm)
 
-    def tok_s(
-        self,
-        num_requests: int,
-        num_tasks: int,
-        num_prefix_tokens: int,
-        num_prompt_tokens: float,
-        num_new_tokens: int,
-    ) -> float:
-        """The most tokens a second of waves of `num_requests`."""
-        tasks = max(1, min(num_tasks, num_requests))
-        prefix = num_prefix_tokens if num_tasks else 0
-        wave_s = self.prefill_s(num_requests, num_prompt_tokens, prefix) + sum(
-            self.step_s(num_requests, num_prompt_tokens + i, tasks, prefix)
-            for i in range(1, num_new_tokens)
-        )
-        return num_requests * num_new_tokens / wave_s
-
-    def fraction(self, row: Row, tok_s: float) -> float:
-        """How much of it a measured throughput reaches."""
-        return tok_s / self.tok_s(
-            row.concurrency, row.tasks, row.prefix_tokens, row.prompt_tokens, row.new_tokens
-        )
+    def tok_s(self, shape: Shape) -> float:
+        """The most tokens a second."""
+        decode_s = (shape.num_new_tokens - 1) * self.mean_step_s(shape)
+        return shape.num_requests * shape.num_new_tokens / (self.prefill_s(shape) + decode_s)
 
 
 def measure(num_threads: int, *, num_bytes: int = 1 << 30, num_times: int = 8) -> Rates:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from foreword_bench.roofline import Shape
+
 Against = Literal["vllm", "one task", "peft"]
 
 
@@ -33,6 +35,16 @@ class Row:
         tasks = f"{self.tasks}x{self.prefix_tokens}" if self.tasks else "none"
         part = f", {self.resident:.0%} resident" if self.resident else ""
         return f"{self.concurrency}, {tasks}{part} / {self.against}"
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(
+            num_requests=self.concurrency,
+            num_tasks=self.tasks,
+            num_prefix_tokens=self.prefix_tokens,
+            num_prompt_tokens=self.prompt_tokens,
+            num_new_tokens=self.new_tokens,
+        )
 
 
 ROWS = (
