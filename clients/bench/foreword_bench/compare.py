@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -31,7 +30,7 @@ Side = Callable[[int], Figures]
 
 def run(peers: Peers, rows: Iterable[Row], *, num_rounds: int) -> Iterator[Figures]:
     """The result so far after every row, so that an interrupted run has measured something."""
-    roofline = measured_roofline(peers.model)
+    roofline = measured_roofline(peers)
     result: Figures = {
         "kind": "compare",
         "machine": report.machine(),
@@ -64,13 +63,14 @@ def _missing(peers: Peers, row: Row) -> str | None:
     return None
 
 
-def measured_roofline(model: Path) -> Roofline | None:
+def measured_roofline(peers: Peers) -> Roofline | None:
     """Measured in a process of its own, before any server works."""
+    if not peers.choice.roofline:
+        return None
     if importlib.util.find_spec("torch") is None:
         report.note("no roofline: torch is not installed")
         return None
-    rates = _own_process("roofline")
-    return Roofline(Model.load(model), Rates(**rates))
+    return Roofline(Model.load(peers.model), Rates(**_own_process("roofline")))
 
 
 def _own_process(*arguments: str) -> Figures:

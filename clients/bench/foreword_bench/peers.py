@@ -30,6 +30,8 @@ class Choice:
     """vLLM's virtual environment."""
     serve_flags: Sequence[str] = ()
     vllm_flags: Sequence[str] = ()
+    roofline: bool = True
+    """Whether to measure what the machine allows, first."""
 
     @property
     def has_peer(self) -> bool:

@@ -1,4 +1,4 @@
-"""Plots of results: sweeps as lines, comparisons as bars."""
+"""Plots of results: sweeps as lines, comparisons as ratios beside their goals."""
 
 from __future__ import annotations
 
@@ -17,27 +17,47 @@ _COLOURS = ("#2458a6", "#c2571a", "#3a7d44", "#7b4b94")
 def draw(results: Iterable[dict[str, Any]], folder: Path) -> list[Path]:
     """Every plot that the results have figures for; the files that were written."""
     folder.mkdir(parents=True, exist_ok=True)
-    results = list(results)
-    sweeps = [result for result in results if result["kind"] == "sweep"]
-    concurrency = [p for sweep in sweeps if sweep["over"] == "concurrency" for p in sweep["points"]]
-    tasks = [p for sweep in sweeps if sweep["over"] == "tasks" for p in sweep["points"]]
-    rows = [row for result in results if result["kind"] == "compare" for row in result["rows"]]
-    plots: list[tuple[str, Callable[[Figure], None]]] = []
-    if concurrency:
-        plots += [
-            ("throughput_over_concurrency", lambda f: _throughput(f, concurrency, "concurrency")),
-            ("latency_over_concurrency", lambda f: _latency(f, concurrency)),
-            ("step_time", lambda f: _step_time(f, concurrency)),
-        ]
-    if tasks:
-        plots.append(("throughput_over_tasks", lambda f: _throughput(f, tasks, "tasks")))
-    if rows:
-        plots.append(("compare", lambda f: _compare(f, rows)))
-    return [_save(folder / f"{name}.png", plot) for name, plot in plots]
+    paths = []
+    for result in results:
+        for name, plot in _plots(result):
+            paths.append(_save(folder / f"{name}.png", _caption(result), plot))
+    return paths
 
 
-def _save(path: Path, plot: Callable[[Figure], None]) -> Path:
+def _plots(result: dict[str, Any]) -> list[tuple[str, Callable[[Figure], None]]]:
+    if result["kind"] == "compare":
+        return [("compare", lambda figure: _compare(figure, result["rows"]))]
+    if result["kind"] != "sweep":
+        return []
+    points, over = result["points"], result["over"]
+    if over == "tasks":
+        return [("throughput_over_tasks", lambda figure: _throughput(figure, points, over))]
+    return [
+        ("throughput_over_concurrency", lambda figure: _throughput(figure, points, over)),
+        ("latency_over_concurrency", lambda figure: _latency(figure, points)),
+        ("step_time", lambda figure: _step_time(figure, points)),
+    ]
+
+
+def _caption(result: dict[str, Any]) -> str:
+    """What was measured, and on what."""
+    machine = result["machine"]
+    where = f"{result['model']}, {machine['processor']}, {machine['cores']} cores"
+    if result["kind"] == "compare":
+        return f"{where}, {result['num_rounds']} rounds in turn"
+    load = result["workload"]
+    tasks = f"{load['num_tasks']} tasks" if result["over"] == "concurrency" else ""
+    at_a_time = f"{load['concurrency']} at a time" if result["over"] == "tasks" else ""
+    lengths = "/".join(map(str, load["prompt_lengths"]))
+    return (
+        f"{where}\n{tasks or at_a_time}, prefixes of {load['num_prefix_tokens']} tokens, "
+        f"{lengths} prompt + {load['num_new_tokens']} new tokens"
+    )
+
+
+def _save(path: Path, caption: str, plot: Callable[[Figure], None]) -> Path:
     figure = Figure(figsize=(7.5, 4.5), dpi=150, layout="constrained")
+    figure.suptitle(caption, fontsize=8, color="#444444")
     plot(figure)
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
@@ -74,39 +94,38 @@ def _step_time(figure: Figure, points: Sequence[Point]) -> None:
     axes = figure.add_subplot()
     _lines(axes, points, "concurrency", lambda point: point["result"]["tpot_ms"]["p50"])
     _limit(axes, points, "concurrency", "roofline_step_ms")
-    _finish(axes, points, "concurrency", "requests at a time", "decode step (TPOT p50), ms")
+    _finish(
+        axes,
+        points,
+        "concurrency",
+        "requests at a time",
+        "decode step (time per output token, p50), ms",
+    )
 
 
 def _compare(figure: Figure, rows: Sequence[dict[str, Any]]) -> None:
-    """Ratios as bars, each with its spread and its goal."""
+    """Each ratio as a dot with its spread, and its goal as a stroke."""
     axes = figure.add_subplot()
-    figure.set_figheight(1.5 + 0.4 * len(rows))
-    at = range(len(rows))
-    ratios = [row["ratio"] for row in rows]
-    spread = [
-        [max(0.0, row["ratio"] - min(row["ratios"])) for row in rows],
-        [max(0.0, max(row["ratios"]) - row["ratio"]) for row in rows],
-    ]
-    colours = [_COLOURS[0] if row["is_met"] else _COLOURS[1] for row in rows]
-    axes.barh(at, ratios, xerr=spread, color=colours, height=0.6, ecolor="#444444", capsize=2)
+    figure.set_figheight(1.7 + 0.35 * len(rows))
     for i, row in enumerate(rows):
-        goal = row["row"]["goal"]
-        axes.plot([goal, goal], [i - 0.4, i + 0.4], color="black", linewidth=2)
-        axes.annotate(
-            f"{row['ratio']:.2f}",
-            (max(*row["ratios"], goal), i),
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-        )
+        ratio, ratios, goal = row["ratio"], row["ratios"], row["row"]["goal"]
+        colour = _COLOURS[0] if row["is_met"] else _COLOURS[1]
+        axes.plot([min(ratios), max(ratios)], [i, i], color=colour, linewidth=2)
+        axes.plot(ratio, i, "o", color=colour, markersize=8)
+        axes.plot([goal, goal], [i - 0.3, i + 0.3], color="black", linewidth=2)
+        at = (max(*ratios, goal), i)
+        text = f"{ratio:.2f}"
+        axes.annotate(text, at, xytext=(9, 0), textcoords="offset points", va="center")
+    axes.axvline(1, color="#888888", linewidth=1)
+    largest = max(1.0, *(max(*row["ratios"], row["row"]["goal"]) for row in rows))
+    smallest = min(1.0, *(min(*row["ratios"], row["row"]["goal"]) for row in rows))
     axes.set_xscale("log", base=2)
-    axes.set_xticks([0.5, 1, 2, 4, 8, 16, 32, 64])
+    axes.set_xlim(smallest / 1.2, largest * 1.8)
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_xlim(min(0.5, *ratios) * 0.9, max(*ratios, 2.0) * 1.6)
-    axes.set_yticks(at, [row["title"] for row in rows])
+    axes.set_yticks(range(len(rows)), [row["title"] for row in rows])
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
-    axes.set_xlabel("throughput, ours / theirs; black: the goal")
+    axes.set_xlabel("throughput, ours / theirs; black: the goal; orange: missed")
 
 
 def _lines(axes: Axes, points: Sequence[Point], over: str, of: Callable[[Point], float]) -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 _WIDE = 200
-_IDLE_SHARE = 0.02
+_IDLE_SHARE = 0.05
 """Of a core: what an idle server may take while another is measured."""
 
 

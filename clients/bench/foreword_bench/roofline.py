@@ -18,6 +18,7 @@ measured on all cores, at their best.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -157,8 +158,9 @@ class Roofline:
         return shape.num_requests * shape.num_new_tokens / (self.prefill_s(shape) + decode_s)
 
 
-def measure(num_threads: int, *, num_bytes: int = 1 << 30, num_times: int = 8) -> Rates:
-    """The best of several tries of each. Needs torch."""
+def measure(num_threads: int, *, num_bytes: int = 1 << 30, num_times: int = 25) -> Rates:
+    """The best of several tries of each, in huge pages, as a good server would. Needs torch."""
+    os.environ["THP_MEM_ALLOC_ENABLE"] = "1"  # torch reads it when it first allocates
     import torch
 
     torch.set_num_threads(num_threads)

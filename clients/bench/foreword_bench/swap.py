@@ -4,7 +4,8 @@ Every so often a task under load gets a new version, uploaded and made active in
 200 is there, requests for the task are sent one after the other until one names the new version;
 "visible" is when that answer's head arrives. Besides, no request of the load that was sent after
 the 200 may name an older version. A stream notices a swap if its tokens come further apart while
-the upload is under way or within `_AFTER_S` of its end than they usually do.
+the upload is under way or within `_AFTER_S` of its end than they usually do: than the median over
+streams of the time per output token.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 
 from foreword_bench import tasks
 from foreword_bench.errors import BenchError
-from foreword_bench.statistics import gaps_s, percentiles_ms
+from foreword_bench.statistics import percentiles_ms
 from foreword_bench.stream import Answer
 from foreword_bench.target import Target
 from foreword_bench.wire import Http, WireError
@@ -112,7 +113,7 @@ def summary(swaps: Sequence[Swap], answers: Sequence[Answer]) -> dict[str, Any]:
     good = [answer for answer in answers if answer.error is None]
     near_s, away_s = stalls_s(swaps, good)
     visible_s = [swap.visible_s - swap.done_s for swap in swaps]
-    usual_s = float(np.median(gaps_s(good)))
+    usual_s = float(np.median([answer.tpot_s for answer in good]))
     return {
         "swaps": len(swaps),
         "upload_ms": percentiles_ms(swap.done_s - swap.sent_s for swap in swaps),
@@ -122,7 +123,7 @@ def summary(swaps: Sequence[Swap], answers: Sequence[Answer]) -> dict[str, Any]:
         "usual_gap_ms": round(usual_s * 1e3, 3),
         "longest_gap_near_a_swap_ms": percentiles_ms(near_s) | {"max": round(max(near_s) * 1e3, 3)},
         "longest_gap_away_ms": round(away_s * 1e3, 3),
-        "stall": round(float(np.median(near_s)) / usual_s, 2),
+        "stall": round(float(np.median(near_s)) / max(usual_s, 1e-6), 2),
     }
 
 

@@ -58,7 +58,7 @@ class Points:
 
 def run(peers: Peers, points: Points) -> Iterator[dict[str, Any]]:
     """The result so far after every point."""
-    roofline = measured_roofline(peers.model)
+    roofline = measured_roofline(peers)
     result: dict[str, Any] = {
         "kind": "sweep",
         "machine": report.machine(),

@@ -29,6 +29,7 @@ def compare(
         typer.Option(metavar="TEXT", help="Only rows whose title contains this. Repeatable."),
     ] = None,
     folder: options.Folder = None,
+    roofline: options.Roofline = True,
     json: options.Json = None,
 ) -> None:
     """Reproduce the CPU tables of docs/benchmarks.md: ours and theirs in one run, in turn.
@@ -48,6 +49,7 @@ def compare(
         vllm=vllm,
         serve_flags=shlex.split(serve_flags),
         vllm_flags=shlex.split(vllm_flags),
+        roofline=roofline,
     )
     with peers_of(choice) as peers:
         for result in comparison.run(peers, wanted, num_rounds=rounds):
@@ -80,6 +82,7 @@ def sweep(
     serve_flags: options.ServeFlags = "",
     vllm_flags: options.VllmFlags = "",
     folder: options.Folder = None,
+    roofline: options.Roofline = True,
     json: options.Json = None,
 ) -> None:
     """Measure one load after the other, over concurrency or over the number of tasks.
@@ -105,6 +108,7 @@ def sweep(
         vllm=vllm,
         serve_flags=shlex.split(serve_flags),
         vllm_flags=shlex.split(vllm_flags),
+        roofline=roofline,
     )
     with peers_of(choice) as peers:
         for result in sweeps.run(peers, points):

@@ -39,6 +39,10 @@ Json = Annotated[
     typer.Option("--json", metavar="FILE", help="Write the result; - is standard output."),
 ]
 Seed = Annotated[int, typer.Option(help="Of prompts and arrivals.")]
+Roofline = Annotated[
+    bool,
+    typer.Option(help="First measure memory and products, to tell how near to them rows come."),
+]
 Threads = Annotated[int, typer.Option(min=1, help="Threads to use.")]
 
 _SERVERS = "Servers"
