@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from statistics import median
 from typing import Any
 
-from foreword_bench import load, report, statistics, target
+from foreword_bench import load, report, statistics, tables, target
 from foreword_bench.errors import BenchError
 from foreword_bench.peers import Peers
 from foreword_bench.roofline import Model, Rates, Roofline
@@ -48,7 +48,7 @@ def run(peers: Peers, rows: Iterable[Row], *, num_rounds: int) -> Iterator[Figur
             continue
         report.note(f"{row.title}: {num_rounds} rounds ...")
         result["rows"].append(_run_row(peers, row, num_rounds, roofline))
-        report.note(report.row_line(result["rows"][-1]))
+        report.note(tables.row_line(result["rows"][-1]))
         yield result
     yield result
 

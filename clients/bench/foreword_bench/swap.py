@@ -112,19 +112,23 @@ def summary(swaps: Sequence[Swap], answers: Sequence[Answer]) -> dict[str, Any]:
         raise BenchError("no swap was done in time: ask for more requests")
     good = [answer for answer in answers if answer.error is None]
     near_s, away_s = stalls_s(swaps, good)
-    visible_s = [swap.visible_s - swap.done_s for swap in swaps]
     usual_s = float(np.median([answer.tpot_s for answer in good]))
     return {
         "swaps": len(swaps),
-        "upload_ms": percentiles_ms(swap.done_s - swap.sent_s for swap in swaps),
-        "visible_after_ms": percentiles_ms(visible_s) | {"max": round(max(visible_s) * 1e3, 3)},
-        "first_token_after_ms": percentiles_ms(s.first_token_s - s.done_s for s in swaps),
-        "stale_answers": sum(s.num_stale for s in swaps) + num_stale(swaps, good),
+        "upload_ms": _with_max([swap.done_s - swap.sent_s for swap in swaps]),
+        "visible_after_ms": _with_max([swap.visible_s - swap.done_s for swap in swaps]),
+        "visible_goal_ms": VISIBLE_GOAL_MS,
+        "first_token_after_ms": _with_max([swap.first_token_s - swap.done_s for swap in swaps]),
+        "stale_answers": sum(swap.num_stale for swap in swaps) + num_stale(swaps, good),
         "usual_gap_ms": round(usual_s * 1e3, 3),
-        "longest_gap_near_a_swap_ms": percentiles_ms(near_s) | {"max": round(max(near_s) * 1e3, 3)},
+        "longest_gap_near_a_swap_ms": _with_max(near_s),
         "longest_gap_away_ms": round(away_s * 1e3, 3),
         "stall": round(float(np.median(near_s)) / max(usual_s, 1e-6), 2),
     }
+
+
+def _with_max(seconds: Sequence[float]) -> dict[str, float | None]:
+    return percentiles_ms(seconds) | {"max": round(max(seconds) * 1e3, 3)}
 
 
 def num_stale(swaps: Iterable[Swap], answers: Iterable[Answer]) -> int:

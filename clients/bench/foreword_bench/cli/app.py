@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from foreword_bench import report
+from foreword_bench import report, tables
 from foreword_bench import roofline as rooflines
 from foreword_bench.cli import options
 from foreword_bench.cli.compare import compare, sweep
@@ -29,7 +29,7 @@ def roofline(json: options.Json = None, threads: options.Threads = options.CORES
     """Measure what this machine allows: memory copied and read, bfloat16 products. Needs torch."""
     rates = rooflines.measure(threads)
     result = report.result("roofline", dataclasses.asdict(rates))
-    report.tell(result, json, report.show_rates)
+    report.tell(result, json, tables.show_rates)
 
 
 def static_batch(
@@ -55,7 +55,7 @@ def static_batch(
     figures = static.run(
         model, workload, num_tasks=tasks, num_prefix_tokens=prefix_tokens, num_threads=threads
     )
-    report.tell(report.result("static-batch", figures), json, report.show_static_batch)
+    report.tell(report.result("static-batch", figures), json, tables.show_static_batch)
 
 
 def plot(

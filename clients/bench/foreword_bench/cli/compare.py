@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from foreword_bench import compare as comparison
-from foreword_bench import report
+from foreword_bench import report, tables
 from foreword_bench import sweep as sweeps
 from foreword_bench.cli import options
 from foreword_bench.errors import BenchError
@@ -54,7 +54,7 @@ def compare(
     with peers_of(choice) as peers:
         for result in comparison.run(peers, wanted, num_rounds=rounds):
             report.keep(result, json)
-    report.tell(result, json, report.show_compare)
+    report.tell(result, json, tables.show_compare)
 
 
 def sweep(
@@ -113,4 +113,4 @@ def sweep(
     with peers_of(choice) as peers:
         for result in sweeps.run(peers, points):
             report.keep(result, json)
-    report.tell(result, json, report.show_sweep)
+    report.tell(result, json, tables.show_sweep)

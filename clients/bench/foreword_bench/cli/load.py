@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from foreword_bench import load as loads
-from foreword_bench import report, statistics, swap, target
+from foreword_bench import report, statistics, swap, tables, target
 from foreword_bench.cli import options
 from foreword_bench.errors import BenchError
 from foreword_bench.workload import Workload
@@ -93,6 +93,6 @@ def load(
         target=dataclasses.asdict(where) | {"num_tasks": where.num_tasks},
         workload=dataclasses.asdict(workload),
     )
-    report.tell(result, json, report.show_load)
+    report.tell(result, json, tables.show_load)
     if figures["errors"] or (swapper is not None and figures["swaps"]["stale_answers"]):
         raise typer.Exit(1)
