@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -89,9 +90,11 @@ class Peers:
 
 @contextmanager
 def peers_of(choice: Choice) -> Iterator[Peers]:
-    """Servers that are gone when the block ends."""
+    """Servers that are gone when the block ends, by a signal too."""
     model = (choice.model or _default_model()).resolve()
     with ExitStack() as stack:
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        stack.callback(signal.signal, signal.SIGTERM, before)
         folder = choice.folder
         if folder is None:
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="foreword-bench-")))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,18 +90,45 @@ def fake_vllm(tmp_path: Path) -> Path:
     return program.parents[1]
 
 
+def is_gone(pid: int) -> bool:
+    """Or a zombie, which nobody has reaped yet."""
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def wait_until(what: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 20
+    while not what():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+
+
 def test_a_server_is_gone_with_all_its_processes(fake_vllm: Path, tmp_path: Path) -> None:
     log = tmp_path / "vllm.log"
 
     with servers.vllm(fake_vllm, tmp_path, log, ["--block-size", "32"]) as server:
         assert server.cpu_s() >= 0.01
         child = int(log.read_text().split()[1])
-        os.kill(child, 0)
+        assert not is_gone(child)
 
-    deadline_s = time.monotonic() + 10
-    while Path(f"/proc/{child}").exists() and time.monotonic() < deadline_s:
-        time.sleep(0.01)
-    assert not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text()
+    wait_until(lambda: is_gone(child))
+
+
+def test_no_server_is_left_behind_by_a_comparison_that_is_ended(
+    small: SmallServer, fake_vllm: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "vllm.log"
+    command = [sys.executable, "-m", "foreword_bench", "compare", "--no-roofline"]
+    command += ["--model", str(tmp_path), "--foreword-url", small.url, "--folder", str(tmp_path)]
+    command += ["--vllm", str(fake_vllm), "--vllm-flags", "--block-size 32", "--row", "1, none"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    wait_until(lambda: log.exists() and "child" in log.read_text())
+    process.terminate()
+
+    assert process.wait(20) != 0
+    wait_until(lambda: is_gone(int(log.read_text().split()[1])))
 
 
 def test_a_server_that_does_not_start_says_why(fake_vllm: Path, tmp_path: Path) -> None:
