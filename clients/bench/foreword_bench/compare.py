@@ -37,6 +37,7 @@ def run(peers: Peers, rows: Iterable[Row], *, num_rounds: int) -> Iterator[Figur
         "model": peers.model.name,
         "num_rounds": num_rounds,
         "flags": {"foreword": peers.choice.serve_flags, "vllm": peers.choice.vllm_flags},
+        "vllm_env": peers.choice.vllm_env,
         "rates": None if roofline is None else asdict(roofline.rates),
         "rows": [],
         "left_out": [],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +31,7 @@ class Choice:
     """vLLM's virtual environment."""
     serve_flags: Sequence[str] = ()
     vllm_flags: Sequence[str] = ()
+    vllm_env: Mapping[str, str] = field(default_factory=dict)
     roofline: bool = True
     """Whether to measure what the machine allows, first."""
 
@@ -62,7 +63,8 @@ class Peers:
         if choice.vllm is None:
             raise BenchError("there is no peer: name one with --vllm or --peer-url")
         log, venv = self.folder / "vllm.log", choice.vllm
-        return self._start("vllm", lambda: servers.vllm(venv, self.model, log, choice.vllm_flags))
+        flags, env = choice.vllm_flags, choice.vllm_env
+        return self._start("vllm", lambda: servers.vllm(venv, self.model, log, flags, env))
 
     @contextmanager
     def with_budget(self, num_bytes: int) -> Iterator[Server]:

@@ -54,7 +54,13 @@ def foreword(
 
 
 @contextlib.contextmanager
-def vllm(venv: Path, model: Path, log: Path, flags: Sequence[str] = ()) -> Iterator[Server]:
+def vllm(
+    venv: Path,
+    model: Path,
+    log: Path,
+    flags: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+) -> Iterator[Server]:
     """`vllm serve` of another environment, as its CPU build is to be run. Its prefix cache is on by
     default, and 4 GiB hold every prefix of the table several times."""
     program = venv / "bin" / "vllm"
@@ -68,7 +74,7 @@ def vllm(venv: Path, model: Path, log: Path, flags: Sequence[str] = ()) -> Itera
         "VLLM_NO_USAGE_STATS": "1",
         "PATH": f"{venv / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}",
     }
-    with _started("vllm", command, environment, log) as server:
+    with _started("vllm", command, environment | dict(env or {}), log) as server:
         yield server
 
 

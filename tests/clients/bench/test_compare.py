@@ -23,7 +23,8 @@ from tests.clients.bench.small_server import SmallServer
 ROW = Row(2, 2, 4, requests=4, goal=0.01, prompt_tokens=5, new_tokens=4)
 FAKE_VLLM = """#!/usr/bin/env python3
 import http.server, os, subprocess, sys
-if os.environ["VLLM_CPU_KVCACHE_SPACE"] != "4" or "--block-size" not in sys.argv:
+wanted = os.environ["VLLM_CPU_KVCACHE_SPACE"] == "4" and "BOTH_CORES" in os.environ
+if not wanted or "--block-size" not in sys.argv:
     sys.exit("started as it should not be")
 child = subprocess.Popen(["sleep", "600"])
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -106,7 +107,8 @@ def wait_until(what: Callable[[], bool]) -> None:
 def test_a_server_is_gone_with_all_its_processes(fake_vllm: Path, tmp_path: Path) -> None:
     log = tmp_path / "vllm.log"
 
-    with servers.vllm(fake_vllm, tmp_path, log, ["--block-size", "32"]) as server:
+    flags, env = ["--block-size", "32"], {"BOTH_CORES": "1"}
+    with servers.vllm(fake_vllm, tmp_path, log, flags, env) as server:
         assert server.cpu_s() >= 0.01
         child = int(log.read_text().split()[1])
         assert not is_gone(child)
@@ -121,6 +123,7 @@ def test_no_server_is_left_behind_by_a_comparison_that_is_ended(
     command = [sys.executable, "-m", "foreword_bench", "compare", "--no-roofline"]
     command += ["--model", str(tmp_path), "--foreword-url", small.url, "--folder", str(tmp_path)]
     command += ["--vllm", str(fake_vllm), "--vllm-flags", "--block-size 32", "--row", "1, none"]
+    command += ["--vllm-env", "BOTH_CORES=1"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
 
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)

@@ -23,6 +23,7 @@ def compare(
     peer_url: options.PeerUrl = None,
     serve_flags: options.ServeFlags = "",
     vllm_flags: options.VllmFlags = "",
+    vllm_env: options.VllmEnv = None,
     rounds: Annotated[int, typer.Option(min=1, help="Each measures either side once.")] = 3,
     row: Annotated[
         list[str] | None,
@@ -49,6 +50,7 @@ def compare(
         vllm=vllm,
         serve_flags=shlex.split(serve_flags),
         vllm_flags=shlex.split(vllm_flags),
+        vllm_env=options.environment(vllm_env),
         roofline=roofline,
     )
     with peers_of(choice) as peers:
@@ -81,6 +83,7 @@ def sweep(
     peer_url: options.PeerUrl = None,
     serve_flags: options.ServeFlags = "",
     vllm_flags: options.VllmFlags = "",
+    vllm_env: options.VllmEnv = None,
     folder: options.Folder = None,
     roofline: options.Roofline = True,
     json: options.Json = None,
@@ -108,6 +111,7 @@ def sweep(
         vllm=vllm,
         serve_flags=shlex.split(serve_flags),
         vllm_flags=shlex.split(vllm_flags),
+        vllm_env=options.environment(vllm_env),
         roofline=roofline,
     )
     with peers_of(choice) as peers:

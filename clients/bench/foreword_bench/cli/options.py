@@ -89,6 +89,14 @@ VllmFlags = Annotated[
         metavar="TEXT", help="Further options for `vllm serve`.", rich_help_panel=_SERVERS
     ),
 ]
+VllmEnv = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="Environment of `vllm serve`, such as VLLM_CPU_NUM_OF_RESERVED_CPU=0. Repeatable.",
+        rich_help_panel=_SERVERS,
+    ),
+]
 Folder = Annotated[
     Path | None,
     typer.Option(
@@ -97,6 +105,15 @@ Folder = Annotated[
         rich_help_panel=_SERVERS,
     ),
 ]
+
+
+def environment(given: list[str] | None) -> dict[str, str]:
+    """`--vllm-env`. Raises `BenchError`."""
+    pairs = [pair.partition("=") for pair in given or []]
+    for name, equals, _ in pairs:
+        if not (name and equals):
+            raise BenchError("--vllm-env: write NAME=VALUE")
+    return {name: value for name, _, value in pairs}
 
 
 def lengths(text: str) -> tuple[int, ...]:
