@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install --constr
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test lint format type contracts docker-lint check clean
+.PHONY: help install serve test lint format type contracts docker-lint check bench clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1: /p' Makefile
@@ -35,6 +35,9 @@ docker-lint: $(INSTALLED) ## Check the Dockerfile.
 
 check: lint type contracts docker-lint test ## All of the above.
 
+bench: $(INSTALLED) ## Measure the CPU tables of docs/benchmarks.md (VLLM=DIR with vLLM, ARGS="--rounds 5").
+	@$(BIN)/foreword bench compare $(if $(VLLM),--vllm $(VLLM)) --json build/bench.json $(ARGS)
+
 clean: ## Remove .venv and every cache. The default model in ~/.cache/foreword stays.
 	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
@@ -43,6 +46,6 @@ $(INSTALLED): pyproject.toml clients/python/pyproject.toml clients/bench/pyproje
 	@echo "Setting up .venv: a few minutes, once."
 	@$(PYTHON) -m venv .venv
 	@$(PIP) torch
-	@$(PIP) --editable '.[dev]' --editable clients/python --editable clients/bench
+	@$(PIP) --editable '.[dev]' --editable clients/python --editable 'clients/bench[plots]'
 	@touch $@
 	@echo "Done: 'make serve' starts the server, 'make test' runs the tests."

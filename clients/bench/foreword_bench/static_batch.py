@@ -1,69 +1,68 @@
-"""transformers' `generate`, one task after the other: how prefix tuning is run without a server.
+"""PEFT as its users run it: one task a batch, one batch after the other.
 
-PEFT puts one task's prefix before every row of a batch, so requests of several tasks need a batch
-for each task; so it is done here, with the prefix copied to every row as PEFT does.
+PEFT puts the active adapter's prefix before every row of a batch, so requests of several tasks need
+a batch for each. There is no server, and no waiting: all requests are there from the start.
 """
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from peft import PrefixTuningConfig, TaskType, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from foreword_bench.workload import Workload
 
 
 def run(
-    model_dir: str, workload: Workload, *, num_tasks: int, num_prefix_tokens: int, num_threads: int
-) -> dict[str, float]:
-    """As many waves of `concurrency` requests as the workload holds, after one to warm up."""
+    folder: Path, workload: Workload, *, num_tasks: int, num_prefix_tokens: int, num_threads: int
+) -> dict[str, Any]:
+    """All requests of the workload, task by task, after one batch to warm up."""
     torch.set_num_threads(num_threads)
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16).eval()
-    model.generation_config.eos_token_id = None
-    prefixes = [_random_prefix(model, num_prefix_tokens, seed) for seed in range(num_tasks)]
-    num_waves = max(1, workload.num_requests // workload.concurrency)
-    _wave(model, workload, prefixes, 0)
+    torch.manual_seed(workload.seed)
+    model = _model_of(folder, num_tasks, num_prefix_tokens)
+    batches = [
+        [workload.prompt(request) for request in range(task, workload.num_requests, num_tasks)]
+        for task in range(num_tasks)
+    ]
+    _generate(model, 0, batches[0], workload.num_new_tokens)
     started_s = time.perf_counter()
-    for wave in range(num_waves):
-        _wave(model, workload, prefixes, wave)
+    num_tokens = sum(
+        _generate(model, task, prompts, workload.num_new_tokens)
+        for task, prompts in enumerate(batches)
+        if prompts
+    )
     wall_s = time.perf_counter() - started_s
-    num_tokens = num_waves * workload.concurrency * workload.num_new_tokens
-    return {"concurrency": workload.concurrency, "out_tok_s": round(num_tokens / wall_s, 1)}
+    return {"requests": workload.num_requests, "out_tok_s": round(num_tokens / wall_s, 1)}
 
 
-Layers = list[tuple[torch.Tensor, torch.Tensor]]
-
-
-def _random_prefix(model: PreTrainedModel, num_tokens: int, seed: int) -> Layers:
-    """Keys and values [num_kv_heads, num_tokens, head_dim] for each layer."""
-    config = model.config
-    generator = torch.Generator().manual_seed(seed)
-    shape = (2, config.num_key_value_heads, num_tokens, config.head_dim)
-    layers = []
-    for _ in range(config.num_hidden_layers):
-        keys, values = torch.randn(shape, generator=generator).to(model.dtype)
-        layers.append((keys, values))
-    return layers
+def _model_of(folder: Path, num_tasks: int, num_prefix_tokens: int) -> Any:
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    config = PrefixTuningConfig(
+        task_type=TaskType.CAUSAL_LM, num_virtual_tokens=num_prefix_tokens, inference_mode=True
+    )
+    model = get_peft_model(base, config, adapter_name="task-0")
+    for task in range(1, num_tasks):
+        model.add_adapter(f"task-{task}", config)
+    model.to(torch.bfloat16).eval()
+    model.generation_config.eos_token_id = None
+    return model
 
 
 @torch.inference_mode()
-def _wave(model: PreTrainedModel, workload: Workload, prefixes: list[Layers], wave: int) -> None:
-    first = wave * workload.concurrency
-    for task, prefix in enumerate(prefixes):
-        requests = range(first + task, first + workload.concurrency, len(prefixes))
-        rows = torch.tensor([workload.prompt(request) for request in requests])
-        num_prefix_tokens = prefix[0][0].shape[1]
-        cache = DynamicCache(
-            [tuple(t[None].repeat(len(rows), 1, 1, 1) for t in layer) for layer in prefix]
-        )
-        mask = torch.ones(len(rows), num_prefix_tokens + rows.shape[1], dtype=torch.long)
-        padded = torch.cat([rows.new_zeros(len(rows), num_prefix_tokens), rows], dim=1)
-        model.generate(
-            input_ids=padded,  # generate skips as many ids as the cache holds
-            attention_mask=mask,
-            past_key_values=cache,
-            max_new_tokens=workload.num_new_tokens,
-            do_sample=False,
-            pad_token_id=0,
-        )
+def _generate(model: Any, task: int, prompts: list[list[int]], num_new_tokens: int) -> int:
+    model.set_adapter(f"task-{task}")
+    rows = torch.tensor(prompts)
+    out = model.generate(
+        input_ids=rows,
+        attention_mask=torch.ones_like(rows),
+        max_new_tokens=num_new_tokens,
+        do_sample=False,
+        pad_token_id=0,
+    )
+    num_tokens: int = (out.shape[1] - rows.shape[1]) * len(rows)
+    assert num_tokens == num_new_tokens * len(rows), "PEFT stopped early"
+    return num_tokens

@@ -1,0 +1,88 @@
+"""The commands put together."""
+
+from __future__ import annotations
+
+import dataclasses
+import json as json_
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from foreword_bench import report, tables
+from foreword_bench import roofline as rooflines
+from foreword_bench.cli import options
+from foreword_bench.cli.compare import compare, sweep
+from foreword_bench.cli.load import load
+from foreword_bench.errors import BenchError
+from foreword_bench.workload import Workload
+
+_HELP = """Measure Foreword, and what people would use instead, with the same code.
+
+[bold]foreword bench load http://127.0.0.1:8000 --tasks 8 --concurrency 32[/bold]
+
+[bold]foreword bench compare --vllm DIR --json compare.json[/bold]
+"""
+
+
+def roofline(json: options.Json = None, threads: options.Threads = options.CORES) -> None:
+    """Measure what this machine allows: memory copied and read, bfloat16 products. Needs torch."""
+    rates = rooflines.measure(threads)
+    result = report.result("roofline", dataclasses.asdict(rates))
+    report.tell(result, json, tables.show_rates)
+
+
+def static_batch(
+    model: Annotated[Path, typer.Argument(metavar="DIR", help="The model's folder.")],
+    tasks: Annotated[int, typer.Option(min=1, help="Tasks, an adapter for each.")] = 16,
+    prefix_tokens: options.PrefixTokens = 64,
+    requests: options.Requests = 16,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 32,
+    new_tokens: options.NewTokens = 64,
+    threads: options.Threads = options.CORES,
+    seed: options.Seed = 0,
+    json: options.Json = None,
+) -> None:
+    """Run PEFT as its users do: one task a batch, one batch after the other."""
+    from foreword_bench import static_batch as static  # torch only where it is needed
+
+    workload = Workload(
+        num_requests=requests,
+        prompt_lengths=(prompt_tokens,),
+        num_new_tokens=new_tokens,
+        seed=seed,
+    )
+    figures = static.run(
+        model, workload, num_tasks=tasks, num_prefix_tokens=prefix_tokens, num_threads=threads
+    )
+    report.tell(report.result("static-batch", figures), json, tables.show_static_batch)
+
+
+def plot(
+    results: Annotated[
+        list[Path], typer.Argument(metavar="RESULT.json...", exists=True, dir_okay=False)
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Where the plots go.")
+    ] = Path(),
+) -> None:
+    """Draw what `sweep` and `compare` have measured, as PNG files. Needs matplotlib."""
+    try:
+        from foreword_bench import plots
+    except ImportError:
+        raise BenchError("plots need matplotlib: pip install 'foreword-bench[plots]'") from None
+    paths = plots.draw([json_.loads(path.read_text("utf-8")) for path in results], output)
+    if not paths:
+        raise BenchError("nothing to draw: plots are of results of `sweep` and `compare`")
+    for path in paths:
+        typer.echo(path)
+
+
+def make_app() -> typer.Typer:
+    """The whole command line."""
+    app = typer.Typer(
+        no_args_is_help=True, add_completion=False, rich_markup_mode="rich", help=_HELP
+    )
+    for command in (load, compare, sweep, plot, roofline, static_batch):
+        app.command()(command)
+    return app

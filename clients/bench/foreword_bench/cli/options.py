@@ -1,0 +1,127 @@
+"""Options that several commands share, and how their values are read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from foreword_bench.errors import BenchError
+
+CORES = os.cpu_count() or 1
+
+Concurrency = Annotated[int, typer.Option(min=1, help="Requests at a time (closed loop).")]
+Requests = Annotated[int, typer.Option(min=1, help="Requests in all.")]
+PromptTokens = Annotated[
+    str,
+    typer.Option(
+        metavar="N[,N...]", help="Tokens of a prompt; of several lengths each request draws one."
+    ),
+]
+NewTokens = Annotated[int, typer.Option(min=1, help="Tokens of each completion.")]
+Tasks = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="So many tasks, asked in turn, each with a random prefix: a Foreword server gets them "
+        "uploaded as trained prefixes, any other gets as many tokens of text before each prompt.",
+    ),
+]
+PrefixTokens = Annotated[int, typer.Option(min=1, help="Tokens of each task's prefix.")]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(envvar="FOREWORD_API_KEY", help="Sent as a bearer token.", show_default=False),
+]
+Json = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Write the result; - is standard output."),
+]
+Seed = Annotated[int, typer.Option(help="Of prompts and arrivals.")]
+Roofline = Annotated[
+    bool,
+    typer.Option(help="First measure memory and products, to tell how near to them rows come."),
+]
+Threads = Annotated[int, typer.Option(min=1, help="Threads to use.")]
+
+_SERVERS = "Servers"
+
+ModelFolder = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        exists=True,
+        file_okay=False,
+        help="The model's folder, for all servers. Default: the server's default model.",
+        rich_help_panel=_SERVERS,
+    ),
+]
+Vllm = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="vLLM's virtual environment; it is started from there.",
+        rich_help_panel=_SERVERS,
+    ),
+]
+ForewordUrl = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", help="A Foreword server that runs already.", rich_help_panel=_SERVERS
+    ),
+]
+PeerUrl = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="An OpenAI-compatible server that runs already, in place of vLLM.",
+        rich_help_panel=_SERVERS,
+    ),
+]
+ServeFlags = Annotated[
+    str,
+    typer.Option(metavar="TEXT", help="Options for `foreword serve`.", rich_help_panel=_SERVERS),
+]
+VllmFlags = Annotated[
+    str,
+    typer.Option(
+        metavar="TEXT", help="Further options for `vllm serve`.", rich_help_panel=_SERVERS
+    ),
+]
+VllmEnv = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="Environment of `vllm serve`, such as VLLM_CPU_NUM_OF_RESERVED_CPU=0. Repeatable.",
+        rich_help_panel=_SERVERS,
+    ),
+]
+Folder = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="For logs and prefix stores. Default: a temporary one.",
+        rich_help_panel=_SERVERS,
+    ),
+]
+
+
+def environment(given: list[str] | None) -> dict[str, str]:
+    """`--vllm-env`. Raises `BenchError`."""
+    pairs = [pair.partition("=") for pair in given or []]
+    for name, equals, _ in pairs:
+        if not (name and equals):
+            raise BenchError("--vllm-env: write NAME=VALUE")
+    return {name: value for name, _, value in pairs}
+
+
+def lengths(text: str) -> tuple[int, ...]:
+    """`--prompt-tokens`. Raises `BenchError`."""
+    try:
+        found = tuple(int(length) for length in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or min(found) < 1:
+        raise BenchError(f"--prompt-tokens {text}: write 32, or 16,64,256")
+    return found

@@ -1,0 +1,111 @@
+"""The servers of a comparison, started when one is first needed."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from foreword_bench import servers
+from foreword_bench.errors import BenchError
+from foreword_bench.servers import Server
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """Which servers, as the user says it."""
+
+    model: Path | None = None
+    """None: the server's default model."""
+    folder: Path | None = None
+    """For logs and prefix stores. None: a temporary one."""
+    foreword_url: str | None = None
+    """One that runs already; None: it is started."""
+    peer_url: str | None = None
+    vllm: Path | None = None
+    """vLLM's virtual environment."""
+    serve_flags: Sequence[str] = ()
+    vllm_flags: Sequence[str] = ()
+    vllm_env: Mapping[str, str] = field(default_factory=dict)
+    roofline: bool = True
+    """Whether to measure what the machine allows, first."""
+
+    @property
+    def has_peer(self) -> bool:
+        return self.peer_url is not None or self.vllm is not None
+
+
+@dataclass(slots=True)
+class Peers:
+    """What runs, and ends with `stack`."""
+
+    choice: Choice
+    model: Path
+    folder: Path
+    stack: ExitStack
+    running: dict[str, Server] = field(default_factory=dict)
+
+    def foreword(self) -> Server:
+        if self.choice.foreword_url:
+            return Server("foreword", self.choice.foreword_url)
+        return self._start("foreword", lambda: self._foreword("foreword", ()))
+
+    def peer(self) -> Server:
+        """Raises `BenchError` if none was chosen."""
+        choice = self.choice
+        if choice.peer_url is not None:
+            return Server("peer", choice.peer_url)
+        if choice.vllm is None:
+            raise BenchError("there is no peer: name one with --vllm or --peer-url")
+        log, venv = self.folder / "vllm.log", choice.vllm
+        flags, env = choice.vllm_flags, choice.vllm_env
+        return self._start("vllm", lambda: servers.vllm(venv, self.model, log, flags, env))
+
+    @contextmanager
+    def with_budget(self, num_bytes: int) -> Iterator[Server]:
+        """A further Foreword server whose device holds only so much of prefixes."""
+        name = "foreword-budget"
+        with self._foreword(name, ("--device-prefix-bytes", str(num_bytes))) as server:
+            self.running[name] = server
+            yield server
+            del self.running[name]
+
+    def others_cpu_s(self, server: Server | None) -> float:
+        """Processor time so far of the servers that should be idle."""
+        return sum(other.cpu_s() for other in self.running.values() if other is not server)
+
+    def _foreword(self, name: str, flags: Sequence[str]) -> AbstractContextManager[Server]:
+        flags = [*self.choice.serve_flags, *flags]
+        store, log = self.folder / f"{name}-store", self.folder / f"{name}.log"
+        return servers.foreword(self.model, store, log, flags, name=name)
+
+    def _start(self, name: str, start: Callable[[], AbstractContextManager[Server]]) -> Server:
+        if name not in self.running:
+            self.running[name] = self.stack.enter_context(start())
+        return self.running[name]
+
+
+@contextmanager
+def peers_of(choice: Choice) -> Iterator[Peers]:
+    """Servers that are gone when the block ends, by a signal too."""
+    model = (choice.model or _default_model()).resolve()
+    with ExitStack() as stack:
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        stack.callback(signal.signal, signal.SIGTERM, before)
+        folder = choice.folder
+        if folder is None:
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="foreword-bench-")))
+        yield Peers(choice, model, folder, stack)
+
+
+def _default_model() -> Path:
+    command = [sys.executable, "-m", "server.default_model"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise BenchError("Foreword's server is not installed here; name a model with --model DIR")
+    return Path(done.stdout.strip())

@@ -1,0 +1,72 @@
+"""Results: what they are of, and where they go."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+_WIDE = 200
+"""Of a pipe: no table is folded."""
+
+
+def result(kind: str, figures: dict[str, Any], **context: Any) -> dict[str, Any]:
+    """Figures, and what they are of."""
+    return {"kind": kind, "machine": machine()} | context | {"result": figures}
+
+
+def tell(result: dict[str, Any], path: Path | None, show: Callable[[dict[str, Any]], None]) -> None:
+    """A table, and JSON into a file; or JSON alone, on standard output, where the file is `-`."""
+    if str(path) == "-":
+        sys.stdout.write(_json(result))
+    else:
+        keep(result, path)
+        show(result)
+
+
+def keep(result: dict[str, Any], path: Path | None) -> None:
+    """What is known so far, where a file is wanted."""
+    if path is not None and str(path) != "-":
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(_json(result), "utf-8")
+
+
+def _json(result: dict[str, Any]) -> str:
+    return json.dumps(result, indent=1) + "\n"
+
+
+def note(text: str) -> None:
+    """An aside, on standard error."""
+    Console(stderr=True, highlight=False).print(text, style="dim", soft_wrap=True, markup=False)
+
+
+def console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else _WIDE, highlight=False)
+
+
+def machine() -> dict[str, Any]:
+    """Where and when something was measured."""
+    return {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

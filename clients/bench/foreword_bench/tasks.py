@@ -1,0 +1,39 @@
+"""Random trained prefixes, uploaded as what PEFT saves, so that a server has something to serve."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import numpy as np
+from safetensors.numpy import save
+
+MEDIA_TYPE = "application/vnd.safetensors"
+
+
+def has_registry(client: httpx.Client) -> bool:
+    """Whether this is a Foreword server."""
+    response = client.get("/info")
+    return response.status_code == 200 and b'"fingerprint"' in response.content
+
+
+def ensure(client: httpx.Client, num_tasks: int, num_tokens: int) -> list[str]:
+    """Tasks with random prefixes of that length, uploaded where they are missing; their names."""
+    info = client.get("/info").raise_for_status().json()
+    names = [f"bench-{num_tokens}-{i}" for i in range(num_tasks)]
+    for i, name in enumerate(names):
+        found = client.get(f"/tasks/{name}")
+        if found.status_code == 404 or found.json()["active_version"] is None:
+            body = random_prefix(info, num_tokens, seed=i)
+            headers = {"Content-Type": MEDIA_TYPE}
+            client.put(f"/tasks/{name}/prefix", content=body, headers=headers).raise_for_status()
+        else:
+            found.raise_for_status()
+    return names
+
+
+def random_prefix(info: dict[str, Any], num_tokens: int, seed: int) -> bytes:
+    """Keys and values of `num_tokens` virtual tokens, for the geometry that `/info` tells."""
+    num_columns = 2 * info["num_layers"] * info["num_kv_heads"] * info["head_dim"]
+    values = np.random.default_rng(seed).standard_normal((num_tokens, num_columns), np.float32)
+    return save({"prompt_embeddings": values})
