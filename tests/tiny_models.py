@@ -15,9 +15,9 @@ from prefix_store.prefix import BaseModelSpec
 from server.engine.attention.base import ATTENTION_NAME, AttentionBackend, Step
 from server.engine.attention.ref import RefBackend
 from server.engine.kv_pool import KvPool
-from server.engine.messages import Sampling
 from server.engine.page_allocator import PageAllocator
 from server.engine.prompt_cache import PromptCache
+from server.engine.request import Sampling
 from server.engine.residency import ResidentPrefix
 from server.engine.runner import Runner
 from server.engine.scheduler import Scheduler

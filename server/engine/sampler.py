@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from server.engine.messages import Sampling
+from server.engine.request import Sampling
 
 INVALID = -1
 """In place of a token where the logits hold NaN."""

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 from prefix_store.digest import Digest
 from server.engine.batch import Batch, Chunk
-from server.engine.messages import Sampling, Share
 from server.engine.page_allocator import PageAllocator
 from server.engine.prompt_cache import PromptCache
+from server.engine.request import Sampling, Share
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence, SequenceStatus
 

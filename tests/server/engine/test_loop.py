@@ -17,6 +17,7 @@ from server.engine.compiler import Compiler
 from server.engine.kv_pool import KvPool
 from server.engine.loop import Inbox, StepLoop
 from server.engine.page_allocator import PageAllocator
+from server.engine.request import Sampling
 from server.engine.residency import Residency, ResidentPrefix
 from server.engine.sampler import INVALID
 from server.engine.scheduler import Scheduler
@@ -86,7 +87,7 @@ def submit(
     request_id: int, first: int = 5, *, num_tokens: int = 3, max_tokens: int = 2
 ) -> m.Submit:
     token_ids = [first] + [5] * (num_tokens - 1)
-    return m.Submit(request_id, None, token_ids, m.Sampling(max_tokens=max_tokens))
+    return m.Submit(request_id, None, token_ids, Sampling(max_tokens=max_tokens))
 
 
 def _unreadable(digest: Digest) -> ResidentPrefix:
@@ -125,7 +126,7 @@ def test_out_of_memory_makes_the_steps_smaller_and_loses_nothing(run: Run) -> No
 
 def test_requests_behind_a_prefix_that_cannot_be_read_fail_and_others_run(run: Run) -> None:
     digest = str(Digest.of(b"gone"))
-    behind = m.Submit(2, digest, [5, 5], m.Sampling(max_tokens=2))
+    behind = m.Submit(2, digest, [5, 5], Sampling(max_tokens=2))
 
     tokens, failed, _ = run(submit(1), m.Load(9, digest), behind, submit(3))
 

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.engine.messages import Sampling
+from server.engine.request import Sampling
 from server.engine.sampler import INVALID, SampleRow, sample
 
 
