@@ -81,7 +81,7 @@ class AttentionBackend(Protocol):
     run before any `plan`: then all rows are beyond the step."""
 
     def allocate(self, pool: KvPool, bounds: Bounds | None = None) -> None:
-        """Once, before everything else. `bounds` concerns graph safe backends; None: its defaults."""
+        """Once, before everything else. `bounds` concerns graph safe backends."""
         ...
 
     def plan(self, step: Step) -> None:
