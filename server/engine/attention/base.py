@@ -60,6 +60,8 @@ class Step:
 class Bounds:
     """The most that one step can hold. Buffers that a captured forward reads are made for it."""
 
+    num_heads: int
+    """Of the queries (`LoadedModel.num_heads`); the pool knows those of the keys."""
     num_rows: int = 512
     """Rows of the largest forward, padding included."""
     num_spans: int = 64
