@@ -127,9 +127,6 @@ def build(
     return loop, _info(config, loaded, size, device, backend)
 
 
-_NAMES = {RefBackend: "ref", CpuBackend: "cpu", NativeBackend: "native"}
-
-
 def _backend(name: str) -> AttentionBackend:
     return RefBackend() if name == "ref" else CpuBackend()
 
@@ -182,7 +179,7 @@ def _info(
         vocab_size=loaded.vocab_size,
         dtype=spec.dtype,
         device=device,
-        attention=_NAMES[type(backend)],
+        attention=backend.name,
         max_model_len=size.max_model_len,
         max_num_seqs=config.max_num_seqs,
         eos_token_ids=list(loaded.eos_token_ids),
