@@ -148,7 +148,7 @@ class Engine:
 
     def step(self) -> None:
         batch = self.scheduler.schedule()
-        for delta in self.scheduler.commit(batch, self.runner.run(batch)):
+        for delta in self.scheduler.commit(batch, self.runner.launch(batch).tokens()):
             self.completions.setdefault(delta.request_id, []).extend(delta.token_ids)
         self.scheduler.check()
 

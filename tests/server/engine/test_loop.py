@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,14 @@ NAN, BROKEN, HUGE = 40, 41, 42
 """First prompt tokens that make the fake runner misbehave."""
 
 
+@dataclass
+class Sampled:
+    token_ids: list[int]
+
+    def tokens(self) -> list[int]:
+        return self.token_ids
+
+
 class FakeRunner:
     """Samples `TOKEN`, and does to some sequences what a device could do to them."""
 
@@ -35,21 +44,21 @@ class FakeRunner:
         self.embeds: dict[int, Tensor] = {}
         self.batches: list[list[int]] = []
 
-    def run(self, batch: Batch) -> list[int]:
+    def launch(self, batch: Batch) -> Sampled:
         self.batches.append([chunk.seq.request_id for chunk in batch.chunks])
         firsts = [chunk.seq.token_ids[0] for chunk in batch.chunks]
         if BROKEN in firsts:
             raise RuntimeError("an index is out of range")
         if HUGE in firsts and sum(chunk.num_tokens for chunk in batch.chunks) > 8:
             raise torch.OutOfMemoryError("no room")
-        return [INVALID if c.seq.token_ids[0] == NAN else TOKEN for c in batch.sampled]
+        return Sampled([INVALID if c.seq.token_ids[0] == NAN else TOKEN for c in batch.sampled])
 
 
 Run = Callable[..., tuple[dict[int, list[int]], dict[int, m.Failed], FakeRunner]]
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Run:
+@pytest.fixture(params=[False, True], ids=["in turn", "one ahead"])
+def run(tmp_path: Path, request: pytest.FixtureRequest) -> Run:
     """Feeds requests to a loop until all are answered: tokens and failures, by request."""
 
     def run(
@@ -68,9 +77,12 @@ def run(tmp_path: Path) -> Run:
         pool = KvPool(spec, num_pages=8, page_size=64, device="cpu")
         compiler = Compiler(inbox.put, FileBlobStore(tmp_path), spec)
         runner = FakeRunner()
-        loop = StepLoop(inbox, sent.append, scheduler, residency, runner, pool, compiler)
-        for request in (*requests, m.Drain()):
-            inbox.put(request)
+        loop = StepLoop(
+            inbox, sent.append, scheduler, residency, runner, pool, compiler,
+            overlap=request.param,
+        )  # fmt: skip
+        for each in (*requests, m.Drain()):
+            inbox.put(each)
         loop.run()
         scheduler.check()
         assert scheduler.allocator.num_free == 8
