@@ -80,6 +80,7 @@ class Graphs:
             if bucket <= CAPTURED_AT_START:
                 self._replays[bucket] = self._captured(bucket)
 
+    @torch.inference_mode()
     def replay(self, step: Step) -> Tensor | None:
         """Logits of a step that attention has planned; None where it is to be run instead.
 
