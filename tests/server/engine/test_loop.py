@@ -68,7 +68,7 @@ def run(tmp_path: Path, request: pytest.FixtureRequest) -> Run:
         inbox: Inbox = Inbox()
         sent: list[m.Event] = []
         residency = Residency(
-            read or _unreadable, inbox.put, device="cpu", device_bytes=1 << 20, host_bytes=1 << 20
+            read or _unreadable, inbox.put, device_bytes=1 << 20, host_bytes=1 << 20
         )
         scheduler = Scheduler(
             PageAllocator(8, 64), residency, max_num_seqs=4, max_num_batched_tokens=16,
