@@ -125,9 +125,10 @@ class TritonBackend:
                 num_warps=8 if is_high else 4, num_stages=2 if is_high else 3,
             )  # fmt: skip
         out = q.new_empty(1, num_rows, num_heads, head_dim)
+        sinks = self._part_lse if s_aux is None else s_aux  # not read where there are none
         kernels.merge_parts[(num_rows, num_heads)](
-            self._part_out, self._part_lse, self._row_parts, self._part_lse if s_aux is None else s_aux,
-            out, HAS_SINKS=s_aux is not None, HEAD_DIM=head_dim, BLOCK_D=self._block_d,
+            self._part_out, self._part_lse, self._row_parts, sinks, out,
+            HAS_SINKS=s_aux is not None, HEAD_DIM=head_dim, BLOCK_D=self._block_d,
             BLOCK_P=_PARTS_PER_BLOCK,
         )  # fmt: skip
         return out, None
