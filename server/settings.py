@@ -50,10 +50,10 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Serving dtype. `auto`: bfloat16 where the device is fast at it."
     )
-    attention: Literal["auto", "ref", "cpu", "native"] = Field(
+    attention: Literal["auto", "ref", "cpu", "native", "triton"] = Field(
         "auto",
-        description="Attention backend. `auto`: `native`, the compiled layers, where there is a "
-        "C++ compiler and the model is like Llama; else `cpu`.",
+        description="Attention backend. `auto`: `triton` on CUDA; on a CPU `native`, the compiled "
+        "layers, where there is a C++ compiler and the model is like Llama; else `cpu`.",
     )
     num_threads: int | None = Field(
         None, ge=1, description="CPU threads of the engine. Default: the number of cores."

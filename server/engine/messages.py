@@ -26,7 +26,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Root folder of the blob store."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    attention: Literal["auto", "ref", "cpu", "native"] = "auto"
+    attention: Literal["auto", "ref", "cpu", "native", "triton"] = "auto"
     num_threads: int | None = None
     max_model_len: int | None = None
     max_num_seqs: int = 64

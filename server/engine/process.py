@@ -20,7 +20,7 @@ from prefix_store.blobs import BlobStore, FileBlobStore
 from prefix_store.digest import Digest
 from server import logs
 from server.engine import messages as m
-from server.engine.attention.base import AttentionBackend
+from server.engine.attention.base import AttentionBackend, Bounds
 from server.engine.attention.cpu import CpuBackend
 from server.engine.attention.ref import RefBackend
 from server.engine.compiler import Compiler
@@ -91,7 +91,7 @@ def build(
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     device = choose_device(config.device)
-    backend = _backend(config.attention)
+    backend = _backend(config.attention, device)
     loaded = load(config.model, dtype=choose_dtype(config.dtype), device=device, backend=backend)
     if config.attention in ("auto", "native") and device == "cpu":
         backend = _native(config, loaded) or backend
@@ -102,7 +102,9 @@ def build(
     if isinstance(backend, NativeBackend):
         new_pool, layout = BlockPool, to_blocks
     pool = new_pool(loaded.spec, num_pages=size.num_pages, page_size=size.page_size, device=device)
-    backend.allocate(pool)
+    num_rows = max(config.max_num_batched_tokens, config.max_num_seqs)
+    bounds = Bounds(loaded.num_heads, num_rows, config.max_num_seqs, size.max_model_len)
+    backend.allocate(pool, bounds)
     blobs = FileBlobStore(Path(config.blobs))
     residency = Residency(
         lambda digest: _read_prefix(blobs, digest, loaded.spec.dtype, layout),
@@ -127,7 +129,13 @@ def build(
     return loop, _info(config, loaded, size, device, backend)
 
 
-def _backend(name: str) -> AttentionBackend:
+def _backend(name: str, device: str) -> AttentionBackend:
+    if name in ("cpu", "native", "triton") and (name == "triton") != (device == "cuda"):
+        raise ValueError(f"attention={name} does not run on device={device}; use attention=auto")
+    if name == "triton" or (name == "auto" and device == "cuda"):
+        from server.engine.attention.triton import TritonBackend  # CPU machines lack Triton
+
+        return TritonBackend()
     return RefBackend() if name == "ref" else CpuBackend()
 
 
