@@ -32,7 +32,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512
     kv_cache_bytes: int | None = None
-    device_prefix_bytes: int = 1 << 30
+    device_prefix_bytes: int | None = None
     host_prefix_bytes: int = 1 << 30
     prompt_cache: bool = True
 

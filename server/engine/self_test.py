@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,24 @@ from server.engine.attention.base import AttentionBackend, Group, Span, Step
 from server.engine.graphs import Forward, Graphs
 from server.engine.residency import ResidentPrefix
 
+logger = logging.getLogger(__name__)
+
 MAX_RELATIVE_ERROR = {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.05}
+
+
+def tested(
+    graphs: Graphs, forward: Forward, backend: AttentionBackend, steps: list[Step]
+) -> Graphs | None:
+    """`graphs`, captured and found right; None, and a warning, where they cannot be used."""
+    try:
+        graphs.capture_all()
+        if agrees(graphs, forward, backend, steps):
+            return graphs
+        reason = "replays give other logits than the forward"
+    except Exception as exc:  # some models wait for the device in their forward
+        reason = str(exc)
+    logger.warning("without CUDA graphs, slower: %s", reason)
+    return None
 
 
 @torch.inference_mode()
