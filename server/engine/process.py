@@ -97,6 +97,10 @@ def build(
         backend = _native(config, loaded) or backend
     if isinstance(backend, CpuBackend):
         prepack(loaded.model)
+    if device == "cuda":
+        from server.engine.model.fuse import fuse  # CPU machines lack Triton
+
+        fuse(loaded.model)
     size = sizes(config, loaded, paged=not isinstance(backend, CpuBackend))
     new_pool, layout = KvPool, _as_it_is
     if isinstance(backend, NativeBackend):
