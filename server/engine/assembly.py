@@ -67,6 +67,10 @@ def assemble(config: m.EngineConfig) -> Assembly:
         backend = _native(config, loaded) or backend
     if isinstance(backend, CpuBackend):
         prepack(loaded.model)
+    if device == "cuda":
+        from server.engine.model.fuse import fuse  # CPU machines lack Triton
+
+        fuse(loaded.model)
     budget = _cuda_budget(config, loaded) if device == "cuda" else cpu_budget(config)
     size = sizes(config, loaded, budget.kv, paged=not isinstance(backend, CpuBackend))
     new_pool, layout = KvPool, _as_it_is

@@ -80,7 +80,8 @@ class AttentionBackend(Protocol):
     queues copies into buffers whose addresses are fixed since `allocate`, on the current stream,
     and does not wait for them; `attend` reads nothing of the step but these. A forward may have
     more rows than the step (a bucket): rows beyond it write nothing and give zeros. It may also
-    run before any `plan`: then all rows are beyond the step."""
+    run before any `plan`: then all rows are beyond the step. Kernels compile in the first forward
+    of a size, so one goes before its capture."""
 
     def allocate(self, pool: KvPool, bounds: Bounds | None = None) -> None:
         """Once, before everything else. `bounds` concerns graph safe backends."""

@@ -68,7 +68,7 @@ class TritonBackend:
         self._page_list = _Staged(max_pages, torch.int32, device)
         sizes = [3, num_rows, num_rows, num_rows + 1, max_parts * ITEM_SIZE]
         self._lists = _Staged(sum(sizes), torch.int64, device)
-        views = self._lists.on_device.split(sizes)
+        views = torch.split(self._lists.on_device, sizes)
         self._item_bounds, self._row_slots, self._row_positions, self._row_parts, self._items = (
             views
         )
@@ -151,22 +151,19 @@ class _Staged:
     def __init__(self, size: int, dtype: torch.dtype, device: torch.device) -> None:
         is_cuda = device.type == "cuda"
         self.on_device = torch.zeros(size, dtype=dtype, device=device)
-        self._host, self._other = (
-            (
-                torch.zeros(size, dtype=dtype, pin_memory=is_cuda),
-                torch.cuda.Event() if is_cuda else None,
-            )
-            for _ in range(2)
-        )
+        new_event: Any = torch.cuda.Event if is_cuda else lambda: None
+        self._pinned = [
+            (torch.zeros(size, dtype=dtype, pin_memory=is_cuda), new_event()) for _ in range(2)
+        ]
 
     def send(self, *parts: NDArray[np.int64] | list[int]) -> None:
-        (host, copied), self._other = self._other, self._host
-        self._host = host, copied
+        self._pinned.reverse()
+        pinned, copied = self._pinned[0]
         if copied is not None:
             copied.synchronize()
         size = sum(map(len, parts))
-        np.concatenate(parts, out=host[:size].numpy(), casting="same_kind")
-        self.on_device[:size].copy_(host[:size], non_blocking=True)
+        np.concatenate(parts, out=pinned[:size].numpy(), casting="same_kind")
+        self.on_device[:size].copy_(pinned[:size], non_blocking=True)
         if copied is not None:
             copied.record()
 
