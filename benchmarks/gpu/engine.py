@@ -142,7 +142,7 @@ class Engine:
     @property
     def num_weight_bytes(self) -> int:
         """That a step reads: of an embedding that is not the head as good as nothing."""
-        num_bytes = sum(p.numel() * p.itemsize for p in self.model.parameters())
+        num_bytes: int = sum(p.numel() * p.itemsize for p in self.model.parameters())
         embedding: Tensor = self.model.get_input_embeddings().weight
         return num_bytes - (0 if self.geometry.tied else embedding.numel() * embedding.itemsize)
 
