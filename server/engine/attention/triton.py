@@ -44,7 +44,7 @@ class TritonBackend:
         self._group = bounds.num_heads // self._num_kv_heads
         self._block_d = max(16, _power_of_two(self._head_dim))
         block_bytes = self._block_d * pool.pages.itemsize
-        self._block_n = min(128, max(16, _KEY_BLOCK_BYTES // block_bytes))
+        self._block_n = min(64, max(16, _KEY_BLOCK_BYTES // block_bytes))
         # Of a decode row, and of many rows: heights in rows times query heads of a KV head.
         self._low = max(16, _power_of_two(self._group))
         self._high = max(self._low, 128 if block_bytes <= 256 else 64)
@@ -122,7 +122,7 @@ class TritonBackend:
                 BLOCK_M=self._high if is_high else self._low, BLOCK_N=self._block_n,
                 WINDOW=sliding_window or 0, SOFTCAP=softcap or 0.0,
                 ALIGNMENT=_ALIGNMENT // self._pages.itemsize,
-                num_warps=8 if is_high else 4, num_stages=2 if is_high else 3,
+                num_warps=8 if is_high else 4, num_stages=3 if is_high else 5,
             )  # fmt: skip
         out = q.new_empty(1, num_rows, num_heads, head_dim)
         sinks = self._part_lse if s_aux is None else s_aux  # not read where there are none
