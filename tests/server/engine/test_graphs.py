@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from server.engine.attention.base import ATTENTION_NAME, Step
+from server.engine.attention.base import ATTENTION_NAME, AttentionBackend, Bounds, Step
 from server.engine.attention.ref import RefBackend
 from server.engine.graphs import BUCKETS, CAPTURED_AT_START, Capture, Graphs, buckets_for
+from server.engine.kv_pool import KvPool
 from server.engine.self_test import agrees, examples
 from tests.tiny_models import (
     CONFIGS,
@@ -19,11 +21,16 @@ from tests.tiny_models import (
     Engine,
     build_model,
     make_engine,
+    oracle,
     random_prefix,
     spec_of,
 )
 
 CPU = torch.device("cpu")
+INTERPRETED = pytest.mark.skipif(
+    torch.cuda.is_available() or not find_spec("triton"),
+    reason="no Triton, or it is compiled: tests/gpu has the same test",
+)
 
 
 def test_buckets_reach_just_beyond_the_largest_step() -> None:
@@ -129,16 +136,32 @@ def test_a_bucket_that_cannot_be_captured_is_run_and_not_tried_again() -> None:
 # --- with a model ---
 
 
+class Oracle(RefBackend):
+    """Plans on the host, which the recorder forgives."""
+
+    def allocate(self, pool: KvPool, bounds: Bounds | None = None) -> None:
+        super().allocate(pool, bounds)
+        self.plan(step_of([], []))
+
+
+def triton() -> AttentionBackend:
+    """Interpreted where there is no GPU."""
+    from server.engine.attention.triton import TritonBackend
+
+    return TritonBackend()
+
+
 def engine_with_graphs(
-    capture: Capture, spoil: Callable[[Tensor], Tensor] = lambda logits: logits
-) -> tuple[Engine, Graphs, RefBackend]:
-    backend = RefBackend()
+    capture: Capture,
+    spoil: Callable[[Tensor], Tensor] = lambda logits: logits,
+    backend: AttentionBackend | None = None,
+) -> tuple[Engine, Graphs, AttentionBackend]:
+    backend = backend or Oracle()
     engine = make_engine(build_model("llama", ATTENTION_NAME), backend, page_size=16, num_pages=64)
-    backend.plan(step_of([], []))
     graphs = Graphs(
         lambda step: spoil(engine.runner.run_model(step)),
         capture,
-        max_num_tokens=64,
+        max_num_tokens=16,
         max_num_rows=32,
         device=CPU,
     )
@@ -152,22 +175,30 @@ def passes_self_test(*args: Callable[..., Any]) -> bool:
     return agrees(graphs, engine.runner.run_model, backend, examples(spec, VOCAB, CPU))
 
 
-def test_replays_give_the_tokens_of_plain_forwards() -> None:
-    recorder = Recorder()
-    engine, graphs, _ = engine_with_graphs(recorder)
-    plain = make_engine(
-        build_model("llama", ATTENTION_NAME), RefBackend(), page_size=16, num_pages=64
-    )
-    prefix = random_prefix(spec_of(CONFIGS["llama"]), 7, 0)
-    for each in (plain, engine):
-        for i in range(5):
-            each.add(i, [*range(3 + i, 9 + 3 * i)], prefix if i % 2 else None, 6)
-    expected = plain.run()
+@pytest.mark.parametrize(
+    "make_backend",
+    [
+        Oracle,
+        pytest.param(triton, marks=INTERPRETED),
+    ],
+)
+def test_replays_give_the_tokens_of_each_sequence_alone(
+    make_backend: Callable[[], AttentionBackend],
+) -> None:
+    recorder, reference = Recorder(), build_model("llama", "eager")
+    engine, graphs, _ = engine_with_graphs(recorder, backend=make_backend())
     engine.runner.graphs = graphs
-    engine.runner.activate()
+    engine.scheduler.max_num_batched_tokens = 12
+    prefix = random_prefix(spec_of(CONFIGS["llama"]), 7, 0)
+    prompts = [[*range(3 + i, 7 + 3 * i)] for i in range(3)]
+    for i, prompt in enumerate(prompts):
+        engine.add(i, prompt, prefix if i % 2 else None, 3)
 
-    assert engine.run() == expected
-    assert len(recorder.replayed) == 6
+    tokens = engine.run()
+
+    assert len(recorder.replayed) > 3, "prompts beside decode rows"
+    for i, prompt in enumerate(prompts):
+        assert tokens[i] == oracle(reference, prompt, prefix if i % 2 else None, 3)[0]
 
 
 def test_the_self_test_passes_what_computes_the_same() -> None:
