@@ -103,9 +103,7 @@ class Engine:
         for i, (digest, prompt) in enumerate(zip(digests, prompts.tolist(), strict=True)):
             sampling = Sampling(max_tokens=1 << 20, ignore_eos=True)
             self.scheduler.add(Sequence(i, digest, prompt, sampling))
-        while any(seq.num_uncomputed > 1 for seq in self.scheduler.running) or (
-            self.scheduler.waiting
-        ):
+        while self.scheduler.waiting or any(s.num_uncomputed > 1 for s in self.scheduler.running):
             steps.step()
         yield steps
         for i in range(len(digests)):
@@ -113,12 +111,11 @@ class Engine:
         while steps.has_work:
             steps.step()
 
-    def seconds_per_step(self, steps: Steps, *, num_steps: int | None = None) -> float:
+    def seconds_per_step(self, steps: Steps) -> float:
         """Host and device together, as requests feel it: the median of four rounds."""
-        num_steps = num_steps or self.scale.num_steps
         for _ in range(WARM_UP_STEPS):
             steps.step()
-        rounds = [self._time(steps, max(1, num_steps // 4)) for _ in range(4)]
+        rounds = [self._time(steps, max(1, self.scale.num_steps // 4)) for _ in range(4)]
         return median(rounds)
 
     def _time(self, steps: Steps, num_steps: int) -> float:
