@@ -138,9 +138,12 @@ def test_packed_outputs_may_be_asked_in_any_order_and_hold_no_tensor() -> None:
     plain = copy.deepcopy(model.model.layers[0].self_attn)
     fuse(model)
     packed = model.model.layers[0].self_attn
-    x = torch.randn(1, 2, 64, device=DEVICE)
+    one, other = torch.randn(2, 1, 2, 64, device=DEVICE)
 
-    for name in ("v_proj", "q_proj", "q_proj", "k_proj", "v_proj"):
+    for name, x in (
+        ("v_proj", one), ("q_proj", one), ("q_proj", one),
+        ("k_proj", other), ("v_proj", other), ("q_proj", other),
+    ):  # fmt: skip
         torch.testing.assert_close(getattr(packed, name)(x), getattr(plain, name)(x))
 
     assert isinstance(packed.q_proj, PackedOutput)
