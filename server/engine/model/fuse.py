@@ -146,14 +146,19 @@ def fuse(model: PreTrainedModel) -> Counter[str]:
     What computes something else, or does not compile on this device, stays as it is.
     """
     fused: Counter[str] = Counter()
-    for parent in list(model.modules()):
-        fused["qkv"] += _fuse_qkv(parent)
-        fused["rotary"] += _fuse_rotary(parent, model.dtype, model.device)
-        for name, child in list(parent.named_children()):
-            fused["norm"] += _replace(parent, name, _norms(child))
-            fused["mlp"] += _replace(parent, name, _mlps(child))
+    _fuse_below(model, torch.empty(0, dtype=model.dtype, device=model.device), fused)
     logger.info("fused: %s", dict(fused))
     return +fused
+
+
+def _fuse_below(parent: nn.Module, like: Tensor, fused: Counter[str]) -> None:
+    """Layer by layer, so that only one layer's weights are in memory twice."""
+    fused["qkv"] += _fuse_qkv(parent)
+    fused["rotary"] += _fuse_rotary(parent, like)
+    for name, child in list(parent.named_children()):
+        fused["norm"] += _replace(parent, name, _norms(child))
+        fused["mlp"] += _replace(parent, name, _mlps(child))
+        _fuse_below(getattr(parent, name), like, fused)
 
 
 def _replace(parent: nn.Module, name: str, candidates: Iterator[tuple[nn.Module, int]]) -> bool:
@@ -198,7 +203,7 @@ def _fuse_qkv(attention: nn.Module) -> bool:
     return True
 
 
-def _fuse_rotary(attention: nn.Module, dtype: torch.dtype, device: torch.device) -> bool:
+def _fuse_rotary(attention: nn.Module, like: Tensor) -> bool:
     """The function is a global of the family's module: this one module sees another in its place.
     Other models of the family, in this process, do not."""
     forward: Any = type(attention).forward
@@ -206,7 +211,6 @@ def _fuse_rotary(attention: nn.Module, dtype: torch.dtype, device: torch.device)
         return False
     original = forward.__globals__[_ROTARY]
     rotary = Rotary(original)
-    like = torch.empty(0, dtype=dtype, device=device)
     shapes = (1, 4, 3, 16), (1, 2, 3, 16), (1, 3, 16), (1, 3, 16)
     inputs = [_noise(*shape, like=like) for shape in shapes]
     if not all(
