@@ -93,7 +93,7 @@ class OddRMSNorm(nn.Module):
         return nn.functional.layer_norm(x, self.weight.shape, self.weight)
 
 
-def test_a_module_that_computes_something_else_stays() -> None:
+def test_a_module_that_computes_something_else_stays(caplog: pytest.LogCaptureFixture) -> None:
     model = build_model("llama", "eager").to(DEVICE)
     odd = OddRMSNorm(64).to(DEVICE)
     model.model.norm = odd
@@ -103,6 +103,7 @@ def test_a_module_that_computes_something_else_stays() -> None:
 
     assert fused["norm"] == FUSED["llama"]["norm"] - 1
     assert model.model.norm is odd
+    assert "OddRMSNorm computes something of its own" in caplog.text
     torch.testing.assert_close(logits_of(model), expected, atol=2e-5, rtol=0)
 
 
