@@ -137,6 +137,7 @@ CASES = {
     "pages_of_one": Case(page_size=1, tasks=((5, [(2, 11)]),)),
     "large_pages": Case(page_size=32, tasks=((5, [(1, 31), (1, 32)]),)),
     "no_prefix": Case(tasks=((0, [(6, 0), (1, 3)]),)),
-    "one_item_a_tile": Case(min_keys=64, tasks=((40, [(1, 9)]),)),
+    "one_long_item_a_tile": Case(min_keys=256, tasks=((200, [(1, 9), (1, 90)]),)),
+    "many_parts_a_row": Case(group=1, num_kv_heads=1, tasks=((200, [(1, 9)]),)),
     "high_tiles": Case(group=4, num_kv_heads=1, tasks=((9, [(35, 3)]),)),
 }

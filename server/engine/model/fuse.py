@@ -122,7 +122,7 @@ class Rotary:
     def __call__(
         self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        if args or kwargs or cos.shape != (1, *q.shape[2:]):
+        if args or kwargs or q.shape[0] != 1 or cos.shape != (1, *q.shape[2:]):
             return self._original(q, k, cos, sin, *args, **kwargs)
         return _rotate(q, cos, sin), _rotate(k, cos, sin)
 
@@ -146,24 +146,31 @@ def fuse(model: PreTrainedModel) -> Counter[str]:
     What computes something else, or does not compile on this device, stays as it is.
     """
     fused: Counter[str] = Counter()
-    for parent in list(model.modules()):
-        fused["qkv"] += _fuse_qkv(parent)
-        fused["rotary"] += _fuse_rotary(parent, model.dtype, model.device)
-        for name, child in list(parent.named_children()):
-            fused["norm"] += _replace(parent, name, _norms(child))
-            fused["mlp"] += _replace(parent, name, _mlps(child))
+    _fuse_below(model, torch.empty(0, dtype=model.dtype, device=model.device), fused)
     logger.info("fused: %s", dict(fused))
     return +fused
 
 
+def _fuse_below(parent: nn.Module, like: Tensor, fused: Counter[str]) -> None:
+    """Layer by layer, so that only one layer's weights are in memory twice."""
+    fused["qkv"] += _fuse_qkv(parent)
+    fused["rotary"] += _fuse_rotary(parent, like)
+    for name, child in list(parent.named_children()):
+        fused["norm"] += _replace(parent, name, _norms(child))
+        fused["mlp"] += _replace(parent, name, _mlps(child))
+        _fuse_below(getattr(parent, name), like, fused)
+
+
 def _replace(parent: nn.Module, name: str, candidates: Iterator[tuple[nn.Module, int]]) -> bool:
     """Take the first that computes what the child does, on input of the size beside it."""
-    original = getattr(parent, name)
+    original, candidate = getattr(parent, name), None
     for candidate, size in candidates:
         x = _noise(1, 3, size, like=next(original.parameters()))
         if _agrees(original, candidate, x):
             setattr(parent, name, candidate)
             return True
+    if candidate is not None:
+        logger.warning("%s computes something of its own: not fused", type(original).__name__)
     return False
 
 
@@ -198,7 +205,7 @@ def _fuse_qkv(attention: nn.Module) -> bool:
     return True
 
 
-def _fuse_rotary(attention: nn.Module, dtype: torch.dtype, device: torch.device) -> bool:
+def _fuse_rotary(attention: nn.Module, like: Tensor) -> bool:
     """The function is a global of the family's module: this one module sees another in its place.
     Other models of the family, in this process, do not."""
     forward: Any = type(attention).forward
@@ -206,9 +213,8 @@ def _fuse_rotary(attention: nn.Module, dtype: torch.dtype, device: torch.device)
         return False
     original = forward.__globals__[_ROTARY]
     rotary = Rotary(original)
-    like = torch.empty(0, dtype=dtype, device=device)
     shapes = (1, 4, 3, 16), (1, 2, 3, 16), (1, 3, 16), (1, 3, 16)
-    inputs = [_noise(*shape, like=like) for shape in shapes]
+    inputs = [_noise(*shape, like=like, seed=seed) for seed, shape in enumerate(shapes)]
     if not all(
         _agrees(lambda *x, i=i: original(*x)[i], lambda *x, i=i: rotary(*x)[i], *inputs)
         for i in (0, 1)
@@ -236,8 +242,8 @@ def _agrees(
     return bool(error <= _MAX_RELATIVE_ERROR[inputs[0].dtype])
 
 
-def _noise(*shape: int, like: Tensor) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
+def _noise(*shape: int, like: Tensor, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator).to(like)
 
 

@@ -30,7 +30,7 @@ def triton() -> AttentionBackend:
     """Compiled on CUDA, else interpreted, which takes a second for a few hundred rows."""
     from server.engine.attention.triton import TritonBackend
 
-    return TritonBackend(min_keys=8)
+    return TritonBackend()
 
 
 BACKENDS = [
@@ -70,9 +70,10 @@ def prefixes_for(family: str) -> list[ResidentPrefix | None]:
 def test_a_mixed_batch_with_chunked_prefill_equals_each_sequence_alone(
     family: str, make_backend: MakeBackend
 ) -> None:
-    engine, reference = engine_on(family, make_backend()), build_model(family, "eager")
+    num_seqs, num_new, num_batched = (3, 2, 16) if make_backend is triton else (9, NUM_NEW, 24)
+    engine = engine_on(family, make_backend(), num_batched)
+    reference = build_model(family, "eager")
     prefixes = prefixes_for(family)
-    num_seqs, num_new = (4, 2) if make_backend is triton else (9, NUM_NEW)
     for i in range(num_seqs):
         engine.add(i, prompt(i), prefixes[i % 4], num_new)
 

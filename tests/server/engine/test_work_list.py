@@ -101,6 +101,12 @@ def test_a_prefix_is_read_once_for_all_its_rows() -> None:
     assert prefix_items[:, [5, 6]].tolist() == [[0, 8], [8, 16], [16, 20]]
 
 
+def test_a_tile_leaves_out_what_its_last_row_may_not_see() -> None:
+    work = work_list(step_of([(0, [(20, 7)])]), tiling(min_keys=64), lambda prefix: 0)
+
+    assert work.items[:, [3, 4, 5, 6]].tolist() == [[0, 8, 0, 15], [8, 8, 0, 23], [16, 4, 0, 27]]
+
+
 def test_long_work_is_cut_into_few_items() -> None:
     work = work_list(step_of([(5000, [(1, 5)])]), tiling(), lambda prefix: 0)
 

@@ -93,7 +93,7 @@ class OddRMSNorm(nn.Module):
         return nn.functional.layer_norm(x, self.weight.shape, self.weight)
 
 
-def test_a_module_that_computes_something_else_stays() -> None:
+def test_a_module_that_computes_something_else_stays(caplog: pytest.LogCaptureFixture) -> None:
     model = build_model("llama", "eager").to(DEVICE)
     odd = OddRMSNorm(64).to(DEVICE)
     model.model.norm = odd
@@ -103,6 +103,7 @@ def test_a_module_that_computes_something_else_stays() -> None:
 
     assert fused["norm"] == FUSED["llama"]["norm"] - 1
     assert model.model.norm is odd
+    assert "OddRMSNorm computes something of its own" in caplog.text
     torch.testing.assert_close(logits_of(model), expected, atol=2e-5, rtol=0)
 
 
@@ -138,9 +139,12 @@ def test_packed_outputs_may_be_asked_in_any_order_and_hold_no_tensor() -> None:
     plain = copy.deepcopy(model.model.layers[0].self_attn)
     fuse(model)
     packed = model.model.layers[0].self_attn
-    x = torch.randn(1, 2, 64, device=DEVICE)
+    one, other = torch.randn(2, 1, 2, 64, device=DEVICE)
 
-    for name in ("v_proj", "q_proj", "q_proj", "k_proj", "v_proj"):
+    for name, x in (
+        ("v_proj", one), ("q_proj", one), ("q_proj", one),
+        ("k_proj", other), ("v_proj", other), ("q_proj", other),
+    ):  # fmt: skip
         torch.testing.assert_close(getattr(packed, name)(x), getattr(plain, name)(x))
 
     assert isinstance(packed.q_proj, PackedOutput)
