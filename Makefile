@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install --constr
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test lint format type contracts docker-lint check bench clean
+.PHONY: help install serve test lint format type contracts docker-lint check bench bench-gpu clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1: /p' Makefile
@@ -17,6 +17,9 @@ serve: $(INSTALLED) ## Serve the demo tasks on http://127.0.0.1:8000 (ARGS="--po
 
 test: $(INSTALLED) ## Run the tests (ARGS="-k store -x").
 	@OMP_NUM_THREADS=1 $(BIN)/pytest $(ARGS)
+
+bench-gpu: ## On a CUDA machine: GPU checks and benchmarks into bench-gpu.json. Uses python3 as it is.
+	@$(PYTHON) -m tests.gpu.benchmarks $(ARGS)
 
 lint: $(INSTALLED) ## Check style and format.
 	@$(BIN)/ruff check && $(BIN)/ruff format --check

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from prefix_store.digest import Digest
 from server.detokenizer import Detokenizer, StopStrings
-from server.engine.messages import Delta, FinishReason
+from server.engine.request import Delta, FinishReason
 from server.engine.stream import TokenStream
 from server.errors import ServerError
 

@@ -8,7 +8,8 @@ from typing import TypeVar
 
 from prefix_store.manifest import Profile, PromptFormat
 from server import template
-from server.engine.messages import BASE_MODEL, EngineInfo, Sampling, Share
+from server.engine.messages import EngineInfo
+from server.engine.request import BASE_MODEL, Sampling, Share
 from server.errors import InvalidRequest, PromptTooLong, TemplateMismatch
 from server.template import Part
 from server.tokenizer import Tokenizer

@@ -46,14 +46,17 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
 
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the model runs.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto",
+        description="Where the model runs. `auto`: on CUDA where torch finds it, else on the CPU.",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Serving dtype. `auto`: bfloat16 where the device is fast at it."
     )
-    attention: Literal["auto", "ref", "cpu", "native"] = Field(
+    attention: Literal["auto", "ref", "cpu", "native", "triton"] = Field(
         "auto",
-        description="Attention backend. `auto`: `native`, the compiled layers, where there is a "
-        "C++ compiler and the model is like Llama; else `cpu`.",
+        description="Attention backend. `auto`: `triton` on CUDA; on a CPU `native`, the compiled "
+        "layers, where there is a C++ compiler and the model is like Llama; else `cpu`.",
     )
     quantization: Literal["none", "int8"] = Field(
         "none",
@@ -77,10 +80,16 @@ class Settings(BaseSettings):
         256, ge=0, description="Requests that wait beyond max_num_seqs; more get a 429."
     )
     kv_cache_bytes: int | None = Field(
-        None, ge=1 << 20, description="Size of the KV pool. Default: a quarter of the memory."
+        None,
+        ge=1 << 20,
+        description="Size of the KV pool. Default: a quarter of the memory; on CUDA what the "
+        "model, a step and the prefixes leave.",
     )
-    device_prefix_bytes: int = Field(
-        _GIB, ge=0, description="Resident prefixes on the device; least recently used go first."
+    device_prefix_bytes: int | None = Field(
+        None,
+        ge=0,
+        description="Resident prefixes on the device; least recently used go first. Default: "
+        "1 GiB; on CUDA a quarter of what the model and a step leave.",
     )
     host_prefix_bytes: int = Field(_GIB, ge=0, description="Prefixes kept in host memory.")
     prompt_cache: bool = Field(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import transformers as T
@@ -12,12 +12,12 @@ from transformers import AttentionInterface, AutoModelForCausalLM, DynamicCache,
 
 from prefix_store.digest import Digest
 from prefix_store.prefix import BaseModelSpec
-from server.engine.attention.base import ATTENTION_NAME, AttentionBackend, Step
+from server.engine.attention.base import ATTENTION_NAME, AttentionBackend, Bounds, Step
 from server.engine.attention.ref import RefBackend
 from server.engine.kv_pool import KvPool
-from server.engine.messages import Sampling
 from server.engine.page_allocator import PageAllocator
 from server.engine.prompt_cache import PromptCache
+from server.engine.request import Sampling
 from server.engine.residency import ResidentPrefix
 from server.engine.runner import Runner
 from server.engine.scheduler import Scheduler
@@ -122,7 +122,7 @@ class RecordingRunner(Runner):
         self.steps.append(step)
         ends = {span.end - 1: span.request_id for span in step.spans}
         for row, values in zip(step.logit_rows.tolist(), logits, strict=True):
-            self.logits.setdefault(ends[row], []).append(values.clone())
+            self.logits.setdefault(ends[row], []).append(values.to("cpu", copy=True))
         return logits
 
 
@@ -142,13 +142,13 @@ class Engine:
         digest = None
         if prefix is not None:
             digest = Digest.of(prefix.kv.float().numpy().tobytes())
-            self.ready.prefixes[digest] = prefix
+            self.ready.prefixes[digest] = replace(prefix, kv=prefix.kv.to(self.pool.pages.device))
         sampling = Sampling(max_tokens=num_new, ignore_eos=True)
         self.scheduler.add(Sequence(request_id, digest, list(token_ids), sampling))
 
     def step(self) -> None:
         batch = self.scheduler.schedule()
-        for delta in self.scheduler.commit(batch, self.runner.run(batch)):
+        for delta in self.scheduler.commit(batch, self.runner.launch(batch).tokens()):
             self.completions.setdefault(delta.request_id, []).extend(delta.token_ids)
         self.scheduler.check()
 
@@ -169,8 +169,9 @@ def make_engine(
     max_num_batched_tokens: int = 512,
     prompt_cache: bool = False,
 ) -> Engine:
-    pool = KvPool(spec_of(model.config), num_pages=num_pages, page_size=page_size, device="cpu")
-    backend.allocate(pool)
+    spec, device = spec_of(model.config), str(model.device)
+    pool = KvPool(spec, num_pages=num_pages, page_size=page_size, device=device)
+    backend.allocate(pool, Bounds(model.config.num_attention_heads))
     ready = AlwaysReady()
     allocator = PageAllocator(num_pages, page_size)
     scheduler = Scheduler(

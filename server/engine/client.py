@@ -11,6 +11,7 @@ from itertools import count
 from prefix_store.digest import Digest
 from server.engine import messages as m
 from server.engine.child import EngineProcess
+from server.engine.request import ALONE, Delta, Sampling, Share
 from server.engine.stream import TokenStream
 from server.errors import (
     CompileFailed,
@@ -103,8 +104,8 @@ class EngineClient:
         self,
         prefix: Digest | None,
         token_ids: list[int],
-        sampling: m.Sampling,
-        share: m.Share = m.ALONE,
+        sampling: Sampling,
+        share: Share = ALONE,
     ) -> TokenStream:
         """Start generating behind a prefix. Raises `EngineUnavailable`."""
         request_id = next(self._ids)
@@ -206,7 +207,7 @@ class EngineClient:
             case m.Heartbeat(stats=stats):
                 self.stats = stats
 
-    def _deliver(self, request_id: int, item: m.Delta | ServerError, *, last: bool) -> None:
+    def _deliver(self, request_id: int, item: Delta | ServerError, *, last: bool) -> None:
         stream = self._streams.pop(request_id, None) if last else self._streams.get(request_id)
         if stream is not None:
             stream.put(item)

@@ -20,6 +20,7 @@ from prefix_store.digest import Digest
 from prefix_store.prefix import BaseModelSpec
 from server.engine import messages as m
 from server.engine.model.compile_prefix import prefix_of, read_embeddings
+from server.engine.request import COMPILES, Sampling, Share
 from server.engine.sequence import Sequence
 from server.errors import CompileFailed
 
@@ -107,5 +108,5 @@ class Compiler:
 
 
 def _sequence(request_id: int, token_ids: list[int]) -> Sequence:
-    share = m.Share(queue=m.COMPILES)
-    return Sequence(request_id, None, token_ids, m.Sampling(max_tokens=0), share, compiles=True)
+    share = Share(queue=COMPILES)
+    return Sequence(request_id, None, token_ids, Sampling(max_tokens=0), share, compiles=True)

@@ -1,5 +1,5 @@
-"""The step loop: take what arrived, run one step, send what it made. One thread, which never waits
-for a disk."""
+"""The step loop: take what arrived, step, send what steps made. One thread, which never waits for a
+disk."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
-import torch
-
 from prefix_store.digest import Digest
 from server.engine import messages as m
 from server.engine.batch import Batch
 from server.engine.compiler import Compiler, SoftPromptRead
 from server.engine.kv_pool import KvPool
+from server.engine.request import Delta
 from server.engine.residency import Arrival, Residency
 from server.engine.runner import Runner
-from server.engine.sampler import INVALID
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence, SequenceStatus
+from server.engine.steps import Steps
 from server.errors import CompileFailed, PrefixUnavailable, StepFailed
 
 logger = logging.getLogger(__name__)
@@ -46,6 +45,8 @@ class StepLoop:
         runner: Runner,
         pool: KvPool,
         compiler: Compiler,
+        *,
+        overlap: bool,
     ) -> None:
         self._inbox = inbox
         self._send = send
@@ -54,6 +55,13 @@ class StepLoop:
         self._runner = runner
         self._pool = pool
         self._compiler = compiler
+        self._steps = Steps(
+            scheduler,
+            runner,
+            took=self._took,
+            failed=lambda seq, message: self._fail(seq, StepFailed.code, message),
+            overlap=overlap,
+        )
         self._stats = m.EngineStats()
         self._next_heartbeat_s = 0.0
         self._loads: list[m.Load] = []
@@ -64,60 +72,29 @@ class StepLoop:
         while self._receive() and not (self._is_draining and self._is_idle):
             self._fail_unloadable()
             self._answer_loads()
-            if self._scheduler.has_work:
-                self._step()
+            if self._steps.has_work:
+                started_s = time.perf_counter()
+                self._steps.step()
+                self._stats.step_time_s += time.perf_counter() - started_s
             self._beat()
         self._residency.close()
         self._compiler.close()
 
-    # --- one step ---
+    # --- what steps make ---
 
-    def _step(self) -> None:
-        started_s = time.perf_counter()
-        batch = self._scheduler.schedule()
-        try:
-            token_ids = self._runner.run(batch)
-        except Exception as exc:
-            self._recover(batch, exc)
-        else:
-            self._commit(batch, token_ids)
-        self._count(batch, time.perf_counter() - started_s)
-
-    def _commit(self, batch: Batch, token_ids: list[int]) -> None:
-        for chunk, token_id in zip(batch.sampled, token_ids, strict=True):
-            if token_id == INVALID:
-                self._fail(chunk.seq, StepFailed.code, "the model's output is not a number")
-        if deltas := self._scheduler.commit(batch, token_ids):
+    def _took(self, batch: Batch, deltas: list[Delta]) -> None:
+        if deltas:
             self._send(m.Tokens(deltas))
         for chunk in batch.chunks:
             if chunk.seq.compiles and chunk.seq.num_uncomputed == 0:
                 self._finish_compile(chunk.seq)
+        self._count(batch)
 
     def _finish_compile(self, seq: Sequence) -> None:
         kv = self._pool.read(seq.pages, seq.num_prompt_tokens)
         self._runner.embeds.pop(seq.request_id, None)
         self._scheduler.finish(seq)
         self._compiler.finish(seq.request_id, kv)
-
-    def _recover(self, batch: Batch, exc: Exception) -> None:
-        """Nothing was committed, so every sequence can run again: out of memory, in smaller steps;
-        otherwise alone, so that only the one that fails is lost."""
-        batch = self._scheduler.abandon(batch)
-        smaller = self._scheduler.max_num_batched_tokens // 2
-        if _is_out_of_memory(exc) and smaller >= self._scheduler.max_num_seqs:
-            logger.warning("out of memory: steps of at most %d tokens from now on", smaller)
-            self._scheduler.max_num_batched_tokens = smaller
-            return
-        logger.exception("a step of %d sequences failed", len(batch.chunks))
-        for chunk in batch.chunks:
-            alone = Batch([chunk])
-            try:
-                token_ids = self._runner.run(alone)
-            except Exception:
-                logger.exception("request %d fails alone", chunk.seq.request_id)
-                self._fail(chunk.seq, StepFailed.code, "the model could not run this request")
-            else:
-                self._commit(alone, token_ids)
 
     def _fail(self, seq: Sequence, code: str, message: str) -> None:
         self._runner.embeds.pop(seq.request_id, None)
@@ -131,11 +108,11 @@ class StepLoop:
     @property
     def _is_idle(self) -> bool:
         no_sequences = not (self._scheduler.running or self._scheduler.waiting)
-        return no_sequences and self._compiler.is_idle
+        return no_sequences and not self._steps.has_work and self._compiler.is_idle
 
     def _receive(self) -> bool:
         """Take all that arrived; when there is nothing to do, sleep until something does."""
-        block = not self._scheduler.has_work
+        block = not self._steps.has_work
         try:
             while True:
                 item = self._inbox.get(block, timeout=HEARTBEAT_S if block else None)
@@ -193,14 +170,13 @@ class StepLoop:
 
     # --- figures ---
 
-    def _count(self, batch: Batch, step_time_s: float) -> None:
+    def _count(self, batch: Batch) -> None:
         num_tokens = sum(chunk.num_tokens for chunk in batch.chunks)
         num_decode = sum(chunk.num_tokens == 1 for chunk in batch.chunks)
         self._stats.num_steps += 1
         self._stats.num_decode_tokens += num_decode
         self._stats.num_prefill_tokens += num_tokens - num_decode
         self._stats.last_batch_size = len(batch.chunks)
-        self._stats.step_time_s += step_time_s
 
     def _beat(self) -> None:
         """From this loop and no other thread: a heartbeat says that the loop turns."""
@@ -222,9 +198,3 @@ class StepLoop:
         stats.prefixes_on_device = [str(digest) for digest in residency.on_device]
         stats.prefixes_on_host = [str(digest) for digest in residency.on_host]
         self._send(m.Heartbeat(stats))
-
-
-def _is_out_of_memory(exc: Exception) -> bool:
-    return isinstance(exc, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(exc, RuntimeError) and "can't allocate memory" in str(exc)
-    )

@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-FinishReason = Literal["stop", "length", "abort"]
+from server.engine.request import ALONE, Delta, Sampling, Share
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -26,51 +26,16 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Root folder of the blob store."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    attention: Literal["auto", "ref", "cpu", "native"] = "auto"
+    attention: Literal["auto", "ref", "cpu", "native", "triton"] = "auto"
     quantization: Literal["none", "int8"] = "none"
     num_threads: int | None = None
     max_model_len: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512
     kv_cache_bytes: int | None = None
-    device_prefix_bytes: int = 1 << 30
+    device_prefix_bytes: int | None = None
     host_prefix_bytes: int = 1 << 30
     prompt_cache: bool = True
-
-
-class Sampling(msgspec.Struct, frozen=True, kw_only=True):
-    """How one request's tokens are chosen. `temperature` 0 is greedy."""
-
-    max_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    """0: all tokens."""
-    seed: int = 0
-    ignore_eos: bool = False
-
-
-BASE_MODEL = 0
-COMPILES = 1
-"""Queues without a task: requests without a prefix, and prefixes that are being computed."""
-
-
-class Share(msgspec.Struct, frozen=True, kw_only=True):
-    """Whose request it is, and how it shares the engine with others.
-
-    Requests with the same `queue` belong together; the engine does not know to which task.
-    """
-
-    queue: int = BASE_MODEL
-    weight: float = 1.0
-    """Tokens this queue gets for each token of a queue of weight 1, where both want more."""
-    max_concurrency: int | None = None
-    """Sequences of this queue that run at once."""
-    priority: int = 0
-    """Lower goes earlier, within the queue."""
-
-
-ALONE = Share()
 
 
 # --- API process -> engine process ---------------------------------------------------------------
@@ -180,16 +145,6 @@ class Ready(Message, frozen=True):
     """The model is loaded; the first frame from the engine."""
 
     info: EngineInfo
-
-
-class Delta(msgspec.Struct, frozen=True, array_like=True):
-    """New tokens of one request."""
-
-    request_id: int
-    token_ids: list[int]
-    finish_reason: FinishReason | None
-    num_reused: int = 0
-    """Tokens of its prompt that were found computed."""
 
 
 class Tokens(Message, frozen=True):

@@ -11,12 +11,14 @@ from prefix_store.digest import Digest
 from server.engine.attention.base import Group, Span, Step
 from server.engine.batch import Batch, Chunk
 from server.engine.residency import ResidentPrefix
+from server.engine.transfer import to_device
 
 
-def plan(batch: Batch, prefix_of: Callable[[Digest], ResidentPrefix], device: str) -> Step:
+def plan(batch: Batch, prefix_of: Callable[[Digest], ResidentPrefix], device: torch.device) -> Step:
     """Lay chunks behind the same prefix side by side, so that each prefix is read once.
 
-    `logit_rows` are in the order of the batch's chunks, as the scheduler expects the samples.
+    `logit_rows` are in the order of the batch's chunks, as the scheduler expects the samples. A
+    token that is not known yet is 0.
     """
     spans: dict[Chunk, Span] = {}
     groups: list[Group] = []
@@ -30,11 +32,9 @@ def plan(batch: Batch, prefix_of: Callable[[Digest], ResidentPrefix], device: st
         if prefix is not None:
             groups.append(Group(begin, end, prefix))
     return Step(
-        input_ids=torch.tensor([_token_ids(spans)], device=device),
-        position_ids=torch.tensor([_position_ids(spans)], device=device),
-        logit_rows=torch.tensor(
-            [spans[chunk].end - 1 for chunk in batch.sampled], dtype=torch.long, device=device
-        ),
+        input_ids=to_device(_token_ids(spans), torch.long, device)[None],
+        position_ids=to_device(_position_ids(spans), torch.long, device)[None],
+        logit_rows=to_device([spans[chunk].end - 1 for chunk in batch.sampled], torch.long, device),
         spans=list(spans.values()),
         groups=groups,
     )
@@ -54,7 +54,7 @@ def _token_ids(spans: dict[Chunk, Span]) -> list[int]:
     return [
         token_id
         for chunk in spans
-        for token_id in chunk.seq.token_ids[chunk.start : chunk.start + chunk.num_tokens]
+        for token_id in chunk.seq.token_ids[chunk.start : chunk.end] or [0]
     ]
 
 

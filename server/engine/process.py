@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import socket
 import sys
 from collections.abc import Callable
@@ -20,24 +19,13 @@ from prefix_store.blobs import BlobStore, FileBlobStore
 from prefix_store.digest import Digest
 from server import logs
 from server.engine import messages as m
-from server.engine.attention.base import AttentionBackend
-from server.engine.attention.cpu import CpuBackend
-from server.engine.attention.ref import RefBackend
+from server.engine.assembly import Assembly, assemble, make_runner
 from server.engine.compiler import Compiler
-from server.engine.kv_pool import KvPool
 from server.engine.loop import Closed, Inbox, StepLoop
-from server.engine.model.load import LoadedModel, load
-from server.engine.model.prepack import prepack
-from server.engine.native.backend import NativeBackend, install
-from server.engine.native.blocks import BlockPool, to_blocks
-from server.engine.native.build import NativeUnavailable
-from server.engine.native.layers import NotLlamaLike
 from server.engine.page_allocator import PageAllocator
 from server.engine.prompt_cache import PromptCache
 from server.engine.residency import Residency, ResidentPrefix
-from server.engine.runner import Runner
 from server.engine.scheduler import Scheduler
-from server.engine.sizing import Sizes, choose_device, choose_dtype, sizes
 
 logger = logging.getLogger(__name__)
 
@@ -90,30 +78,15 @@ def build(
     """Everything the engine process is made of. Raises what loading a model can raise."""
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    device = choose_device(config.device)
-    if config.quantization != "none" and (
-        device != "cpu" or config.attention not in ("auto", "native")
-    ):
-        raise ValueError("quantization needs the compiled layers: attention=native on a CPU")
-    backend = _backend(config.attention)
-    loaded = load(config.model, dtype=choose_dtype(config.dtype), device=device, backend=backend)
-    if config.attention in ("auto", "native") and device == "cpu":
-        backend = _native(config, loaded) or backend
-    if isinstance(backend, CpuBackend):
-        prepack(loaded.model)
-    size = sizes(config, loaded, paged=not isinstance(backend, CpuBackend))
-    new_pool, layout = KvPool, _as_it_is
-    if isinstance(backend, NativeBackend):
-        new_pool, layout = BlockPool, to_blocks
-    pool = new_pool(loaded.spec, num_pages=size.num_pages, page_size=size.page_size, device=device)
-    backend.allocate(pool)
+    parts = assemble(config)
+    spec, size = parts.loaded.spec, parts.size
     blobs = FileBlobStore(Path(config.blobs))
     residency = Residency(
-        lambda digest: _read_prefix(blobs, digest, loaded.spec.dtype, layout),
+        lambda digest: _read_prefix(blobs, digest, spec.dtype, parts.layout),
         inbox.put,
-        device=device,
-        device_bytes=config.device_prefix_bytes,
+        device_bytes=parts.prefix_bytes,
         host_bytes=config.host_prefix_bytes,
+        copy=parts.copy,
     )
     allocator = PageAllocator(size.num_pages, size.page_size)
     reuses = config.prompt_cache and size.page_size < size.max_model_len  # a slab is never full
@@ -122,42 +95,20 @@ def build(
         residency,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
-        eos_token_ids=loaded.eos_token_ids,
+        eos_token_ids=parts.loaded.eos_token_ids,
         prompt_cache=PromptCache(allocator) if reuses else None,
     )
-    runner = Runner(loaded.model, backend, residency.get)
-    compiler = Compiler(inbox.put, blobs, loaded.spec)
-    loop = StepLoop(inbox, connection.send, scheduler, residency, runner, pool, compiler)
-    return loop, _info(config, loaded, size, device, backend)
-
-
-_NAMES = {RefBackend: "ref", CpuBackend: "cpu", NativeBackend: "native"}
-
-
-def _backend(name: str) -> AttentionBackend:
-    return RefBackend() if name == "ref" else CpuBackend()
-
-
-def _native(config: m.EngineConfig, loaded: LoadedModel) -> NativeBackend | None:
-    """None where the compiled layers cannot be had and nobody insists on them."""
-    try:
-        backend = install(
-            loaded.model,
-            loaded.spec,
-            config.num_threads or os.cpu_count() or 1,
-            int8=config.quantization == "int8",
-        )
-    except (NativeUnavailable, NotLlamaLike) as exc:
-        if config.attention == "native" or config.quantization != "none":
-            raise
-        logger.warning("without compiled layers, slower: %s", exc)
-        return None
-    torch.set_num_threads(1)  # the cores belong to the team of the compiled layers
-    return backend
-
-
-def _as_it_is(kv: Tensor) -> Tensor:
-    return kv
+    loop = StepLoop(
+        inbox,
+        connection.send,
+        scheduler,
+        residency,
+        make_runner(parts, config, residency.get),
+        parts.pool,
+        Compiler(inbox.put, blobs, spec),
+        overlap=parts.device != "cpu",  # a CPU computes while it launches: nothing to overlap
+    )
+    return loop, _info(config, parts)
 
 
 def _read_prefix(
@@ -177,10 +128,8 @@ def _listen(connection: Connection, inbox: Inbox) -> None:
     inbox.put(Closed())
 
 
-def _info(
-    config: m.EngineConfig, loaded: LoadedModel, size: Sizes, device: str, backend: AttentionBackend
-) -> m.EngineInfo:
-    spec = loaded.spec
+def _info(config: m.EngineConfig, parts: Assembly) -> m.EngineInfo:
+    loaded, spec = parts.loaded, parts.loaded.spec
     return m.EngineInfo(
         model=spec.name,
         fingerprint=spec.fingerprint,
@@ -190,9 +139,9 @@ def _info(
         hidden_size=spec.hidden_size,
         vocab_size=loaded.vocab_size,
         dtype=spec.dtype,
-        device=device,
-        attention=_NAMES[type(backend)],
-        max_model_len=size.max_model_len,
+        device=parts.device,
+        attention=parts.backend.name,
+        max_model_len=parts.size.max_model_len,
         max_num_seqs=config.max_num_seqs,
         eos_token_ids=list(loaded.eos_token_ids),
     )

@@ -6,7 +6,7 @@ from bisect import insort
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from server.engine.messages import Share
+from server.engine.request import Share
 from server.engine.sequence import Sequence, SequenceStatus
 
 

@@ -40,6 +40,8 @@ class Place(Enum):
     DISK = auto()
     """Wanted, and not yet read: waits for a loader or for room."""
     LOADING = auto()
+    COPYING = auto()
+    """Has its room on the device, and is on its way there."""
     DEVICE = auto()
     FAILED = auto()
 
@@ -59,14 +61,17 @@ class Arrival:
     digest: Digest
     prefix: ResidentPrefix | None
     error: str = ""
+    on_device: bool = False
+    """Copied there, not only read."""
 
 
 class Residency:
     """Prefixes by digest, under one byte budget for the device and one for the host.
 
     `read` runs on a loader thread: digest -> prefix in host memory, checked and cast. `arrive` is
-    called there with the result and must hand it to the step loop, which calls `settle`. All other
-    methods belong to the step loop.
+    called there with the result and must hand it to the step loop, which calls `settle`. `copy`
+    brings a prefix to a device of its own; it runs on a thread, too, and may wait. Without it the
+    device is the host. All other methods belong to the step loop.
     """
 
     def __init__(
@@ -74,17 +79,17 @@ class Residency:
         read: Callable[[Digest], ResidentPrefix],
         arrive: Callable[[Arrival], None],
         *,
-        device: str,
         device_bytes: int,
         host_bytes: int,
         max_loading: int = 2,
+        copy: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self._read = read
         self._arrive = arrive
-        self._device = device
         self._device_bytes = device_bytes
         self._host_bytes = host_bytes
         self._max_loading = max_loading
+        self._copy = copy
         self._entries: OrderedDict[Digest, _Entry] = OrderedDict()  # least recently used first
         self._host: OrderedDict[Digest, ResidentPrefix] = OrderedDict()
         self._loaders = ThreadPoolExecutor(
@@ -93,6 +98,7 @@ class Residency:
             initializer=torch.set_num_threads,
             initargs=(1,),
         )
+        self._copier = ThreadPoolExecutor(1, "prefix-copier", torch.set_num_threads, (1,))
         self.num_loads = 0
         self.num_evictions = 0
 
@@ -140,6 +146,8 @@ class Residency:
         entry = self._entries[digest]
         if prefix is None:
             self._fail(digest, entry, arrival.error)
+        elif arrival.on_device:
+            self._ready(entry, prefix)
         elif prefix.num_bytes > self._device_bytes:
             budget = f"the device budget for prefixes is {self._device_bytes} bytes"
             self._fail(digest, entry, f"the prefix takes {prefix.num_bytes} bytes, {budget}")
@@ -160,6 +168,7 @@ class Residency:
 
     def close(self) -> None:
         self._loaders.shutdown(wait=False, cancel_futures=True)
+        self._copier.shutdown(wait=False, cancel_futures=True)
 
     # --- figures ---
 
@@ -173,7 +182,9 @@ class Residency:
 
     @property
     def num_loading(self) -> int:
-        return sum(entry.place is Place.LOADING for entry in self._entries.values())
+        """Read, or copied to the device."""
+        under_way = (Place.LOADING, Place.COPYING)
+        return sum(entry.place in under_way for entry in self._entries.values())
 
     @property
     def num_device_bytes(self) -> int:
@@ -199,9 +210,13 @@ class Residency:
         return True
 
     def _load(self, digest: Digest) -> None:
-        """On a loader thread. Whatever goes wrong concerns this prefix alone, and is told."""
+        """On a loader thread."""
+        self._bring(digest, lambda: Arrival(digest, self._read(digest)))
+
+    def _bring(self, digest: Digest, make: Callable[[], Arrival]) -> None:
+        """Whatever goes wrong on a thread concerns this prefix alone, and is told."""
         try:
-            arrival = Arrival(digest, self._read(digest))
+            arrival = make()
         except Exception as exc:
             logger.exception("prefix %s could not be loaded", digest)
             arrival = Arrival(digest, None, f"the prefix could not be loaded: {type(exc).__name__}")
@@ -209,15 +224,26 @@ class Residency:
 
     def _fail(self, digest: Digest, entry: _Entry, error: str) -> None:
         """Those who wait are told; whoever asks after them makes a new try."""
-        entry.place, entry.error = Place.FAILED, error
+        entry.place, entry.error, entry.prefix = Place.FAILED, error, None
         if entry.num_refs == 0:
             del self._entries[digest]
 
     def _place(self, digest: Digest, entry: _Entry, prefix: ResidentPrefix) -> None:
-        entry.prefix = replace(prefix, kv=prefix.kv.to(self._device))
-        entry.place = Place.DEVICE
-        self.num_loads += 1
+        """Onto the device, where there is room."""
         self._keep_on_host(digest, prefix)
+        if (copy := self._copy) is None:
+            self._ready(entry, prefix)
+            return
+        entry.place, entry.prefix = Place.COPYING, prefix
+        self._copier.submit(
+            self._bring,
+            digest,
+            lambda: Arrival(digest, replace(prefix, kv=copy(prefix.kv)), on_device=True),
+        )
+
+    def _ready(self, entry: _Entry, prefix: ResidentPrefix) -> None:
+        entry.place, entry.prefix = Place.DEVICE, prefix
+        self.num_loads += 1
 
     def _keep_on_host(self, digest: Digest, prefix: ResidentPrefix) -> None:
         self._host[digest] = prefix

@@ -10,14 +10,32 @@ from transformers import PreTrainedModel
 
 from prefix_store.digest import Digest
 from server.engine import planner
-from server.engine.attention.base import AttentionBackend, Step
+from server.engine.attention.base import AttentionBackend, Span, Step
 from server.engine.batch import Batch
+from server.engine.graphs import Graphs
 from server.engine.residency import ResidentPrefix
 from server.engine.sampler import SampleRow, sample
+from server.engine.transfer import ToHost, to_device
+
+
+class Handle:
+    """A step that was launched."""
+
+    def __init__(self, token_ids: Tensor) -> None:
+        self._token_ids = ToHost(token_ids)
+
+    def tokens(self) -> list[int]:
+        """One token for each of the batch's `sampled`, `sampler.INVALID` where the logits hold NaN.
+        Waits until the device has run the step."""
+        token_ids: list[int] = self._token_ids.wait().tolist()
+        return token_ids
 
 
 class Runner:
-    """Owns the model. `embeds` holds soft prompts [L, hidden_size], by request id."""
+    """Owns the model. `embeds` holds soft prompts [L, hidden_size], by request id.
+
+    With `graphs` a forward is replayed where it can be.
+    """
 
     def __init__(
         self,
@@ -28,19 +46,36 @@ class Runner:
         self._model = model
         self._backend = backend
         self._prefix_of = prefix_of
+        self.graphs: Graphs | None = None
         self.embeds: dict[int, Tensor] = {}
+        self._sampled: dict[int, int] = {}
+        self._sampled_ids = torch.empty(0)
 
-    def run(self, batch: Batch) -> list[int]:
-        """One token for each of `batch.sampled`, `sampler.INVALID` where the logits hold NaN."""
-        step = planner.plan(batch, self._prefix_of, str(self._model.device))
+    @torch.inference_mode()
+    def launch(self, batch: Batch) -> Handle:
+        """Run a step, or with a device of its own start to: one more may be launched before the
+        tokens of this one are asked for."""
+        step = planner.plan(batch, self._prefix_of, self._model.device)
+        self._fill_in(batch, step)
         logits = self.forward(step)
-        rows = [SampleRow(c.seq.sampling, c.seq.num_completion_tokens) for c in batch.sampled]
-        return sample(logits, rows) if rows else []
+        rows = [SampleRow(c.seq.sampling, c.num_completion_tokens) for c in batch.sampled]
+        token_ids = sample(logits, rows)
+        self._sampled = {chunk.seq.request_id: row for row, chunk in enumerate(batch.sampled)}
+        self._sampled_ids = token_ids.clamp(min=0)  # NaN is found out later: feed it some token
+        return Handle(token_ids)
 
     @torch.inference_mode()
     def forward(self, step: Step) -> Tensor:
-        """Logits of the rows that are sampled: [num_sampled, vocab_size]."""
+        """Logits of the rows that are sampled: [num_sampled, vocab_size]. Valid until the next."""
         self._backend.plan(step)
+        if self.graphs is not None and not self._soft_prompts(step):
+            logits = self.graphs.replay(step)
+            if logits is not None:
+                return logits
+        return self.run_model(step)
+
+    def run_model(self, step: Step) -> Tensor:
+        """The forward itself, planned already."""
         output = self._model(
             **self._inputs(step),
             position_ids=step.position_ids,
@@ -50,9 +85,23 @@ class Runner:
         logits: Tensor = output.logits[0]
         return logits
 
+    def _fill_in(self, batch: Batch, step: Step) -> None:
+        """Input tokens that the step before this one samples: only the device knows them yet."""
+        begin = {span.request_id: span.begin for span in step.spans}
+        waiting = [c.seq.request_id for c in batch.chunks if c.input_in_flight]
+        if not waiting:
+            return
+        device = step.input_ids.device
+        rows = to_device([begin[request_id] for request_id in waiting], torch.long, device)
+        sources = [self._sampled[request_id] for request_id in waiting]
+        step.input_ids[0, rows] = self._sampled_ids[to_device(sources, torch.long, device)]
+
+    def _soft_prompts(self, step: Step) -> list[Span]:
+        return [span for span in step.spans if span.request_id in self.embeds]
+
     def _inputs(self, step: Step) -> dict[str, Tensor]:
         """Token ids, or embeddings where some rows are a soft prompt, which has no ids."""
-        soft = [span for span in step.spans if span.request_id in self.embeds]
+        soft = self._soft_prompts(step)
         if not soft:
             return {"input_ids": step.input_ids}
         embeds = self._model.get_input_embeddings()(step.input_ids)  # [1, T, hidden_size]

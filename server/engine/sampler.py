@@ -1,7 +1,8 @@
 """Logits -> token ids, on the device, with parameters and a seed for each request.
 
 The same seed, request and logits give the same tokens whatever else is in the batch: noise is a
-hash of (seed, step, token id), not the state of a generator.
+hash of (seed, step, token id), not the state of a generator. Nothing here waits for the device:
+which rows need which work is known from their parameters.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from server.engine.messages import Sampling
+from server.engine.request import Sampling
+from server.engine.transfer import to_device
 
 INVALID = -1
 """In place of a token where the logits hold NaN."""
@@ -30,40 +32,52 @@ class SampleRow:
         return self.sampling.temperature < _GREEDY_BELOW
 
 
-def sample(logits: Tensor, rows: list[SampleRow]) -> list[int]:
-    """One token id for each row of `logits` [num_rows, vocab_size]; `INVALID` where NaN."""
+def sample(logits: Tensor, rows: list[SampleRow]) -> Tensor:
+    """One token id for each row of `logits` [num_rows, vocab_size], on their device; `INVALID`
+    where NaN."""
     highest, token_ids = logits.max(-1)
     random = [i for i, row in enumerate(rows) if not row.is_greedy]
     if random:
-        token_ids[random] = _sample_random(logits[random].float(), [rows[i] for i in random])
-    result: list[int] = token_ids.masked_fill(highest.isnan(), INVALID).tolist()  # NaN beats all
-    return result
+        at = to_device(random, torch.long, logits.device)
+        token_ids[at] = _sample_random(logits[at].float(), [rows[i] for i in random])
+    return token_ids.masked_fill(highest.isnan(), INVALID)  # NaN beats all
 
 
 def _sample_random(logits: Tensor, rows: list[SampleRow]) -> Tensor:
-    temperature = logits.new_tensor([row.sampling.temperature for row in rows])
-    logits = logits / temperature[:, None]
-    for i, row in enumerate(rows):
-        _keep_likely(logits[i], row.sampling)
+    device, vocab_size = logits.device, logits.shape[-1]
+    temperatures = [row.sampling.temperature for row in rows]
+    logits = logits / to_device(temperatures, torch.float32, device)[:, None]
+    top_k = {i: k for i, row in enumerate(rows) if 0 < (k := row.sampling.top_k) < vocab_size}
+    if top_k:
+        at = to_device([*top_k], torch.long, device)
+        logits[at] = _keep_top_k(logits[at], [*top_k.values()])
+    top_p = {i: p for i, row in enumerate(rows) if (p := row.sampling.top_p) < 1.0}
+    if top_p:
+        at = to_device([*top_p], torch.long, device)
+        logits[at] = _keep_top_p(logits[at], [*top_p.values()])
     return (logits + _gumbel(rows, logits)).argmax(-1)
 
 
-def _keep_likely(logits: Tensor, sampling: Sampling) -> None:
-    """Mask, in place, what top-k and then top-p leave out of one row [vocab_size]."""
-    if 0 < sampling.top_k < len(logits):
-        threshold = logits.topk(sampling.top_k).values[-1]
-        logits.masked_fill_(logits < threshold, -torch.inf)
-    if sampling.top_p < 1.0:
-        ordered, order = logits.sort(descending=True, stable=True)
-        probs = ordered.softmax(-1)
-        before = probs.cumsum(-1) - probs  # the first token is always kept
-        logits[order[before >= sampling.top_p]] = -torch.inf
+def _keep_top_k(logits: Tensor, top_k: list[int]) -> Tensor:
+    """Mask all but the k highest of each row [num_rows, vocab_size], and their equals."""
+    last = to_device([k - 1 for k in top_k], torch.long, logits.device)[:, None]
+    threshold = logits.topk(max(top_k)).values.gather(1, last)
+    return logits.masked_fill(logits < threshold, -torch.inf)
+
+
+def _keep_top_p(logits: Tensor, top_p: list[float]) -> Tensor:
+    """Mask all but the likeliest of each row that together reach p, the first one at least."""
+    ordered, order = logits.sort(descending=True, stable=True)
+    probs = ordered.softmax(-1)
+    before = probs.cumsum(-1) - probs
+    dropped = before >= to_device(top_p, torch.float32, logits.device)[:, None]
+    return logits.masked_fill(dropped.scatter(1, order, dropped), -torch.inf)
 
 
 def _gumbel(rows: list[SampleRow], logits: Tensor) -> Tensor:
     """Gumbel noise [num_rows, vocab_size]: adding it to logits makes argmax a fair draw."""
-    seeds = torch.tensor([_signed(row.sampling.seed) for row in rows], device=logits.device)
-    steps = torch.tensor([row.step for row in rows], device=logits.device)
+    seeds = to_device([_signed(row.sampling.seed) for row in rows], torch.long, logits.device)
+    steps = to_device([row.step for row in rows], torch.long, logits.device)
     keys = _mix(_mix(seeds) + steps)
     tokens = torch.arange(logits.shape[-1], device=logits.device)
     bits = (_mix(keys[:, None] + tokens) >> 40) & 0xFFFFFF

@@ -11,10 +11,10 @@ from typing import Protocol
 from prefix_store.digest import Digest
 from server.engine.batch import Batch, Chunk, Draft
 from server.engine.in_flight import Flights, InFlight
-from server.engine.messages import Delta
 from server.engine.page_allocator import PageAllocator
 from server.engine.prompt_cache import PromptCache
 from server.engine.queues import Queues, by_rank
+from server.engine.request import Delta
 from server.engine.sequence import Sequence, SequenceStatus
 from server.engine.turns import Turns
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from prefix_store.digest import Digest
-from server.engine.messages import FinishReason, Sampling, Share
+from server.engine.request import FinishReason, Sampling, Share
 
 
 class SequenceStatus(Enum):

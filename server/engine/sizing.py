@@ -5,14 +5,20 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from server.engine.messages import EngineConfig
 from server.engine.model.load import LoadedModel
+
+if TYPE_CHECKING:
+    from server.engine.messages import EngineConfig
 
 _SMALL_PAGE = 16
 _MIN_CONTEXT = 16
+_GIB = 1 << 30
+_USABLE = 0.92
+"""Of a CUDA device's free memory: the rest is for what the allocator cannot join together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,25 +29,75 @@ class Sizes:
     page_size: int
 
 
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Bytes on the device, beside the model."""
+
+    kv: int
+    prefixes: int
+
+
 def choose_device(wanted: str) -> str:
     if wanted == "auto":
-        return "cpu"
-    if wanted == "cuda":
-        raise ValueError("this version has no attention backend for CUDA yet; use device=cpu")
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda, but torch finds no CUDA device here; use device=cpu")
     return wanted
 
 
-def choose_dtype(wanted: str) -> str:
-    """bfloat16 where the processor multiplies it natively, else float32."""
+def choose_dtype(wanted: str, device: str) -> str:
+    """bfloat16 where the device multiplies it natively, else float32."""
     if wanted != "auto":
         return wanted
+    if device == "cuda":
+        return "bfloat16"
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bfloat16" if native else "float32"
 
 
-def sizes(config: EngineConfig, loaded: LoadedModel, *, paged: bool) -> Sizes:
-    """How many pages of which size. Raises ValueError where the memory holds no useful context."""
-    budget = config.kv_cache_bytes or _memory_bytes() // 4
+def cpu_budget(config: EngineConfig) -> Budget:
+    prefixes = config.device_prefix_bytes
+    return Budget(
+        kv=config.kv_cache_bytes or _memory_bytes() // 4,
+        prefixes=_GIB if prefixes is None else prefixes,
+    )
+
+
+def cuda_budget(config: EngineConfig, *, num_free_bytes: int, num_reserved_bytes: int) -> Budget:
+    """What is left of the free memory: a quarter for prefixes, the rest for the KV pool.
+
+    Raises ValueError where the settings want more than there is.
+    """
+    usable = int(num_free_bytes * _USABLE) - num_reserved_bytes
+    prefixes = config.device_prefix_bytes
+    if prefixes is None:
+        prefixes = max(0, usable) // 4
+    kv = config.kv_cache_bytes or usable - prefixes
+    if not 0 < kv <= usable - prefixes:
+        raise ValueError(
+            f"of {num_free_bytes} bytes free on the device {usable} can be used: "
+            f"{prefixes} for prefixes and {kv} for the KV pool do not fit; lower "
+            "device_prefix_bytes, kv_cache_bytes or max_num_batched_tokens, or take a smaller model"
+        )
+    return Budget(kv, prefixes)
+
+
+def activation_bytes(
+    *, num_tokens: int, num_rows: int, hidden_size: int, vocab_size: int, itemsize: int
+) -> int:
+    """What the largest step needs beside weights and keys, as a bound.
+
+    A layer holds about 24 vectors of the hidden size for each token at once, most of them in its
+    MLP; sampling about 64 bytes for each logit, most of them in a sort; graphs, the libraries'
+    workspaces and attention's partial results half a gigabyte.
+    """
+    layer = num_tokens * hidden_size * itemsize * 24
+    sampling = num_rows * vocab_size * 64
+    return layer + sampling + _GIB // 2
+
+
+def sizes(config: EngineConfig, loaded: LoadedModel, budget: int, *, paged: bool) -> Sizes:
+    """How many pages of which size. Raises ValueError where `budget` holds no useful context."""
     num_tokens = budget // loaded.spec.num_bytes_per_token
     share = num_tokens if paged else num_tokens // config.max_num_seqs
     fitting = min(loaded.max_positions, share) // _SMALL_PAGE * _SMALL_PAGE

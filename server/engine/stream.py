@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Self
 
-from server.engine.messages import Delta, FinishReason
+from server.engine.request import Delta, FinishReason
 from server.errors import ServerError
 
 

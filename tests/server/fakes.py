@@ -16,15 +16,8 @@ from transformers import PreTrainedTokenizerFast
 from prefix_store import artifact
 from prefix_store.digest import Digest
 from prefix_store.prefix import BaseModelSpec, Prefix
-from server.engine.messages import (
-    ALONE,
-    Compiled,
-    Delta,
-    EngineInfo,
-    EngineStats,
-    Sampling,
-    Share,
-)
+from server.engine.messages import Compiled, EngineInfo, EngineStats
+from server.engine.request import ALONE, Delta, Sampling, Share
 from server.engine.stream import TokenStream
 from server.errors import EngineUnavailable, ServerError
 

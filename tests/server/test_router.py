@@ -11,7 +11,8 @@ from prefix_store.errors import NothingActive, UnknownTask, UnknownVersion
 from prefix_store.manifest import Defaults, Limits, Profile
 from server.api.deps import Services
 from server.completion import Completion
-from server.engine.messages import BASE_MODEL, COMPILES, EngineInfo
+from server.engine.messages import EngineInfo
+from server.engine.request import BASE_MODEL, COMPILES
 from server.errors import (
     BaseModelMismatch,
     Draining,

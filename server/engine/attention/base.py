@@ -56,10 +56,36 @@ class Step:
     groups: list[Group]
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The most that one step can hold. Buffers that a captured forward reads are made for it."""
+
+    num_heads: int
+    """Of the queries (`LoadedModel.num_heads`); the pool knows those of the keys."""
+    num_rows: int = 512
+    """Rows of the largest forward, padding included."""
+    num_spans: int = 64
+    num_tokens: int = 4096
+    """Of one sequence, its own."""
+
+
 class AttentionBackend(Protocol):
     """Writes a step's keys and values into the pool and attends to prefix and own segments."""
 
-    def allocate(self, pool: KvPool) -> None: ...
+    name: str
+    """As in the setting `attention`."""
+
+    graph_safe: bool
+    """Whether a captured forward may be replayed. Then `plan` is all the host work of a step: it
+    queues copies into buffers whose addresses are fixed since `allocate`, on the current stream,
+    and does not wait for them; `attend` reads nothing of the step but these. A forward may have
+    more rows than the step (a bucket): rows beyond it write nothing and give zeros. It may also
+    run before any `plan`: then all rows are beyond the step. Kernels compile in the first forward
+    of a size, so one goes before its capture."""
+
+    def allocate(self, pool: KvPool, bounds: Bounds | None = None) -> None:
+        """Once, before everything else. `bounds` concerns graph safe backends."""
+        ...
 
     def plan(self, step: Step) -> None:
         """Host work that all layers of one step share."""

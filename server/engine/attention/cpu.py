@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from server.engine.attention.base import Span, Step
+from server.engine.attention.base import Bounds, Span, Step
 from server.engine.attention.ref import RefBackend
 from server.engine.kv_pool import KvPool
 
@@ -64,6 +64,9 @@ class _Partial:
 class CpuBackend:
     """Needs pages that hold a whole sequence (`page_size` >= its length)."""
 
+    name = "cpu"
+    graph_safe = False
+
     def __init__(self) -> None:
         self._ref = RefBackend()
         self._pool: KvPool | None = None
@@ -72,7 +75,7 @@ class CpuBackend:
         self._prefills: list[Span] = []
         self._max_context = 0
 
-    def allocate(self, pool: KvPool) -> None:
+    def allocate(self, pool: KvPool, bounds: Bounds | None = None) -> None:
         self._pool = pool
         self._ref.allocate(pool)
 

@@ -7,18 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from server.engine.attention.base import Span, Step
+from server.engine.attention.base import Bounds, Span, Step
 from server.engine.kv_pool import KvPool
 
 
 class RefBackend:
     """One mask rule on absolute slots, prefix first: abs_k <= abs_q and abs_k > abs_q - window."""
 
+    name = "ref"
+    graph_safe = False
+
     def __init__(self) -> None:
         self._pool: KvPool | None = None
         self._step: Step | None = None
 
-    def allocate(self, pool: KvPool) -> None:
+    def allocate(self, pool: KvPool, bounds: Bounds | None = None) -> None:
         self._pool = pool
 
     def plan(self, step: Step) -> None:

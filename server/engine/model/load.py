@@ -22,6 +22,8 @@ class LoadedModel:
 
     model: PreTrainedModel
     spec: BaseModelSpec
+    num_heads: int
+    """Of the queries."""
     max_positions: int
     vocab_size: int
     eos_token_ids: tuple[int, ...]
@@ -35,20 +37,21 @@ def load(path: str, *, dtype: str, device: str, backend: AttentionBackend) -> Lo
     )
     model = model.eval().requires_grad_(requires_grad=False).to(device)
     check_supported(model.config)
-    spec = _measure(model, Path(path).name, dtype)
+    spec, num_heads = _measure(model, Path(path).name, dtype)
     AttentionInterface.register(ATTENTION_NAME, backend.attend)
     return LoadedModel(
         model=model,
         spec=spec,
+        num_heads=num_heads,
         max_positions=max_positions(model.config),
         vocab_size=model.get_input_embeddings().num_embeddings,
         eos_token_ids=_eos_token_ids(model.generation_config),
     )
 
 
-def _measure(model: PreTrainedModel, name: str, dtype: str) -> BaseModelSpec:
-    """The shapes of one real forward: config fields lie for some families."""
-    shapes: dict[int, tuple[int, int]] = {}
+def _measure(model: PreTrainedModel, name: str, dtype: str) -> tuple[BaseModelSpec, int]:
+    """The shapes of one real forward, and its query heads: config fields lie for some families."""
+    shapes: dict[int, tuple[int, int, int]] = {}
 
     def probe(
         module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
@@ -57,7 +60,7 @@ def _measure(model: PreTrainedModel, name: str, dtype: str) -> BaseModelSpec:
             raise UnsupportedModel(
                 f"keys {tuple(key.shape)} and values {tuple(value.shape)} differ"
             )
-        shapes[module.layer_idx] = (key.shape[1], key.shape[3])
+        shapes[module.layer_idx] = (query.shape[1], key.shape[1], key.shape[3])
         return query.transpose(1, 2).contiguous(), None
 
     AttentionInterface.register(ATTENTION_NAME, probe)
@@ -70,11 +73,12 @@ def _measure(model: PreTrainedModel, name: str, dtype: str) -> BaseModelSpec:
             f"{model.config.model_type}: attention was seen in {len(shapes)} of {num_layers} "
             f"layers, with shapes {sorted(set(shapes.values()))}; all must have the same"
         )
-    num_kv_heads, head_dim = shapes[0]
+    num_heads, num_kv_heads, head_dim = shapes[0]
     hidden_size = model.get_input_embeddings().weight.shape[1]
-    return BaseModelSpec(
+    spec = BaseModelSpec(
         name, fingerprint(model), num_layers, num_kv_heads, head_dim, hidden_size, dtype
     )
+    return spec, num_heads
 
 
 def _eos_token_ids(config: GenerationConfig | None) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from prefix_store.prefix import BaseModelSpec
-from server.engine.attention.base import ATTENTION_NAME, AttentionBackend, Group, Span, Step
+from server.engine.attention.base import ATTENTION_NAME, AttentionBackend, Bounds, Group, Span, Step
 from server.engine.attention.ref import RefBackend
 from server.engine.kv_pool import KvPool
 from server.engine.native.blocks import BlockPool, to_blocks
@@ -34,10 +34,13 @@ _MAX_RELATIVE_ERROR_INT8 = 0.25  # a wrong layer gives 1 and more
 class NativeBackend:
     """Attention is part of the compiled layers: it is planned here and called by nobody."""
 
+    name = "native"
+    graph_safe = False
+
     def __init__(self, layers: NativeLayers) -> None:
         self.layers = layers
 
-    def allocate(self, pool: KvPool) -> None:
+    def allocate(self, pool: KvPool, bounds: Bounds | None = None) -> None:
         self.layers.allocate(pool)
 
     def plan(self, step: Step) -> None:

@@ -7,18 +7,24 @@ the wrong sequence, freed too early or written twice shows in the tokens, or at 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from prefix_store.digest import Digest
 from server.engine.batch import Batch, Chunk
-from server.engine.messages import Sampling, Share
 from server.engine.page_allocator import PageAllocator
 from server.engine.prompt_cache import PromptCache
+from server.engine.request import Delta, Sampling, Share
+from server.engine.sampler import INVALID
 from server.engine.scheduler import Scheduler
-from server.engine.sequence import Sequence, SequenceStatus
+from server.engine.sequence import Sequence
+from server.engine.steps import Steps
 
 EOS = 2
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass
@@ -127,48 +133,61 @@ class Row:
 
 @dataclass
 class Launch:
-    batch: Batch
+    """Executed as late as can be: when its tokens are asked for."""
+
+    number: int
     rows: list[Row]
+    device: Simulation
+
+    def tokens(self) -> list[int]:
+        return self.device.execute(self)
 
 
 @dataclass
 class Simulation:
-    """Steps of a scheduler over the device; with `overlap`, each is launched before the last one's
-    tokens are known, and executed as late as can be."""
+    """The real steps of a real scheduler over the device; with `overlap`, each is launched before
+    the last one's tokens are known."""
 
     scheduler: Scheduler
     shelf: Shelf
     overlap: bool = False
+    full: set[int] = field(default_factory=set)
+    """Launches for which there is no memory."""
     failing: set[int] = field(default_factory=set)
-    """Steps that raise when they are executed."""
+    """Launches that raise when their tokens are asked for; what is launched after them does, too,
+    until the device is asked to run their rows one by one."""
     poisoned: set[int] = field(default_factory=set)
-    """Requests whose logits turn out to be NaN: they are dropped before their step is committed."""
+    """Requests whose logits turn out to be NaN."""
     completions: dict[int, list[int]] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
-    batches: list[Batch] = field(default_factory=list)
+    failures: list[int] = field(default_factory=list)
+    num_launches: int = 0
     num_tokens_run: int = 0
+    _taken: list[Batch] = field(default_factory=list)
+    _broken_since: int | None = None
+    _wrong: list[AssertionError] = field(default_factory=list)
     _pool: dict[tuple[int, int], int] = field(default_factory=dict)
     _latest: dict[Sequence, int] = field(default_factory=dict)
-    _pending: Launch | None = None
+
+    def __post_init__(self) -> None:
+        self._steps = Steps(
+            self.scheduler, self, took=self._took, failed=self._failed, overlap=self.overlap
+        )
 
     @property
     def is_idle(self) -> bool:
         s = self.scheduler
-        return not (s.running or s.waiting or self._pending)
+        return not (s.running or s.waiting or self._steps.has_work)
 
     def step(self) -> Batch | None:
-        launch = None
-        if self.scheduler.has_work:
-            batch = self.scheduler.schedule()
-            self._check(batch)
-            if batch.chunks:
-                launch = self._launch(batch)
-        if self.overlap:
-            launch, self._pending = self._pending, launch
-        if launch is not None:
-            self._finish(launch)
+        """The batch that was taken in, if any was."""
+        self._taken.clear()
+        if self._steps.has_work:
+            self._steps.step()
+        if self._wrong:  # it looked like a failure of the device
+            raise self._wrong[0]
         self.scheduler.check()
-        return launch.batch if launch is not None else None
+        return self._taken[0] if self._taken else None
 
     def run(self, max_steps: int = 2000) -> None:
         for _ in range(max_steps):
@@ -177,45 +196,70 @@ class Simulation:
             self.step()
         raise AssertionError("somebody starves")
 
+    # --- the runner ---
+
+    def launch(self, batch: Batch) -> Launch:
+        self.num_launches += 1
+        self._checked(self._check, batch)
+        if not self._is_scheduled(batch):
+            self._broken_since = None  # one row at a time, after a failure
+        elif self.num_launches in self.full:
+            raise MemoryError
+        elif self.num_launches in self.failing and self._broken_since is None:
+            self._broken_since = self.num_launches
+        rows = [
+            Row(chunk, chunk.seq.token_ids[: chunk.end], list(chunk.seq.pages))
+            for chunk in batch.chunks
+        ]
+        return Launch(self.num_launches, rows, self)
+
+    def execute(self, launch: Launch) -> list[int]:
+        if self._broken_since is not None and launch.number >= self._broken_since:
+            raise RuntimeError("the device has failed")
+        executed = [self._checked(self._execute, row) for row in launch.rows]
+        return [token_id for token_ids in executed for token_id in token_ids]
+
+    # --- what becomes of it ---
+
+    def _took(self, batch: Batch, deltas: list[Delta]) -> None:
+        self._taken.append(batch)
+        for delta in deltas:
+            self._checked(self._take, delta)
+
+    def _take(self, delta: Delta) -> None:
+        assert delta.request_id not in self.reasons, "it has ended already"
+        assert delta.request_id not in self.failures, "it has failed"
+        self.completions.setdefault(delta.request_id, []).extend(delta.token_ids)
+        if delta.finish_reason is not None:
+            self.reasons[delta.request_id] = delta.finish_reason
+
+    def _failed(self, seq: Sequence, message: str) -> None:
+        self.failures.append(seq.request_id)
+        self.scheduler.finish(seq)
+
+    # --- checks ---
+
+    def _checked(self, check: Callable[[T], R], subject: T) -> R:
+        """Whatever a step raises looks like a failure of the device: keep what was wrong."""
+        try:
+            return check(subject)
+        except AssertionError as wrong:
+            self._wrong.append(wrong)
+            raise
+
+    def _is_scheduled(self, batch: Batch) -> bool:
+        return any(flight.batch is batch for flight in self.scheduler._flights._flights)
+
     def _check(self, batch: Batch) -> None:
         s = self.scheduler
         s.check()
+        assert batch.chunks
         assert sum(chunk.num_tokens for chunk in batch.chunks) <= s.max_num_batched_tokens
         assert len({chunk.seq for chunk in batch.chunks}) == len(batch.chunks)
         for seq in s.running:
             limit = s._queues._queues[seq.share.queue].share.max_concurrency
             assert limit is None or s._queues.num_running(seq.share.queue) <= limit
             assert seq.prefix is None or self.shelf.is_ready(seq.prefix)
-
-    def _launch(self, batch: Batch) -> Launch:
-        rows = [
-            Row(chunk, chunk.seq.token_ids[: chunk.end], list(chunk.seq.pages))
-            for chunk in batch.chunks
-        ]
-        return Launch(batch, rows)
-
-    def _finish(self, launch: Launch) -> None:
-        self.batches.append(launch.batch)
-        if len(self.batches) not in self.failing:
-            self._commit(launch)
-            return
-        if self._pending is not None:  # built on what failed
-            self.scheduler.abandon(self._pending.batch)
-            self._pending = None
-        for chunk in self.scheduler.abandon(launch.batch).chunks:
-            self._commit(self._launch(Batch([chunk])))
-            self.scheduler.check()
-
-    def _commit(self, launch: Launch) -> None:
-        token_ids = [token_id for row in launch.rows for token_id in self._execute(row)]
-        for seq in {chunk.seq for chunk in launch.batch.sampled}:
-            if seq.request_id in self.poisoned and seq.status is not SequenceStatus.FINISHED:
-                self.scheduler.finish(seq)
-        for delta in self.scheduler.commit(launch.batch, token_ids):
-            assert delta.request_id not in self.reasons, "it has ended already"
-            self.completions.setdefault(delta.request_id, []).extend(delta.token_ids)
-            if delta.finish_reason is not None:
-                self.reasons[delta.request_id] = delta.finish_reason
 
     def _execute(self, row: Row) -> list[int]:
         """Check all that is read, write, and sample if this row samples."""
@@ -236,4 +280,4 @@ class Simulation:
         if not chunk.samples:
             return []
         self._latest[seq] = sampled_after(values[-1])
-        return [self._latest[seq]]
+        return [INVALID if seq.request_id in self.poisoned else self._latest[seq]]

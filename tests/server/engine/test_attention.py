@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib.util import find_spec
+
 import pytest
 import torch
 
@@ -23,6 +26,21 @@ ATOL = 2e-5
 NUM_NEW = 6
 
 
+def triton() -> AttentionBackend:
+    """Compiled on CUDA, else interpreted, which takes a second for a few hundred rows."""
+    from server.engine.attention.triton import TritonBackend
+
+    return TritonBackend()
+
+
+BACKENDS = [
+    RefBackend,
+    CpuBackend,
+    pytest.param(triton, marks=pytest.mark.skipif(not find_spec("triton"), reason="no Triton")),
+]
+MakeBackend = Callable[[], AttentionBackend]
+
+
 def prompt(seed: int) -> list[int]:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, 97, (1 + seed * 7 % 30,), generator=generator).tolist()
@@ -30,7 +48,9 @@ def prompt(seed: int) -> list[int]:
 
 def engine_on(family: str, backend: AttentionBackend, max_num_batched_tokens: int = 24) -> Engine:
     model = build_model(family, "foreword")
-    page_size, num_pages = (4, 400) if isinstance(backend, RefBackend) else (128, 32)
+    if backend.name == "triton" and torch.cuda.is_available():
+        model = model.to("cuda")
+    page_size, num_pages = (128, 32) if isinstance(backend, CpuBackend) else (4, 400)
     return make_engine(
         model,
         backend,
@@ -45,27 +65,29 @@ def prefixes_for(family: str) -> list[ResidentPrefix | None]:
     return [None, *(random_prefix(spec, num_tokens, seed=num_tokens) for num_tokens in (1, 6, 20))]
 
 
-@pytest.mark.parametrize("make_backend", [RefBackend, CpuBackend])
+@pytest.mark.parametrize("make_backend", BACKENDS)
 @pytest.mark.parametrize("family", CONFIGS)
 def test_a_mixed_batch_with_chunked_prefill_equals_each_sequence_alone(
-    family: str, make_backend: type[AttentionBackend]
+    family: str, make_backend: MakeBackend
 ) -> None:
-    engine, reference = engine_on(family, make_backend()), build_model(family, "eager")
+    num_seqs, num_new, num_batched = (3, 2, 16) if make_backend is triton else (9, NUM_NEW, 24)
+    engine = engine_on(family, make_backend(), num_batched)
+    reference = build_model(family, "eager")
     prefixes = prefixes_for(family)
-    for i in range(9):
-        engine.add(i, prompt(i), prefixes[i % 4], NUM_NEW)
+    for i in range(num_seqs):
+        engine.add(i, prompt(i), prefixes[i % 4], num_new)
 
     tokens = engine.run()
 
-    for i in range(9):
-        expected_tokens, expected_logits = oracle(reference, prompt(i), prefixes[i % 4], NUM_NEW)
+    for i in range(num_seqs):
+        expected_tokens, expected_logits = oracle(reference, prompt(i), prefixes[i % 4], num_new)
         got = torch.stack(engine.runner.logits[i])
         torch.testing.assert_close(got, expected_logits, atol=ATOL, rtol=0)
         assert tokens[i] == expected_tokens
 
 
-@pytest.mark.parametrize("make_backend", [RefBackend, CpuBackend])
-def test_another_tasks_prefix_gives_other_logits(make_backend: type[AttentionBackend]) -> None:
+@pytest.mark.parametrize("make_backend", BACKENDS)
+def test_another_tasks_prefix_gives_other_logits(make_backend: MakeBackend) -> None:
     """The control of the test above: it would notice two prefixes exchanged."""
     engine, reference = engine_on("llama", make_backend()), build_model("llama", "eager")
     _, one, _, other = prefixes_for("llama")
@@ -103,9 +125,10 @@ def test_preempted_sequences_are_recomputed_to_the_same_tokens() -> None:
         assert tokens[i] == oracle(reference, prompt(i), prefix, 20)[0]
 
 
-def test_poison_in_unused_slots_changes_nothing() -> None:
-    engine, clean = engine_on("llama", CpuBackend()), engine_on("llama", CpuBackend())
-    engine.pool.pages.fill_(1e30)
+@pytest.mark.parametrize(("make_backend", "poison"), [(CpuBackend, 1e30), (RefBackend, torch.nan)])
+def test_poison_in_unused_slots_changes_nothing(make_backend: MakeBackend, poison: float) -> None:
+    engine, clean = engine_on("llama", make_backend()), engine_on("llama", make_backend())
+    engine.pool.pages.fill_(poison)
     for i in range(4):
         engine.add(i, prompt(i), None, NUM_NEW)
         clean.add(i, prompt(i), None, NUM_NEW)

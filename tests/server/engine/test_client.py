@@ -20,7 +20,8 @@ from prefix_store.blobs import FileBlobStore
 from prefix_store.digest import Digest
 from prefix_store.prefix import Prefix
 from server.engine.client import EngineClient
-from server.engine.messages import EngineConfig, Sampling
+from server.engine.messages import EngineConfig
+from server.engine.request import Sampling
 from server.errors import CompileFailed, EngineUnavailable, PrefixUnavailable
 from tests.tiny_models import CONFIGS, build_model, oracle, random_prefix, spec_of
 

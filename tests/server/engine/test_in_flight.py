@@ -6,7 +6,7 @@ import pytest
 
 from prefix_store.digest import Digest
 from server.engine.batch import Batch
-from server.engine.messages import Sampling, Share
+from server.engine.request import Sampling, Share
 from server.engine.sequence import Sequence
 from tests.server.engine.simulation import (
     EOS,

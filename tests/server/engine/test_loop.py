@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from server.engine.compiler import Compiler
 from server.engine.kv_pool import KvPool
 from server.engine.loop import Inbox, StepLoop
 from server.engine.page_allocator import PageAllocator
+from server.engine.request import Sampling
 from server.engine.residency import Residency, ResidentPrefix
 from server.engine.sampler import INVALID
 from server.engine.scheduler import Scheduler
@@ -27,6 +29,14 @@ NAN, BROKEN, HUGE = 40, 41, 42
 """First prompt tokens that make the fake runner misbehave."""
 
 
+@dataclass
+class Sampled:
+    token_ids: list[int]
+
+    def tokens(self) -> list[int]:
+        return self.token_ids
+
+
 class FakeRunner:
     """Samples `TOKEN`, and does to some sequences what a device could do to them."""
 
@@ -34,21 +44,21 @@ class FakeRunner:
         self.embeds: dict[int, Tensor] = {}
         self.batches: list[list[int]] = []
 
-    def run(self, batch: Batch) -> list[int]:
+    def launch(self, batch: Batch) -> Sampled:
         self.batches.append([chunk.seq.request_id for chunk in batch.chunks])
         firsts = [chunk.seq.token_ids[0] for chunk in batch.chunks]
         if BROKEN in firsts:
             raise RuntimeError("an index is out of range")
         if HUGE in firsts and sum(chunk.num_tokens for chunk in batch.chunks) > 8:
             raise torch.OutOfMemoryError("no room")
-        return [INVALID if c.seq.token_ids[0] == NAN else TOKEN for c in batch.sampled]
+        return Sampled([INVALID if c.seq.token_ids[0] == NAN else TOKEN for c in batch.sampled])
 
 
 Run = Callable[..., tuple[dict[int, list[int]], dict[int, m.Failed], FakeRunner]]
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Run:
+@pytest.fixture(params=[False, True], ids=["in turn", "one ahead"])
+def run(tmp_path: Path, request: pytest.FixtureRequest) -> Run:
     """Feeds requests to a loop until all are answered: tokens and failures, by request."""
 
     def run(
@@ -58,7 +68,7 @@ def run(tmp_path: Path) -> Run:
         inbox: Inbox = Inbox()
         sent: list[m.Event] = []
         residency = Residency(
-            read or _unreadable, inbox.put, device="cpu", device_bytes=1 << 20, host_bytes=1 << 20
+            read or _unreadable, inbox.put, device_bytes=1 << 20, host_bytes=1 << 20
         )
         scheduler = Scheduler(
             PageAllocator(8, 64), residency, max_num_seqs=4, max_num_batched_tokens=16,
@@ -67,9 +77,12 @@ def run(tmp_path: Path) -> Run:
         pool = KvPool(spec, num_pages=8, page_size=64, device="cpu")
         compiler = Compiler(inbox.put, FileBlobStore(tmp_path), spec)
         runner = FakeRunner()
-        loop = StepLoop(inbox, sent.append, scheduler, residency, runner, pool, compiler)
-        for request in (*requests, m.Drain()):
-            inbox.put(request)
+        loop = StepLoop(
+            inbox, sent.append, scheduler, residency, runner, pool, compiler,
+            overlap=request.param,
+        )  # fmt: skip
+        for each in (*requests, m.Drain()):
+            inbox.put(each)
         loop.run()
         scheduler.check()
         assert scheduler.allocator.num_free == 8
@@ -86,7 +99,7 @@ def submit(
     request_id: int, first: int = 5, *, num_tokens: int = 3, max_tokens: int = 2
 ) -> m.Submit:
     token_ids = [first] + [5] * (num_tokens - 1)
-    return m.Submit(request_id, None, token_ids, m.Sampling(max_tokens=max_tokens))
+    return m.Submit(request_id, None, token_ids, Sampling(max_tokens=max_tokens))
 
 
 def _unreadable(digest: Digest) -> ResidentPrefix:
@@ -125,7 +138,7 @@ def test_out_of_memory_makes_the_steps_smaller_and_loses_nothing(run: Run) -> No
 
 def test_requests_behind_a_prefix_that_cannot_be_read_fail_and_others_run(run: Run) -> None:
     digest = str(Digest.of(b"gone"))
-    behind = m.Submit(2, digest, [5, 5], m.Sampling(max_tokens=2))
+    behind = m.Submit(2, digest, [5, 5], Sampling(max_tokens=2))
 
     tokens, failed, _ = run(submit(1), m.Load(9, digest), behind, submit(3))
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from prefix_store.digest import Digest
 from server.engine import prompt_cache
 from server.engine.attention.ref import RefBackend
-from server.engine.messages import Sampling, Share
 from server.engine.page_allocator import PageAllocator
+from server.engine.request import Sampling, Share
 from server.engine.sequence import Sequence
 from tests.server.engine.simulation import (
     EOS,

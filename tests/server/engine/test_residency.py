@@ -7,6 +7,7 @@ from queue import SimpleQueue
 
 import pytest
 import torch
+from torch import Tensor
 
 from prefix_store.digest import Digest
 from server.engine.residency import Arrival, Residency, ResidentPrefix
@@ -22,7 +23,11 @@ class Bench:
     """A residency whose loader threads report to a queue that the test drains."""
 
     def __init__(
-        self, load: Callable[[Digest], ResidentPrefix], device_bytes: int, host_bytes: int
+        self,
+        load: Callable[[Digest], ResidentPrefix],
+        device_bytes: int,
+        host_bytes: int,
+        copy: Callable[[Tensor], Tensor] | None,
     ) -> None:
         self.inbox: SimpleQueue[Arrival] = SimpleQueue()
         self.reads: list[Digest] = []
@@ -30,9 +35,9 @@ class Bench:
         self.residency = Residency(
             self._read,
             self.inbox.put,
-            device="cpu",
             device_bytes=device_bytes,
             host_bytes=host_bytes,
+            copy=copy,
         )
 
     def _read(self, digest: Digest) -> ResidentPrefix:
@@ -49,9 +54,13 @@ def bench() -> Iterator[Callable[..., Bench]]:
     made: list[Bench] = []
 
     def make(
-        load: Callable[[Digest], ResidentPrefix] = read, *, device: int = 2, host: int = 1
+        load: Callable[[Digest], ResidentPrefix] = read,
+        *,
+        device: int = 2,
+        host: int = 1,
+        copy: Callable[[Tensor], Tensor] | None = None,
     ) -> Bench:
-        made.append(Bench(load, device * SIZE, host * SIZE))
+        made.append(Bench(load, device * SIZE, host * SIZE, copy))
         return made[-1]
 
     yield make
@@ -201,3 +210,88 @@ def test_loader_threads_leave_the_step_loop_its_threads(bench: Callable[..., Ben
     time.sleep(0.01)
 
     assert torch.get_num_threads() == before
+
+
+# --- with a device of its own ---
+
+
+class SlowCopy:
+    """Waits on its thread until the test says that the copy is there."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.threads: set[str] = set()
+
+    def __call__(self, kv: Tensor) -> Tensor:
+        self.threads.add(threading.current_thread().name)
+        assert self.gate.wait(5)
+        return kv.clone()
+
+
+def test_a_prefix_is_ready_when_its_copy_is_there_and_nobody_waits_for_that(
+    bench: Callable[..., Bench],
+) -> None:
+    copy = SlowCopy()
+    b = bench(copy=copy, device=1)
+    b.residency.refer(A)
+    b.settle()
+
+    assert not b.residency.is_ready(A)
+    assert b.residency.num_loading == 1
+    assert b.residency.num_device_bytes == SIZE, "its room is taken"
+
+    copy.gate.set()
+    b.settle()
+
+    assert b.residency.is_ready(A)
+    assert b.residency.num_loading == 0
+    assert threading.main_thread().name not in copy.threads
+
+
+def test_from_the_host_it_is_copied_again_and_not_read(bench: Callable[..., Bench]) -> None:
+    copy = SlowCopy()
+    copy.gate.set()
+    b = bench(copy=copy, device=1, host=2)
+    for digest in (A, B):
+        b.residency.refer(digest)
+        b.settle(2)
+        b.residency.release(digest)
+
+    b.residency.refer(A)
+    assert not b.residency.is_ready(A)
+    b.settle()
+
+    assert b.residency.is_ready(A)
+    assert b.reads == [A, B]
+    assert b.residency.num_evictions == 2
+
+
+def test_what_is_being_copied_is_not_evicted(bench: Callable[..., Bench]) -> None:
+    copy = SlowCopy()
+    b = bench(copy=copy, device=1)
+    b.residency.refer(A)
+    b.settle()
+    b.residency.release(A)
+    b.residency.refer(B)
+    b.settle()
+    b.residency.evict(A)
+    assert b.residency.num_device_bytes == SIZE
+
+    copy.gate.set()
+    b.settle()  # A is there, which nobody wants: B takes its room
+    b.settle()
+
+    assert b.residency.is_ready(B)
+    assert b.residency.on_device == [B]
+
+
+def test_a_copy_that_fails_is_told_and_gives_its_room_back(bench: Callable[..., Bench]) -> None:
+    def copy(kv: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("no room")
+
+    b = bench(copy=copy)
+    b.residency.refer(A)
+    b.settle(2)
+
+    assert b.residency.error(A) == "the prefix could not be loaded: OutOfMemoryError"
+    assert b.residency.num_device_bytes == 0

@@ -4,13 +4,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.engine.messages import Sampling
-from server.engine.sampler import INVALID, SampleRow, sample
+from server.engine import sampler
+from server.engine.request import Sampling
+from server.engine.sampler import INVALID, SampleRow
 
 
 def logits(num_rows: int = 1, seed: int = 0, vocab_size: int = 50) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(num_rows, vocab_size, generator=generator) * 2
+
+
+def sample(x: torch.Tensor, rows: list[SampleRow]) -> list[int]:
+    return sampler.sample(x, rows).tolist()
 
 
 def row(step: int = 0, **kwargs: float) -> SampleRow:
@@ -85,3 +90,48 @@ def test_a_tiny_top_p_keeps_one_token() -> None:
     x = logits()
 
     assert sample(x, [row(temperature=2.0, top_p=1e-9)]) == x.argmax(-1).tolist()
+
+
+def one_by_one(x: torch.Tensor, rows: list[SampleRow]) -> list[int]:
+    """The definition: each row alone, top-k before top-p."""
+    drawn = []
+    for logits, each in zip(x, rows, strict=True):
+        sampling = each.sampling
+        if each.is_greedy:
+            drawn.append(int(logits.argmax()))
+            continue
+        logits = logits.float() / sampling.temperature
+        if 0 < sampling.top_k < len(logits):
+            threshold = logits.topk(sampling.top_k).values[-1]
+            logits.masked_fill_(logits < threshold, -torch.inf)
+        if sampling.top_p < 1.0:
+            ordered, order = logits.sort(descending=True, stable=True)
+            probs = ordered.softmax(-1)
+            logits[order[probs.cumsum(-1) - probs >= sampling.top_p]] = -torch.inf
+        drawn.append(int((logits + sampler._gumbel([each], logits[None])[0]).argmax()))
+    return drawn
+
+
+SAMPLING = st.builds(
+    Sampling,
+    max_tokens=st.just(1),
+    temperature=st.sampled_from((0.0, 0.1, 0.7, 1.0, 5.0)),
+    top_p=st.sampled_from((1.0, 0.999, 0.9, 0.5, 1e-6)),
+    top_k=st.sampled_from((0, 1, 2, 40, 299, 300, 5000)),
+    seed=st.integers(0, 2**63 - 1),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    rows=st.lists(st.builds(SampleRow, SAMPLING, st.integers(0, 5000)), min_size=1, max_size=12),
+    seed=st.integers(0, 2**32),
+    dtype=st.sampled_from((torch.float32, torch.bfloat16)),
+)
+def test_all_rows_at_once_are_sampled_as_each_alone(
+    rows: list[SampleRow], seed: int, dtype: torch.dtype
+) -> None:
+    """In bfloat16 many logits are equal: ties are kept, and cut, in the same places."""
+    x = logits(len(rows), seed, vocab_size=300).to(dtype)
+
+    assert sample(x, rows) == one_by_one(x, rows)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from prefix_store.digest import Digest
-from server.engine.messages import Sampling
+from server.engine.request import Sampling
 from server.engine.sequence import Sequence
 from tests.server.engine.simulation import EOS, make_scheduler, sequence, shape, step
 

@@ -3,18 +3,30 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from prefix_store.prefix import BaseModelSpec
 from server.engine.messages import EngineConfig
-from server.engine.sizing import Sizes, choose_device, sizes
+from server.engine.sizing import (
+    Budget,
+    Sizes,
+    activation_bytes,
+    choose_device,
+    choose_dtype,
+    cpu_budget,
+    cuda_budget,
+    sizes,
+)
 
 SPEC = BaseModelSpec("tiny", "sha256:" + "0" * 64, 2, 1, 8, 16, "float32")
+GIB = 1 << 30
 NUM_BYTES = SPEC.num_bytes_per_token
 
 
 def sized(*, paged: bool, **config: int) -> Sizes:
     loaded = SimpleNamespace(spec=SPEC, max_positions=1024)
-    return sizes(EngineConfig(model="m", blobs="b", **config), loaded, paged=paged)
+    made = EngineConfig(model="m", blobs="b", **config)
+    return sizes(made, loaded, cpu_budget(made).kv, paged=paged)
 
 
 def test_a_token_takes_keys_and_values_of_every_layer() -> None:
@@ -47,6 +59,58 @@ def test_what_cannot_fit_is_said_with_its_numbers(config: dict[str, int], says: 
         sized(paged=False, **config)
 
 
-def test_a_device_without_a_backend_is_refused() -> None:
-    with pytest.raises(ValueError, match="CUDA"):
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    assert choose_device("auto") == "cpu"
+    with pytest.raises(ValueError, match="no CUDA device"):
         choose_device("cuda")
+
+
+def test_cuda_is_taken_where_it_is_and_bfloat16_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    assert choose_device("auto") == "cuda"
+    assert choose_device("cpu") == "cpu"
+    assert choose_dtype("auto", "cuda") == "bfloat16"
+    assert choose_dtype("float16", "cuda") == "float16"
+
+
+# --- memory of a CUDA device ---
+
+
+def on_cuda(*, free: int = 62 * GIB, reserved: int = 1 * GIB, **config: int) -> Budget:
+    made = EngineConfig(model="m", blobs="b", **config)
+    return cuda_budget(made, num_free_bytes=free, num_reserved_bytes=reserved)
+
+
+def test_an_8b_model_on_80_gb_leaves_space_for_both() -> None:
+    """80 GB less 16 of weights and what the driver takes."""
+    reserved = activation_bytes(
+        num_tokens=512, num_rows=64, hidden_size=4096, vocab_size=128_256, itemsize=2
+    )
+    budget = on_cuda(reserved=reserved)
+
+    assert 0.9 * GIB < reserved < 1.2 * GIB
+    assert budget.kv + budget.prefixes + reserved <= 0.92 * 62 * GIB
+    assert budget.prefixes == (int(0.92 * 62 * GIB) - reserved) // 4
+    num_bytes_per_token = 2 * 32 * 8 * 128 * 2
+    assert budget.prefixes // num_bytes_per_token > 8 * 8192
+    assert budget.kv // num_bytes_per_token > 64 * 4096
+
+
+def test_what_settings_say_is_taken_and_the_pool_gets_the_rest() -> None:
+    usable = int(0.92 * 62 * GIB) - GIB
+
+    assert on_cuda(device_prefix_bytes=0) == Budget(kv=usable, prefixes=0)
+    assert on_cuda(device_prefix_bytes=GIB) == Budget(kv=usable - GIB, prefixes=GIB)
+    assert on_cuda(kv_cache_bytes=GIB) == Budget(kv=GIB, prefixes=usable // 4)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"free": GIB}, {"device_prefix_bytes": 62 * GIB}, {"kv_cache_bytes": 50 * GIB}],
+)
+def test_more_than_there_is_stops_the_start_with_the_numbers(config: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="can be used"):
+        on_cuda(**config)

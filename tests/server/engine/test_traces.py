@@ -68,6 +68,7 @@ def prompts_of(arrivals: list[Arrival]) -> list[list[int]]:
     ready_at=st.lists(st.integers(0, 25), min_size=3, max_size=3),
     evictions=st.sets(st.integers(0, 60), max_size=3),
     failing=st.sets(st.integers(0, 60), max_size=3),
+    full=st.sets(st.integers(0, 60), max_size=2),
     poisoned=st.sets(st.integers(0, 24), max_size=2),
     overlap=st.booleans(),
     prompt_cache=st.booleans(),
@@ -78,6 +79,7 @@ def test_any_trace(
     ready_at: list[int],
     evictions: set[int],
     failing: set[int],
+    full: set[int],
     poisoned: set[int],
     overlap: bool,
     prompt_cache: bool,
@@ -85,7 +87,7 @@ def test_any_trace(
     s, shelf = make_scheduler(
         num_pages=num_pages, max_num_seqs=4, budget=8, prompt_cache=prompt_cache
     )
-    run = Simulation(s, shelf, overlap=overlap, failing=failing, poisoned=poisoned)
+    run = Simulation(s, shelf, overlap=overlap, failing=failing, full=full, poisoned=poisoned)
     gone = set()
     prompts = prompts_of(arrivals)
     for now in range(MAX_STEPS):
@@ -101,7 +103,8 @@ def test_any_trace(
                         priority=each.priority,
                     )
                 )  # fmt: skip
-            if each.leaves_at == now and each.at <= now and i not in run.reasons:
+            has_ended = i in run.reasons or i in run.failures
+            if each.leaves_at == now and each.at <= now and not has_ended:
                 s.cancel(i)
                 gone.add(i)
         run.step()
@@ -117,3 +120,5 @@ def test_any_trace(
         assert got == right[: len(got)]
         assert i in gone | poisoned or got == right
         assert i not in poisoned or not got
+        assert i in poisoned or i not in run.failures
+    assert len(set(run.failures)) == len(run.failures), "it was told twice"

@@ -1,0 +1,137 @@
+"""Steps, launched and taken in: one after the other, or each launched before the last one's tokens
+are known, so that the device never waits for the host."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from server.engine.batch import Batch
+from server.engine.request import Delta
+from server.engine.sampler import INVALID
+from server.engine.scheduler import Scheduler
+from server.engine.sequence import Sequence, SequenceStatus
+
+logger = logging.getLogger(__name__)
+
+
+class Launched(Protocol):
+    """A step on its way."""
+
+    def tokens(self) -> list[int]:
+        """One token for each of the batch's `sampled`. Waits for them."""
+        ...
+
+
+class Launcher(Protocol):
+    """The runner, as seen from here."""
+
+    def launch(self, batch: Batch) -> Launched: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    batch: Batch
+    handle: Launched
+
+
+class Steps:
+    """Schedules, launches and commits. `overlap` keeps one step in flight.
+
+    `took` is told of every batch that was committed, `failed` of every sequence that cannot go on
+    and why; it must finish the sequence.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Launcher,
+        *,
+        took: Callable[[Batch, list[Delta]], None],
+        failed: Callable[[Sequence, str], None],
+        overlap: bool,
+    ) -> None:
+        self._scheduler = scheduler
+        self._runner = runner
+        self._took = took
+        self._failed = failed
+        self._overlap = overlap
+        self._flight: _Flight | None = None
+
+    @property
+    def has_work(self) -> bool:
+        return self._flight is not None or self._scheduler.has_work
+
+    def step(self) -> None:
+        """Launch one step, if anything can run, and take in the one before it; without `overlap`
+        the same one."""
+        batch = self._scheduler.schedule() if self._scheduler.has_work else Batch([])
+        previous, self._flight = self._flight, None
+        try:
+            launched = _Flight(batch, self._runner.launch(batch)) if batch.chunks else None
+        except Exception as exc:
+            if previous is None or self._land(previous, then=batch):
+                self._recover(batch, exc)
+            return
+        if not self._overlap:
+            previous, launched = launched, None
+        self._flight = launched
+        if previous is not None:
+            self._land(previous, then=batch)
+
+    def _land(self, flight: _Flight, then: Batch) -> bool:
+        """Take in a step. Where it fails, the one scheduled after it is abandoned: it was built on
+        tokens that never came."""
+        try:
+            token_ids = flight.handle.tokens()
+        except Exception as exc:
+            if then is not flight.batch and then.chunks:
+                self._forget(then)
+            self._recover(flight.batch, exc)
+            return False
+        self._commit(flight.batch, token_ids)
+        return True
+
+    def _forget(self, batch: Batch) -> None:
+        flight, self._flight = self._flight, None
+        if flight is not None:
+            with suppress(Exception):
+                flight.handle.tokens()  # the device is done with its pages
+        self._scheduler.abandon(batch)
+
+    def _commit(self, batch: Batch, token_ids: list[int]) -> None:
+        for chunk, token_id in zip(batch.sampled, token_ids, strict=True):
+            if token_id == INVALID and chunk.seq.status is not SequenceStatus.FINISHED:
+                self._failed(chunk.seq, "the model's output is not a number")
+        self._took(batch, self._scheduler.commit(batch, token_ids))
+
+    def _recover(self, batch: Batch, exc: Exception) -> None:
+        """Nothing was committed, so every sequence can run again: out of memory, in smaller steps;
+        otherwise alone, so that only the one that fails is lost."""
+        batch = self._scheduler.abandon(batch)
+        smaller = self._scheduler.max_num_batched_tokens // 2
+        if _is_out_of_memory(exc) and smaller >= self._scheduler.max_num_seqs:
+            logger.warning("out of memory: steps of at most %d tokens from now on", smaller)
+            self._scheduler.max_num_batched_tokens = smaller
+            return
+        logger.exception("a step of %d sequences failed", len(batch.chunks), exc_info=exc)
+        for chunk in batch.chunks:
+            alone = Batch([chunk])
+            try:
+                token_ids = self._runner.launch(alone).tokens()
+            except Exception:
+                logger.exception("request %d fails alone", chunk.seq.request_id)
+                self._failed(chunk.seq, "the model could not run this request")
+            else:
+                self._commit(alone, token_ids)
+
+
+def _is_out_of_memory(exc: Exception) -> bool:
+    return isinstance(exc, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(exc, RuntimeError) and "can't allocate memory" in str(exc)
+    )

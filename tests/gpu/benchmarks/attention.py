@@ -1,0 +1,157 @@
+"""Attention of one layer, its prefix read once for all rows or once for each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from prefix_store.prefix import BaseModelSpec
+from server.engine.attention.base import Bounds, Group, Span, Step
+from server.engine.attention.triton import TritonBackend
+from server.engine.kv_pool import KvPool
+from server.engine.residency import ResidentPrefix
+
+_PAGE_SIZE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    device: str
+    dtype: str
+    batch_sizes: tuple[int, ...]
+    prefix_lengths: tuple[int, ...]
+    num_own_tokens: int
+    num_layers: int
+    """In turn, so that none finds its keys in the cache."""
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    copy_bytes: int
+    num_repeats: int
+
+
+LLAMA_8B = Sizes(
+    "cuda", "bfloat16", (1, 64, 256), (64, 1024, 8192), 256, 8, 32, 8, 128, 4 << 30, 20
+)
+TINY = Sizes("cpu", "float32", (1, 2), (8, 24), 4, 2, 4, 2, 16, 1 << 20, 1)
+
+
+def run(sizes: Sizes = LLAMA_8B) -> dict[str, Any]:
+    """`fraction`: bytes of keys and values that the rows need, over the time that a copy takes to
+    read and write as many. With one reading for each row the cache may lift it above 1."""
+    rate = _copy_rate(sizes)
+    result: dict[str, Any] = {"copy_bytes_per_s": round(rate)}
+    for batch_size in sizes.batch_sizes:
+        backend = _backend(sizes, batch_size)
+        for length in sizes.prefix_lengths:
+            for shared in (True, False):
+                name = f"batch {batch_size}, prefix {length}, {'once' if shared else 'each'}"
+                result[name] = _measure(sizes, backend, batch_size, length, shared, rate)
+    return result
+
+
+def _copy_rate(sizes: Sizes) -> float:
+    """Bytes read and written a second."""
+    source = torch.ones(sizes.copy_bytes, dtype=torch.uint8, device=sizes.device)
+    target = torch.empty_like(source)
+    return 2 * sizes.copy_bytes / _seconds(lambda: target.copy_(source), sizes)
+
+
+def _measure(
+    sizes: Sizes,
+    backend: TritonBackend,
+    batch_size: int,
+    length: int,
+    shared: bool,
+    rate: float,
+) -> dict[str, float]:
+    step = _step(sizes, batch_size, length, shared)
+    began_s = time.perf_counter()
+    for _ in range(sizes.num_repeats):
+        backend.plan(step)
+    plan_s = (time.perf_counter() - began_s) / sizes.num_repeats
+    dtype = getattr(torch, sizes.dtype)
+    query, key = (
+        torch.randn(1, heads, batch_size, sizes.head_dim, dtype=dtype, device=sizes.device)
+        for heads in (sizes.num_heads, sizes.num_kv_heads)
+    )
+
+    def all_layers() -> None:
+        for layer in range(sizes.num_layers):
+            backend.attend(SimpleNamespace(layer_idx=layer), query, key, key, None)
+
+    layer_s = _seconds(all_layers, sizes) / sizes.num_layers
+    num_tokens = length * (1 if shared else batch_size) + batch_size * sizes.num_own_tokens
+    num_bytes = num_tokens * 2 * sizes.num_kv_heads * sizes.head_dim * dtype.itemsize
+    return {
+        "layer_us": round(layer_s * 1e6, 2),
+        "plan_us": round(plan_s * 1e6, 1),
+        "bytes_per_s": round(num_bytes / layer_s),
+        "fraction": round(num_bytes / layer_s / rate, 3),
+    }
+
+
+def _backend(sizes: Sizes, batch_size: int) -> TritonBackend:
+    spec = BaseModelSpec(
+        "benchmark", "sha256:" + "0" * 64, sizes.num_layers, sizes.num_kv_heads, sizes.head_dim,
+        sizes.num_heads * sizes.head_dim, sizes.dtype,
+    )  # fmt: skip
+    num_pages = batch_size * -(-sizes.num_own_tokens // _PAGE_SIZE)
+    pool = KvPool(spec, num_pages=num_pages, page_size=_PAGE_SIZE, device=sizes.device)
+    pool.pages.normal_()
+    backend = TritonBackend()
+    backend.allocate(pool, Bounds(sizes.num_heads, batch_size, batch_size, sizes.num_own_tokens))
+    return backend
+
+
+def _step(sizes: Sizes, batch_size: int, length: int, shared: bool) -> Step:
+    """A token of each sequence, all behind the same prefix; each alone if it is not shared."""
+    shape = (sizes.num_layers, 2, sizes.num_kv_heads, length, sizes.head_dim)
+    kv = torch.randn(shape, dtype=getattr(torch, sizes.dtype), device=sizes.device)
+    prefix = ResidentPrefix(kv, length, length)
+    pages_each = -(-sizes.num_own_tokens // _PAGE_SIZE)
+    spans = [
+        Span(
+            i,
+            i,
+            1,
+            sizes.num_own_tokens - 1,
+            list(range(i * pages_each, (i + 1) * pages_each)),
+            prefix,
+        )
+        for i in range(batch_size)
+    ]
+    groups = [Group(i, i + 1, prefix) for i in range(batch_size)]
+    nothing = torch.empty(0)
+    return Step(
+        nothing, nothing, nothing, spans, [Group(0, batch_size, prefix)] if shared else groups
+    )
+
+
+def _seconds(work: Callable[[], object], sizes: Sizes) -> float:
+    """Of one call, without what it costs to launch it: the median."""
+    work()
+    if sizes.device == "cpu":
+        began_s = time.perf_counter()
+        work()
+        return time.perf_counter() - began_s
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    new_event: Any = torch.cuda.Event
+    times_ms: list[float] = []
+    for _ in range(sizes.num_repeats):
+        begin, end = new_event(enable_timing=True), new_event(enable_timing=True)
+        begin.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        times_ms.append(begin.elapsed_time(end))
+    return median(times_ms) / 1e3

@@ -1,0 +1,32 @@
+"""What graphs save, and what launching one step ahead saves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.gpu.benchmarks.engine import Engine, ms, seconds
+from tests.gpu.benchmarks.scale import FULL, Scale
+
+
+def run(scale: Scale = FULL) -> dict[str, Any]:
+    """Times of a decode step. Without graphs where the device or the model has none."""
+    result: dict[str, Any] = {}
+    for geometry in scale.geometries:
+        engine = Engine(geometry, scale)
+        graphs = engine.runner.graphs
+        capture_s = seconds(graphs.capture_all, engine.device) if graphs is not None else None
+        for batch_size in scale.batch_sizes:
+            times_ms = {}
+            for uses_graphs in (True, False):
+                engine.runner.graphs = graphs if uses_graphs else None
+                for overlap in (True, False):
+                    with engine.requests([None] * batch_size, overlap=overlap) as steps:
+                        name = f"{'graph' if uses_graphs else 'eager'}, "
+                        name += "one ahead" if overlap else "in turn"
+                        times_ms[name] = ms(engine.seconds_per_step(steps))
+            result[f"{geometry.name}, batch {batch_size}"] = {
+                "capture_s": capture_s,
+                "step_ms": times_ms,
+            }
+        del engine, graphs
+    return result

@@ -1,0 +1,202 @@
+"""What only a CUDA device can show: graphs, one step ahead, copies beside the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from prefix_store.digest import Digest
+from server.engine.attention.base import ATTENTION_NAME, AttentionBackend
+from server.engine.attention.ref import RefBackend
+from server.engine.batch import Batch
+from server.engine.graphs import CudaCapture, Graphs
+from server.engine.request import Delta, Sampling
+from server.engine.runner import Runner
+from server.engine.sampler import INVALID, SampleRow, sample
+from server.engine.scheduler import Scheduler
+from server.engine.self_test import agrees, examples, tested
+from server.engine.sequence import Sequence
+from server.engine.steps import Steps
+from server.engine.transfer import SideCopy
+from tests.tiny_models import CONFIGS, VOCAB, build_model, make_engine, random_prefix, spec_of
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+CUDA = torch.device("cuda")
+FAMILIES = ["llama", "qwen3", "gemma2", "mistral"]
+PREFIX = Digest.of(b"prefix")
+
+
+def triton() -> AttentionBackend:
+    from server.engine.attention.triton import TritonBackend
+
+    return TritonBackend()
+
+
+def parts(family: str, backend: AttentionBackend) -> tuple[Scheduler, Runner]:
+    """Scheduler and runner of a tiny model on the device, with a prefix."""
+    model = build_model(family, ATTENTION_NAME).to(CUDA)
+    engine = make_engine(model, backend, page_size=16, num_pages=200, max_num_batched_tokens=64)
+    prefix = random_prefix(spec_of(CONFIGS[family]), 21, 0)
+    engine.add(-1, [5], prefix, 1)
+    engine.scheduler.cancel(-1)
+    (resident,) = engine.ready.prefixes.values()
+    return engine.scheduler, Runner(model, backend, {PREFIX: resident}.__getitem__)
+
+
+def graphs_of(runner: Runner) -> Graphs:
+    return Graphs(runner.run_model, CudaCapture(), max_num_tokens=64, max_num_rows=32, device=CUDA)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_replays_compute_what_the_forward_computes(family: str) -> None:
+    backend = triton()
+    _, runner = parts(family, backend)
+    steps = examples(spec_of(CONFIGS[family]), VOCAB, CUDA)
+
+    assert tested(graphs_of(runner), runner.run_model, backend, steps) is not None
+
+
+def test_a_backend_that_plans_on_the_host_does_not_pass() -> None:
+    """The control: a graph of the oracle cannot be captured, or repeats one step for ever."""
+    backend = RefBackend()
+    _, runner = parts("llama", backend)
+    steps = examples(spec_of(CONFIGS["llama"]), VOCAB, CUDA)
+
+    assert not agrees(graphs_of(runner), runner.run_model, backend, steps)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_graphs_one_step_ahead_give_the_tokens_of_plain_steps_in_turn(family: str) -> None:
+    plain = run(family, with_graphs=False, overlap=False)
+
+    assert len(plain) == 16
+    assert run(family, with_graphs=True, overlap=False) == plain
+    assert run(family, with_graphs=False, overlap=True) == plain
+    assert run(family, with_graphs=True, overlap=True) == plain
+
+
+def run(family: str, *, with_graphs: bool, overlap: bool) -> dict[int, list[int]]:
+    scheduler, runner = parts(family, triton())
+    if with_graphs:
+        runner.graphs = graphs_of(runner)
+        runner.graphs.capture_all()
+    completions: dict[int, list[int]] = {}
+
+    def took(batch: Batch, deltas: list[Delta]) -> None:
+        for delta in deltas:
+            completions.setdefault(delta.request_id, []).extend(delta.token_ids)
+
+    def failed(seq: Sequence, message: str) -> None:
+        raise AssertionError(message)
+
+    for i in range(16):
+        drawn: dict[str, Any] = {"temperature": 0.8, "top_p": 0.9, "seed": i} if i % 4 else {}
+        sampling = Sampling(max_tokens=12, ignore_eos=True, **drawn)
+        prefix = PREFIX if i % 3 else None
+        scheduler.add(Sequence(i, prefix, [*range(3 + i, 5 + 4 * i)], sampling))
+    steps = Steps(scheduler, runner, took=took, failed=failed, overlap=overlap)
+    for _ in range(300):
+        if not steps.has_work:
+            return completions
+        steps.step()
+    raise AssertionError("the engine did not come to an end")
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """Whatever makes the host wait for the device raises."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("with_graphs", [False, True])
+def test_a_launch_never_waits_for_the_device(with_graphs: bool) -> None:
+    scheduler, runner = parts("llama", triton())
+    if with_graphs:
+        runner.graphs = graphs_of(runner)
+        runner.graphs.capture_all()
+    kinds: list[dict[str, Any]] = [
+        {}, {"temperature": 0.8}, {"temperature": 0.8, "top_k": 9}, {"temperature": 1, "top_p": 0.9}
+    ]  # fmt: skip
+    for i in range(8):
+        sampling = Sampling(max_tokens=20, ignore_eos=True, **kinds[i % 4])
+        scheduler.add(Sequence(i, PREFIX if i % 2 else None, [*range(5, 12)], sampling))
+    for _ in range(3):  # kernels are compiled
+        batch = scheduler.schedule()
+        scheduler.commit(batch, runner.launch(batch).tokens())
+
+    with no_waiting():
+        batches = [scheduler.schedule() for _ in range(2)]
+        handles = [runner.launch(batch) for batch in batches]
+
+    assert any(chunk.input_in_flight for chunk in batches[1].chunks)
+    assert [len(handle.tokens()) for handle in handles] == [8, 8]
+
+
+def test_the_device_samples_what_the_cpu_samples() -> None:
+    logits = torch.randn(40, 5000, generator=torch.Generator().manual_seed(0)) * 3
+    logits[7, 123] = torch.nan
+    rows = [
+        SampleRow(
+            Sampling(
+                max_tokens=1, temperature=(0, 0.7, 1.3)[i % 3], top_k=(0, 5, 300)[i // 3 % 3],
+                top_p=(1, 0.9)[i % 2], seed=i,
+            ),
+            i,
+        )
+        for i in range(40)
+    ]  # fmt: skip
+
+    on_device = sample(logits.to(CUDA), rows).tolist()
+
+    assert on_device[7] == INVALID
+    same = sum(a == b for a, b in zip(on_device, sample(logits, rows).tolist(), strict=True))
+    assert same >= 39, "a threshold may fall otherwise by the last bit"
+
+
+@pytest.mark.parametrize("num_values", [1, 1000, 3000, 8192 * 3 + 5])
+def test_a_copy_beside_the_steps_is_whole_and_does_not_wait_for_them(num_values: int) -> None:
+    kv = torch.randn(num_values, dtype=torch.float32).to(torch.bfloat16).view(1, -1)
+    copy = SideCopy("cuda", piece_bytes=4096)
+    copy(kv)
+    torch.cuda.synchronize()
+    torch.cuda._sleep(2_000_000_000)  # a second or so of a step
+    busy = torch.cuda.Event()
+    busy.record()
+
+    copied = copy(kv)
+
+    assert not busy.query(), "the copy waited for the step"
+    assert torch.equal(copied.cpu(), kv)
+
+
+def test_the_engine_is_assembled_for_cuda(tmp_path: Path) -> None:
+    pytest.importorskip("msgspec")
+    from server.engine.assembly import assemble, make_runner
+    from server.engine.messages import EngineConfig
+
+    build_model("llama", "eager").save_pretrained(tmp_path)
+    config = EngineConfig(
+        model=str(tmp_path), blobs=str(tmp_path), kv_cache_bytes=64 << 20, max_num_seqs=8,
+        max_num_batched_tokens=64,
+    )  # fmt: skip
+
+    built = assemble(config)
+
+    assert (built.device, built.backend.name, built.loaded.spec.dtype) == (
+        "cuda", "triton", "bfloat16",
+    )  # fmt: skip
+    assert built.copy is not None
+    assert make_runner(built, config, {}.__getitem__).graphs is not None

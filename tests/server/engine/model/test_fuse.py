@@ -1,0 +1,151 @@
+"""Fused modules compute what transformers' own do, and where they do not they stay away."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from tests.tiny_models import build_model, make_engine, oracle, random_prefix, spec_of
+
+pytest.importorskip("triton")
+
+from server.engine.attention.ref import RefBackend
+from server.engine.model import fuse_kernels
+from server.engine.model.fuse import PackedOutput, Rotary, fuse
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+FUSED = {
+    "llama": {"norm": 7, "mlp": 3, "qkv": 3, "rotary": 3},
+    "qwen3": {"norm": 13, "mlp": 3, "qkv": 3, "rotary": 3},
+    "gemma2": {"norm": 13, "mlp": 3, "qkv": 3, "rotary": 3},
+    "opt": {"qkv": 3},
+    "gpt2": {},
+}
+
+
+def logits_of(model: PreTrainedModel) -> torch.Tensor:
+    ids = torch.arange(3, 14, device=DEVICE)[None]
+    with torch.inference_mode():
+        logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits
+
+
+@pytest.mark.parametrize("family", FUSED)
+def test_a_fused_model_gives_the_same_logits(family: str) -> None:
+    model = build_model(family, "eager").to(DEVICE)
+    expected = logits_of(model)
+
+    fused = fuse(model)
+
+    assert dict(fused) == FUSED[family]
+    torch.testing.assert_close(logits_of(model), expected, atol=2e-5, rtol=0)
+
+
+def test_the_engine_runs_a_fused_model() -> None:
+    model, reference = build_model("llama", "foreword").to(DEVICE), build_model("llama", "eager")
+    fuse(model)
+    engine = make_engine(model, RefBackend(), page_size=4, num_pages=40)
+    prefix = random_prefix(spec_of(model.config), 6, seed=6)
+    engine.add(0, [5, 6, 7], prefix, 3)
+    engine.add(1, [8, 9], None, 3)
+
+    tokens = engine.run()
+
+    assert tokens[0] == oracle(reference, [5, 6, 7], prefix, 3)[0]
+    assert tokens[1] == oracle(reference, [8, 9], None, 3)[0]
+
+
+def test_bfloat16_is_no_less_exact() -> None:
+    exact = logits_of(build_model("llama", "eager").to(DEVICE))
+    model = build_model("llama", "eager").to(DEVICE, torch.bfloat16)
+    error = (logits_of(model) - exact).norm()
+
+    fused = fuse(model)
+
+    assert dict(fused) == FUSED["llama"]
+    assert (logits_of(model) - exact).norm() < 1.2 * error
+
+
+def test_another_model_of_the_family_keeps_its_own_rotary_embedding() -> None:
+    model, other = build_model("llama", "eager").to(DEVICE), build_model("llama", "eager")
+
+    fuse(model)
+
+    name = "apply_rotary_pos_emb"
+    attention = model.model.layers[0].self_attn
+    assert isinstance(attention.forward.__func__.__globals__[name], Rotary)
+    assert "forward" not in vars(other.model.layers[0].self_attn)
+
+
+class OddRMSNorm(nn.Module):
+    """Named like one, and is none: it subtracts the mean."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(size))
+        self.eps = 1e-6
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.layer_norm(x, self.weight.shape, self.weight)
+
+
+def test_a_module_that_computes_something_else_stays(caplog: pytest.LogCaptureFixture) -> None:
+    model = build_model("llama", "eager").to(DEVICE)
+    odd = OddRMSNorm(64).to(DEVICE)
+    model.model.norm = odd
+    expected = logits_of(model)
+
+    fused = fuse(model)
+
+    assert fused["norm"] == FUSED["llama"]["norm"] - 1
+    assert model.model.norm is odd
+    assert "OddRMSNorm computes something of its own" in caplog.text
+    torch.testing.assert_close(logits_of(model), expected, atol=2e-5, rtol=0)
+
+
+def test_a_kernel_that_does_not_compile_leaves_the_module(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken:
+        def __getitem__(self, grid: object) -> object:
+            raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr(fuse_kernels, "gate", Broken())
+    model = build_model("llama", "eager").to(DEVICE)
+    expected = logits_of(model)
+
+    fused = fuse(model)
+
+    assert "mlp" not in fused
+    assert "no such instruction" in caplog.text
+    torch.testing.assert_close(logits_of(model), expected, atol=2e-5, rtol=0)
+
+
+def test_a_gate_of_another_kind_stays() -> None:
+    model = build_model("llama", "eager").to(DEVICE)
+    model.model.layers[0].mlp.act_fn = nn.ReLU()
+
+    fused = fuse(model)
+
+    assert fused["mlp"] == 2
+
+
+def test_packed_outputs_may_be_asked_in_any_order_and_hold_no_tensor() -> None:
+    model = build_model("llama", "eager").to(DEVICE)
+    plain = copy.deepcopy(model.model.layers[0].self_attn)
+    fuse(model)
+    packed = model.model.layers[0].self_attn
+    one, other = torch.randn(2, 1, 2, 64, device=DEVICE)
+
+    for name, x in (
+        ("v_proj", one), ("q_proj", one), ("q_proj", one),
+        ("k_proj", other), ("v_proj", other), ("q_proj", other),
+    ):  # fmt: skip
+        torch.testing.assert_close(getattr(packed, name)(x), getattr(plain, name)(x))
+
+    assert isinstance(packed.q_proj, PackedOutput)
+    assert packed.q_proj._shared == {}
