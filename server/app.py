@@ -25,6 +25,7 @@ from prefix_store.store import PrefixStore
 from server.api import generate, health, openai, problems, tasks, versions
 from server.api.deps import Services
 from server.api.middleware import BodyLimits, RequestContext
+from server.background import yield_to_steps
 from server.demo import DEMO_TASKS, DemoTask
 from server.engine.client import EngineClient
 from server.engine.messages import EngineConfig
@@ -76,8 +77,8 @@ def create_app(
     model_name: str,
 ) -> FastAPI:
     """The app around its parts, with two small thread pools: one for requests, one for uploads."""
-    requests = ThreadPoolExecutor(4, thread_name_prefix="request")
-    uploads = ThreadPoolExecutor(2, thread_name_prefix="upload")
+    requests = ThreadPoolExecutor(4, "request")
+    uploads = ThreadPoolExecutor(2, "upload", yield_to_steps)
     metrics = Metrics(max_task_labels=settings.max_task_labels)
     metrics.watch_engine(lambda: engine.stats, lambda: engine.num_restarts)
     services = Services(

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from prefix_store import artifact
 from prefix_store.blobs import BlobStore
 from prefix_store.digest import Digest
 from prefix_store.prefix import BaseModelSpec
+from server.background import yield_to_steps
 from server.engine import messages as m
 from server.engine.model.compile_prefix import prefix_of, read_embeddings
 from server.engine.request import COMPILES, Sampling, Share
@@ -53,9 +53,7 @@ class Compiler:
         self._blobs = blobs
         self._spec = spec
         self._under_way: dict[int, m.Compile] = {}
-        self._worker = ThreadPoolExecutor(
-            1, thread_name_prefix="blob-io", initializer=torch.set_num_threads, initargs=(1,)
-        )
+        self._worker = ThreadPoolExecutor(1, "blob-io", yield_to_steps)
 
     @property
     def is_idle(self) -> bool:

@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
-import torch
 from torch import Tensor
 
 from prefix_store.digest import Digest
+from server.background import yield_to_steps
 
 logger = logging.getLogger(__name__)
 
@@ -92,13 +92,8 @@ class Residency:
         self._copy = copy
         self._entries: OrderedDict[Digest, _Entry] = OrderedDict()  # least recently used first
         self._host: OrderedDict[Digest, ResidentPrefix] = OrderedDict()
-        self._loaders = ThreadPoolExecutor(
-            max_loading,
-            thread_name_prefix="prefix-loader",
-            initializer=torch.set_num_threads,
-            initargs=(1,),
-        )
-        self._copier = ThreadPoolExecutor(1, "prefix-copier", torch.set_num_threads, (1,))
+        self._loaders = ThreadPoolExecutor(max_loading, "prefix-loader", yield_to_steps)
+        self._copier = ThreadPoolExecutor(1, "prefix-copier", yield_to_steps)
         self.num_loads = 0
         self.num_evictions = 0
 
