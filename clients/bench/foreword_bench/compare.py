@@ -164,7 +164,8 @@ def _watching_others(peers: Peers, server: Server | None) -> Iterator[Figures]:
     """Only one should be working: notes what share of a core the others took meanwhile."""
     before_s, started_s = peers.others_cpu_s(server), time.monotonic()
     figures: Figures = {"server": server.name} if server else {}
-    yield figures
+    with peers.peer_stopped(server):
+        yield figures
     others_s = peers.others_cpu_s(server) - before_s
     figures["others_cpu_share"] = round(others_s / (time.monotonic() - started_s), 4)
 

@@ -29,6 +29,11 @@ class Server:
     url: str
     group: int | None = None
 
+    def signal(self, number: int) -> None:
+        """To all its processes, if it was started here."""
+        if self.group is not None:
+            os.killpg(self.group, number)
+
     def cpu_s(self) -> float:
         """Processor time so far of all its processes."""
         if self.group is None:
