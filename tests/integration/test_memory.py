@@ -24,7 +24,7 @@ pytestmark = [
 
 logger = logging.getLogger(__name__)
 
-NUM_SWAPS = int(os.environ.get("FOREWORD_TEST_SWAPS", "150"))
+NUM_SWAPS = int(os.environ.get("NUM_SWAPS", "150"))
 NUM_TOKENS = 70  # a little over four pages
 BUDGET = 32 << 20
 
