@@ -10,7 +10,7 @@ from sqlalchemy import Connection, or_, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from prefix_store import rows
+from prefix_store import migrations, rows
 from prefix_store.digest import Digest
 from prefix_store.errors import (
     NothingActive,
@@ -23,7 +23,7 @@ from prefix_store.errors import (
 )
 from prefix_store.manifest import Activation, Draft, Manifest, Profile, Task
 from prefix_store.reference import check_task_name
-from prefix_store.schema import activations, for_writing, metadata, open_database, tasks, versions
+from prefix_store.schema import activations, for_writing, open_database, tasks, versions
 
 
 class Registry:
@@ -37,8 +37,11 @@ class Registry:
     def __init__(self, url: str) -> None:
         self._engine = open_database(url)
         self._writer = for_writing(self._engine)
-        with self._write() as connection:
-            metadata.create_all(connection)
+        with self._read() as connection:
+            is_current = migrations.is_current(connection)
+        if not is_current:
+            with self._write() as connection:
+                migrations.upgrade(connection)
 
     def close(self) -> None:
         """Close the idle connections."""
