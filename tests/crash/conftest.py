@@ -50,6 +50,7 @@ class Sweep:
         def one(numbered: tuple[int, T]) -> R:
             actor = self._idle.get()
             folder = self._folder / str(numbered[0])
+            folder.mkdir(parents=True)
             try:
                 return work(actor, folder / "store", numbered[1])
             finally:

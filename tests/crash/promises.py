@@ -46,32 +46,41 @@ def states_of(operation: str, folder: Path) -> list[State]:
     return states
 
 
-def violations(folder: Path, operation: str, states: list[State], num_done: int) -> list[str]:
+def violations(
+    folder: Path, operation: str, states: list[State], num_done: int, *, repeat: bool = True
+) -> list[str]:
     """The promises that a store breaks, opened as the product opens it.
 
     `num_done` steps were acknowledged; the one behind these may be there or not, but not by half.
+    `repeat`: ask for all of them once more.
     """
     try:
-        return list(_violations(folder, operation, states, num_done))
+        with opened(folder) as store:
+            found = list(_lost(store, folder, operation, states[num_done : num_done + 2]))
+            if repeat:
+                found += _repeated(store, folder, operation, states[-1])
+            return found
     except (PrefixStoreError, sqlite3.Error) as error:
         return [f"not recovered: {error!r}"]
 
 
-def _violations(folder: Path, operation: str, states: list[State], num_done: int) -> Iterator[str]:
-    with opened(folder) as store:
-        if integrity_of(folder) != "ok":
-            yield "the database is damaged"
-        if state_of(store) not in states[num_done : num_done + 2]:
-            yield "not the state before the step or after it"
-        yield from damaged_blobs(store, folder)
-        if operation != "everything" and not path_of(folder, Digest.of(b"young")).exists():
-            yield "the blob of an upload under way is gone"
-        for step in STEPS[operation]:
-            step(store)
-        if state_of(store) != states[-1]:
-            yield "what was asked for twice counted twice, or not at all"
-        yield from damaged_blobs(store, folder)
-        yield from garbage(store, folder)
+def _lost(store: PrefixStore, folder: Path, operation: str, states: list[State]) -> Iterator[str]:
+    if integrity_of(folder) != "ok":
+        yield "the database is damaged"
+    if state_of(store) not in states:
+        yield "not the state before the step or after it"
+    yield from damaged_blobs(store, folder)
+    if operation != "everything" and not path_of(folder, Digest.of(b"young")).exists():
+        yield "the blob of an upload under way is gone"
+
+
+def _repeated(store: PrefixStore, folder: Path, operation: str, end: State) -> Iterator[str]:
+    for step in STEPS[operation]:
+        step(store)
+    if state_of(store) != end:
+        yield "what was asked for twice counted twice, or not at all"
+    yield from damaged_blobs(store, folder)
+    yield from garbage(store, folder)
 
 
 def damaged_blobs(store: PrefixStore, folder: Path) -> Iterator[str]:
