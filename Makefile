@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install --constr
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test lint format type contracts docker-lint check clean
+.PHONY: help install serve test test-crash lint format type contracts docker-lint check clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1: /p' Makefile
@@ -16,7 +16,11 @@ serve: $(INSTALLED) ## Serve the demo tasks on http://127.0.0.1:8000 (ARGS="--po
 	@$(BIN)/foreword serve --demo $(ARGS)
 
 test: $(INSTALLED) ## Run the tests (ARGS="-k store -x").
-	@OMP_NUM_THREADS=1 $(BIN)/pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -m "not crash" $(ARGS)
+
+test-crash: $(INSTALLED) ## Kill, cut and starve the store at every system call (minutes).
+	@command -v strace > /dev/null || echo "The crash tests need strace and are skipped without it: apt-get install strace"
+	@$(BIN)/pytest -m crash -rs tests/crash $(ARGS)
 
 lint: $(INSTALLED) ## Check style and format.
 	@$(BIN)/ruff check && $(BIN)/ruff format --check
@@ -33,7 +37,7 @@ contracts: $(INSTALLED) ## Check who imports whom.
 docker-lint: $(INSTALLED) ## Check the Dockerfile.
 	@$(BIN)/hadolint Dockerfile
 
-check: lint type contracts docker-lint test ## All of the above.
+check: lint type contracts docker-lint test test-crash ## All of the above.
 
 clean: ## Remove .venv and every cache. The default model in ~/.cache/foreword stays.
 	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -263,7 +263,7 @@ class Registry:
 def _refused() -> Iterator[None]:
     try:
         yield
-    except (DBAPIError, PoolTimeout) as error:
+    except (DBAPIError, PoolTimeout, OSError) as error:
         # The database's own words can name hosts and paths; SQLite's error names cannot.
         reason = getattr(getattr(error, "orig", None), "sqlite_errorname", type(error).__name__)
         raise StorageFailure(f"the registry's database refused: {reason}") from error

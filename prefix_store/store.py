@@ -14,6 +14,8 @@ from prefix_store.terms import ANY, Once, Terms
 if TYPE_CHECKING:
     from prefix_store.prefix import Prefix
 
+_ANSWERS_KEPT_S = 24 * 3600.0
+
 
 class PrefixStore:
     """Blobs and a registry, in the order that survives a crash: bytes first, then the row.
@@ -126,12 +128,12 @@ class PrefixStore:
         return self._blobs.quarantined()
 
     def collect_garbage(self, grace_s: float) -> int:
-        """Delete what no version refers to, and answers as old; the number of blobs deleted.
+        """Delete what no version refers to, and old answers; the number of blobs deleted.
 
         `grace_s` must outlast an upload, from `put` to `push`, and a request that still runs on a
         deleted version: younger blobs and blobs of versions deleted more recently are spared.
         """
-        self._registry.forget_answers(grace_s)
+        self._registry.forget_answers(_ANSWERS_KEPT_S)
         self._blobs.sweep()
         kept = self._registry.digests(deleted_within_s=grace_s)
         garbage = {*self._blobs, *self._blobs.quarantined()} - kept

@@ -50,6 +50,8 @@ def upgrade(connection: Connection) -> None:
         if _revision(connection) is None and inspect(connection).has_table("tasks"):
             command.stamp(config, _FIRST)  # version 0.1.0 made its tables without alembic
         command.upgrade(config, "head")
+    if not is_current(connection):  # alembic takes files that it cannot list for no files
+        raise StorageFailure("the registry's database cannot be upgraded: changes are missing")
 
 
 def _revision(connection: Connection) -> str | None:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import multiprocessing
 import sqlite3
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import MetaData, Table, create_engine
 
 from prefix_store import migrations
 from prefix_store.errors import StorageFailure
@@ -18,6 +16,7 @@ from prefix_store.manifest import Profile
 from prefix_store.registry import Registry
 from prefix_store.schema import metadata, open_database
 from prefix_store.testing import draft
+from tests.crash.operations import make_old_database
 
 
 @pytest.fixture
@@ -38,48 +37,6 @@ def tables(path: Path) -> dict[str, str]:
     }
     connection.close()
     return found
-
-
-def make_version_0_1_0(path: Path) -> None:
-    """A database as that version made it, with a task of two versions; the first is active."""
-    old = MetaData()
-    engine = create_engine(f"sqlite:///{path}")
-    at = datetime.now(UTC).replace(tzinfo=None)
-    with engine.begin() as connection:
-        connection.exec_driver_sql(
-            "CREATE TABLE tasks (name VARCHAR(63) NOT NULL, profile TEXT NOT NULL, "
-            "active_seq INTEGER, since_seq INTEGER NOT NULL, created_at DATETIME NOT NULL, "
-            "updated_at DATETIME NOT NULL, deleted_at DATETIME, PRIMARY KEY (name))"
-        )
-        connection.exec_driver_sql(
-            "CREATE TABLE versions (task VARCHAR(63) NOT NULL, number INTEGER NOT NULL, "
-            "manifest TEXT NOT NULL, digest VARCHAR(71) NOT NULL, created_at DATETIME NOT NULL, "
-            "deleted_at DATETIME, PRIMARY KEY (task, number))"
-        )
-        connection.exec_driver_sql(
-            "CREATE TABLE activations (seq INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, "
-            "task VARCHAR(63) NOT NULL, version INTEGER NOT NULL, action VARCHAR(16) NOT NULL, "
-            "parent INTEGER, at DATETIME NOT NULL, by TEXT)"
-        )
-        connection.exec_driver_sql("CREATE INDEX activations_of_a_task ON activations (task, seq)")
-        rows = {
-            "tasks": [{"name": "x", "profile": "{}", "active_seq": 1, "since_seq": 0}],
-            "versions": [
-                {
-                    "task": "x",
-                    "number": number,
-                    "manifest": draft().as_version("x", number, at=at, by=None).model_dump_json(),
-                    "digest": draft().digest,
-                }
-                for number in (1, 2)
-            ],
-            "activations": [{"task": "x", "version": 1, "action": "activate", "at": at}],
-        }
-        for name, values in rows.items():
-            table = Table(name, old, autoload_with=connection)
-            times = {column: at for column in ("created_at", "updated_at") if column in table.c}
-            connection.execute(table.insert(), [row | times for row in values])
-    engine.dispose()
 
 
 def test_the_migrations_make_what_the_code_describes(path: Path) -> None:
@@ -106,13 +63,14 @@ def test_the_migrations_make_the_same_tables_as_the_code(path: Path, tmp_path: P
 
 
 def test_a_database_of_version_0_1_0_is_upgraded_with_all_that_is_in_it(path: Path) -> None:
-    make_version_0_1_0(path)
+    make_old_database(path)
     registry = Registry(f"sqlite:///{path}")
 
-    assert registry.resolve("x").version == 1
-    assert [manifest.version for manifest in registry.list_versions("x")] == [1, 2]
-    assert registry.add_version("x", draft(), activate=True, create=False).version == 3
-    assert registry.rollback("x").version == 1
+    assert registry.resolve("x").version == 3
+    assert [manifest.version for manifest in registry.list_versions("y")] == [2, 3]
+    assert registry.add_version("y", draft(), activate=True, create=False).version == 4
+    assert registry.rollback("x").version == 2
+    assert registry.get_task("x").revision == 2
     registry.close()
     open_and_close(path.with_name("new.db"))
     assert tables(path).keys() == tables(path.with_name("new.db")).keys()
@@ -143,7 +101,7 @@ def test_a_database_from_the_future_is_refused_and_left_alone(path: Path) -> Non
 def test_a_migration_that_fails_leaves_the_old_tables(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_version_0_1_0(path)
+    make_old_database(path)
     before = tables(path)
 
     def fail(*_: object, **__: object) -> None:
@@ -162,7 +120,7 @@ def test_a_migration_that_fails_leaves_the_old_tables(
 @pytest.mark.parametrize("old", [False, True])
 def test_processes_that_start_at_once_all_find_the_new_tables(path: Path, old: bool) -> None:
     if old:
-        make_version_0_1_0(path)
+        make_old_database(path)
     context = multiprocessing.get_context("spawn")
     starts = [context.Process(target=open_and_close, args=(path,)) for _ in range(4)]
     for process in starts:
