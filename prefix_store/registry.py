@@ -23,7 +23,14 @@ from prefix_store.errors import (
 )
 from prefix_store.manifest import Activation, Draft, Manifest, Profile, Task
 from prefix_store.reference import check_task_name
-from prefix_store.schema import activations, for_writing, open_database, tasks, versions
+from prefix_store.schema import (
+    DatabaseFile,
+    activations,
+    for_writing,
+    open_database,
+    tasks,
+    versions,
+)
 from prefix_store.terms import ANY, Once, Terms
 
 
@@ -35,14 +42,22 @@ class Registry:
     `StorageFailure` where the database refuses.
     """
 
-    def __init__(self, url: str) -> None:
-        self._engine = open_database(url)
+    def __init__(self, url: str, *, may_create: bool = True) -> None:
+        """`may_create`: make the tables where there are none; else that is a `StorageFailure`."""
+        self._file = DatabaseFile(url)
+        self._engine = open_database(url, self._file)
         self._writer = for_writing(self._engine)
         with self._read() as connection:
             is_current = migrations.is_current(connection)
+            if not is_current and not may_create and migrations.is_empty(connection):
+                raise StorageFailure(
+                    "the registry's database is missing or empty, though there are blobs: put it "
+                    "back, or move the blobs away to begin anew"
+                )
         if not is_current:
             with self._write() as connection:
                 migrations.upgrade(connection)
+        self._file.remember()
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -50,6 +65,7 @@ class Registry:
 
     def ping(self) -> None:
         """Return if the registry can be read."""
+        self._file.check()
         with self._read() as connection:
             connection.execute(select(tasks.c.name).limit(1)).all()
 
@@ -255,8 +271,11 @@ class Registry:
 
     @contextmanager
     def _write(self) -> Iterator[Connection]:
-        with _refused(), self._writer.begin() as connection:
-            yield connection
+        with _refused():
+            self._file.check()
+            with self._writer.begin() as connection:
+                yield connection
+            self._file.check()  # what was written to a deleted file is lost
 
 
 @contextmanager

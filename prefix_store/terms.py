@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from prefix_store.digest import Digest
@@ -31,6 +31,12 @@ class Terms:
     revisions: frozenset[int] | None = None
     """The revisions of the task that the change may be made to; None for any."""
     once: Once | None = None
+
+    def after(self, describe: Callable[[Any], Any]) -> Terms:
+        """The same, where what the change returns is described before it is answered."""
+        if (once := self.once) is None:
+            return self
+        return replace(self, once=replace(once, answer=lambda made: once.answer(describe(made))))
 
 
 ANY = Terms()

@@ -34,6 +34,11 @@ def is_current(connection: Connection) -> bool:
     return revision == revisions[-1]
 
 
+def is_empty(connection: Connection) -> bool:
+    """Whether there are no tables yet."""
+    return _revision(connection) is None and not inspect(connection).has_table("tasks")
+
+
 def upgrade(connection: Connection) -> None:
     """Bring the tables up to date within the connection's transaction, which must be a writer's."""
     if connection.dialect.name == "postgresql":  # SQLite has but one writer
@@ -47,7 +52,7 @@ def upgrade(connection: Connection) -> None:
     config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", "prefix_store:migrations")
     with _ALEMBIC:
-        if _revision(connection) is None and inspect(connection).has_table("tasks"):
+        if _revision(connection) is None and not is_empty(connection):
             command.stamp(config, _FIRST)  # version 0.1.0 made its tables without alembic
         command.upgrade(config, "head")
     if not is_current(connection):  # alembic takes files that it cannot list for no files

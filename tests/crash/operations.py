@@ -29,9 +29,11 @@ Step = Callable[[PrefixStore], object]
 @contextmanager
 def opened(folder: Path) -> Iterator[PrefixStore]:
     """The product's store in a folder."""
-    registry = Registry(f"sqlite:///{folder / 'registry.db'}")
+    blobs = FileBlobStore(folder / "blobs")
+    is_new = next(iter(blobs), None) is None
+    registry = Registry(f"sqlite:///{folder / 'registry.db'}", may_create=is_new)
     try:
-        yield PrefixStore(FileBlobStore(folder / "blobs"), registry)
+        yield PrefixStore(blobs, registry)
     finally:
         registry.close()
 

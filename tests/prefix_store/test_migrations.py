@@ -9,12 +9,13 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy import create_engine
 
 from prefix_store import migrations
 from prefix_store.errors import StorageFailure
 from prefix_store.manifest import Profile
 from prefix_store.registry import Registry
-from prefix_store.schema import metadata, open_database
+from prefix_store.schema import metadata
 from prefix_store.testing import draft
 from tests.crash.operations import make_old_database
 
@@ -41,7 +42,7 @@ def tables(path: Path) -> dict[str, str]:
 
 def test_the_migrations_make_what_the_code_describes(path: Path) -> None:
     open_and_close(path)
-    engine = open_database(f"sqlite:///{path}")
+    engine = create_engine(f"sqlite:///{path}")
     with engine.connect() as connection:
         differences = compare_metadata(MigrationContext.configure(connection), metadata)
     engine.dispose()
@@ -53,7 +54,7 @@ def test_the_migrations_make_the_same_tables_as_the_code(path: Path, tmp_path: P
     """Closer than alembic looks: constraints, autoincrement, and so on."""
     open_and_close(path)
     described = tmp_path / "described.db"
-    engine = open_database(f"sqlite:///{described}")
+    engine = create_engine(f"sqlite:///{described}")
     metadata.create_all(engine)
     engine.dispose()
     made = tables(path)
@@ -130,7 +131,7 @@ def test_processes_that_start_at_once_all_find_the_new_tables(path: Path, old: b
 
     assert [process.exitcode for process in starts] == [0] * 4
     registry = Registry(f"sqlite:///{path}")
-    assert registry.create_task("y", Profile()).name == "y"
+    assert registry.create_task("z", Profile()).name == "z"
     registry.close()
 
 
