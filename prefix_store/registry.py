@@ -47,17 +47,11 @@ class Registry:
         self._file = DatabaseFile(url)
         self._engine = open_database(url, self._file)
         self._writer = for_writing(self._engine)
-        with self._read() as connection:
-            is_current = migrations.is_current(connection)
-            if not is_current and not may_create and migrations.is_empty(connection):
-                raise StorageFailure(
-                    "the registry's database is missing or empty, though there are blobs: put it "
-                    "back, or move the blobs away to begin anew"
-                )
-        if not is_current:
-            with self._write() as connection:
-                migrations.upgrade(connection)
-        self._file.remember()
+        try:
+            self._prepare(may_create)
+        except StorageFailure:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -263,6 +257,19 @@ class Registry:
         """Delete the answers to requests that will not come again; their number."""
         with self._write() as connection:
             return answers.forget(connection, older_than_s)
+
+    def _prepare(self, may_create: bool) -> None:
+        with self._read() as connection:
+            is_current = migrations.is_current(connection)
+            if not is_current and not may_create and migrations.is_empty(connection):
+                raise StorageFailure(
+                    "the registry's database is missing or empty, though there are blobs: put it "
+                    "back, or move the blobs away to begin anew"
+                )
+        if not is_current:
+            with self._write() as connection:
+                migrations.upgrade(connection)
+        self._file.remember()
 
     @contextmanager
     def _read(self) -> Iterator[Connection]:

@@ -32,7 +32,7 @@ class Asked:
     key: str | None
 
 
-def read_terms(
+async def read_terms(
     if_match: Annotated[
         str | None, Header(description="The task's `ETag`: refused if it has changed since.")
     ] = None,
