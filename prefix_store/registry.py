@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
-from contextlib import contextmanager
+from collections.abc import Set
 from datetime import timedelta
 
-from sqlalchemy import Connection, or_, select
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy import or_, select
 
-from prefix_store import answers, migrations, rows
+from prefix_store import answers, rows
+from prefix_store.database import Database
 from prefix_store.digest import Digest
 from prefix_store.errors import (
     NothingActive,
     NothingToRollBack,
-    StorageFailure,
     TaskExists,
     UnknownTask,
     UnknownVersion,
@@ -23,14 +20,7 @@ from prefix_store.errors import (
 )
 from prefix_store.manifest import Activation, Draft, Manifest, Profile, Task
 from prefix_store.reference import check_task_name
-from prefix_store.schema import (
-    DatabaseFile,
-    activations,
-    for_writing,
-    open_database,
-    tasks,
-    versions,
-)
+from prefix_store.schema import activations, tasks, versions
 from prefix_store.terms import ANY, Once, Terms
 
 
@@ -44,22 +34,16 @@ class Registry:
 
     def __init__(self, url: str, *, may_create: bool = True) -> None:
         """`may_create`: make the tables where there are none; else that is a `StorageFailure`."""
-        self._file = DatabaseFile(url)
-        self._engine = open_database(url, self._file)
-        self._writer = for_writing(self._engine)
-        try:
-            self._prepare(may_create)
-        except StorageFailure:
-            self.close()
-            raise
+        self.database = Database(url, may_create=may_create)
+        self._read, self._write = self.database.read, self.database.write
 
     def close(self) -> None:
         """Close the idle connections."""
-        self._engine.dispose()
+        self.database.close()
 
     def ping(self) -> None:
-        """Return if the registry can be read."""
-        self._file.check()
+        """Return if the registry can be read, and is the one that it was."""
+        self.database.check()
         with self._read() as connection:
             connection.execute(select(tasks.c.name).limit(1)).all()
 
@@ -257,39 +241,3 @@ class Registry:
         """Delete the answers to requests that will not come again; their number."""
         with self._write() as connection:
             return answers.forget(connection, older_than_s)
-
-    def _prepare(self, may_create: bool) -> None:
-        with self._read() as connection:
-            is_current = migrations.is_current(connection)
-            if not is_current and not may_create and migrations.is_empty(connection):
-                raise StorageFailure(
-                    "the registry's database is missing or empty, though there are blobs: put it "
-                    "back, or move the blobs away to begin anew"
-                )
-        if not is_current:
-            with self._write() as connection:
-                migrations.upgrade(connection)
-        self._file.remember()
-
-    @contextmanager
-    def _read(self) -> Iterator[Connection]:
-        with _refused(), self._engine.connect() as connection:
-            yield connection
-
-    @contextmanager
-    def _write(self) -> Iterator[Connection]:
-        with _refused():
-            self._file.check()
-            with self._writer.begin() as connection:
-                yield connection
-            self._file.check()  # what was written to a deleted file is lost
-
-
-@contextmanager
-def _refused() -> Iterator[None]:
-    try:
-        yield
-    except (DBAPIError, PoolTimeout, OSError) as error:
-        # The database's own words can name hosts and paths; SQLite's error names cannot.
-        reason = getattr(getattr(error, "orig", None), "sqlite_errorname", type(error).__name__)
-        raise StorageFailure(f"the registry's database refused: {reason}") from error

@@ -1,17 +1,13 @@
-"""The registry's tables, and how a database is opened: nothing else knows which one it is."""
+"""The registry's tables as the code knows them; `migrations/` makes them."""
 
 from __future__ import annotations
 
-import os
 from datetime import UTC, datetime
-from sqlite3 import Connection as SqliteConnection
 
 from sqlalchemy import (
     Column,
-    Connection,
     DateTime,
     Dialect,
-    Engine,
     Index,
     Integer,
     MetaData,
@@ -19,14 +15,7 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
-    create_engine,
-    event,
 )
-from sqlalchemy.engine import make_url
-
-from prefix_store.errors import StorageFailure
-
-BUSY_TIMEOUT_S = 5
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -101,67 +90,3 @@ answers = Table(
     Column("answer", Text, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
 )
-
-
-class DatabaseFile:
-    """The file of a SQLite database, which must stay the same while it is open.
-
-    SQLite goes on writing to a file that was deleted, and makes a new one for the next connection.
-    """
-
-    def __init__(self, url: str) -> None:
-        parsed = make_url(url)
-        is_file = parsed.get_backend_name() == "sqlite" and parsed.database is not None
-        self._path = parsed.database if is_file else None
-        self._identity: tuple[int, int] | None = None
-
-    def remember(self) -> None:
-        """From now on it must be the file that it is now."""
-        self._identity = self._look()
-
-    def check(self, *_: object) -> None:
-        """Raises `StorageFailure` if it is not that file any more."""
-        if self._identity is not None and self._look() != self._identity:
-            raise StorageFailure(
-                "the registry's database was deleted or replaced: put it back, or start again"
-            )
-
-    def _look(self) -> tuple[int, int] | None:
-        if self._path is None:
-            return None
-        try:
-            found = os.stat(self._path)
-        except FileNotFoundError:
-            return None
-        return found.st_dev, found.st_ino
-
-
-def open_database(url: str, file: DatabaseFile) -> Engine:
-    """An engine whose transactions are durable when they are committed."""
-    if make_url(url).get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True)
-    engine = create_engine(url, pool_size=16, max_overflow=64)
-    event.listen(engine, "do_connect", file.check)
-    event.listen(engine, "connect", _set_pragmas)
-    event.listen(engine, "begin", _begin)
-    return engine
-
-
-def for_writing(engine: Engine) -> Engine:
-    """The same engine, whose transactions take the write lock when they begin."""
-    return engine.execution_options(writes=True)
-
-
-def _set_pragmas(connection: SqliteConnection, record: object) -> None:
-    connection.isolation_level = None  # the module must not begin transactions of its own
-    connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1000}")
-    connection.execute("PRAGMA journal_mode = WAL")
-    # NORMAL loses acknowledged versions when the power fails.
-    connection.execute("PRAGMA synchronous = FULL")
-
-
-def _begin(connection: Connection) -> None:
-    # A transaction that reads first and then writes fails at once where another writer came
-    # between; one that begins as a writer waits. Reads are single statements and need no BEGIN.
-    if connection.get_execution_options().get("writes"):
-        connection.exec_driver_sql("BEGIN IMMEDIATE")

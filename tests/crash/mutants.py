@@ -11,7 +11,7 @@ from sqlite3 import Connection as SqliteConnection
 from typing import Any, TypeVar
 from unittest.mock import patch
 
-from prefix_store import answers, blobs, schema
+from prefix_store import answers, blobs, database
 from prefix_store.blobs import FileBlobStore
 from prefix_store.digest import Digest
 from prefix_store.manifest import Manifest
@@ -56,7 +56,7 @@ def written_in_place() -> AbstractContextManager[object]:
 
 
 def no_transactions() -> AbstractContextManager[object]:
-    return patch.object(schema, "_begin", lambda *_: None)
+    return patch.object(database, "_begin", lambda *_: None)
 
 
 @contextmanager
@@ -94,13 +94,13 @@ def no_folder_fsync() -> AbstractContextManager[object]:
 
 
 def synchronous_normal() -> AbstractContextManager[object]:
-    set_pragmas = schema._set_pragmas
+    set_pragmas = database._set_pragmas
 
     def set_worse(connection: SqliteConnection, record: object) -> None:
         set_pragmas(connection, record)
         connection.execute("PRAGMA synchronous = NORMAL")
 
-    return patch.object(schema, "_set_pragmas", set_worse)
+    return patch.object(database, "_set_pragmas", set_worse)
 
 
 @contextmanager
