@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install --constr
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test lint format type contracts docker-lint check bench bench-gpu clean
+.PHONY: help install serve test test-crash lint format type contracts docker-lint check bench bench-gpu clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1: /p' Makefile
@@ -16,7 +16,11 @@ serve: $(INSTALLED) ## Serve the demo tasks on http://127.0.0.1:8000 (ARGS="--po
 	@$(BIN)/foreword serve --demo $(ARGS)
 
 test: $(INSTALLED) ## Run the tests (ARGS="-k store -x").
-	@OMP_NUM_THREADS=1 $(BIN)/pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -m "not crash" $(ARGS)
+
+test-crash: $(INSTALLED) ## Kill, cut and starve the store at every system call (minutes).
+	@command -v strace > /dev/null || echo "The crash tests need strace and are skipped without it: apt-get install strace"
+	@$(BIN)/pytest -m crash -rs tests/crash $(ARGS)
 
 bench-gpu: ## On a CUDA machine: GPU checks and benchmarks into bench-gpu.json. Uses python3 as it is.
 	@$(PYTHON) -m tests.gpu.benchmarks $(ARGS)
@@ -36,7 +40,7 @@ contracts: $(INSTALLED) ## Check who imports whom.
 docker-lint: $(INSTALLED) ## Check the Dockerfile.
 	@$(BIN)/hadolint Dockerfile
 
-check: lint type contracts docker-lint test ## All of the above.
+check: lint type contracts docker-lint test test-crash ## All of the above.
 
 bench: $(INSTALLED) ## Measure the CPU tables of docs/benchmarks.md (VLLM=DIR with vLLM, ARGS="--rounds 5").
 	@$(BIN)/foreword bench compare $(if $(VLLM),--vllm $(VLLM)) --json build/bench.json $(ARGS)

@@ -1,16 +1,13 @@
-"""The registry's tables, and how a database is opened: nothing else knows which one it is."""
+"""The registry's tables as the code knows them; `migrations/` makes them."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from sqlite3 import Connection as SqliteConnection
 
 from sqlalchemy import (
     Column,
-    Connection,
     DateTime,
     Dialect,
-    Engine,
     Index,
     Integer,
     MetaData,
@@ -18,12 +15,7 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
-    create_engine,
-    event,
 )
-from sqlalchemy.engine import make_url
-
-BUSY_TIMEOUT_S = 10
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -56,6 +48,8 @@ tasks = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Column("updated_at", UtcDateTime, nullable=False),
     Column("deleted_at", UtcDateTime),
+    # Goes up with every change of the task or its versions, and on when it is made anew.
+    Column("revision", Integer, nullable=False, server_default="1"),
 )
 
 versions = Table(
@@ -84,32 +78,15 @@ activations = Table(
     sqlite_autoincrement=True,
 )
 
-
-def open_database(url: str) -> Engine:
-    """An engine whose transactions are durable when they are committed."""
-    if make_url(url).get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True)
-    engine = create_engine(url, pool_size=16, max_overflow=64)
-    event.listen(engine, "connect", _set_pragmas)
-    event.listen(engine, "begin", _begin)
-    return engine
-
-
-def for_writing(engine: Engine) -> Engine:
-    """The same engine, whose transactions take the write lock when they begin."""
-    return engine.execution_options(writes=True)
-
-
-def _set_pragmas(connection: SqliteConnection, record: object) -> None:
-    connection.isolation_level = None  # the module must not begin transactions of its own
-    connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1000}")
-    connection.execute("PRAGMA journal_mode = WAL")
-    # NORMAL loses acknowledged versions when the power fails.
-    connection.execute("PRAGMA synchronous = FULL")
-
-
-def _begin(connection: Connection) -> None:
-    # A transaction that reads first and then writes fails at once where another writer came
-    # between; one that begins as a writer waits. Reads are single statements and need no BEGIN.
-    if connection.get_execution_options().get("writes"):
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+# What was answered to requests that may come again, under the key their client gave them.
+answers = Table(
+    "answers",
+    metadata,
+    Column("principal", String(255), primary_key=True),
+    Column("route", String(64), primary_key=True),
+    Column("task", String(63), primary_key=True),
+    Column("key", String(255), primary_key=True),
+    Column("request_digest", String(71), nullable=False),
+    Column("answer", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+)

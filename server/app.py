@@ -50,12 +50,14 @@ def build(settings: Settings, model: str) -> FastAPI:
     Raises `OSError` and `ValueError` for a model, `PrefixStoreError` for a store that cannot be
     opened. Nothing runs before the app's lifespan begins.
     """
-    blobs = settings.store / "blobs"
-    store = PrefixStore(
-        FileBlobStore(blobs), Registry(f"sqlite:///{settings.store / 'registry.db'}")
-    )
+    folder = settings.store / "blobs"
+    blobs = FileBlobStore(folder)
+    # A database that got lost must not be replaced by an empty one, and its blobs be collected.
+    is_new = next(iter(blobs), None) is None
+    registry = Registry(f"sqlite:///{settings.store / 'registry.db'}", may_create=is_new)
+    store = PrefixStore(blobs, registry)
     engine = EngineClient(
-        _engine_config(settings, model, blobs),
+        _engine_config(settings, model, folder),
         start_timeout_s=settings.engine_start_timeout_s,
         hang_timeout_s=settings.engine_hang_timeout_s,
     )
@@ -76,11 +78,13 @@ def create_app(
     tokenizer: Tokenizer,
     model_name: str,
 ) -> FastAPI:
-    """The app around its parts, with two small thread pools: one for requests, one for uploads."""
+    """The app around its parts, with small thread pools: for requests, uploads and changes."""
     requests = ThreadPoolExecutor(4, "request")
     uploads = ThreadPoolExecutor(2, "upload", yield_to_steps)
+    writers = ThreadPoolExecutor(4, "writer")
     metrics = Metrics(max_task_labels=settings.max_task_labels)
     metrics.watch_engine(lambda: engine.stats, lambda: engine.num_restarts)
+    metrics.watch_quarantine(lambda: len(store.quarantined()))
     services = Services(
         settings=settings,
         store=store,
@@ -105,10 +109,11 @@ def create_app(
         ),
         metrics=metrics,
         executor=requests,
+        writers=writers,
         model_name=model_name,
         version=_version(),
     )
-    return _assemble(services, [requests, uploads])
+    return _assemble(services, [requests, uploads, writers])
 
 
 def _assemble(services: Services, executors: list[Executor]) -> FastAPI:
@@ -164,7 +169,7 @@ async def _seed(services: Services) -> None:
         try:
             task = await services.off_loop(services.store.get_task, demo.name)
         except UnknownTask:
-            task = await services.off_loop(services.store.create_task, demo.name, demo.profile)
+            task = await services.write(services.store.create_task, demo.name, demo.profile)
         if task.num_versions == 0:
             await services.uploads.push(demo.name, _body(demo), formats.JSON, activate=True)
 
@@ -173,7 +178,7 @@ async def _collect_garbage(services: Services) -> None:
     while True:
         await asyncio.sleep(_GC_INTERVAL_S)
         try:
-            await services.off_loop(services.store.collect_garbage, _GC_GRACE_S)
+            await services.write(services.store.collect_garbage, _GC_GRACE_S)
         except PrefixStoreError:
             logger.exception("garbage collection failed; the next one is in an hour")
 

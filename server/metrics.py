@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -67,6 +67,15 @@ class Metrics:
     ) -> None:
         """Read the engine's own figures whenever the metrics are asked for."""
         self.registry.register(_EngineCollector(stats, num_restarts))
+
+    def watch_quarantine(self, count: Callable[[], int]) -> None:
+        """Count the blobs in quarantine whenever the metrics are asked for."""
+        gauge = Gauge(
+            "foreword_quarantined_blobs",
+            "Blobs whose bytes have changed on disk; their versions are not served.",
+            registry=self.registry,
+        )
+        gauge.set_function(count)
 
     def render(self) -> bytes:
         """Prometheus' text format."""

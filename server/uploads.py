@@ -20,6 +20,7 @@ from prefix_store.manifest import Check, Draft, Manifest, Message, PromptFormat
 from prefix_store.prefix import BaseModelSpec, Prefix, SoftPrompt, TextPrompt
 from prefix_store.reference import check_task_name
 from prefix_store.store import PrefixStore
+from prefix_store.terms import ANY, Terms
 from server.engine.client import EngineClient
 from server.errors import BaseModelMismatch, ServerError
 from server.metrics import Metrics
@@ -83,21 +84,34 @@ class Uploads:
         return False
 
     async def push(
-        self, task: str, body: bytes, media_type: str, *, activate: bool, create: bool = False
+        self,
+        task: str,
+        body: bytes,
+        media_type: str,
+        *,
+        activate: bool,
+        create: bool = False,
+        terms: Terms = ANY,
     ) -> Pushed:
         """Make a body the task's next version. Raises `PrefixStoreError`, `ServerError`."""
         try:
             is_new_task = await self.expect(task, media_type, create=create)
             draft = await self._draft(body, media_type)
             warning = await self.load(draft.digest) if activate else None
+            pushed = partial(Pushed, is_active=activate, is_new_task=is_new_task, warning=warning)
             manifest = await self._off_loop(
-                self._store.push, task, draft, activate=activate, create=create
+                self._store.push,
+                task,
+                draft,
+                activate=activate,
+                create=create,
+                terms=terms.after(pushed),
             )
         except (PrefixStoreError, ServerError) as exc:
             self._metrics.uploaded(exc.code)
             raise
         self._metrics.uploaded("created")
-        return Pushed(manifest, activate, is_new_task, warning)
+        return pushed(manifest)
 
     async def load(self, digest: str) -> str | None:
         """Make a prefix resident before the swap, so that the first request need not wait.

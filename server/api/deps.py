@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, ParamSpec, TypeVar
 
@@ -40,15 +40,24 @@ class Services:
     uploads: Uploads
     metrics: Metrics
     executor: Executor
+    writers: Executor
+    """For what changes the registry, and may have to wait for another writer."""
     model_name: str
     """What clients call the base model; never a path."""
     version: str
     """Of the server."""
+    in_progress: set[tuple[str, ...]] = field(default_factory=set)
+    """Requests with an idempotency key that are not answered yet."""
 
     async def off_loop(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run blocking work, such as a registry call, on a thread."""
+        """Run blocking work, such as a look into the registry, on a thread."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.executor, partial(work, *args, **kwargs))
+
+    async def write(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The same for a change of the registry: those who only read never wait behind it."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.writers, partial(work, *args, **kwargs))
 
 
 def get_services(request: Request) -> Services:

@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
+from prefix_store.errors import StorageFailure
 from server.api.deps import Services, ServicesDep
 from server.api.schemas import Health, Info, Limits
 from server.engine.messages import EngineInfo
@@ -26,8 +27,10 @@ async def livez(services: ServicesDep) -> Response:
 @routes.get("/readyz", response_model=Health, responses=_UNAVAILABLE)
 @routes.get("/health", response_model=Health, responses=_UNAVAILABLE)
 async def readyz(services: ServicesDep) -> Response:
-    """Whether requests are taken."""
-    return _health(_reasons(services))
+    """Whether requests are taken: all of them, or but for what `reasons` say."""
+    reasons = _reasons(services)
+    troubles = [] if reasons else await services.off_loop(_troubles, services)
+    return _health(reasons, troubles)
 
 
 @routes.get("/metrics", response_class=Response)
@@ -78,8 +81,19 @@ def _reasons(services: Services) -> list[str]:
     return reasons
 
 
-def _health(reasons: list[str]) -> Response:
-    health = Health(status="unavailable" if reasons else "ok", reasons=reasons)
+def _troubles(services: Services) -> list[str]:
+    """What is not as it should be, while requests are taken."""
+    try:
+        services.store.ping()
+        quarantined = services.store.quarantined()
+    except StorageFailure as exc:
+        return [str(exc)]
+    return [f"{len(quarantined)} damaged blobs in quarantine"] if quarantined else []
+
+
+def _health(reasons: list[str], troubles: list[str] | None = None) -> Response:
+    status = "unavailable" if reasons else "degraded" if troubles else "ok"
+    health = Health(status=status, reasons=reasons or troubles or [])
     return Response(
         health.model_dump_json(), 503 if reasons else 200, media_type="application/json"
     )

@@ -22,6 +22,8 @@ STATUS: dict[type[Exception], int] = {
     store.InvalidName: 422,
     store.NotFound: 404,
     store.Conflict: 409,
+    store.PreconditionFailed: 412,
+    store.IdempotencyMismatch: 422,
     store.UnsupportedMediaType: 415,
     store.InvalidUpload: 422,
     store.StorageFailure: 503,

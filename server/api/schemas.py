@@ -164,6 +164,9 @@ class VersionList(BaseModel):
     task: str
     active_version: int | None
     versions: list[Manifest]
+    quarantined: list[int] = Field(
+        [], description="Those whose stored bytes have changed. Uploading them again heals them."
+    )
     history: list[Activation]
 
 
@@ -222,5 +225,5 @@ class Info(BaseModel):
 class Health(BaseModel):
     """Whether the server lives, or is ready, and why not."""
 
-    status: Literal["ok", "unavailable"]
+    status: Literal["ok", "degraded", "unavailable"]
     reasons: list[str] = []

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Query, Response
+from fastapi import APIRouter, Body, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
 from prefix_store.errors import TaskExists
-from prefix_store.manifest import Manifest, Profile, Task
+from prefix_store.manifest import Activation, Manifest, Profile, Task
+from prefix_store.terms import Terms
 from server.api.deps import JsonRoute, Services, ServicesDep
 from server.api.schemas import (
     ActivateRequest,
@@ -19,6 +21,7 @@ from server.api.schemas import (
     TaskPage,
     TaskPath,
 )
+from server.api.terms import AskedDep, make_change, tag
 from server.prompt import check_profile
 
 routes = APIRouter(prefix="/tasks", tags=["tasks"], route_class=JsonRoute)
@@ -35,26 +38,28 @@ async def list_tasks(services: ServicesDep, limit: Limit = 100, after: After = N
 
 
 @routes.get("/{task}")
-async def get_task(task: TaskPath, services: ServicesDep) -> TaskDescription:
+async def get_task(task: TaskPath, services: ServicesDep, response: Response) -> TaskDescription:
     """A task's profile, its active version, and whether that is in memory."""
     found = await services.off_loop(services.store.get_task, task)
     digest = None
     if found.active_version is not None:
         manifest = await services.off_loop(services.store.get_version, task, found.active_version)
         digest = manifest.digest
+    response.headers.update(tag(found.revision))
     return TaskDescription(**dict(found), digest=digest, residency=_residency(services, digest))
 
 
 @routes.put("/{task}", responses={201: {"model": Task, "description": "The task is new."}})
-async def put_task(task: TaskPath, profile: Profile, services: ServicesDep) -> Response:
+async def put_task(
+    task: TaskPath, profile: Profile, services: ServicesDep, asked: AskedDep
+) -> Response:
     """Create a task, or replace its profile."""
     check_profile(profile)
-    try:
-        created = await services.off_loop(services.store.create_task, task, profile)
-    except TaskExists:
-        changed = await services.off_loop(services.store.set_profile, task, profile)
-        return _json(changed, 200)
-    return _json(created, 201)
+    if not asked.must_exist:
+        with suppress(TaskExists):
+            return _json(await services.write(services.store.create_task, task, profile), 201)
+    terms = Terms(asked.revisions)
+    return _json(await services.write(services.store.set_profile, task, profile, terms), 200)
 
 
 @routes.patch("/{task}")
@@ -62,40 +67,71 @@ async def patch_task(
     task: TaskPath,
     patch: Annotated[dict[str, Any], Body(description="Parts of a profile. null: the default.")],
     services: ServicesDep,
+    asked: AskedDep,
+    response: Response,
 ) -> Task:
     """Change parts of a task's profile (RFC 7396)."""
     found = await services.off_loop(services.store.get_task, task)
     profile = _patched(found.profile, patch)
     check_profile(profile)
-    return await services.off_loop(services.store.set_profile, task, profile)
+    terms = Terms(asked.revisions)
+    changed = await services.write(services.store.set_profile, task, profile, terms)
+    response.headers.update(tag(changed.revision))
+    return changed
 
 
 @routes.delete("/{task}", status_code=204)
-async def delete_task(task: TaskPath, services: ServicesDep) -> None:
+async def delete_task(
+    task: TaskPath, request: Request, services: ServicesDep, asked: AskedDep
+) -> Response:
     """Gone for new requests; those in flight finish."""
-    versions = await services.off_loop(services.store.list_versions, task)
-    await services.off_loop(services.store.delete_task, task)
-    for manifest in versions:
-        services.uploads.unload(manifest)
+
+    async def work(terms: Terms) -> None:
+        versions = await services.off_loop(services.store.list_versions, task)
+        await services.write(services.store.delete_task, task, terms)
+        for manifest in versions:
+            services.uploads.unload(manifest)
+
+    return await make_change(services, request, task, asked, work, lambda _: Response(b"", 204))
 
 
-@routes.post("/{task}/activate")
+@routes.post("/{task}/activate", response_model=ActivationResponse)
 async def activate(
-    task: TaskPath, body: ActivateRequest, services: ServicesDep
-) -> ActivationResponse:
+    task: TaskPath,
+    body: ActivateRequest,
+    request: Request,
+    services: ServicesDep,
+    asked: AskedDep,
+) -> Response:
     """Hot swap: new requests get this version, those in flight keep theirs."""
-    manifest = await services.off_loop(services.store.get_version, task, body.version)
-    warning = await services.uploads.load(manifest.digest)
-    await services.off_loop(services.store.activate, task, body.version)
-    return _activated(manifest, warning)
+
+    async def work(terms: Terms) -> ActivationResponse:
+        manifest = await services.off_loop(services.store.get_version, task, body.version)
+        answer = _activated(manifest, await services.uploads.load(manifest.digest))
+        terms = terms.after(lambda _: answer)
+        await services.write(services.store.activate, task, body.version, terms=terms)
+        return answer
+
+    return await make_change(services, request, task, asked, work, _json)
 
 
-@routes.post("/{task}/rollback")
-async def rollback(task: TaskPath, services: ServicesDep) -> ActivationResponse:
+@routes.post("/{task}/rollback", response_model=ActivationResponse)
+async def rollback(
+    task: TaskPath, request: Request, services: ServicesDep, asked: AskedDep
+) -> Response:
     """Back to the version that was active before."""
-    activation = await services.off_loop(services.store.rollback, task)
-    manifest = await services.off_loop(services.store.get_version, task, activation.version)
-    return _activated(manifest, await services.uploads.load(manifest.digest))
+
+    def answer(activation: Activation) -> ActivationResponse:
+        return _activated(services.store.get_version(task, activation.version), None)
+
+    async def work(terms: Terms) -> ActivationResponse:
+        terms = terms.after(answer)
+        activation = await services.write(services.store.rollback, task, terms=terms)
+        answered = await services.off_loop(answer, activation)
+        warning = await services.uploads.load(answered.digest)
+        return answered.model_copy(update={"warning": warning})
+
+    return await make_change(services, request, task, asked, work, _json)
 
 
 def _activated(manifest: Manifest, warning: str | None) -> ActivationResponse:
@@ -138,5 +174,6 @@ def _residency(services: Services, digest: str | None) -> str | None:
     return "host" if digest in stats.prefixes_on_host else "disk"
 
 
-def _json(task: Task, status: int) -> Response:
-    return Response(task.model_dump_json(), status, media_type="application/json")
+def _json(model: Task | ActivationResponse, status: int = 200) -> Response:
+    headers = tag(model.revision) if isinstance(model, Task) else None
+    return Response(model.model_dump_json(), status, headers, media_type="application/json")

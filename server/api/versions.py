@@ -9,8 +9,11 @@ from fastapi import APIRouter, Query, Request, Response
 from prefix_store import formats
 from prefix_store.digest import Digest
 from prefix_store.manifest import Manifest
+from prefix_store.terms import Terms
 from server.api.deps import JsonRoute, Services, ServicesDep
 from server.api.schemas import TaskPath, TextUpload, Uploaded, VersionList, VersionPath
+from server.api.terms import Asked, AskedDep, make_change
+from server.uploads import Pushed
 
 routes = APIRouter(prefix="/tasks", tags=["versions"], route_class=JsonRoute)
 
@@ -48,27 +51,37 @@ Format = Annotated[
     responses={201: {"model": Uploaded, "description": "The task is new."}},
     openapi_extra=_BODY,
 )
-async def put_prefix(task: TaskPath, request: Request, services: ServicesDep) -> Response:
+async def put_prefix(
+    task: TaskPath, request: Request, services: ServicesDep, asked: AskedDep
+) -> Response:
     """The short way: upload, verify, make active; creates the task if it is new."""
-    return await _push(task, request, services, activate=True, create=True)
+    create = not asked.must_exist
+    return await _push(task, request, services, asked, activate=True, create=create, new_is=200)
 
 
 @routes.post("/{task}/versions", response_model=Uploaded, status_code=201, openapi_extra=_BODY)
 async def post_version(
-    task: TaskPath, request: Request, services: ServicesDep, activate: Activate = False
+    task: TaskPath,
+    request: Request,
+    services: ServicesDep,
+    asked: AskedDep,
+    activate: Activate = False,
 ) -> Response:
     """Upload a version of a task that exists."""
-    return await _push(task, request, services, activate=activate, create=False)
+    return await _push(task, request, services, asked, activate=activate, create=False, new_is=201)
 
 
 @routes.get("/{task}/versions")
 async def list_versions(task: TaskPath, services: ServicesDep) -> VersionList:
     """All versions, and the history of which one was active."""
     found = await services.off_loop(services.store.get_task, task)
+    versions = await services.off_loop(services.store.list_versions, task)
+    quarantined = await services.off_loop(services.store.quarantined)
     return VersionList(
         task=task,
         active_version=found.active_version,
-        versions=await services.off_loop(services.store.list_versions, task),
+        versions=versions,
+        quarantined=[m.version for m in versions if Digest(m.digest) in quarantined],
         history=await services.off_loop(services.store.history, task),
     )
 
@@ -80,11 +93,21 @@ async def get_version(task: TaskPath, version: VersionPath, services: ServicesDe
 
 
 @routes.delete("/{task}/versions/{version}", status_code=204)
-async def delete_version(task: TaskPath, version: VersionPath, services: ServicesDep) -> None:
+async def delete_version(
+    task: TaskPath,
+    version: VersionPath,
+    request: Request,
+    services: ServicesDep,
+    asked: AskedDep,
+) -> Response:
     """Delete a version that is not active. Requests in flight finish."""
-    manifest = await services.off_loop(services.store.get_version, task, version)
-    await services.off_loop(services.store.delete_version, task, version)
-    services.uploads.unload(manifest)
+
+    async def work(terms: Terms) -> None:
+        manifest = await services.off_loop(services.store.get_version, task, version)
+        await services.write(services.store.delete_version, task, version, terms)
+        services.uploads.unload(manifest)
+
+    return await make_change(services, request, task, asked, work, lambda _: Response(b"", 204))
 
 
 @routes.get("/{task}/versions/{version}/prefix", response_class=Response, responses=_DOWNLOAD)
@@ -109,15 +132,32 @@ async def download(
 
 
 async def _push(
-    task: str, request: Request, services: Services, *, activate: bool, create: bool
+    task: str,
+    request: Request,
+    services: Services,
+    asked: Asked,
+    *,
+    activate: bool,
+    create: bool,
+    new_is: int,
 ) -> Response:
+    """`new_is`: the status for a new version of a task that is not new."""
     services.router.check_open()
     media_type = request.headers.get("content-type", "")
     await services.uploads.expect(task, media_type, create=create)  # before the body is read
     body = await request.body()
-    pushed = await services.uploads.push(task, body, media_type, activate=activate, create=create)
-    manifest = pushed.manifest
-    request.state.log |= {"task": manifest.task, "version": manifest.version}
-    answer = Uploaded(**dict(manifest), active=pushed.is_active, warning=pushed.warning)
-    status = 201 if pushed.is_new_task or not create else 200
-    return Response(answer.model_dump_json(), status, media_type="application/json")
+
+    async def work(terms: Terms) -> Pushed:
+        pushed = await services.uploads.push(
+            task, body, media_type, activate=activate, create=create, terms=terms
+        )
+        request.state.log |= {"task": task, "version": pushed.manifest.version}
+        return pushed
+
+    def respond(pushed: Pushed) -> Response:
+        manifest = dict(pushed.manifest)
+        answer = Uploaded(**manifest, active=pushed.is_active, warning=pushed.warning)
+        status = 201 if pushed.is_new_task else new_is
+        return Response(answer.model_dump_json(), status, media_type="application/json")
+
+    return await make_change(services, request, task, asked, work, respond)

@@ -9,7 +9,7 @@ import pytest
 
 from prefix_store.blobs import FileBlobStore
 from prefix_store.digest import Digest
-from prefix_store.errors import DigestMismatch, StorageFailure
+from prefix_store.errors import DigestMismatch, StorageFailure, UnknownDigest
 from prefix_store.testing import BlobStoreContract
 
 
@@ -46,6 +46,35 @@ def test_a_rotten_blob_is_not_served(blobs: FileBlobStore, root: Path) -> None:
     file_of(root, digest).write_bytes(b"jello")
 
     with pytest.raises(DigestMismatch):
+        blobs.get(digest)
+
+
+def test_a_rotten_blob_is_set_aside_until_it_is_put_again(blobs: FileBlobStore, root: Path) -> None:
+    digest, other = blobs.put(b"hello"), blobs.put(b"other")
+    file_of(root, digest).write_bytes(b"jello")
+    (root / "quarantine" / "README").write_text("hi")
+
+    assert blobs.quarantined() == set()
+    for _ in range(2):
+        with pytest.raises(DigestMismatch):
+            blobs.get(digest)
+    assert blobs.quarantined() == {digest}
+    assert (root / "quarantine" / digest.hex).read_bytes() == b"jello"
+    assert (list(blobs), blobs.exists(digest), blobs.get(other)) == ([other], False, b"other")
+
+    blobs.put(b"hello")
+    assert (blobs.quarantined(), blobs.get(digest)) == (set(), b"hello")
+
+
+def test_a_blob_in_quarantine_can_be_deleted(blobs: FileBlobStore, root: Path) -> None:
+    digest = blobs.put(b"hello")
+    file_of(root, digest).write_bytes(b"jello")
+    with pytest.raises(DigestMismatch):
+        blobs.get(digest)
+
+    assert blobs.delete(digest)
+    assert blobs.quarantined() == set()
+    with pytest.raises(UnknownDigest):
         blobs.get(digest)
 
 

@@ -3,9 +3,11 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from prefix_store import rows
 from prefix_store.errors import StorageFailure
 from prefix_store.manifest import Profile
 from prefix_store.registry import Registry
@@ -50,7 +52,7 @@ def test_two_registries_share_a_database(registry: Registry, path: Path) -> None
 
 
 def test_commits_are_durable(registry: Registry) -> None:
-    with registry._engine.connect() as connection:
+    with registry.database.engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
 
@@ -59,7 +61,7 @@ def test_a_locked_database_is_a_storage_failure(
     registry: Registry, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry.close()
-    monkeypatch.setattr("prefix_store.schema.BUSY_TIMEOUT_S", 0)
+    monkeypatch.setattr("prefix_store.database.BUSY_TIMEOUT_S", 0)
     impatient = Registry(f"sqlite:///{path}")
     blocker = sqlite3.connect(path, isolation_level=None)
     blocker.execute("BEGIN IMMEDIATE")
@@ -75,7 +77,7 @@ def test_a_locked_database_is_a_storage_failure(
 
 def test_a_full_disk_is_a_storage_failure_and_changes_nothing(registry: Registry) -> None:
     registry.create_task("x", Profile())
-    with registry._engine.connect() as connection:
+    with registry.database.engine.connect() as connection:
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
         connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
 
@@ -90,6 +92,59 @@ def test_a_file_that_is_no_database_is_a_storage_failure(path: Path) -> None:
     with pytest.raises(StorageFailure) as refusal:
         Registry(f"sqlite:///{path}")
     assert str(path) not in str(refusal.value)
+
+
+def test_a_deleted_database_takes_no_writes_and_is_not_made_anew(
+    registry: Registry, path: Path
+) -> None:
+    registry.create_task("x", Profile())
+    path.rename(path.with_name("elsewhere.db"))
+
+    with pytest.raises(StorageFailure, match="deleted or replaced"):
+        registry.create_task("y", Profile())
+    with pytest.raises(StorageFailure, match="deleted or replaced"):
+        registry.ping()
+    assert registry.get_task("x").name == "x"  # the open connection still reads
+    assert not path.exists()
+
+    path.with_name("elsewhere.db").rename(path)
+    assert registry.create_task("y", Profile()).name == "y"
+
+
+def test_a_write_to_a_file_that_is_deleted_meanwhile_is_not_acknowledged(
+    registry: Registry, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = rows.create
+
+    def create_and_lose(*args: Any) -> bool:
+        path.unlink()
+        return create(*args)
+
+    monkeypatch.setattr(rows, "create", create_and_lose)
+    with pytest.raises(StorageFailure, match="deleted or replaced"):
+        registry.create_task("x", Profile())
+
+
+def test_a_replaced_database_takes_no_writes(registry: Registry, path: Path) -> None:
+    other = path.with_name("other.db")
+    Registry(f"sqlite:///{other}").close()
+    other.replace(path)
+
+    with pytest.raises(StorageFailure, match="deleted or replaced"):
+        registry.create_task("x", Profile())
+
+
+@pytest.mark.parametrize("content", [None, b""])
+def test_an_empty_database_is_not_taken_for_one_that_got_lost(
+    path: Path, content: bytes | None
+) -> None:
+    for _ in range(2):
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(StorageFailure, match="missing or empty"):
+            Registry(f"sqlite:///{path}", may_create=False)
+    Registry(f"sqlite:///{path}").close()
+    Registry(f"sqlite:///{path}", may_create=False).close()
 
 
 def test_a_version_that_cannot_be_written_leaves_no_task_behind(
