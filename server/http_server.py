@@ -116,12 +116,13 @@ class DeadlineProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """What is not HTTP is a problem like any other, unless an answer is on its way already."""
-        error = sys.exc_info()[1]  # uvicorn calls this where it catches the parser's error
+        # uvicorn calls this where it catches the parser's error.
+        is_too_large = getattr(sys.exc_info()[1], "error_status_hint", None) == 431
         if self._is_answering:  # whoever waits for the rest of the body is told
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            status, body = problems.unreadable(getattr(error, "error_status_hint", 400))
+            status, body = problems.unreadable(is_too_large=is_too_large)
             headers = [
                 (b"content-type", b"application/problem+json"),
                 (b"content-length", str(len(body)).encode()),

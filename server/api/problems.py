@@ -73,11 +73,11 @@ def internal(scope: Scope) -> Response:
     return _response(scope, 500, "internal", "an internal error; the server's log has the details")
 
 
-def unreadable(status: int) -> tuple[int, bytes]:
-    """The status and body for bytes that are not a request, and have no id, or too long a head."""
-    code = server.HeadTooLarge.code if status == 431 else server.MalformedRequest.code
-    content = _problem(status, code, "this is not a request in HTTP/1.1 of ordinary size", "-")
-    return status, msgspec.json.encode(content)
+def unreadable(*, is_too_large: bool) -> tuple[int, bytes]:
+    """Status and body for bytes that are no request. There is no id to name."""
+    error = server.HeadTooLarge if is_too_large else server.MalformedRequest
+    status, detail = STATUS[error], "this is not a request in HTTP/1.1 of ordinary size"
+    return status, msgspec.json.encode(_problem(status, error.code, detail, "-"))
 
 
 def install(app: FastAPI, routes: Sequence[APIRoute]) -> None:
