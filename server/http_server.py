@@ -26,7 +26,7 @@ _DRAIN_MARGIN_S = 5.0
 _SLICE_BYTES = 16 << 10
 _FREE_CHUNKS = 1000
 _MIN_CHUNK = 256
-_MAX_UNSENT_BYTES = 128 << 10
+_MAX_UNSENT_BYTES = 16 << 10
 _OTHER_FILES = 256
 """Open beside connections: blobs, the registry, logs."""
 

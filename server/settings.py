@@ -100,7 +100,7 @@ class Settings(BaseSettings):
     write_timeout_s: float = Field(
         30.0,
         gt=0,
-        description="Seconds in which a client takes no byte of its answer until it is cut off.",
+        description="Seconds in which a client takes nothing of its answer until it is cut off.",
     )
     max_connections: int = Field(
         2048,

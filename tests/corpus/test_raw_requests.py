@@ -115,6 +115,30 @@ def beside(idle: Traffic, busy: Traffic) -> str:
     )
 
 
+PROBLEM = b"HTTP/1.1 422 \r\nContent-Type: application/problem+json\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 500 \r\nContent-Type: application/json\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\n\r\n{}HTTP/1.1 503 \r\n\r\n{}",
+        PROBLEM.replace(b"422", b"404") + b"{}",
+        PROBLEM + b'{"input": "sw0rdfish"}',
+        PROBLEM + b"<h1>Unprocessable</h1>",
+        PROBLEM.replace(b"problem+json", b"octet-stream") + b"{}",
+        PROBLEM + b'{"detail": "' + b"x" * MAX_ANSWER_BYTES + b'"}',
+        b"",
+    ],
+    ids=range(8),
+)
+def test_a_wrong_answer_is_found(answer: bytes) -> None:
+    raw = Raw("control", b"POST /generate", frozenset({200, 422}))
+
+    assert wrong_with(raw, answer)
+    assert wrong_with(raw, PROBLEM + b"{}") is None
+
+
 @pytest.mark.timeout(180)
 def test_the_corpus_against_a_server_of_its_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
