@@ -102,7 +102,19 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(2 * _GIB, ge=1024, description="Body of an upload.")
     max_body_bytes: int = Field(4 << 20, ge=1024, description="Body of any other request.")
     body_timeout_s: float = Field(
-        10.0, gt=0, description="Seconds without a byte of the body until a 408."
+        10.0,
+        gt=0,
+        description="Seconds that a body may pause, or fall behind 4 KiB a second, until a 408.",
+    )
+    write_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        description="Seconds in which a client takes nothing of its answer until it is cut off.",
+    )
+    max_connections: int = Field(
+        2048,
+        ge=1,
+        description="Open connections; one more closes the one that has been idle longest.",
     )
     drain_timeout_s: float = Field(
         30.0, ge=0, description="Seconds that running requests get to finish after SIGTERM."

@@ -18,6 +18,7 @@ from server.api import problems
 from server.errors import (
     BodyTimeout,
     BodyTooLarge,
+    ClientGone,
     HeadTooLarge,
     MalformedRequest,
     ServerError,
@@ -27,8 +28,11 @@ from server.errors import (
 logger = logging.getLogger("server.access")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_HOST = re.compile(rb"([\w.~%!$&'()*+,;=-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{0,5})?", re.ASCII)
+_SINGLE = (b"host", b"content-type", b"content-encoding", b"content-length", b"transfer-encoding")
 MAX_HEAD_BYTES = 32 << 10
 _MAX_HEADERS = 100
+_MIN_BYTES_PER_S = 4 << 10
 _LINGER_S = 1.0
 _SMALL_BODY = 64 << 10
 
@@ -104,7 +108,7 @@ class BodyLimits:
             return
         body = _Body(Headers(scope=scope), self._max_bytes(scope), self._timeout_s, receive, send)
         try:
-            _check_size(scope)
+            _check_head(scope)
             body.check_headers()
         except ServerError as exc:
             await problems.respond(scope, exc)(scope, body.receive, body.send)
@@ -112,12 +116,17 @@ class BodyLimits:
         await self._app(scope, body.receive, body.send)
 
 
-def _check_size(scope: Scope) -> None:
-    """The parser's own limit does not hold for a head that comes in one piece."""
+def _check_head(scope: Scope) -> None:
+    """What the parser lets through: a head that comes in one piece, and headers of two meanings."""
     num_bytes = len(scope["raw_path"]) + len(scope["query_string"])
     num_bytes += sum(len(name) + len(value) for name, value in scope["headers"])
     if num_bytes > MAX_HEAD_BYTES or len(scope["headers"]) > _MAX_HEADERS:
         raise HeadTooLarge(f"at most {MAX_HEAD_BYTES} bytes in {_MAX_HEADERS} headers")
+    names = [name for name, _ in scope["headers"]]
+    if any(names.count(name) > 1 for name in _SINGLE):
+        raise MalformedRequest("a header that has one value is given twice")
+    if not all(_HOST.fullmatch(value) for name, value in scope["headers"] if name == b"host"):
+        raise MalformedRequest("the Host header is not a host")
 
 
 class _Body:
@@ -132,6 +141,7 @@ class _Body:
         self._receive = receive
         self._send = send
         self._num_bytes = 0
+        self._waited_s = 0.0
         self._is_read = not ({"content-length", "transfer-encoding"} & set(headers.keys()))
 
     def check_headers(self) -> None:
@@ -146,14 +156,19 @@ class _Body:
     async def receive(self) -> Message:
         if self._is_read:
             return await self._receive()  # only the disconnect is left, and that may take its time
+        started_s = time.monotonic()
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(min(self._timeout_s, self._patience_s)):
                 message = await self._receive()
         except TimeoutError:
-            raise BodyTimeout(f"no byte of the body for {self._timeout_s:g} s") from None
+            raise BodyTimeout(
+                f"the body pauses for {self._timeout_s:g} s, or comes slower than "
+                f"{_MIN_BYTES_PER_S} bytes a second"
+            ) from None
+        self._waited_s += time.monotonic() - started_s
         if message["type"] != "http.request":
             self._is_read = True
-            return message
+            raise ClientGone("the client left before its body was there")
         self._num_bytes += len(message.get("body", b""))
         self._is_read = not message.get("more_body", False)
         if self._num_bytes > self._max_bytes:
@@ -170,6 +185,11 @@ class _Body:
             await self._drain()
             message = {"type": "http.response.body", "body": b"", "more_body": False}
         await self._send(message)
+
+    @property
+    def _patience_s(self) -> float:
+        """How long a body of so many bytes may still be behind."""
+        return self._timeout_s + self._num_bytes / _MIN_BYTES_PER_S - self._waited_s
 
     @property
     def _content_length(self) -> int:

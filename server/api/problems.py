@@ -75,6 +75,13 @@ def internal(scope: Scope) -> Response:
     return _response(scope, 500, "internal", "an internal error; the server's log has the details")
 
 
+def unreadable(*, is_too_large: bool) -> tuple[int, bytes]:
+    """Status and body for bytes that are no request. There is no id to name."""
+    error = server.HeadTooLarge if is_too_large else server.MalformedRequest
+    status, detail = STATUS[error], "this is not a request in HTTP/1.1 of ordinary size"
+    return status, msgspec.json.encode(_problem(status, error.code, detail, "-"))
+
+
 def install(app: FastAPI, routes: Sequence[APIRoute]) -> None:
     """Answer every error that reaches the app. `routes`: all of the app's own."""
 

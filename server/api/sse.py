@@ -1,9 +1,8 @@
-"""Server-sent events: how a stream is written, and how it ends when nobody reads it."""
+"""Server-sent events: how a stream is written, and how it ends when its client leaves."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 
@@ -12,9 +11,6 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from server.api.disconnect import disconnected
-
-WRITE_TIMEOUT_S = 30.0
-"""A reader that takes nothing for so long is gone."""
 
 _encoder = msgspec.json.Encoder()
 
@@ -50,16 +46,12 @@ class EventStream(Response):
         del self.headers["content-length"]
         self._events = events
         self._close = close
-        self._sending_since_s: float | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         writer = asyncio.ensure_future(self._write(send))
         gone = asyncio.ensure_future(disconnected(receive))
         try:
-            while not (writer.done() or gone.done() or self._is_stalled):
-                await asyncio.wait(
-                    {writer, gone}, timeout=WRITE_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
-                )
+            await asyncio.wait({writer, gone}, return_when=asyncio.FIRST_COMPLETED)
             if writer.done():
                 writer.result()
         finally:
@@ -68,20 +60,12 @@ class EventStream(Response):
             gone.cancel()
             await asyncio.gather(writer, gone, return_exceptions=True)
 
-    @property
-    def _is_stalled(self) -> bool:
-        """Asked now and then, because a deadline around each of many small writes is not free."""
-        since_s = self._sending_since_s
-        return since_s is not None and time.monotonic() - since_s > WRITE_TIMEOUT_S
-
     async def _write(self, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         async with aclosing(self._events) as events:
             await send(start)
             async for chunk in events:
-                self._sending_since_s = time.monotonic()
                 await send(_body(chunk, more=True))
-                self._sending_since_s = None
             await send(_body(b"", more=False))
 
 

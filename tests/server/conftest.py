@@ -38,6 +38,7 @@ def settings(tmp_path: Path) -> Settings:
         max_upload_bytes=1 << 20,
         max_body_bytes=64 << 10,
         body_timeout_s=0.3,
+        write_timeout_s=0.8,
         drain_timeout_s=1.0,
     )
 

@@ -25,11 +25,13 @@ def test_a_stalled_body_is_a_408_that_closes(live: LiveServer) -> None:
 
 
 def test_a_slow_body_that_keeps_coming_is_served(live: LiveServer) -> None:
-    head, raw = generate({"prompt": "hi", "max_tokens": 1})
+    head, raw = generate({"prompt": "hi" * 90, "max_tokens": 1})
+    raw = raw.ljust(8000)
+    head[-1] = f"Content-Length: {len(raw)}"
 
     connection = connect(live, *head, "Connection: close")
-    for i in range(len(raw)):
-        connection.sendall(raw[i : i + 1])
+    for i in range(0, len(raw), 200):  # twice the least rate, and longer than the timeout
+        connection.sendall(raw[i : i + 200])
         time.sleep(0.02)
 
     assert read_all(connection).startswith(b"HTTP/1.1 200 ")

@@ -1,0 +1,75 @@
+"""What the OpenAPI document says, schemathesis tries: no 5xx, and bad values are refused."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+import hypothesis
+import pytest
+import schemathesis
+from schemathesis import Case, GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import negative_data_rejection, response_schema_conformance
+
+from tests.corpus.fake_server import fake_server
+from tests.corpus.test_raw_requests import setup
+
+NUM_EXAMPLES = 20
+CHECKS = [not_a_server_error, response_schema_conformance]
+
+Seen = Counter[tuple[str, int]]
+
+
+def try_all(url: str, mode: GenerationMode) -> Seen:
+    """Call every operation of the document some times; how often each gave which status."""
+    schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
+    checks = CHECKS + ([negative_data_rejection] if mode is GenerationMode.NEGATIVE else [])
+    seen: Seen = Counter()
+    for found in schema.get_all_operations():
+        operation = found.ok()
+        is_right = mode is GenerationMode.POSITIVE and "{task}" in operation.path
+        known = {"path_parameters": {"task": "x"}} if is_right else {}
+        setup(url)  # an operation before may have deleted it
+
+        @hypothesis.settings(
+            max_examples=NUM_EXAMPLES,
+            derandomize=True,
+            database=None,
+            deadline=None,
+            suppress_health_check=list(hypothesis.HealthCheck),
+        )
+        @hypothesis.given(case=operation.as_strategy(generation_mode=mode, **known))
+        def call(case: Case) -> None:
+            response = case.call()
+            seen[case.operation.label, response.status_code] += 1
+            case.validate_response(response, checks=checks)
+
+        with suppress(hypothesis.errors.Unsatisfiable):  # an operation that takes no values
+            call()
+    return seen
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
+def test_whatever_the_document_allows_or_not_is_answered(
+    mode: GenerationMode, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with fake_server(tmp_path) as server:
+        started_s = time.monotonic()
+        seen = try_all(server.url, mode)
+        seconds = time.monotonic() - started_s
+        tracebacks = server.tracebacks
+    each = Counter(status for (_, status), count in seen.items() for _ in range(count))
+    with capsys.disabled():
+        num_operations = len({label for label, _ in seen})
+        print(  # noqa: T201
+            f"\nschemathesis, {mode.value} values: {seen.total()} calls of {num_operations} "
+            f"operations in {seconds:.0f} s: {dict(sorted(each.items()))}"
+        )
+
+    assert tracebacks == []
+    assert num_operations >= 20
+    assert seconds < 60

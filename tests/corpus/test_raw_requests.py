@@ -1,0 +1,200 @@
+"""Bad input: zero exits, zero 5xx, no echo, no traceback, and live traffic beside it unharmed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import httpx
+import pytest
+
+from prefix_store import artifact
+from server.default_model import ensure_default_model
+from server.settings import Settings
+from tests.corpus.fake_server import fake_server
+from tests.corpus.live_traffic import Traffic, live_traffic
+from tests.corpus.raw_requests import CLOSED, SECRET, Raw, corpus
+from tests.running_server import running_server
+from tests.server.fakes import ARTIFACT, make_prefix
+
+MAX_AT_ONCE = 8
+MAX_ANSWER_BYTES = 8 << 10
+TIMEOUT_S = 10.0
+_STATUS = re.compile(rb"(?:^|\n|\})HTTP/1\.1 ([2-5][0-9][0-9]) ?[^\r\n]*\r\n")
+
+
+async def ask(port: int, data: bytes) -> bytes:
+    """Send bytes; everything that comes back until the server closes the connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    answer = bytearray()
+
+    async def read() -> None:
+        while piece := await reader.read(65536):
+            answer.extend(piece)
+
+    reading = asyncio.create_task(read())
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            writer.write(data)
+            await asyncio.gather(reading, writer.drain(), return_exceptions=True)
+    finally:
+        reading.cancel()
+        writer.transport.abort()
+    return bytes(answer)
+
+
+async def ask_all(port: int, requests: Sequence[Raw]) -> list[tuple[Raw, bytes]]:
+    left = iter(requests)
+    answers: list[tuple[Raw, bytes]] = []
+
+    async def work() -> None:
+        for raw in left:
+            try:
+                answers.append((raw, await ask(port, raw.data)))
+            except TimeoutError:
+                raise AssertionError(f"{raw.name}: the connection stays open") from None
+
+    await asyncio.gather(*(work() for _ in range(MAX_AT_ONCE)))
+    return answers
+
+
+def statuses(answer: bytes) -> list[int]:
+    return [int(found) for found in _STATUS.findall(answer)]
+
+
+def wrong_with(raw: Raw, answer: bytes, *, exact: bool = True) -> str | None:
+    """What an answer should not be; `exact`: the corpus knows the statuses of this server."""
+    got = statuses(answer) or [CLOSED]
+    if any(status >= 500 for status in got):
+        return f"{got}"
+    if exact and not raw.allowed.issuperset(got):
+        return f"{got} instead of {sorted(raw.allowed)}: {answer[:80]!r} {answer[-200:]!r}"
+    if SECRET in answer or b"Traceback" in answer or b"Set-Cookie" in answer:
+        return f"an echo: {answer[-200:]!r}"
+    if got[-1] >= 400 and not raw.data.startswith(b"HEAD "):
+        head, _, body = answer.rpartition(b"\r\n\r\n")
+        if len(answer) > MAX_ANSWER_BYTES or not isinstance(_problem(head, body), dict):
+            return f"no problem: {answer[-200:]!r}"
+    return None
+
+
+def _problem(head: bytes, body: bytes) -> object:
+    if b"application/problem+json" not in head and b"application/json" not in head:
+        return None
+    try:
+        return json.loads(body)
+    except ValueError:
+        return None
+
+
+def setup(url: str) -> None:
+    """A task `x` with one version, made of the fake engine's geometry if that fits."""
+    body = artifact.dump(make_prefix())
+    httpx.put(f"{url}/tasks/x/prefix", content=body, headers=ARTIFACT)
+
+
+def figures(title: str, answers: Iterable[tuple[Raw, bytes]], seconds: float) -> str:
+    found = [statuses(answer) or [CLOSED] for _, answer in answers]
+    counts = Counter(status for got in found for status in got)
+    num_5xx = sum(count for status, count in counts.items() if status >= 500)
+    by_status = ", ".join(
+        f"{count} x {status or 'closed'}" for status, count in sorted(counts.items())
+    )
+    return f"{title}: {len(found)} cases in {seconds:.0f} s, {num_5xx} 5xx ({by_status})"
+
+
+def beside(idle: Traffic, busy: Traffic) -> str:
+    return (
+        f"live traffic: {busy.num_requests} requests, {busy.num_bad} bad, p50 {busy.p50_ms} ms, "
+        f"p99 {busy.p99_ms} ms; without the corpus p50 {idle.p50_ms} ms, p99 {idle.p99_ms} ms"
+    )
+
+
+PROBLEM = b"HTTP/1.1 422 \r\nContent-Type: application/problem+json\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 500 \r\nContent-Type: application/json\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\n\r\n{}HTTP/1.1 503 \r\n\r\n{}",
+        PROBLEM.replace(b"422", b"404") + b"{}",
+        PROBLEM + b'{"input": "sw0rdfish"}',
+        PROBLEM + b"<h1>Unprocessable</h1>",
+        PROBLEM.replace(b"problem+json", b"octet-stream") + b"{}",
+        PROBLEM + b'{"detail": "' + b"x" * MAX_ANSWER_BYTES + b'"}',
+        b"",
+    ],
+    ids=range(8),
+)
+def test_a_wrong_answer_is_found(answer: bytes) -> None:
+    raw = Raw("control", b"POST /generate", frozenset({200, 422}))
+
+    assert wrong_with(raw, answer)
+    assert wrong_with(raw, PROBLEM + b"{}") is None
+
+
+@pytest.mark.timeout(180)
+def test_the_corpus_against_a_server_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with fake_server(tmp_path, head_timeout_s=1.0) as server:
+        setup(server.url)
+        with live_traffic(server.url) as idle:
+            time.sleep(3)
+        requests = corpus()
+        started_s = time.monotonic()
+        with live_traffic(server.url) as busy:
+            answers = asyncio.run(ask_all(server.port, requests))
+        seconds = time.monotonic() - started_s
+        assert httpx.get(f"{server.url}/tasks/x").status_code == 200
+        listed = httpx.get(f"{server.url}/tasks?limit=1000").json()["tasks"]
+        tracebacks = server.tracebacks
+    with capsys.disabled():
+        print(f"\n{figures('corpus', answers, seconds)}, 0 exits\n{beside(idle, busy)}")  # noqa: T201
+
+    wrong = [f"{raw.name}: {said}" for raw, answer in answers if (said := wrong_with(raw, answer))]
+    assert not wrong, "\n".join(wrong)
+    assert {task["name"] for task in listed} == {"x", "y"}
+    assert tracebacks == []
+    assert len(answers) == len(requests) >= 600
+    assert busy.num_bad == 0, busy.errors
+    assert busy.p99_ms < 1000
+
+
+@pytest.mark.smollm2
+@pytest.mark.timeout(300)
+def test_a_sample_of_the_corpus_against_the_real_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ensure_default_model(Settings(_cli_parse_args=False).cache)
+    flags = ("--dtype", "float32", "--body-timeout-s", "1", "--max-body-bytes", "65536")
+    with running_server(model, tmp_path / "store", *flags) as server:
+        httpx.put(f"{server.url}/tasks/x/prefix", json={"text": "Be brief.\n"}).raise_for_status()
+        with live_traffic(server.url) as idle:
+            time.sleep(3)
+        started_s = time.monotonic()
+        port = int(server.url.rpartition(":")[2])
+        with live_traffic(server.url) as busy:
+            answers = asyncio.run(ask_all(port, corpus()[::6]))
+        seconds = time.monotonic() - started_s
+        assert server.process.poll() is None
+        assert httpx.get(f"{server.url}/livez").status_code == 200
+        engine = httpx.get(f"{server.url}/metrics").text
+    with capsys.disabled():
+        print(f"\n{figures('real model', answers, seconds)}\n{beside(idle, busy)}")  # noqa: T201
+
+    wrong = [
+        f"{raw.name}: {said}"
+        for raw, answer in answers
+        if (said := wrong_with(raw, answer, exact=False))
+    ]
+    assert not wrong, "\n".join(wrong)
+    assert "foreword_engine_restarts_total 0.0" in engine
+    assert "Traceback" not in (tmp_path / "store.log").read_text()
+    assert busy.num_bad == 0, busy.errors

@@ -1,0 +1,149 @@
+"""The engine without its process and without a model: the real client, step loop, scheduler, prompt
+cache and residency around a device of plain numbers."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from threading import Thread
+
+import torch
+from torch import Tensor
+
+from prefix_store import artifact
+from prefix_store.blobs import FileBlobStore
+from prefix_store.digest import Digest
+from prefix_store.prefix import Prefix
+from server.engine import messages as m
+from server.engine.batch import Batch, Chunk
+from server.engine.client import EngineClient
+from server.engine.compiler import Compiler
+from server.engine.kv_pool import KvPool
+from server.engine.loop import Closed, Inbox, StepLoop
+from server.engine.page_allocator import PageAllocator
+from server.engine.prompt_cache import PromptCache
+from server.engine.residency import Residency, ResidentPrefix
+from server.engine.scheduler import Scheduler
+from tests.server.fakes import BASE, INFO
+
+EOS = INFO.eos_token_ids[0]
+PAGE_SIZE = 4
+NUM_PAGES = 160
+
+
+def checksum(kv: Tensor) -> int:
+    """What the device knows of a prefix: all of its numbers."""
+    return zlib.crc32(kv.contiguous().numpy().tobytes())
+
+
+def stacked(prefix: Prefix) -> Tensor:
+    layers = zip(prefix.keys, prefix.values, strict=True)
+    return torch.stack([torch.stack(layer) for layer in layers])
+
+
+def written(token_id: int, seen: int) -> int:
+    """The key and value of a token: of all that its query saw."""
+    return zlib.crc32(token_id.to_bytes(4, "little") + seen.to_bytes(8, "little"))
+
+
+def sampled(seen: int) -> int:
+    """Now and then the end."""
+    return EOS if seen % 23 == 0 else 3 + seen % 200
+
+
+def expected(prefix_sum: int, prompt: Sequence[int], max_tokens: int) -> list[int]:
+    """A completion computed alone, from the start, without pages."""
+    token_ids, seen = list(prompt), prefix_sum
+    for token_id in prompt:
+        seen += written(token_id, seen)
+    while len(token_ids) < len(prompt) + max_tokens and token_ids[-1] != EOS:
+        token_ids.append(sampled(seen))
+        seen += written(token_ids[-1], seen)
+    return token_ids[len(prompt) :]
+
+
+class Device:
+    """A runner whose attention is a sum over everything a token may see: prefix and own slots."""
+
+    def __init__(
+        self, prefix_of: Callable[[Digest], ResidentPrefix], *, forgets_mask: bool = False
+    ) -> None:
+        self.embeds: dict[int, Tensor] = {}
+        self._prefix_of = prefix_of
+        self._forgets_mask = forgets_mask
+        self._pool = [[0] * PAGE_SIZE for _ in range(NUM_PAGES)]
+
+    def run(self, batch: Batch) -> list[int]:
+        tokens = [self._run(chunk) for chunk in batch.chunks]
+        return [token for token, chunk in zip(tokens, batch.chunks, strict=True) if chunk.samples]
+
+    def _run(self, chunk: Chunk) -> int:
+        seq = chunk.seq
+        prefix_sum = 0 if seq.prefix is None else checksum(self._prefix_of(seq.prefix).kv)
+        for i in range(chunk.start, chunk.end):
+            page, slot = divmod(i, PAGE_SIZE)
+            seen = prefix_sum + self._attend(seq.pages, i)
+            self._pool[seq.pages[page]][slot] = written(seq.token_ids[i], seen)
+        return sampled(prefix_sum + self._attend(seq.pages, chunk.end))
+
+    def _attend(self, pages: list[int], num_tokens: int) -> int:
+        slots = [value for page in pages for value in self._pool[page]]
+        return sum(slots if self._forgets_mask else slots[:num_tokens])
+
+
+class LoopEngine(EngineClient):
+    """The client with the step loop on a thread, where the process would be."""
+
+    def __init__(self, blobs: FileBlobStore, *, forgets_mask: bool = False) -> None:
+        config = m.EngineConfig(model="tiny", blobs=str(Path("unused")))
+        super().__init__(config, start_timeout_s=10, hang_timeout_s=60)
+        self._inbox: Inbox = Inbox()
+        self._blobs = blobs
+        self._forgets_mask = forgets_mask
+        self._thread: Thread | None = None
+
+    @property
+    def num_reused_tokens(self) -> int:
+        return self.scheduler.num_reused_tokens
+
+    async def start(self) -> None:
+        self._info = INFO
+        self._ready.set()
+        on_loop = asyncio.get_running_loop().call_soon_threadsafe
+        self.residency = Residency(
+            self._read, self._inbox.put, device="cpu", device_bytes=6000, host_bytes=12000
+        )
+        allocator = PageAllocator(NUM_PAGES, PAGE_SIZE)
+        self.scheduler = Scheduler(
+            allocator,
+            self.residency,
+            max_num_seqs=16,
+            max_num_batched_tokens=64,
+            eos_token_ids=[EOS],
+            prompt_cache=PromptCache(allocator),
+        )
+        loop = StepLoop(
+            self._inbox,
+            lambda event: on_loop(self._dispatch, event),
+            self.scheduler,
+            self.residency,
+            Device(self.residency.get, forgets_mask=self._forgets_mask),  # type: ignore[arg-type]
+            KvPool(BASE, num_pages=1, page_size=1, device="cpu"),
+            Compiler(self._inbox.put, self._blobs, BASE),
+        )
+        self._thread = Thread(target=loop.run, name="step loop")
+        self._thread.start()
+
+    async def stop(self, drain_timeout_s: float) -> None:
+        self._inbox.put(Closed())
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join, 10)
+
+    def _send(self, message: m.Request) -> None:
+        self._inbox.put(message)
+
+    def _read(self, digest: Digest) -> ResidentPrefix:
+        prefix = artifact.read(self._blobs.get(digest))
+        return ResidentPrefix(stacked(prefix), prefix.position_offset, prefix.num_virtual_tokens)
