@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import timedelta
 
-from sqlalchemy import Connection, or_, select
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy import or_, select
 
-from prefix_store import rows
+from prefix_store import audit, rows
+from prefix_store.audit import NOBODY, Actor
+from prefix_store.database import Database
 from prefix_store.digest import Digest
 from prefix_store.errors import (
     NothingActive,
     NothingToRollBack,
-    StorageFailure,
     TaskExists,
     UnknownTask,
     UnknownVersion,
@@ -23,45 +21,51 @@ from prefix_store.errors import (
 )
 from prefix_store.manifest import Activation, Draft, Manifest, Profile, Task
 from prefix_store.reference import check_task_name
-from prefix_store.schema import activations, for_writing, metadata, open_database, tasks, versions
+from prefix_store.schema import activations, metadata, tasks, versions
 
 
 class Registry:
     """A small transactional database. Safe to call from any number of threads and processes.
 
-    A write is durable when its method returns; one that raises has changed nothing. Deletes are
-    tombstones, so that a version's number is never given twice. Every method raises
+    A write is durable when its method returns, and audited; one that raises has changed nothing.
+    Deletes are tombstones, so that a version's number is never given twice. Every method raises
     `StorageFailure` where the database refuses.
     """
 
     def __init__(self, url: str) -> None:
-        self._engine = open_database(url)
-        self._writer = for_writing(self._engine)
+        self.database = Database(url)
+        self._read, self._write = self.database.read, self.database.write
         with self._write() as connection:
             metadata.create_all(connection)
+            audit.begin(connection)
 
     def close(self) -> None:
         """Close the idle connections."""
-        self._engine.dispose()
+        self.database.close()
 
     def ping(self) -> None:
         """Return if the registry can be read."""
         with self._read() as connection:
             connection.execute(select(tasks.c.name).limit(1)).all()
 
-    def create_task(self, name: str, profile: Profile) -> Task:
+    def create_task(self, name: str, profile: Profile, by: Actor = NOBODY) -> Task:
         """Raises `InvalidName`, `TaskExists`."""
         check_task_name(name)
         with self._write() as connection:
             if not rows.create(connection, name, profile):
                 raise TaskExists(f"there is a task {name} already")
+            digest = Digest.of(profile.model_dump_json().encode())
+            audit.append(connection, by, "create_task", task=name, digest=digest)
             return rows.read_task(connection, name)
 
-    def set_profile(self, name: str, profile: Profile) -> Task:
+    def set_profile(self, name: str, profile: Profile, by: Actor = NOBODY) -> Task:
         """Raises `UnknownTask`."""
+        text = profile.model_dump_json()
         with self._write() as connection:
             rows.lock(connection, name)
-            rows.change(connection, name, profile=profile.model_dump_json())
+            rows.change(connection, name, profile=text)
+            digest = Digest.of(text.encode())
+            audit.append(connection, by, "set_profile", task=name, digest=digest)
             return rows.read_task(connection, name)
 
     def get_task(self, name: str) -> Task:
@@ -69,24 +73,27 @@ class Registry:
         with self._read() as connection:
             return rows.read_task(connection, name)
 
-    def list_tasks(self, after: str | None = None, limit: int = 100) -> list[Task]:
+    def list_tasks(
+        self, after: str | None = None, limit: int = 100, globs: Sequence[str] = ("*",)
+    ) -> list[Task]:
         """At most `limit` tasks behind the name `after`, sorted by name. Raises `InvalidName`."""
-        page = rows.TASKS.order_by(tasks.c.name).limit(limit)
+        page = rows.TASKS.where(rows.matches(globs)).order_by(tasks.c.name).limit(limit)
         if after is not None:
             check_task_name(after)
             page = page.where(tasks.c.name > after)
         with self._read() as connection:
             return [rows.as_task(row) for row in connection.execute(page)]
 
-    def delete_task(self, name: str) -> None:
+    def delete_task(self, name: str, by: Actor = NOBODY) -> None:
         """Delete a task and its versions. Raises `UnknownTask`."""
         with self._write() as connection:
             rows.lock(connection, name)
             rows.bury(connection, name)
             rows.change(connection, name, active_seq=None, deleted_at=rows.now())
+            audit.append(connection, by, "delete_task", task=name)
 
     def add_version(
-        self, task: str, draft: Draft, *, activate: bool, create: bool, by: str | None = None
+        self, task: str, draft: Draft, *, activate: bool, create: bool, by: Actor = NOBODY
     ) -> Manifest:
         """Give a draft the task's next number; row, pointer and history in one transaction.
 
@@ -99,12 +106,15 @@ class Registry:
                 rows.create(connection, task, Profile())
             row = rows.lock(connection, task)
             number = rows.next_number(connection, task)
-            manifest = draft.as_version(task, number, at=rows.now(), by=by)
+            manifest = draft.as_version(task, number, at=rows.now(), by=by.key)
             rows.add(connection, manifest)
             if activate:
-                rows.point(connection, task, number, "activate", parent=row.active_seq, by=by)
+                rows.point(connection, task, number, "activate", parent=row.active_seq, by=by.key)
             else:
                 rows.change(connection, task)
+            action: audit.Action = "push_and_activate" if activate else "push"
+            digest = Digest(draft.digest)
+            audit.append(connection, by, action, task=task, version=number, digest=digest)
             return manifest
 
     def get_version(self, task: str, number: int) -> Manifest:
@@ -122,7 +132,7 @@ class Registry:
             rows.read_task(connection, task)
             return [Manifest.model_validate_json(text) for text in connection.scalars(query)]
 
-    def delete_version(self, task: str, number: int) -> None:
+    def delete_version(self, task: str, number: int, by: Actor = NOBODY) -> None:
         """Raises `UnknownTask`, `UnknownVersion`, and `VersionActive` for the active one."""
         with self._write() as connection:
             top = rows.activation(connection, rows.lock(connection, task).active_seq)
@@ -131,8 +141,9 @@ class Registry:
                 raise VersionActive(f"version {number} of {task} is active")
             rows.bury(connection, task, number)
             rows.change(connection, task)
+            audit.append(connection, by, "delete_version", task=task, version=number)
 
-    def activate(self, task: str, number: int, by: str | None = None) -> Activation:
+    def activate(self, task: str, number: int, by: Actor = NOBODY) -> Activation:
         """Make a version the active one. Returns the activation in force if it is that already.
 
         Raises `UnknownTask`, `UnknownVersion`.
@@ -143,9 +154,10 @@ class Registry:
             if top is not None and top.version == number:
                 return rows.as_activation(top)
             parent = None if top is None else top.seq
-            return rows.point(connection, task, number, "activate", parent=parent, by=by)
+            audit.append(connection, by, "activate", task=task, version=number)
+            return rows.point(connection, task, number, "activate", parent=parent, by=by.key)
 
-    def rollback(self, task: str, by: str | None = None) -> Activation:
+    def rollback(self, task: str, by: Actor = NOBODY) -> Activation:
         """Back to the version that was active before this one; a second rollback goes on back.
 
         Versions that were deleted in the meantime are skipped. Raises `UnknownTask`,
@@ -156,8 +168,9 @@ class Registry:
             target = rows.beneath(connection, top)
             if target is None:
                 raise NothingToRollBack(f"{task} has no earlier version to go back to")
+            audit.append(connection, by, "rollback", task=task, version=target.version)
             return rows.point(
-                connection, task, target.version, "rollback", parent=target.parent, by=by
+                connection, task, target.version, "rollback", parent=target.parent, by=by.key
             )
 
     def history(self, task: str, limit: int = 100) -> list[Activation]:
@@ -201,23 +214,3 @@ class Registry:
         )
         with self._read() as connection:
             return {Digest(value) for value in connection.scalars(query.distinct())}
-
-    @contextmanager
-    def _read(self) -> Iterator[Connection]:
-        with _refused(), self._engine.connect() as connection:
-            yield connection
-
-    @contextmanager
-    def _write(self) -> Iterator[Connection]:
-        with _refused(), self._writer.begin() as connection:
-            yield connection
-
-
-@contextmanager
-def _refused() -> Iterator[None]:
-    try:
-        yield
-    except (DBAPIError, PoolTimeout) as error:
-        # The database's own words can name hosts and paths; SQLite's error names cannot.
-        reason = getattr(getattr(error, "orig", None), "sqlite_errorname", type(error).__name__)
-        raise StorageFailure(f"the registry's database refused: {reason}") from error

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Integer, Row, bindparam, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Integer,
+    Row,
+    bindparam,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from prefix_store.errors import UnknownTask, UnknownVersion
 from prefix_store.manifest import Activation, Manifest, Profile, Task
@@ -37,6 +49,12 @@ TASKS = (
     .outerjoin(activations, activations.c.seq == tasks.c.active_seq)
     .where(tasks.c.deleted_at.is_(None))
 )
+
+
+def matches(globs: Sequence[str]) -> ColumnElement[bool]:
+    """Whether a task's name matches one of them; in SQL what `reference.matches` is in Python."""
+    table = str.maketrans({"*": "%", "?": "_", "_": r"\_"})
+    return or_(*(tasks.c.name.like(glob.translate(table), escape="\\") for glob in globs))
 
 
 def now() -> datetime:

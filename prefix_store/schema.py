@@ -13,6 +13,7 @@ from sqlalchemy import (
     Engine,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -82,6 +83,45 @@ activations = Table(
     Column("by", Text),
     Index("activations_of_a_task", "task", "seq"),
     sqlite_autoincrement=True,
+)
+
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", String(12), primary_key=True),
+    # HMAC-SHA256 of the key; the key itself is kept nowhere.
+    Column("digest", LargeBinary(32), nullable=False),
+    Column("grant", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("created_by", Text),
+    Column("revoked_at", UtcDateTime),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=False),
+    # As text, so that what is read back is what was hashed, in every database.
+    Column("at", String(32), nullable=False),
+    Column("by", Text),
+    Column("peer", Text),
+    Column("request_id", Text),
+    Column("action", String(32), nullable=False),
+    Column("task", String(63)),
+    Column("version", Integer),
+    Column("digest", String(71)),
+    Column("key", String(12)),
+    Column("prev_hash", String(64), nullable=False),
+    Column("hash", String(64), nullable=False),
+)
+
+# One row: where the chain of `audit` ends. Locked by whoever appends to it.
+audit_head = Table(
+    "audit_head",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("seq", Integer, nullable=False),
+    Column("hash", String(64), nullable=False),
 )
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prefix_store import artifact
+from prefix_store.audit import NOBODY, Actor
 from prefix_store.blobs import BlobStore
 from prefix_store.digest import Digest
 from prefix_store.errors import UnknownDigest
@@ -35,7 +38,7 @@ class PrefixStore:
         return self._blobs.get(digest)
 
     def push(
-        self, task: str, draft: Draft, *, activate: bool, create: bool, by: str | None = None
+        self, task: str, draft: Draft, *, activate: bool, create: bool, by: Actor = NOBODY
     ) -> Manifest:
         """Make a kept artifact the task's next version; `create` makes a missing task.
 
@@ -50,11 +53,11 @@ class PrefixStore:
         """The version a request gets. Raises `UnknownTask`, `UnknownVersion`, `NothingActive`."""
         return self._registry.resolve(task, version)
 
-    def activate(self, task: str, version: int, by: str | None = None) -> Activation:
+    def activate(self, task: str, version: int, by: Actor = NOBODY) -> Activation:
         """Hot swap. Raises `UnknownTask`, `UnknownVersion`."""
         return self._registry.activate(task, version, by)
 
-    def rollback(self, task: str, by: str | None = None) -> Activation:
+    def rollback(self, task: str, by: Actor = NOBODY) -> Activation:
         """Back to the version before. Raises `UnknownTask`, `NothingToRollBack`."""
         return self._registry.rollback(task, by)
 
@@ -62,25 +65,27 @@ class PrefixStore:
         """The last activations, newest first. Raises `UnknownTask`."""
         return self._registry.history(task, limit)
 
-    def create_task(self, name: str, profile: Profile) -> Task:
+    def create_task(self, name: str, profile: Profile, by: Actor = NOBODY) -> Task:
         """Raises `InvalidName`, `TaskExists`."""
-        return self._registry.create_task(name, profile)
+        return self._registry.create_task(name, profile, by)
 
-    def set_profile(self, name: str, profile: Profile) -> Task:
+    def set_profile(self, name: str, profile: Profile, by: Actor = NOBODY) -> Task:
         """Raises `UnknownTask`."""
-        return self._registry.set_profile(name, profile)
+        return self._registry.set_profile(name, profile, by)
 
     def get_task(self, name: str) -> Task:
         """Raises `UnknownTask`."""
         return self._registry.get_task(name)
 
-    def list_tasks(self, after: str | None = None, limit: int = 100) -> list[Task]:
+    def list_tasks(
+        self, after: str | None = None, limit: int = 100, globs: Sequence[str] = ("*",)
+    ) -> list[Task]:
         """At most `limit` tasks behind the name `after`, sorted by name."""
-        return self._registry.list_tasks(after, limit)
+        return self._registry.list_tasks(after, limit, globs)
 
-    def delete_task(self, name: str) -> None:
+    def delete_task(self, name: str, by: Actor = NOBODY) -> None:
         """Raises `UnknownTask`."""
-        self._registry.delete_task(name)
+        self._registry.delete_task(name, by)
 
     def get_version(self, task: str, version: int) -> Manifest:
         """Raises `UnknownTask`, `UnknownVersion`."""
@@ -90,9 +95,9 @@ class PrefixStore:
         """By number. Raises `UnknownTask`."""
         return self._registry.list_versions(task)
 
-    def delete_version(self, task: str, version: int) -> None:
+    def delete_version(self, task: str, version: int, by: Actor = NOBODY) -> None:
         """Raises `UnknownTask`, `UnknownVersion`, `VersionActive`."""
-        self._registry.delete_version(task, version)
+        self._registry.delete_version(task, version, by)
 
     def collect_garbage(self, grace_s: float) -> int:
         """Delete what no version refers to; the number of blobs deleted.

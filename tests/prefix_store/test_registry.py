@@ -50,7 +50,7 @@ def test_two_registries_share_a_database(registry: Registry, path: Path) -> None
 
 
 def test_commits_are_durable(registry: Registry) -> None:
-    with registry._engine.connect() as connection:
+    with registry.database.engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
 
@@ -75,7 +75,7 @@ def test_a_locked_database_is_a_storage_failure(
 
 def test_a_full_disk_is_a_storage_failure_and_changes_nothing(registry: Registry) -> None:
     registry.create_task("x", Profile())
-    with registry._engine.connect() as connection:
+    with registry.database.engine.connect() as connection:
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
         connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
 
