@@ -114,8 +114,7 @@ class KeyStore:
 
     def exist(self) -> bool:
         """Whether a key was ever created, revoked ones among them."""
-        with self._database.read() as connection:
-            return connection.scalar(select(keys.c.id).limit(1)) is not None
+        return keys_exist(self._database)
 
     def create(self, grant: Grant, by: Actor = NOBODY) -> tuple[Key, str]:
         """A new key, and the text of it that is kept nowhere."""
@@ -219,6 +218,12 @@ def _as_key(row: Row[Any]) -> Key:
         created_by=row.created_by,
         revoked_at=row.revoked_at,
     )
+
+
+def keys_exist(database: Database) -> bool:
+    """Whether a key was ever created; to know that takes no pepper."""
+    with database.read() as connection:
+        return connection.scalar(select(keys.c.id).limit(1)) is not None
 
 
 def load_pepper(path: Path, *, create: bool) -> bytes:

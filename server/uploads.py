@@ -13,6 +13,7 @@ from typing import ParamSpec, TypeVar
 from safetensors.torch import save as save_tensors
 
 from prefix_store import artifact, formats
+from prefix_store.audit import NOBODY, Actor
 from prefix_store.digest import Digest
 from prefix_store.errors import InvalidName, PrefixStoreError, UnknownTask, UnsupportedMediaType
 from prefix_store.formats import peft
@@ -83,7 +84,14 @@ class Uploads:
         return False
 
     async def push(
-        self, task: str, body: bytes, media_type: str, *, activate: bool, create: bool = False
+        self,
+        task: str,
+        body: bytes,
+        media_type: str,
+        *,
+        activate: bool,
+        create: bool = False,
+        by: Actor = NOBODY,
     ) -> Pushed:
         """Make a body the task's next version. Raises `PrefixStoreError`, `ServerError`."""
         try:
@@ -91,7 +99,7 @@ class Uploads:
             draft = await self._draft(body, media_type)
             warning = await self.load(draft.digest) if activate else None
             manifest = await self._off_loop(
-                self._store.push, task, draft, activate=activate, create=create
+                self._store.push, task, draft, activate=activate, create=create, by=by
             )
         except (PrefixStoreError, ServerError) as exc:
             self._metrics.uploaded(exc.code)

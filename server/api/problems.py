@@ -37,6 +37,9 @@ STATUS: dict[type[Exception], int] = {
     server.BodyTooLarge: 413,
     server.BodyTimeout: 408,
     server.UnsupportedBody: 415,
+    server.Unauthenticated: 401,
+    server.InsufficientScope: 403,
+    server.AccessDenied: 429,
     server.ClientGone: 499,
     server.ServerError: 500,
 }
@@ -63,6 +66,8 @@ def respond(scope: Scope, error: Exception) -> Response:
     headers: dict[str, str] = {}
     if isinstance(error, server.ServerError) and error.retry_after_s is not None:
         headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, server.Unauthenticated):
+        headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, server.HeadTooLarge | server.BodyTimeout | server.BodyTooLarge):
         headers["Connection"] = "close"
     return _response(scope, status_of(error), error.code, str(error), headers=headers)

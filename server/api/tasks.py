@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from prefix_store.errors import TaskExists
 from prefix_store.manifest import Manifest, Profile, Task
+from server.api.access import PrincipalDep, needs
 from server.api.deps import JsonRoute, Services, ServicesDep
 from server.api.schemas import (
     ActivateRequest,
@@ -27,14 +28,18 @@ After = Annotated[str | None, Query(max_length=63, description="Names behind thi
 
 
 @routes.get("")
-async def list_tasks(services: ServicesDep, limit: Limit = 100, after: After = None) -> TaskPage:
+@needs("read")
+async def list_tasks(
+    services: ServicesDep, principal: PrincipalDep, limit: Limit = 100, after: After = None
+) -> TaskPage:
     """All tasks, a page at a time, in the order of their names."""
-    tasks = await services.off_loop(services.store.list_tasks, after, limit + 1)
+    tasks = await services.off_loop(services.store.list_tasks, after, limit + 1, principal.globs)
     is_last = len(tasks) <= limit
     return TaskPage(tasks=tasks[:limit], next_after=None if is_last else tasks[limit - 1].name)
 
 
 @routes.get("/{task}")
+@needs("read")
 async def get_task(task: TaskPath, services: ServicesDep) -> TaskDescription:
     """A task's profile, its active version, and whether that is in memory."""
     found = await services.off_loop(services.store.get_task, task)
@@ -46,54 +51,65 @@ async def get_task(task: TaskPath, services: ServicesDep) -> TaskDescription:
 
 
 @routes.put("/{task}", responses={201: {"model": Task, "description": "The task is new."}})
-async def put_task(task: TaskPath, profile: Profile, services: ServicesDep) -> Response:
+@needs("write")
+async def put_task(
+    task: TaskPath, profile: Profile, services: ServicesDep, principal: PrincipalDep
+) -> Response:
     """Create a task, or replace its profile."""
     check_profile(profile)
+    by = principal.actor
     try:
-        created = await services.off_loop(services.store.create_task, task, profile)
+        created = await services.off_loop(services.store.create_task, task, profile, by)
     except TaskExists:
-        changed = await services.off_loop(services.store.set_profile, task, profile)
+        changed = await services.off_loop(services.store.set_profile, task, profile, by)
         return _json(changed, 200)
     return _json(created, 201)
 
 
 @routes.patch("/{task}")
+@needs("write")
 async def patch_task(
     task: TaskPath,
     patch: Annotated[dict[str, Any], Body(description="Parts of a profile. null: the default.")],
     services: ServicesDep,
+    principal: PrincipalDep,
 ) -> Task:
     """Change parts of a task's profile (RFC 7396)."""
     found = await services.off_loop(services.store.get_task, task)
     profile = _patched(found.profile, patch)
     check_profile(profile)
-    return await services.off_loop(services.store.set_profile, task, profile)
+    return await services.off_loop(services.store.set_profile, task, profile, principal.actor)
 
 
 @routes.delete("/{task}", status_code=204)
-async def delete_task(task: TaskPath, services: ServicesDep) -> None:
+@needs("delete")
+async def delete_task(task: TaskPath, services: ServicesDep, principal: PrincipalDep) -> None:
     """Gone for new requests; those in flight finish."""
     versions = await services.off_loop(services.store.list_versions, task)
-    await services.off_loop(services.store.delete_task, task)
+    await services.off_loop(services.store.delete_task, task, principal.actor)
     for manifest in versions:
         services.uploads.unload(manifest)
 
 
 @routes.post("/{task}/activate")
+@needs("promote")
 async def activate(
-    task: TaskPath, body: ActivateRequest, services: ServicesDep
+    task: TaskPath, body: ActivateRequest, services: ServicesDep, principal: PrincipalDep
 ) -> ActivationResponse:
     """Hot swap: new requests get this version, those in flight keep theirs."""
     manifest = await services.off_loop(services.store.get_version, task, body.version)
     warning = await services.uploads.load(manifest.digest)
-    await services.off_loop(services.store.activate, task, body.version)
+    await services.off_loop(services.store.activate, task, body.version, principal.actor)
     return _activated(manifest, warning)
 
 
 @routes.post("/{task}/rollback")
-async def rollback(task: TaskPath, services: ServicesDep) -> ActivationResponse:
+@needs("promote")
+async def rollback(
+    task: TaskPath, services: ServicesDep, principal: PrincipalDep
+) -> ActivationResponse:
     """Back to the version that was active before."""
-    activation = await services.off_loop(services.store.rollback, task)
+    activation = await services.off_loop(services.store.rollback, task, principal.actor)
     manifest = await services.off_loop(services.store.get_version, task, activation.version)
     return _activated(manifest, await services.uploads.load(manifest.digest))
 

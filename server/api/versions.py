@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 from prefix_store import formats
 from prefix_store.digest import Digest
 from prefix_store.manifest import Manifest
+from server.api.access import Principal, PrincipalDep, needs
 from server.api.deps import JsonRoute, Services, ServicesDep
 from server.api.schemas import TaskPath, TextUpload, Uploaded, VersionList, VersionPath
 
@@ -48,20 +49,29 @@ Format = Annotated[
     responses={201: {"model": Uploaded, "description": "The task is new."}},
     openapi_extra=_BODY,
 )
-async def put_prefix(task: TaskPath, request: Request, services: ServicesDep) -> Response:
+@needs("write")
+async def put_prefix(
+    task: TaskPath, request: Request, services: ServicesDep, principal: PrincipalDep
+) -> Response:
     """The short way: upload, verify, make active; creates the task if it is new."""
-    return await _push(task, request, services, activate=True, create=True)
+    return await _push(task, request, services, principal, activate=True, create=True)
 
 
 @routes.post("/{task}/versions", response_model=Uploaded, status_code=201, openapi_extra=_BODY)
+@needs("write")
 async def post_version(
-    task: TaskPath, request: Request, services: ServicesDep, activate: Activate = False
+    task: TaskPath,
+    request: Request,
+    services: ServicesDep,
+    principal: PrincipalDep,
+    activate: Activate = False,
 ) -> Response:
     """Upload a version of a task that exists."""
-    return await _push(task, request, services, activate=activate, create=False)
+    return await _push(task, request, services, principal, activate=activate, create=False)
 
 
 @routes.get("/{task}/versions")
+@needs("read")
 async def list_versions(task: TaskPath, services: ServicesDep) -> VersionList:
     """All versions, and the history of which one was active."""
     found = await services.off_loop(services.store.get_task, task)
@@ -74,20 +84,25 @@ async def list_versions(task: TaskPath, services: ServicesDep) -> VersionList:
 
 
 @routes.get("/{task}/versions/{version}")
+@needs("read")
 async def get_version(task: TaskPath, version: VersionPath, services: ServicesDep) -> Manifest:
     """The manifest: what was uploaded, what was checked, what prompts have to look like."""
     return await services.off_loop(services.store.get_version, task, version)
 
 
 @routes.delete("/{task}/versions/{version}", status_code=204)
-async def delete_version(task: TaskPath, version: VersionPath, services: ServicesDep) -> None:
+@needs("delete")
+async def delete_version(
+    task: TaskPath, version: VersionPath, services: ServicesDep, principal: PrincipalDep
+) -> None:
     """Delete a version that is not active. Requests in flight finish."""
     manifest = await services.off_loop(services.store.get_version, task, version)
-    await services.off_loop(services.store.delete_version, task, version)
+    await services.off_loop(services.store.delete_version, task, version, principal.actor)
     services.uploads.unload(manifest)
 
 
 @routes.get("/{task}/versions/{version}/prefix", response_class=Response, responses=_DOWNLOAD)
+@needs("read")
 async def download(
     task: TaskPath, version: VersionPath, services: ServicesDep, format: Format = "artifact"
 ) -> Response:
@@ -109,13 +124,23 @@ async def download(
 
 
 async def _push(
-    task: str, request: Request, services: Services, *, activate: bool, create: bool
+    task: str,
+    request: Request,
+    services: Services,
+    principal: Principal,
+    *,
+    activate: bool,
+    create: bool,
 ) -> Response:
+    if activate:
+        principal.require("promote")
     services.router.check_open()
     media_type = request.headers.get("content-type", "")
     await services.uploads.expect(task, media_type, create=create)  # before the body is read
     body = await request.body()
-    pushed = await services.uploads.push(task, body, media_type, activate=activate, create=create)
+    pushed = await services.uploads.push(
+        task, body, media_type, activate=activate, create=create, by=principal.actor
+    )
     manifest = pushed.manifest
     request.state.log |= {"task": manifest.task, "version": manifest.version}
     answer = Uploaded(**dict(manifest), active=pushed.is_active, warning=pushed.warning)
