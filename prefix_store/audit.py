@@ -86,12 +86,6 @@ class Broken:
     reason: str
 
 
-def begin(connection: Connection) -> None:
-    """Make an empty chain, if there is none."""
-    if connection.execute(select(audit_head)).one_or_none() is None:
-        connection.execute(insert(audit_head).values(id=1, seq=0, hash=_BEFORE_THE_FIRST))
-
-
 def append(
     connection: Connection,
     by: Actor,

@@ -14,6 +14,10 @@ What can go wrong in a prefix store. Nothing here knows about HTTP.
     + NothingActive
     + NothingToRollBack
     + LastAdminKey
+    + VersionQuarantined
+    + RequestInProgress
+  x PreconditionFailed
+  x IdempotencyMismatch
   x InvalidUpload
     + UnsupportedMediaType
     + InvalidArtifact
@@ -107,6 +111,30 @@ class LastAdminKey(Conflict):
     """The last key with the scope `admin` is not revoked: create another one first."""
 
     code = "last_admin_key"
+
+
+class VersionQuarantined(Conflict):
+    """The version's stored bytes have changed. Uploading the same bytes again heals it."""
+
+    code = "version_quarantined"
+
+
+class RequestInProgress(Conflict):
+    """Another request with the same idempotency key has not been answered yet."""
+
+    code = "request_in_progress"
+
+
+class PreconditionFailed(PrefixStoreError):
+    """The task is not in the state that the change was meant for."""
+
+    code = "precondition_failed"
+
+
+class IdempotencyMismatch(PrefixStoreError):
+    """The idempotency key was used for another request."""
+
+    code = "idempotency_mismatch"
 
 
 class InvalidUpload(PrefixStoreError):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from datetime import timedelta
 
 from sqlalchemy import or_, select
 
-from prefix_store import audit, rows
+from prefix_store import answers, audit, migrations, rows
 from prefix_store.audit import NOBODY, Actor
 from prefix_store.database import Database
 from prefix_store.digest import Digest
@@ -21,7 +21,8 @@ from prefix_store.errors import (
 )
 from prefix_store.manifest import Activation, Draft, Manifest, Profile, Task
 from prefix_store.reference import check_task_name
-from prefix_store.schema import activations, metadata, tasks, versions
+from prefix_store.schema import activations, tasks, versions
+from prefix_store.terms import ANY, Once, Terms
 
 
 class Registry:
@@ -35,9 +36,11 @@ class Registry:
     def __init__(self, url: str) -> None:
         self.database = Database(url)
         self._read, self._write = self.database.read, self.database.write
-        with self._write() as connection:
-            metadata.create_all(connection)
-            audit.begin(connection)
+        with self._read() as connection:
+            is_current = migrations.is_current(connection)
+        if not is_current:
+            with self._write() as connection:
+                migrations.upgrade(connection)
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -58,11 +61,13 @@ class Registry:
             audit.append(connection, by, "create_task", task=name, digest=digest)
             return rows.read_task(connection, name)
 
-    def set_profile(self, name: str, profile: Profile, by: Actor = NOBODY) -> Task:
-        """Raises `UnknownTask`."""
+    def set_profile(
+        self, name: str, profile: Profile, terms: Terms = ANY, by: Actor = NOBODY
+    ) -> Task:
+        """Raises `UnknownTask`, `PreconditionFailed`."""
         text = profile.model_dump_json()
         with self._write() as connection:
-            rows.lock(connection, name)
+            rows.lock(connection, name, terms)
             rows.change(connection, name, profile=text)
             digest = Digest.of(text.encode())
             audit.append(connection, by, "set_profile", task=name, digest=digest)
@@ -84,27 +89,36 @@ class Registry:
         with self._read() as connection:
             return [rows.as_task(row) for row in connection.execute(page)]
 
-    def delete_task(self, name: str, by: Actor = NOBODY) -> None:
-        """Delete a task and its versions. Raises `UnknownTask`."""
+    def delete_task(self, name: str, terms: Terms = ANY, by: Actor = NOBODY) -> None:
+        """Delete a task and its versions. Raises `UnknownTask`, `PreconditionFailed`."""
         with self._write() as connection:
-            rows.lock(connection, name)
+            rows.lock(connection, name, terms)
             rows.bury(connection, name)
             rows.change(connection, name, active_seq=None, deleted_at=rows.now())
             audit.append(connection, by, "delete_task", task=name)
+            answers.keep(connection, terms, None)
 
     def add_version(
-        self, task: str, draft: Draft, *, activate: bool, create: bool, by: Actor = NOBODY
+        self,
+        task: str,
+        draft: Draft,
+        *,
+        activate: bool,
+        create: bool,
+        by: Actor = NOBODY,
+        terms: Terms = ANY,
     ) -> Manifest:
         """Give a draft the task's next number; row, pointer and history in one transaction.
 
-        `create` makes a missing task, with an empty profile. Raises `UnknownTask`, `InvalidName`.
+        `create` makes a missing task, with an empty profile. Raises `UnknownTask`, `InvalidName`,
+        `PreconditionFailed`.
         """
         if create:
             check_task_name(task)
         with self._write() as connection:
-            if create:
+            if create and terms.revisions is None:
                 rows.create(connection, task, Profile())
-            row = rows.lock(connection, task)
+            row = rows.lock(connection, task, terms)
             number = rows.next_number(connection, task)
             manifest = draft.as_version(task, number, at=rows.now(), by=by.key)
             rows.add(connection, manifest)
@@ -115,7 +129,7 @@ class Registry:
             action: audit.Action = "push_and_activate" if activate else "push"
             digest = Digest(draft.digest)
             audit.append(connection, by, action, task=task, version=number, digest=digest)
-            return manifest
+            return answers.keep(connection, terms, manifest)
 
     def get_version(self, task: str, number: int) -> Manifest:
         """Raises `UnknownTask`, `UnknownVersion`."""
@@ -132,46 +146,68 @@ class Registry:
             rows.read_task(connection, task)
             return [Manifest.model_validate_json(text) for text in connection.scalars(query)]
 
-    def delete_version(self, task: str, number: int, by: Actor = NOBODY) -> None:
-        """Raises `UnknownTask`, `UnknownVersion`, and `VersionActive` for the active one."""
+    def delete_version(
+        self, task: str, number: int, terms: Terms = ANY, by: Actor = NOBODY
+    ) -> None:
+        """Raises `UnknownTask`, `PreconditionFailed`, `UnknownVersion`, and `VersionActive` for
+        the active one.
+        """
         with self._write() as connection:
-            top = rows.activation(connection, rows.lock(connection, task).active_seq)
+            top = rows.activation(connection, rows.lock(connection, task, terms).active_seq)
             rows.check_version(connection, task, number)
             if top is not None and top.version == number:
                 raise VersionActive(f"version {number} of {task} is active")
             rows.bury(connection, task, number)
             rows.change(connection, task)
             audit.append(connection, by, "delete_version", task=task, version=number)
+            answers.keep(connection, terms, None)
 
-    def activate(self, task: str, number: int, by: Actor = NOBODY) -> Activation:
+    def activate(
+        self,
+        task: str,
+        number: int,
+        by: Actor = NOBODY,
+        terms: Terms = ANY,
+        unusable: Set[Digest] = frozenset(),
+    ) -> Activation:
         """Make a version the active one. Returns the activation in force if it is that already.
 
-        Raises `UnknownTask`, `UnknownVersion`.
+        Raises `UnknownTask`, `PreconditionFailed`, `UnknownVersion`, and `VersionQuarantined` for
+        a version of an unusable blob.
         """
         with self._write() as connection:
-            top = rows.activation(connection, rows.lock(connection, task).active_seq)
-            rows.check_version(connection, task, number)
+            top = rows.activation(connection, rows.lock(connection, task, terms).active_seq)
+            rows.check_version(connection, task, number, unusable)
             if top is not None and top.version == number:
-                return rows.as_activation(top)
+                return answers.keep(connection, terms, rows.as_activation(top))
             parent = None if top is None else top.seq
+            made = rows.point(connection, task, number, "activate", parent=parent, by=by.key)
             audit.append(connection, by, "activate", task=task, version=number)
-            return rows.point(connection, task, number, "activate", parent=parent, by=by.key)
+            return answers.keep(connection, terms, made)
 
-    def rollback(self, task: str, by: Actor = NOBODY) -> Activation:
+    def rollback(
+        self,
+        task: str,
+        by: Actor = NOBODY,
+        terms: Terms = ANY,
+        unusable: Set[Digest] = frozenset(),
+    ) -> Activation:
         """Back to the version that was active before this one; a second rollback goes on back.
 
         Versions that were deleted in the meantime are skipped. Raises `UnknownTask`,
-        `NothingToRollBack`.
+        `PreconditionFailed`, `NothingToRollBack`, `VersionQuarantined`.
         """
         with self._write() as connection:
-            top = rows.activation(connection, rows.lock(connection, task).active_seq)
+            top = rows.activation(connection, rows.lock(connection, task, terms).active_seq)
             target = rows.beneath(connection, top)
             if target is None:
                 raise NothingToRollBack(f"{task} has no earlier version to go back to")
-            audit.append(connection, by, "rollback", task=task, version=target.version)
-            return rows.point(
+            rows.check_version(connection, task, target.version, unusable)
+            made = rows.point(
                 connection, task, target.version, "rollback", parent=target.parent, by=by.key
             )
+            audit.append(connection, by, "rollback", task=task, version=target.version)
+            return answers.keep(connection, terms, made)
 
     def history(self, task: str, limit: int = 100) -> list[Activation]:
         """The task's last activations, newest first. Raises `UnknownTask`."""
@@ -214,3 +250,16 @@ class Registry:
         )
         with self._read() as connection:
             return {Digest(value) for value in connection.scalars(query.distinct())}
+
+    def answer(self, once: Once) -> str | None:
+        """What was answered to this request, if it was made before.
+
+        Raises `IdempotencyMismatch`.
+        """
+        with self._read() as connection:
+            return answers.find(connection, once)
+
+    def forget_answers(self, older_than_s: float) -> int:
+        """Delete the answers to requests that will not come again; their number."""
+        with self._write() as connection:
+            return answers.forget(connection, older_than_s)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from prefix_store import artifact
 from prefix_store.audit import NOBODY, Actor
 from prefix_store.blobs import BlobStore
 from prefix_store.digest import Digest
 from prefix_store.errors import UnknownDigest
 from prefix_store.manifest import Activation, Draft, Manifest, Profile, Task
-from prefix_store.prefix import Prefix
 from prefix_store.registry import Registry
+from prefix_store.terms import ANY, Once, Terms
+
+if TYPE_CHECKING:
+    from prefix_store.prefix import Prefix
 
 
 class PrefixStore:
@@ -26,6 +29,8 @@ class PrefixStore:
 
     def put(self, prefix: Prefix) -> tuple[Digest, int]:
         """Keep a prefix's artifact: its digest and its size in bytes. Push it within the grace."""
+        from prefix_store import artifact  # torch: not for those who only keep and count
+
         data = artifact.dump(prefix)
         return self.put_bytes(data), len(data)
 
@@ -38,28 +43,45 @@ class PrefixStore:
         return self._blobs.get(digest)
 
     def push(
-        self, task: str, draft: Draft, *, activate: bool, create: bool, by: Actor = NOBODY
+        self,
+        task: str,
+        draft: Draft,
+        *,
+        activate: bool,
+        create: bool,
+        by: Actor = NOBODY,
+        terms: Terms = ANY,
     ) -> Manifest:
         """Make a kept artifact the task's next version; `create` makes a missing task.
 
-        Raises `UnknownDigest`, `UnknownTask`, `InvalidName`.
+        Raises `UnknownDigest`, `UnknownTask`, `InvalidName`, `PreconditionFailed`.
         """
         digest = Digest(draft.digest)
         if not self._blobs.exists(digest):
             raise UnknownDigest(f"no blob {digest}: put it first")
-        return self._registry.add_version(task, draft, activate=activate, create=create, by=by)
+        return self._registry.add_version(
+            task, draft, activate=activate, create=create, by=by, terms=terms
+        )
 
     def resolve(self, task: str, version: int | None = None) -> Manifest:
         """The version a request gets. Raises `UnknownTask`, `UnknownVersion`, `NothingActive`."""
         return self._registry.resolve(task, version)
 
-    def activate(self, task: str, version: int, by: Actor = NOBODY) -> Activation:
-        """Hot swap. Raises `UnknownTask`, `UnknownVersion`."""
-        return self._registry.activate(task, version, by)
+    def activate(
+        self, task: str, version: int, by: Actor = NOBODY, terms: Terms = ANY
+    ) -> Activation:
+        """Hot swap.
 
-    def rollback(self, task: str, by: Actor = NOBODY) -> Activation:
-        """Back to the version before. Raises `UnknownTask`, `NothingToRollBack`."""
-        return self._registry.rollback(task, by)
+        Raises `UnknownTask`, `UnknownVersion`, `VersionQuarantined`, `PreconditionFailed`.
+        """
+        return self._registry.activate(task, version, by, terms, self._blobs.quarantined())
+
+    def rollback(self, task: str, by: Actor = NOBODY, terms: Terms = ANY) -> Activation:
+        """Back to the version before.
+
+        Raises `UnknownTask`, `NothingToRollBack`, `VersionQuarantined`, `PreconditionFailed`.
+        """
+        return self._registry.rollback(task, by, terms, self._blobs.quarantined())
 
     def history(self, task: str, limit: int = 100) -> list[Activation]:
         """The last activations, newest first. Raises `UnknownTask`."""
@@ -69,9 +91,11 @@ class PrefixStore:
         """Raises `InvalidName`, `TaskExists`."""
         return self._registry.create_task(name, profile, by)
 
-    def set_profile(self, name: str, profile: Profile, by: Actor = NOBODY) -> Task:
-        """Raises `UnknownTask`."""
-        return self._registry.set_profile(name, profile, by)
+    def set_profile(
+        self, name: str, profile: Profile, terms: Terms = ANY, by: Actor = NOBODY
+    ) -> Task:
+        """Raises `UnknownTask`, `PreconditionFailed`."""
+        return self._registry.set_profile(name, profile, terms, by)
 
     def get_task(self, name: str) -> Task:
         """Raises `UnknownTask`."""
@@ -83,9 +107,9 @@ class PrefixStore:
         """At most `limit` tasks behind the name `after`, sorted by name."""
         return self._registry.list_tasks(after, limit, globs)
 
-    def delete_task(self, name: str, by: Actor = NOBODY) -> None:
-        """Raises `UnknownTask`."""
-        self._registry.delete_task(name, by)
+    def delete_task(self, name: str, terms: Terms = ANY, by: Actor = NOBODY) -> None:
+        """Raises `UnknownTask`, `PreconditionFailed`."""
+        self._registry.delete_task(name, terms, by)
 
     def get_version(self, task: str, version: int) -> Manifest:
         """Raises `UnknownTask`, `UnknownVersion`."""
@@ -95,18 +119,30 @@ class PrefixStore:
         """By number. Raises `UnknownTask`."""
         return self._registry.list_versions(task)
 
-    def delete_version(self, task: str, version: int, by: Actor = NOBODY) -> None:
-        """Raises `UnknownTask`, `UnknownVersion`, `VersionActive`."""
-        self._registry.delete_version(task, version, by)
+    def delete_version(
+        self, task: str, version: int, terms: Terms = ANY, by: Actor = NOBODY
+    ) -> None:
+        """Raises `UnknownTask`, `UnknownVersion`, `VersionActive`, `PreconditionFailed`."""
+        self._registry.delete_version(task, version, terms, by)
+
+    def answer(self, once: Once) -> str | None:
+        """What was answered to a request that comes again. Raises `IdempotencyMismatch`."""
+        return self._registry.answer(once)
+
+    def quarantined(self) -> set[Digest]:
+        """The blobs whose bytes have changed on disk; versions of them are not served."""
+        return self._blobs.quarantined()
 
     def collect_garbage(self, grace_s: float) -> int:
-        """Delete what no version refers to; the number of blobs deleted.
+        """Delete what no version refers to, and answers as old; the number of blobs deleted.
 
         `grace_s` must outlast an upload, from `put` to `push`, and a request that still runs on a
         deleted version: younger blobs and blobs of versions deleted more recently are spared.
         """
+        self._registry.forget_answers(grace_s)
+        self._blobs.sweep()
         kept = self._registry.digests(deleted_within_s=grace_s)
-        garbage = [digest for digest in self._blobs if digest not in kept]
+        garbage = {*self._blobs, *self._blobs.quarantined()} - kept
         return sum(self._blobs.delete(digest, older_than_s=grace_s) for digest in garbage)
 
     def ping(self) -> None:

@@ -59,9 +59,9 @@ async def put_task(
     check_profile(profile)
     by = principal.actor
     try:
-        created = await services.off_loop(services.store.create_task, task, profile, by)
+        created = await services.off_loop(services.store.create_task, task, profile, by=by)
     except TaskExists:
-        changed = await services.off_loop(services.store.set_profile, task, profile, by)
+        changed = await services.off_loop(services.store.set_profile, task, profile, by=by)
         return _json(changed, 200)
     return _json(created, 201)
 
@@ -78,7 +78,7 @@ async def patch_task(
     found = await services.off_loop(services.store.get_task, task)
     profile = _patched(found.profile, patch)
     check_profile(profile)
-    return await services.off_loop(services.store.set_profile, task, profile, principal.actor)
+    return await services.off_loop(services.store.set_profile, task, profile, by=principal.actor)
 
 
 @routes.delete("/{task}", status_code=204)
@@ -86,7 +86,7 @@ async def patch_task(
 async def delete_task(task: TaskPath, services: ServicesDep, principal: PrincipalDep) -> None:
     """Gone for new requests; those in flight finish."""
     versions = await services.off_loop(services.store.list_versions, task)
-    await services.off_loop(services.store.delete_task, task, principal.actor)
+    await services.off_loop(services.store.delete_task, task, by=principal.actor)
     for manifest in versions:
         services.uploads.unload(manifest)
 
@@ -99,7 +99,7 @@ async def activate(
     """Hot swap: new requests get this version, those in flight keep theirs."""
     manifest = await services.off_loop(services.store.get_version, task, body.version)
     warning = await services.uploads.load(manifest.digest)
-    await services.off_loop(services.store.activate, task, body.version, principal.actor)
+    await services.off_loop(services.store.activate, task, body.version, by=principal.actor)
     return _activated(manifest, warning)
 
 
@@ -109,7 +109,7 @@ async def rollback(
     task: TaskPath, services: ServicesDep, principal: PrincipalDep
 ) -> ActivationResponse:
     """Back to the version that was active before."""
-    activation = await services.off_loop(services.store.rollback, task, principal.actor)
+    activation = await services.off_loop(services.store.rollback, task, by=principal.actor)
     manifest = await services.off_loop(services.store.get_version, task, activation.version)
     return _activated(manifest, await services.uploads.load(manifest.digest))
 

@@ -97,7 +97,7 @@ async def delete_version(
 ) -> None:
     """Delete a version that is not active. Requests in flight finish."""
     manifest = await services.off_loop(services.store.get_version, task, version)
-    await services.off_loop(services.store.delete_version, task, version, principal.actor)
+    await services.off_loop(services.store.delete_version, task, version, by=principal.actor)
     services.uploads.unload(manifest)
 
 
