@@ -21,8 +21,7 @@ from prefix_store import formats
 from prefix_store.audit import AuditLog
 from prefix_store.blobs import FileBlobStore
 from prefix_store.errors import PrefixStoreError, UnknownTask
-from prefix_store.keys import KeyStore, keys_exist, load_pepper
-from prefix_store.registry import Registry
+from prefix_store.keys import KeyStore
 from prefix_store.store import PrefixStore
 from server.api import access, generate, health, openai, problems, tasks, versions
 from server.api import keys as keys_api
@@ -33,6 +32,7 @@ from server.demo import DEMO_TASKS, DemoTask
 from server.engine.client import EngineClient
 from server.engine.messages import EngineConfig
 from server.metrics import Metrics
+from server.registry import open_keys, open_registry
 from server.router import Router
 from server.settings import Settings
 from server.tokenizer import Tokenizer
@@ -76,19 +76,6 @@ def build(settings: Settings, model: str) -> FastAPI:
         Tokenizer.load(model),
         public_name(settings.model),
     )
-
-
-def open_registry(settings: Settings) -> Registry:
-    """Raises `StorageFailure`."""
-    return Registry(f"sqlite:///{settings.store / 'registry.db'}")
-
-
-def open_keys(settings: Settings, registry: Registry) -> KeyStore:
-    """With the pepper that belongs to them. Raises `StorageFailure`."""
-    path = settings.key_pepper_file or settings.store / "pepper"
-    # Beside keys that are there already, a new pepper would make all of them invalid.
-    is_first = settings.key_pepper_file is None and not keys_exist(registry.database)
-    return KeyStore(registry.database, load_pepper(path, create=is_first))
 
 
 def public_name(model: str) -> str:
