@@ -51,8 +51,11 @@ class KeyLimits:
         self._num_running: Counter[str] = Counter()
 
     @contextmanager
-    def admitted(self, key: Key) -> Iterator[None]:
+    def admitted(self, key: Key | None) -> Iterator[None]:
         """Around a request, to the end of its answer. Raises `KeyLimitReached`."""
+        if key is None:
+            yield
+            return
         if key.max_concurrency is not None and self._num_running[key.id] >= key.max_concurrency:
             raise KeyLimitReached(f"the key allows {key.max_concurrency} requests at once", 1)
         if (wait_s := self._take(key)) > 0:

@@ -185,24 +185,20 @@ class _Gate:
             await self._app(scope, receive, send)
             return
         try:
-            principal = await self._authorised(HTTPConnection(scope))
-            if principal.key is None:
-                await self._app(scope, receive, send)
-                return
+            principal = await self._access.principal(HTTPConnection(scope))
             with self._access.limits.admitted(principal.key):
+                self._check(principal, HTTPConnection(scope))
                 await self._app(scope, receive, send)
         except AccessDenied as error:
             self._access.denied(error)
             raise
 
-    async def _authorised(self, request: HTTPConnection) -> Principal:
-        principal = await self._access.principal(request)
+    def _check(self, principal: Principal, request: HTTPConnection) -> None:
         request.state.principal = principal
         request.state.log["key"] = principal.actor.key
         if "task" in request.path_params:
             principal.check_task(request.path_params["task"])
         principal.require(*sorted(self._scopes))
-        return principal
 
 
 def guard(app: FastAPI, access: Access, *, library: Sequence[BaseRoute]) -> None:
