@@ -7,12 +7,14 @@ a database lacks are one transaction: a kill leaves the old tables or the new on
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Lock
 
 from sqlalchemy import Connection, inspect, text
 
 from prefix_store.errors import StorageFailure
 
 _FIRST = "0001"
+_ALEMBIC = Lock()  # it keeps what it is doing in its modules
 
 
 def known() -> list[str]:
@@ -44,9 +46,10 @@ def upgrade(connection: Connection) -> None:
 
     config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", "prefix_store:migrations")
-    if _revision(connection) is None and inspect(connection).has_table("tasks"):
-        command.stamp(config, _FIRST)  # version 0.1.0 made its tables without alembic
-    command.upgrade(config, "head")
+    with _ALEMBIC:
+        if _revision(connection) is None and inspect(connection).has_table("tasks"):
+            command.stamp(config, _FIRST)  # version 0.1.0 made its tables without alembic
+        command.upgrade(config, "head")
 
 
 def _revision(connection: Connection) -> str | None:
