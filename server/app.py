@@ -149,9 +149,11 @@ def _assemble(services: Services, executors: list[Executor]) -> FastAPI:
     library = list(app.routes)
     for router in _ROUTERS:
         app.router.routes.extend(router.routes)
-    access.guard(app, Access(services.keys, services.metrics, services.off_loop), library=library)
+    access.guard(app, Access(services.keys, services.off_loop), library=library)
     problems.install(
-        app, [r for router in _ROUTERS for r in router.routes if isinstance(r, APIRoute)]
+        app,
+        [r for router in _ROUTERS for r in router.routes if isinstance(r, APIRoute)],
+        services.metrics,
     )
     app.add_middleware(
         BodyLimits,

@@ -23,13 +23,11 @@ from prefix_store.errors import UnknownTask
 from prefix_store.keys import CACHE_S, Key, KeyStore, Scope
 from prefix_store.reference import is_task_name, matches
 from server.errors import (
-    AccessDenied,
     InsufficientScope,
     MalformedRequest,
     Unauthenticated,
 )
 from server.limits import AttemptLimit, KeyLimits
-from server.metrics import Metrics
 
 E = TypeVar("E", bound=Callable[..., Any])
 
@@ -121,9 +119,8 @@ class OffLoop(Protocol):
 class Access:
     """Finds out who is asking. `off_loop` runs what asks the database."""
 
-    def __init__(self, keys: KeyStore, metrics: Metrics, off_loop: OffLoop) -> None:
+    def __init__(self, keys: KeyStore, off_loop: OffLoop) -> None:
         self._keys = keys
-        self._metrics = metrics
         self._off_loop = off_loop
         self._attempts = AttemptLimit()
         self._keys_exist = False
@@ -131,16 +128,12 @@ class Access:
         self.limits = KeyLimits()
 
     async def principal(self, request: HTTPConnection) -> Principal:
-        """Raises `AccessDenied`, `MalformedRequest`."""
+        """Raises `Unauthenticated`, `TooManyAttempts`, `MalformedRequest`."""
         peer = "" if request.client is None else request.client.host
         if await self._is_open():
             return Principal(None, Actor(None, peer, request.state.request_id))
         key = await self._key(_credentials(request), peer)
         return Principal(key, Actor(key.id, peer, request.state.request_id))
-
-    def denied(self, error: AccessDenied) -> None:
-        """Count a refusal. It is not audited, or anybody could fill the disk with rows."""
-        self._metrics.denied(error.code)
 
     async def _is_open(self) -> bool:
         """Whether there is no key. That there is one holds for good; else it is asked again."""
@@ -184,18 +177,15 @@ class _Gate:
         if self._scopes == PUBLIC:
             await self._app(scope, receive, send)
             return
-        try:
-            principal = await self._access.principal(HTTPConnection(scope))
-            with self._access.limits.admitted(principal.key):
-                self._check(principal, HTTPConnection(scope))
-                await self._app(scope, receive, send)
-        except AccessDenied as error:
-            self._access.denied(error)
-            raise
-
-    def _check(self, principal: Principal, request: HTTPConnection) -> None:
+        request = HTTPConnection(scope)
+        principal = await self._access.principal(request)
         request.state.principal = principal
         request.state.log["key"] = principal.actor.key
+        with self._access.limits.admitted(principal.key):
+            self._check(principal, request)
+            await self._app(scope, receive, send)
+
+    def _check(self, principal: Principal, request: HTTPConnection) -> None:
         if "task" in request.path_params:
             principal.check_task(request.path_params["task"])
         principal.require(*sorted(self._scopes))

@@ -17,6 +17,7 @@ from starlette.types import Scope
 
 from prefix_store import errors as store
 from server import errors as server
+from server.metrics import Metrics
 
 STATUS: dict[type[Exception], int] = {
     store.InvalidName: 422,
@@ -78,11 +79,14 @@ def internal(scope: Scope) -> Response:
     return _response(scope, 500, "internal", "an internal error; the server's log has the details")
 
 
-def install(app: FastAPI, routes: Sequence[APIRoute]) -> None:
+def install(app: FastAPI, routes: Sequence[APIRoute], metrics: Metrics) -> None:
     """Answer every error that reaches the app. `routes`: all of the app's own."""
 
     async def ours(request: Request, error: Exception) -> Response:
         request.state.log["error"] = getattr(error, "code", None)
+        if isinstance(error, server.AccessDenied):
+            # Counted and not audited, or strangers could fill the disk with rows.
+            metrics.denied(error.code)
         return respond(request.scope, error)
 
     async def invalid(request: Request, error: Exception) -> Response:

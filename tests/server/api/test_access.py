@@ -631,10 +631,12 @@ async def test_denied_writes_are_counted_and_not_chained(
     reader = make("read")
     for _ in range(3):
         await http.put("/tasks/x", json={}, headers=reader)
+    upload = artifact.dump(make_prefix(1))  # refused by the route itself
+    await http.put("/tasks/x/prefix", content=upload, headers=ARTIFACT | make("write"))
 
     metrics = (await http.get("/metrics", headers=reader)).text
-    assert 'foreword_access_denied_total{code="insufficient_scope"} 3.0' in metrics
-    assert len(audit.entries()) == num_rows + 1  # the reader's own key
+    assert 'foreword_access_denied_total{code="insufficient_scope"} 4.0' in metrics
+    assert len(audit.entries()) == num_rows + 2  # the two keys
 
 
 async def test_the_end_of_the_audit_is_logged_at_the_end(
