@@ -7,11 +7,13 @@ What can go wrong in a prefix store. Nothing here knows about HTTP.
     + UnknownTask
     + UnknownVersion
     + UnknownDigest
+    + UnknownKey
   x Conflict
     + TaskExists
     + VersionActive
     + NothingActive
     + NothingToRollBack
+    + LastAdminKey
     + VersionQuarantined
     + RequestInProgress
   x PreconditionFailed
@@ -69,6 +71,12 @@ class UnknownDigest(NotFound):
     code = "unknown_digest"
 
 
+class UnknownKey(NotFound):
+    """No key has this id."""
+
+    code = "unknown_key"
+
+
 class Conflict(PrefixStoreError):
     """The state of the task does not allow this."""
 
@@ -97,6 +105,12 @@ class NothingToRollBack(Conflict):
     """No earlier activation is left to go back to."""
 
     code = "nothing_to_roll_back"
+
+
+class LastAdminKey(Conflict):
+    """The last key with the scope `admin` is not revoked: create another one first."""
+
+    code = "last_admin_key"
 
 
 class VersionQuarantined(Conflict):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Self
 
 from prefix_store.errors import InvalidName
@@ -25,6 +27,11 @@ def check_task_name(name: str) -> None:
         raise InvalidName(
             "a task's name is 1 to 63 of a-z, 0-9, _ and -, and starts with a letter or a digit"
         )
+
+
+def matches(globs: Sequence[str], task: str) -> bool:
+    """Whether a task's name matches one of them: `*` is any characters, `?` is one."""
+    return any(fnmatchcase(task, glob) for glob in globs)
 
 
 @dataclass(frozen=True, slots=True)

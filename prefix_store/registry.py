@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from datetime import timedelta
 
 from sqlalchemy import or_, select
 
-from prefix_store import answers, rows
+from prefix_store import answers, audit, rows
+from prefix_store.audit import NOBODY, Actor
 from prefix_store.database import Database
 from prefix_store.digest import Digest
 from prefix_store.errors import (
@@ -27,8 +28,8 @@ from prefix_store.terms import ANY, Once, Terms
 class Registry:
     """A small transactional database. Safe to call from any number of threads and processes.
 
-    A write is durable when its method returns; one that raises has changed nothing. Deletes are
-    tombstones, so that a version's number is never given twice. Every method raises
+    A write is durable when its method returns, and audited; one that raises has changed nothing.
+    Deletes are tombstones, so that a version's number is never given twice. Every method raises
     `StorageFailure` where the database refuses.
     """
 
@@ -47,19 +48,26 @@ class Registry:
         with self._read() as connection:
             connection.execute(select(tasks.c.name).limit(1)).all()
 
-    def create_task(self, name: str, profile: Profile) -> Task:
+    def create_task(self, name: str, profile: Profile, by: Actor = NOBODY) -> Task:
         """Raises `InvalidName`, `TaskExists`."""
         check_task_name(name)
         with self._write() as connection:
             if not rows.create(connection, name, profile):
                 raise TaskExists(f"there is a task {name} already")
+            digest = Digest.of(profile.model_dump_json().encode())
+            audit.append(connection, by, "create_task", task=name, digest=digest)
             return rows.read_task(connection, name)
 
-    def set_profile(self, name: str, profile: Profile, terms: Terms = ANY) -> Task:
+    def set_profile(
+        self, name: str, profile: Profile, terms: Terms = ANY, by: Actor = NOBODY
+    ) -> Task:
         """Raises `UnknownTask`, `PreconditionFailed`."""
+        text = profile.model_dump_json()
         with self._write() as connection:
             rows.lock(connection, name, terms)
-            rows.change(connection, name, profile=profile.model_dump_json())
+            rows.change(connection, name, profile=text)
+            digest = Digest.of(text.encode())
+            audit.append(connection, by, "set_profile", task=name, digest=digest)
             return rows.read_task(connection, name)
 
     def get_task(self, name: str) -> Task:
@@ -67,21 +75,24 @@ class Registry:
         with self._read() as connection:
             return rows.read_task(connection, name)
 
-    def list_tasks(self, after: str | None = None, limit: int = 100) -> list[Task]:
+    def list_tasks(
+        self, after: str | None = None, limit: int = 100, globs: Sequence[str] = ("*",)
+    ) -> list[Task]:
         """At most `limit` tasks behind the name `after`, sorted by name. Raises `InvalidName`."""
-        page = rows.TASKS.order_by(tasks.c.name).limit(limit)
+        page = rows.TASKS.where(rows.matches(globs)).order_by(tasks.c.name).limit(limit)
         if after is not None:
             check_task_name(after)
             page = page.where(tasks.c.name > after)
         with self._read() as connection:
             return [rows.as_task(row) for row in connection.execute(page)]
 
-    def delete_task(self, name: str, terms: Terms = ANY) -> None:
+    def delete_task(self, name: str, terms: Terms = ANY, by: Actor = NOBODY) -> None:
         """Delete a task and its versions. Raises `UnknownTask`, `PreconditionFailed`."""
         with self._write() as connection:
             rows.lock(connection, name, terms)
             rows.bury(connection, name)
             rows.change(connection, name, active_seq=None, deleted_at=rows.now())
+            audit.append(connection, by, "delete_task", task=name)
             answers.keep(connection, terms, None)
 
     def add_version(
@@ -91,7 +102,7 @@ class Registry:
         *,
         activate: bool,
         create: bool,
-        by: str | None = None,
+        by: Actor = NOBODY,
         terms: Terms = ANY,
     ) -> Manifest:
         """Give a draft the task's next number; row, pointer and history in one transaction.
@@ -106,12 +117,15 @@ class Registry:
                 rows.create(connection, task, Profile())
             row = rows.lock(connection, task, terms)
             number = rows.next_number(connection, task)
-            manifest = draft.as_version(task, number, at=rows.now(), by=by)
+            manifest = draft.as_version(task, number, at=rows.now(), by=by.key)
             rows.add(connection, manifest)
             if activate:
-                rows.point(connection, task, number, "activate", parent=row.active_seq, by=by)
+                rows.point(connection, task, number, "activate", parent=row.active_seq, by=by.key)
             else:
                 rows.change(connection, task)
+            action: audit.Action = "push_and_activate" if activate else "push"
+            digest = Digest(draft.digest)
+            audit.append(connection, by, action, task=task, version=number, digest=digest)
             return answers.keep(connection, terms, manifest)
 
     def get_version(self, task: str, number: int) -> Manifest:
@@ -129,7 +143,9 @@ class Registry:
             rows.read_task(connection, task)
             return [Manifest.model_validate_json(text) for text in connection.scalars(query)]
 
-    def delete_version(self, task: str, number: int, terms: Terms = ANY) -> None:
+    def delete_version(
+        self, task: str, number: int, terms: Terms = ANY, by: Actor = NOBODY
+    ) -> None:
         """Raises `UnknownTask`, `PreconditionFailed`, `UnknownVersion`, and `VersionActive` for
         the active one.
         """
@@ -140,13 +156,14 @@ class Registry:
                 raise VersionActive(f"version {number} of {task} is active")
             rows.bury(connection, task, number)
             rows.change(connection, task)
+            audit.append(connection, by, "delete_version", task=task, version=number)
             answers.keep(connection, terms, None)
 
     def activate(
         self,
         task: str,
         number: int,
-        by: str | None = None,
+        by: Actor = NOBODY,
         terms: Terms = ANY,
         unusable: Set[Digest] = frozenset(),
     ) -> Activation:
@@ -161,13 +178,14 @@ class Registry:
             if top is not None and top.version == number:
                 return answers.keep(connection, terms, rows.as_activation(top))
             parent = None if top is None else top.seq
-            made = rows.point(connection, task, number, "activate", parent=parent, by=by)
+            made = rows.point(connection, task, number, "activate", parent=parent, by=by.key)
+            audit.append(connection, by, "activate", task=task, version=number)
             return answers.keep(connection, terms, made)
 
     def rollback(
         self,
         task: str,
-        by: str | None = None,
+        by: Actor = NOBODY,
         terms: Terms = ANY,
         unusable: Set[Digest] = frozenset(),
     ) -> Activation:
@@ -183,8 +201,9 @@ class Registry:
                 raise NothingToRollBack(f"{task} has no earlier version to go back to")
             rows.check_version(connection, task, target.version, unusable)
             made = rows.point(
-                connection, task, target.version, "rollback", parent=target.parent, by=by
+                connection, task, target.version, "rollback", parent=target.parent, by=by.key
             )
+            audit.append(connection, by, "rollback", task=task, version=target.version)
             return answers.keep(connection, terms, made)
 
     def history(self, task: str, limit: int = 100) -> list[Activation]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from sqlalchemy import (
     bindparam,
     func,
     insert,
+    or_,
     select,
     update,
 )
@@ -56,6 +57,12 @@ TASKS = (
     .outerjoin(activations, activations.c.seq == tasks.c.active_seq)
     .where(tasks.c.deleted_at.is_(None))
 )
+
+
+def matches(globs: Sequence[str]) -> ColumnElement[bool]:
+    """Whether a task's name matches one of them; in SQL what `reference.matches` is in Python."""
+    table = str.maketrans({"*": "%", "?": "_", "_": r"\_"})
+    return or_(*(tasks.c.name.like(glob.translate(table), escape="\\") for glob in globs))
 
 
 def now() -> datetime:

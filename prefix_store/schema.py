@@ -10,6 +10,7 @@ from sqlalchemy import (
     Dialect,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -89,4 +90,43 @@ answers = Table(
     Column("request_digest", String(71), nullable=False),
     Column("answer", Text, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
+)
+
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", String(12), primary_key=True),
+    # HMAC-SHA256 of the key; the key itself is kept nowhere.
+    Column("digest", LargeBinary(32), nullable=False),
+    Column("grant", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("created_by", Text),
+    Column("revoked_at", UtcDateTime),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=False),
+    # As text, so that what is read back is what was hashed, in every database.
+    Column("at", String(32), nullable=False),
+    Column("by", Text),
+    Column("peer", Text),
+    Column("request_id", Text),
+    Column("action", String(32), nullable=False),
+    Column("task", String(63)),
+    Column("version", Integer),
+    Column("digest", String(71)),
+    Column("key", String(12)),
+    Column("prev_hash", String(64), nullable=False),
+    Column("hash", String(64), nullable=False),
+)
+
+# One row: where the chain of `audit` ends. Locked by whoever appends to it.
+audit_head = Table(
+    "audit_head",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("seq", Integer, nullable=False),
+    Column("hash", String(64), nullable=False),
 )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from prefix_store.audit import NOBODY, Actor
 from prefix_store.blobs import BlobStore
 from prefix_store.digest import Digest
 from prefix_store.errors import UnknownDigest
@@ -49,7 +51,7 @@ class PrefixStore:
         *,
         activate: bool,
         create: bool,
-        by: str | None = None,
+        by: Actor = NOBODY,
         terms: Terms = ANY,
     ) -> Manifest:
         """Make a kept artifact the task's next version; `create` makes a missing task.
@@ -68,7 +70,7 @@ class PrefixStore:
         return self._registry.resolve(task, version)
 
     def activate(
-        self, task: str, version: int, by: str | None = None, terms: Terms = ANY
+        self, task: str, version: int, by: Actor = NOBODY, terms: Terms = ANY
     ) -> Activation:
         """Hot swap.
 
@@ -76,7 +78,7 @@ class PrefixStore:
         """
         return self._registry.activate(task, version, by, terms, self._blobs.quarantined())
 
-    def rollback(self, task: str, by: str | None = None, terms: Terms = ANY) -> Activation:
+    def rollback(self, task: str, by: Actor = NOBODY, terms: Terms = ANY) -> Activation:
         """Back to the version before.
 
         Raises `UnknownTask`, `NothingToRollBack`, `VersionQuarantined`, `PreconditionFailed`.
@@ -87,25 +89,29 @@ class PrefixStore:
         """The last activations, newest first. Raises `UnknownTask`."""
         return self._registry.history(task, limit)
 
-    def create_task(self, name: str, profile: Profile) -> Task:
+    def create_task(self, name: str, profile: Profile, by: Actor = NOBODY) -> Task:
         """Raises `InvalidName`, `TaskExists`."""
-        return self._registry.create_task(name, profile)
+        return self._registry.create_task(name, profile, by)
 
-    def set_profile(self, name: str, profile: Profile, terms: Terms = ANY) -> Task:
+    def set_profile(
+        self, name: str, profile: Profile, terms: Terms = ANY, by: Actor = NOBODY
+    ) -> Task:
         """Raises `UnknownTask`, `PreconditionFailed`."""
-        return self._registry.set_profile(name, profile, terms)
+        return self._registry.set_profile(name, profile, terms, by)
 
     def get_task(self, name: str) -> Task:
         """Raises `UnknownTask`."""
         return self._registry.get_task(name)
 
-    def list_tasks(self, after: str | None = None, limit: int = 100) -> list[Task]:
+    def list_tasks(
+        self, after: str | None = None, limit: int = 100, globs: Sequence[str] = ("*",)
+    ) -> list[Task]:
         """At most `limit` tasks behind the name `after`, sorted by name."""
-        return self._registry.list_tasks(after, limit)
+        return self._registry.list_tasks(after, limit, globs)
 
-    def delete_task(self, name: str, terms: Terms = ANY) -> None:
+    def delete_task(self, name: str, terms: Terms = ANY, by: Actor = NOBODY) -> None:
         """Raises `UnknownTask`, `PreconditionFailed`."""
-        self._registry.delete_task(name, terms)
+        self._registry.delete_task(name, terms, by)
 
     def get_version(self, task: str, version: int) -> Manifest:
         """Raises `UnknownTask`, `UnknownVersion`."""
@@ -115,9 +121,11 @@ class PrefixStore:
         """By number. Raises `UnknownTask`."""
         return self._registry.list_versions(task)
 
-    def delete_version(self, task: str, version: int, terms: Terms = ANY) -> None:
+    def delete_version(
+        self, task: str, version: int, terms: Terms = ANY, by: Actor = NOBODY
+    ) -> None:
         """Raises `UnknownTask`, `UnknownVersion`, `VersionActive`, `PreconditionFailed`."""
-        self._registry.delete_version(task, version, terms)
+        self._registry.delete_version(task, version, terms, by)
 
     def answer(self, once: Once) -> str | None:
         """What was answered to a request that comes again. Raises `IdempotencyMismatch`."""

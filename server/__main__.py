@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import os
 import signal
 import socket
@@ -18,12 +19,14 @@ from pydantic_settings import CliApp, SettingsError
 from rich.console import Console
 
 from prefix_store.errors import PrefixStoreError
+from prefix_store.keys import keys_exist
 from server import logs
 from server.api.deps import Services
 from server.app import build
 from server.default_model import DefaultModelError, ensure_default_model
 from server.errors import ServerError
 from server.http_server import HttpServer
+from server.registry import open_registry
 from server.settings import Settings
 
 _ENV_PREFIX = "FOREWORD_"
@@ -66,7 +69,7 @@ def read_settings(argv: list[str] | None) -> Settings:
 
 async def _serve(settings: Settings) -> None:
     with _listening(settings) as listener:
-        app = await asyncio.to_thread(_build, settings)
+        app = await asyncio.to_thread(_build, settings, listener.getsockname()[0])
         services: Services = app.state.services
         async with app.router.lifespan_context(app):
             await _announce(services, listener)
@@ -74,20 +77,38 @@ async def _serve(settings: Settings) -> None:
             await HttpServer(app, drain_timeout_s=settings.drain_timeout_s).serve([listener])
 
 
-def _build(settings: Settings) -> FastAPI:
+def _build(settings: Settings, address: str) -> FastAPI:
+    try:
+        settings.store.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise StartError(f"cannot use the store {settings.store}: {exc.strerror}") from None
+    _check_not_open(settings, address)
     is_default = settings.model == "default"
     model = str(ensure_default_model(settings.cache)) if is_default else settings.model
     if model.startswith(("/", ".", "~")) and not Path(model).is_dir():
         raise StartError(f"cannot load the model {model}: no such folder")
     try:
-        settings.store.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise StartError(f"cannot use the store {settings.store}: {exc.strerror}") from None
-    try:
         return build(settings, model)
     except (OSError, ValueError) as exc:
         said = str(exc).strip().splitlines()
         raise StartError(f"cannot load the model {model}: {said[0] if said else exc!r}") from None
+
+
+def _check_not_open(settings: Settings, address: str) -> None:
+    """Raises `StartError` where strangers could reach a server that asks nobody for a key."""
+    if settings.insecure_no_auth or ipaddress.ip_address(address).is_loopback:
+        return
+    registry = open_registry(settings)
+    try:
+        if keys_exist(registry.database):
+            return
+    finally:
+        registry.close()
+    raise StartError(
+        f"there is no key, and {address} is not loopback: make one with `foreword keys create "
+        "--name admin --scope admin`, or, where something else keeps strangers out, start with "
+        "--insecure-no-auth"
+    )
 
 
 @contextlib.contextmanager
@@ -119,6 +140,8 @@ async def _announce(services: Services, listener: socket.socket) -> None:
     console.print(f"Foreword serves {services.model_name} on {url}", markup=False)
     console.print(f"Tasks: {', '.join(names) or 'none yet'}", markup=False)
     console.print(f"API: {url}/docs", markup=False)
+    if not await services.off_loop(services.keys.exist):
+        console.print("Keys: none, so everybody who can connect may do everything", markup=False)
 
 
 if __name__ == "__main__":

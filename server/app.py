@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
@@ -18,11 +18,13 @@ from fastapi_offline import FastAPIOffline
 from starlette.types import Scope
 
 from prefix_store import formats
-from prefix_store.blobs import FileBlobStore
+from prefix_store.audit import AuditLog
 from prefix_store.errors import PrefixStoreError, UnknownTask
-from prefix_store.registry import Registry
+from prefix_store.keys import KeyStore
 from prefix_store.store import PrefixStore
-from server.api import generate, health, openai, problems, tasks, versions
+from server.api import access, generate, health, openai, problems, tasks, versions
+from server.api import keys as keys_api
+from server.api.access import Access
 from server.api.deps import Services
 from server.api.middleware import BodyLimits, RequestContext
 from server.background import yield_to_steps
@@ -30,6 +32,7 @@ from server.demo import DEMO_TASKS, DemoTask
 from server.engine.client import EngineClient
 from server.engine.messages import EngineConfig
 from server.metrics import Metrics
+from server.registry import open_blobs, open_keys, open_registry
 from server.router import Router
 from server.settings import Settings
 from server.tokenizer import Tokenizer
@@ -37,11 +40,18 @@ from server.uploads import Uploads
 
 logger = logging.getLogger(__name__)
 
-_GC_INTERVAL_S = 3600.0
+_CHORE_INTERVAL_S = 3600.0
 _GC_GRACE_S = 24 * 3600.0
 _STOP_TIMEOUT_S = 5.0
 _UPLOAD = re.compile(r"/tasks/[^/]+/(?:prefix|versions)")
-_ROUTERS = (generate.routes, tasks.routes, versions.routes, openai.routes, health.routes)
+_ROUTERS = (
+    generate.routes,
+    tasks.routes,
+    versions.routes,
+    openai.routes,
+    keys_api.routes,
+    health.routes,
+)
 
 
 def build(settings: Settings, model: str) -> FastAPI:
@@ -50,18 +60,21 @@ def build(settings: Settings, model: str) -> FastAPI:
     Raises `OSError` and `ValueError` for a model, `PrefixStoreError` for a store that cannot be
     opened. Nothing runs before the app's lifespan begins.
     """
-    folder = settings.store / "blobs"
-    blobs = FileBlobStore(folder)
-    # A database that got lost must not be replaced by an empty one, and its blobs be collected.
-    is_new = next(iter(blobs), None) is None
-    registry = Registry(f"sqlite:///{settings.store / 'registry.db'}", may_create=is_new)
-    store = PrefixStore(blobs, registry)
+    registry = open_registry(settings)
     engine = EngineClient(
-        _engine_config(settings, model, folder),
+        _engine_config(settings, model, settings.store / "blobs"),
         start_timeout_s=settings.engine_start_timeout_s,
         hang_timeout_s=settings.engine_hang_timeout_s,
     )
-    return create_app(settings, store, engine, Tokenizer.load(model), public_name(settings.model))
+    return create_app(
+        settings,
+        PrefixStore(open_blobs(settings), registry),
+        open_keys(settings, registry),
+        AuditLog(registry.database),
+        engine,
+        Tokenizer.load(model),
+        public_name(settings.model),
+    )
 
 
 def public_name(model: str) -> str:
@@ -74,6 +87,8 @@ def public_name(model: str) -> str:
 def create_app(
     settings: Settings,
     store: PrefixStore,
+    keys: KeyStore,
+    audit: AuditLog,
     engine: EngineClient,
     tokenizer: Tokenizer,
     model_name: str,
@@ -88,6 +103,8 @@ def create_app(
     services = Services(
         settings=settings,
         store=store,
+        keys=keys,
+        audit=audit,
         engine=engine,
         tokenizer=tokenizer,
         router=Router(
@@ -131,10 +148,14 @@ def _assemble(services: Services, executors: list[Executor]) -> FastAPI:
         redoc_url=None,
     )
     app.state.services = services
+    library = list(app.routes)
     for router in _ROUTERS:
         app.router.routes.extend(router.routes)
+    access.guard(app, Access(services.keys, services.off_loop), library=library)
     problems.install(
-        app, [r for router in _ROUTERS for r in router.routes if isinstance(r, APIRoute)]
+        app,
+        [r for router in _ROUTERS for r in router.routes if isinstance(r, APIRoute)],
+        services.metrics,
     )
     app.add_middleware(
         BodyLimits,
@@ -147,17 +168,19 @@ def _assemble(services: Services, executors: list[Executor]) -> FastAPI:
 
 @contextlib.asynccontextmanager
 async def _running(services: Services, executors: list[Executor]) -> AsyncIterator[None]:
-    collector: asyncio.Task[None] | None = None
+    chores: list[asyncio.Task[None]] = []
     try:
         await services.engine.start()
         if services.settings.demo:
             await _seed(services)
-        collector = asyncio.create_task(_collect_garbage(services), name="garbage collection")
+        for chore in (_collect_garbage, _log_audit_head):
+            chores.append(asyncio.create_task(_hourly(services, chore), name=chore.__name__))
         yield
     finally:
         services.router.drain()
-        if collector is not None:
-            collector.cancel()
+        for task in chores:
+            task.cancel()
+        await _log_audit_head(services)
         await services.engine.stop(_STOP_TIMEOUT_S)
         for executor in executors:
             executor.shutdown(cancel_futures=True)
@@ -174,13 +197,27 @@ async def _seed(services: Services) -> None:
             await services.uploads.push(demo.name, _body(demo), formats.JSON, activate=True)
 
 
-async def _collect_garbage(services: Services) -> None:
+async def _hourly(services: Services, chore: Callable[[Services], Awaitable[None]]) -> None:
     while True:
-        await asyncio.sleep(_GC_INTERVAL_S)
-        try:
-            await services.write(services.store.collect_garbage, _GC_GRACE_S)
-        except PrefixStoreError:
-            logger.exception("garbage collection failed; the next one is in an hour")
+        await asyncio.sleep(_CHORE_INTERVAL_S)
+        await chore(services)
+
+
+async def _collect_garbage(services: Services) -> None:
+    try:
+        await services.write(services.store.collect_garbage, _GC_GRACE_S)
+    except PrefixStoreError:
+        logger.exception("garbage collection failed; the next one is in an hour")
+
+
+async def _log_audit_head(services: Services) -> None:
+    """Kept apart from the database, this line shows what was cut off or rewritten before it."""
+    try:
+        head = await services.off_loop(services.audit.head)
+    except PrefixStoreError:
+        logger.exception("the end of the audit cannot be read")
+    else:
+        logger.info("audit head", extra={"seq": head.seq, "hash": head.hash})
 
 
 def _body(demo: DemoTask) -> bytes:

@@ -19,6 +19,11 @@ What the server can refuse or fail to do. Nothing here knows about HTTP.
   x BodyTooLarge
   x BodyTimeout
   x UnsupportedBody
+  x AccessDenied
+    + Unauthenticated
+    + InsufficientScope
+    + KeyLimitReached
+    + TooManyAttempts
   x ClientGone
 """
 
@@ -31,7 +36,7 @@ class ServerError(Exception):
     """Base class of every error the server raises on purpose. Messages are fit for users."""
 
     code: ClassVar[str] = "internal"
-    retry_after_s: ClassVar[int | None] = None
+    retry_after_s: int | None = None
 
 
 class MalformedRequest(ServerError):
@@ -144,6 +149,44 @@ class UnsupportedBody(ServerError):
     """A content type or content encoding that this route does not take."""
 
     code = "unsupported_body"
+
+
+class AccessDenied(ServerError):
+    """Not with this key, or not now."""
+
+    code = "access_denied"
+
+
+class Unauthenticated(AccessDenied):
+    """No key, or none that is valid. Which of the two, and why, is not told."""
+
+    code = "unauthenticated"
+
+
+class InsufficientScope(AccessDenied):
+    """The key is valid, and not for this."""
+
+    code = "insufficient_scope"
+
+
+class KeyLimitReached(AccessDenied):
+    """The key's own limit of requests in a second, or at once."""
+
+    code = "key_limit_reached"
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class TooManyAttempts(AccessDenied):
+    """Wrong keys, one after another, from one address."""
+
+    code = "too_many_attempts"
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class ClientGone(ServerError):

@@ -39,6 +39,7 @@ def configure(level: str) -> None:
         logger.handlers.clear()
         logger.propagate = True
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line for every retry
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # two lines before it does anything
     logging.getLogger("uvicorn.access").disabled = True  # the middleware writes that line
 
 

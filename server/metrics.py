@@ -42,6 +42,12 @@ class Metrics:
             ["outcome"],
             registry=self.registry,
         )
+        self._denied = Counter(
+            "foreword_access_denied",
+            "Requests refused for their key or the lack of one, by the error's code.",
+            ["code"],
+            registry=self.registry,
+        )
 
     def completed(self, completion: Completion) -> None:
         """Count a request that was admitted and has ended."""
@@ -61,6 +67,10 @@ class Metrics:
     def uploaded(self, outcome: str) -> None:
         """Count an upload."""
         self._uploads.labels(outcome).inc()
+
+    def denied(self, code: str) -> None:
+        """Count a request that was refused for its key."""
+        self._denied.labels(code).inc()
 
     def watch_engine(
         self, stats: Callable[[], EngineStats], num_restarts: Callable[[], int]

@@ -46,6 +46,17 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
 
+    insecure_no_auth: bool = Field(
+        False,
+        description="Listen beyond loopback although there is no key: whoever reaches the port may "
+        "do everything.",
+    )
+    key_pepper_file: Path | None = Field(
+        None,
+        description="File with the secret that digests of keys are made with; the same for all "
+        "servers of one registry. Default: `pepper` in the store, made at the first start.",
+    )
+
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto",
         description="Where the model runs. `auto`: on CUDA where torch finds it, else on the CPU.",

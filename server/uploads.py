@@ -13,6 +13,7 @@ from typing import ParamSpec, TypeVar
 from safetensors.torch import save as save_tensors
 
 from prefix_store import artifact, formats
+from prefix_store.audit import NOBODY, Actor
 from prefix_store.digest import Digest
 from prefix_store.errors import InvalidName, PrefixStoreError, UnknownTask, UnsupportedMediaType
 from prefix_store.formats import peft
@@ -91,6 +92,7 @@ class Uploads:
         *,
         activate: bool,
         create: bool = False,
+        by: Actor = NOBODY,
         terms: Terms = ANY,
     ) -> Pushed:
         """Make a body the task's next version. Raises `PrefixStoreError`, `ServerError`."""
@@ -105,6 +107,7 @@ class Uploads:
                 draft,
                 activate=activate,
                 create=create,
+                by=by,
                 terms=terms.after(pushed),
             )
         except (PrefixStoreError, ServerError) as exc:

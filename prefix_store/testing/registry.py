@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from prefix_store.audit import Actor
 from prefix_store.digest import Digest
 from prefix_store.errors import (
     IdempotencyMismatch,
@@ -95,7 +96,7 @@ class RegistryContract:
         assert [task.name for task in registry.list_tasks("b", limit=2)] == ["d"]
 
     def test_versions_count_from_one(self, registry: Registry) -> None:
-        first = registry.add_version("x", draft("1"), activate=False, create=True, by="me")
+        first = registry.add_version("x", draft("1"), activate=False, create=True, by=Actor("me"))
         second = registry.add_version("x", draft("2"), activate=False, create=False)
 
         assert (first.version, second.version) == (1, 2)
@@ -124,7 +125,7 @@ class RegistryContract:
     def test_activation_moves_the_pointer(self, registry: Registry) -> None:
         for content in "12":
             registry.add_version("x", draft(content), activate=True, create=True)
-        activation = registry.activate("x", 1, by="me")
+        activation = registry.activate("x", 1, by=Actor("me"))
 
         assert registry.resolve("x").version == registry.get_task("x").active_version == 1
         assert (activation.version, activation.action, activation.by) == (1, "activate", "me")
@@ -150,7 +151,7 @@ class RegistryContract:
             registry.add_version("x", draft(content), activate=True, create=True)
 
         assert registry.rollback("x").version == 2
-        assert registry.rollback("x", by="me").version == 1
+        assert registry.rollback("x", by=Actor("me")).version == 1
         with pytest.raises(NothingToRollBack):
             registry.rollback("x")
         assert registry.resolve("x").version == 1

@@ -13,6 +13,8 @@ from fastapi import Depends, Request, Response
 from fastapi.routing import APIRoute
 
 from prefix_store import strict_json
+from prefix_store.audit import AuditLog
+from prefix_store.keys import KeyStore
 from prefix_store.store import PrefixStore
 from server.engine.client import EngineClient
 from server.errors import InvalidRequest, MalformedRequest, UnsupportedBody
@@ -34,6 +36,8 @@ class Services:
 
     settings: Settings
     store: PrefixStore
+    keys: KeyStore
+    audit: AuditLog
     engine: EngineClient
     tokenizer: Tokenizer
     router: Router

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from prefix_store.reference import MAX_VERSION
 from server.api import problems, sse
+from server.api.access import PrincipalDep, needs
 from server.api.deps import JsonRoute, ServicesDep
 from server.api.disconnect import until_disconnect
 from server.api.schemas import GenerateRequest, GenerateResponse
@@ -40,15 +41,18 @@ class TokenEvent(msgspec.Struct):
     response_model=GenerateResponse,
     responses={200: {"content": {"text/event-stream": {}}, "description": _STREAMED}},
 )
+@needs("generate")
 async def generate(
     body: GenerateRequest,
     request: Request,
     services: ServicesDep,
+    principal: PrincipalDep,
     task: TaskQuery = None,
     version: VersionQuery = None,
 ) -> Response:
     """Complete a prompt behind the task's prefix, whole or token by token."""
     _check_parameters(request)
+    principal.check_task(task)
     completion = await services.router.admit(task, version, body.params())
     headers = target_headers(completion)
     note(request, completion)

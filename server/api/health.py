@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from prefix_store.errors import StorageFailure
+from server.api.access import PrincipalDep, needs, public
 from server.api.deps import Services, ServicesDep
 from server.api.schemas import Health, Info, Limits
 from server.engine.messages import EngineInfo
@@ -17,6 +18,7 @@ _UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"model": Health, "descrip
 
 
 @routes.get("/livez", response_model=Health, responses=_UNAVAILABLE)
+@public
 async def livez(services: ServicesDep) -> Response:
     """Whether the engine's loop still turns. An orchestrator may restart the server if not."""
     limit_s = services.settings.engine_hang_timeout_s
@@ -26,6 +28,7 @@ async def livez(services: ServicesDep) -> Response:
 
 @routes.get("/readyz", response_model=Health, responses=_UNAVAILABLE)
 @routes.get("/health", response_model=Health, responses=_UNAVAILABLE)
+@public
 async def readyz(services: ServicesDep) -> Response:
     """Whether requests are taken: all of them, or but for what `reasons` say."""
     reasons = _reasons(services)
@@ -34,12 +37,15 @@ async def readyz(services: ServicesDep) -> Response:
 
 
 @routes.get("/metrics", response_class=Response)
-async def metrics(services: ServicesDep) -> Response:
+@needs("read")
+async def metrics(services: ServicesDep, principal: PrincipalDep) -> Response:
     """Prometheus' text format."""
+    principal.check_all_tasks()  # their names are labels
     return Response(services.metrics.render(), media_type="text/plain; version=0.0.4")
 
 
 @routes.get("/info", response_model=Info)
+@needs("generate", "read")
 async def info(services: ServicesDep) -> Info:
     """The base model, its geometry, and the server's limits."""
     return describe(services, services.engine.info)

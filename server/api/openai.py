@@ -19,6 +19,7 @@ from fastapi import APIRouter, Request, Response
 from prefix_store.errors import UnknownTask
 from prefix_store.reference import MAX_VERSION
 from server.api import problems, sse
+from server.api.access import Principal, PrincipalDep, needs
 from server.api.deps import JsonRoute, Services, ServicesDep
 from server.api.disconnect import until_disconnect
 from server.api.generate import note, target_headers
@@ -65,9 +66,10 @@ class Answer:
 
 
 @routes.get("/models")
-async def models(services: ServicesDep) -> Response:
+@needs("generate", "read")
+async def models(services: ServicesDep, principal: PrincipalDep) -> Response:
     """The base model, and every task that has an active version."""
-    tasks = await services.off_loop(services.store.list_tasks, None, MAX_MODELS)
+    tasks = await services.off_loop(services.store.list_tasks, None, MAX_MODELS, principal.globs)
     entries = [_model(services.model_name, 0)] + [
         _model(task.name, int(task.created_at.timestamp()))
         for task in tasks
@@ -77,29 +79,37 @@ async def models(services: ServicesDep) -> Response:
 
 
 @routes.post("/completions")
-async def completions(body: CompletionRequest, request: Request, services: ServicesDep) -> Response:
+@needs("generate")
+async def completions(
+    body: CompletionRequest, request: Request, services: ServicesDep, principal: PrincipalDep
+) -> Response:
     """Complete one prompt or several: text, or token ids."""
-    task, version = _target(body.model, services)
+    task, version = _target(body.model, services, principal)
     running = await services.router.admit_all(task, version, body.params())
     answer = _answer("text_completion", body.model, request, body.include_usage)
     return await _respond(answer, running, request, stream=bool(body.stream))
 
 
 @routes.post("/chat/completions")
-async def chat_completions(body: ChatRequest, request: Request, services: ServicesDep) -> Response:
+@needs("generate")
+async def chat_completions(
+    body: ChatRequest, request: Request, services: ServicesDep, principal: PrincipalDep
+) -> Response:
     """Answer chat messages."""
-    task, version = _target(body.model, services)
+    task, version = _target(body.model, services, principal)
     running = [await services.router.admit(task, version, body.params())]
     answer = _answer("chat.completion", body.model, request, body.include_usage)
     return await _respond(answer, running, request, stream=bool(body.stream))
 
 
-def _target(model: str, services: Services) -> tuple[str | None, int | None]:
+def _target(model: str, services: Services, principal: Principal) -> tuple[str | None, int | None]:
     if model == services.model_name:
+        principal.check_task(None)
         return None, None
     match = _MODEL.fullmatch(model)
     if match is None or int(match[2] or 1) not in range(1, MAX_VERSION + 1):
         raise UnknownTask("no task, and not the base model, has this name")
+    principal.check_task(match[1])
     return match[1], int(match[2]) if match[2] else None
 
 

@@ -17,6 +17,7 @@ from starlette.types import Scope
 
 from prefix_store import errors as store
 from server import errors as server
+from server.metrics import Metrics
 
 STATUS: dict[type[Exception], int] = {
     store.InvalidName: 422,
@@ -39,6 +40,9 @@ STATUS: dict[type[Exception], int] = {
     server.BodyTooLarge: 413,
     server.BodyTimeout: 408,
     server.UnsupportedBody: 415,
+    server.Unauthenticated: 401,
+    server.InsufficientScope: 403,
+    server.AccessDenied: 429,
     server.ClientGone: 499,
     server.ServerError: 500,
 }
@@ -65,6 +69,8 @@ def respond(scope: Scope, error: Exception) -> Response:
     headers: dict[str, str] = {}
     if isinstance(error, server.ServerError) and error.retry_after_s is not None:
         headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, server.Unauthenticated):
+        headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, server.HeadTooLarge | server.BodyTimeout | server.BodyTooLarge):
         headers["Connection"] = "close"
     return _response(scope, status_of(error), error.code, str(error), headers=headers)
@@ -82,11 +88,14 @@ def unreadable(*, is_too_large: bool) -> tuple[int, bytes]:
     return status, msgspec.json.encode(_problem(status, error.code, detail, "-"))
 
 
-def install(app: FastAPI, routes: Sequence[APIRoute]) -> None:
+def install(app: FastAPI, routes: Sequence[APIRoute], metrics: Metrics) -> None:
     """Answer every error that reaches the app. `routes`: all of the app's own."""
 
     async def ours(request: Request, error: Exception) -> Response:
         request.state.log["error"] = getattr(error, "code", None)
+        if isinstance(error, server.AccessDenied):
+            # Counted and not audited, or strangers could fill the disk with rows.
+            metrics.denied(error.code)
         return respond(request.scope, error)
 
     async def invalid(request: Request, error: Exception) -> Response:

@@ -8,6 +8,8 @@ from fastapi import Path, Query
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic.types import Strict
 
+from prefix_store.audit import Entry
+from prefix_store.keys import Key
 from prefix_store.manifest import Activation, Manifest, Message, Task
 from prefix_store.reference import MAX_VERSION
 from server.prompt import GenerateParams
@@ -191,6 +193,25 @@ class TextUpload(Body):
 
     text: str | None = Field(None, min_length=1)
     messages: list[Message] | None = Field(None, min_length=1, max_length=1000)
+
+
+class CreatedKey(Key):
+    """A new key."""
+
+    key: str = Field(description="The key itself. Keep it: the server does not.")
+
+
+class KeyList(BaseModel):
+    """All keys."""
+
+    keys: list[Key]
+
+
+class AuditPage(BaseModel):
+    """Some rows of the audit."""
+
+    entries: list[Entry]
+    next_after: int | None = Field(description="Pass it as `after` for the next page.")
 
 
 class Limits(BaseModel):

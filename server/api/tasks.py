@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from prefix_store.errors import TaskExists
 from prefix_store.manifest import Activation, Manifest, Profile, Task
 from prefix_store.terms import Terms
+from server.api.access import PrincipalDep, needs
 from server.api.deps import JsonRoute, Services, ServicesDep
 from server.api.schemas import (
     ActivateRequest,
@@ -30,14 +31,18 @@ After = Annotated[str | None, Query(max_length=63, description="Names behind thi
 
 
 @routes.get("")
-async def list_tasks(services: ServicesDep, limit: Limit = 100, after: After = None) -> TaskPage:
+@needs("read")
+async def list_tasks(
+    services: ServicesDep, principal: PrincipalDep, limit: Limit = 100, after: After = None
+) -> TaskPage:
     """All tasks, a page at a time, in the order of their names."""
-    tasks = await services.off_loop(services.store.list_tasks, after, limit + 1)
+    tasks = await services.off_loop(services.store.list_tasks, after, limit + 1, principal.globs)
     is_last = len(tasks) <= limit
     return TaskPage(tasks=tasks[:limit], next_after=None if is_last else tasks[limit - 1].name)
 
 
 @routes.get("/{task}")
+@needs("read")
 async def get_task(task: TaskPath, services: ServicesDep, response: Response) -> TaskDescription:
     """A task's profile, its active version, and whether that is in memory."""
     found = await services.off_loop(services.store.get_task, task)
@@ -50,45 +55,62 @@ async def get_task(task: TaskPath, services: ServicesDep, response: Response) ->
 
 
 @routes.put("/{task}", responses={201: {"model": Task, "description": "The task is new."}})
+@needs("write")
 async def put_task(
-    task: TaskPath, profile: Profile, services: ServicesDep, asked: AskedDep
+    task: TaskPath,
+    profile: Profile,
+    services: ServicesDep,
+    asked: AskedDep,
+    principal: PrincipalDep,
 ) -> Response:
     """Create a task, or replace its profile."""
     check_profile(profile)
+    by = principal.actor
     if not asked.must_exist:
         with suppress(TaskExists):
-            return _json(await services.write(services.store.create_task, task, profile), 201)
+            created = await services.write(services.store.create_task, task, profile, by=by)
+            return _json(created, 201)
     terms = Terms(asked.revisions)
-    return _json(await services.write(services.store.set_profile, task, profile, terms), 200)
+    changed = await services.write(services.store.set_profile, task, profile, terms, by=by)
+    return _json(changed, 200)
 
 
 @routes.patch("/{task}")
+@needs("write")
 async def patch_task(
     task: TaskPath,
     patch: Annotated[dict[str, Any], Body(description="Parts of a profile. null: the default.")],
     services: ServicesDep,
     asked: AskedDep,
     response: Response,
+    principal: PrincipalDep,
 ) -> Task:
     """Change parts of a task's profile (RFC 7396)."""
     found = await services.off_loop(services.store.get_task, task)
     profile = _patched(found.profile, patch)
     check_profile(profile)
     terms = Terms(asked.revisions)
-    changed = await services.write(services.store.set_profile, task, profile, terms)
+    changed = await services.write(
+        services.store.set_profile, task, profile, terms, by=principal.actor
+    )
     response.headers.update(tag(changed.revision))
     return changed
 
 
 @routes.delete("/{task}", status_code=204)
+@needs("delete")
 async def delete_task(
-    task: TaskPath, request: Request, services: ServicesDep, asked: AskedDep
+    task: TaskPath,
+    request: Request,
+    services: ServicesDep,
+    asked: AskedDep,
+    principal: PrincipalDep,
 ) -> Response:
     """Gone for new requests; those in flight finish."""
 
     async def work(terms: Terms) -> None:
         versions = await services.off_loop(services.store.list_versions, task)
-        await services.write(services.store.delete_task, task, terms)
+        await services.write(services.store.delete_task, task, terms, by=principal.actor)
         for manifest in versions:
             services.uploads.unload(manifest)
 
@@ -96,12 +118,14 @@ async def delete_task(
 
 
 @routes.post("/{task}/activate", response_model=ActivationResponse)
+@needs("promote")
 async def activate(
     task: TaskPath,
     body: ActivateRequest,
     request: Request,
     services: ServicesDep,
     asked: AskedDep,
+    principal: PrincipalDep,
 ) -> Response:
     """Hot swap: new requests get this version, those in flight keep theirs."""
 
@@ -109,15 +133,22 @@ async def activate(
         manifest = await services.off_loop(services.store.get_version, task, body.version)
         answer = _activated(manifest, await services.uploads.load(manifest.digest))
         terms = terms.after(lambda _: answer)
-        await services.write(services.store.activate, task, body.version, terms=terms)
+        await services.write(
+            services.store.activate, task, body.version, by=principal.actor, terms=terms
+        )
         return answer
 
     return await make_change(services, request, task, asked, work, _json)
 
 
 @routes.post("/{task}/rollback", response_model=ActivationResponse)
+@needs("promote")
 async def rollback(
-    task: TaskPath, request: Request, services: ServicesDep, asked: AskedDep
+    task: TaskPath,
+    request: Request,
+    services: ServicesDep,
+    asked: AskedDep,
+    principal: PrincipalDep,
 ) -> Response:
     """Back to the version that was active before."""
 
@@ -126,7 +157,9 @@ async def rollback(
 
     async def work(terms: Terms) -> ActivationResponse:
         terms = terms.after(answer)
-        activation = await services.write(services.store.rollback, task, terms=terms)
+        activation = await services.write(
+            services.store.rollback, task, by=principal.actor, terms=terms
+        )
         answered = await services.off_loop(answer, activation)
         warning = await services.uploads.load(answered.digest)
         return answered.model_copy(update={"warning": warning})

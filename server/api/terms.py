@@ -14,6 +14,7 @@ from fastapi import Depends, Header, Request, Response
 from prefix_store.digest import Digest
 from prefix_store.errors import RequestInProgress
 from prefix_store.terms import Once, Terms
+from server.api.access import get_principal
 from server.api.deps import Services
 from server.errors import MalformedRequest
 
@@ -75,14 +76,16 @@ async def make_change(
     """
     if asked.key is None:
         return respond(await work(Terms(asked.revisions)))
+    principal = get_principal(request)
     once = Once(
+        principal=principal.actor.key or "",
         route=f"{request.method} {request.scope['route'].path}",
         task=task,
         key=asked.key,
         request_digest=await services.off_loop(_digest, request, await request.body()),
         answer=lambda result: _kept(respond(result)),
     )
-    name = (once.route, once.task, once.key)
+    name = (once.principal, once.route, once.task, once.key)
     if name in services.in_progress:
         raise RequestInProgress("the first request with this idempotency key is not answered yet")
     services.in_progress.add(name)

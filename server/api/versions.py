@@ -10,6 +10,7 @@ from prefix_store import formats
 from prefix_store.digest import Digest
 from prefix_store.manifest import Manifest
 from prefix_store.terms import Terms
+from server.api.access import Principal, PrincipalDep, needs
 from server.api.deps import JsonRoute, Services, ServicesDep
 from server.api.schemas import TaskPath, TextUpload, Uploaded, VersionList, VersionPath
 from server.api.terms import Asked, AskedDep, make_change
@@ -51,27 +52,39 @@ Format = Annotated[
     responses={201: {"model": Uploaded, "description": "The task is new."}},
     openapi_extra=_BODY,
 )
+@needs("write")
 async def put_prefix(
-    task: TaskPath, request: Request, services: ServicesDep, asked: AskedDep
+    task: TaskPath,
+    request: Request,
+    services: ServicesDep,
+    asked: AskedDep,
+    principal: PrincipalDep,
 ) -> Response:
     """The short way: upload, verify, make active; creates the task if it is new."""
     create = not asked.must_exist
-    return await _push(task, request, services, asked, activate=True, create=create, new_is=200)
+    return await _push(
+        task, request, services, asked, principal, activate=True, create=create, new_is=200
+    )
 
 
 @routes.post("/{task}/versions", response_model=Uploaded, status_code=201, openapi_extra=_BODY)
+@needs("write")
 async def post_version(
     task: TaskPath,
     request: Request,
     services: ServicesDep,
     asked: AskedDep,
+    principal: PrincipalDep,
     activate: Activate = False,
 ) -> Response:
     """Upload a version of a task that exists."""
-    return await _push(task, request, services, asked, activate=activate, create=False, new_is=201)
+    return await _push(
+        task, request, services, asked, principal, activate=activate, create=False, new_is=201
+    )
 
 
 @routes.get("/{task}/versions")
+@needs("read")
 async def list_versions(task: TaskPath, services: ServicesDep) -> VersionList:
     """All versions, and the history of which one was active."""
     found = await services.off_loop(services.store.get_task, task)
@@ -87,30 +100,36 @@ async def list_versions(task: TaskPath, services: ServicesDep) -> VersionList:
 
 
 @routes.get("/{task}/versions/{version}")
+@needs("read")
 async def get_version(task: TaskPath, version: VersionPath, services: ServicesDep) -> Manifest:
     """The manifest: what was uploaded, what was checked, what prompts have to look like."""
     return await services.off_loop(services.store.get_version, task, version)
 
 
 @routes.delete("/{task}/versions/{version}", status_code=204)
+@needs("delete")
 async def delete_version(
     task: TaskPath,
     version: VersionPath,
     request: Request,
     services: ServicesDep,
     asked: AskedDep,
+    principal: PrincipalDep,
 ) -> Response:
     """Delete a version that is not active. Requests in flight finish."""
 
     async def work(terms: Terms) -> None:
         manifest = await services.off_loop(services.store.get_version, task, version)
-        await services.write(services.store.delete_version, task, version, terms)
+        await services.write(
+            services.store.delete_version, task, version, terms, by=principal.actor
+        )
         services.uploads.unload(manifest)
 
     return await make_change(services, request, task, asked, work, lambda _: Response(b"", 204))
 
 
 @routes.get("/{task}/versions/{version}/prefix", response_class=Response, responses=_DOWNLOAD)
+@needs("read")
 async def download(
     task: TaskPath, version: VersionPath, services: ServicesDep, format: Format = "artifact"
 ) -> Response:
@@ -136,12 +155,15 @@ async def _push(
     request: Request,
     services: Services,
     asked: Asked,
+    principal: Principal,
     *,
     activate: bool,
     create: bool,
     new_is: int,
 ) -> Response:
     """`new_is`: the status for a new version of a task that is not new."""
+    if activate:
+        principal.require("promote")
     services.router.check_open()
     media_type = request.headers.get("content-type", "")
     await services.uploads.expect(task, media_type, create=create)  # before the body is read
@@ -149,7 +171,13 @@ async def _push(
 
     async def work(terms: Terms) -> Pushed:
         pushed = await services.uploads.push(
-            task, body, media_type, activate=activate, create=create, terms=terms
+            task,
+            body,
+            media_type,
+            activate=activate,
+            create=create,
+            by=principal.actor,
+            terms=terms,
         )
         request.state.log |= {"task": task, "version": pushed.manifest.version}
         return pushed

@@ -11,8 +11,11 @@ from sqlite3 import Connection as SqliteConnection
 from typing import Any, TypeVar
 from unittest.mock import patch
 
-from prefix_store import answers, blobs, database
+from sqlalchemy import Connection
+
+from prefix_store import answers, audit, blobs, database
 from prefix_store.blobs import FileBlobStore
+from prefix_store.database import Database
 from prefix_store.digest import Digest
 from prefix_store.manifest import Manifest
 from prefix_store.registry import Registry
@@ -74,6 +77,29 @@ def answer_after_the_commit() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def audit_after_the_commit() -> Iterator[None]:
+    append, write = audit.append, Database.write
+    late: list[Callable[[Connection], None]] = []
+
+    def append_later(connection: Connection, *args: Any, **kwargs: Any) -> None:
+        late.append(lambda connection: append(connection, *args, **kwargs))
+
+    @contextmanager
+    def write_then_audit(self: Database) -> Iterator[Connection]:
+        with write(self) as connection:
+            yield connection
+        while late:
+            with write(self) as connection:
+                late.pop()(connection)
+
+    with (
+        patch.object(audit, "append", append_later),
+        patch.object(Database, "write", write_then_audit),
+    ):
+        yield
+
+
 def no_grace() -> AbstractContextManager[object]:
     delete = FileBlobStore.delete
     return patch.object(FileBlobStore, "delete", lambda self, digest, **_: delete(self, digest))
@@ -124,6 +150,7 @@ MUTANTS: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "written in place": written_in_place,
     "no transactions": no_transactions,
     "answer after the commit": answer_after_the_commit,
+    "audit after the commit": audit_after_the_commit,
     "no grace": no_grace,
     "no file fsync": no_file_fsync,
     "no folder fsync": no_folder_fsync,

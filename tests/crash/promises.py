@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from prefix_store.audit import AuditLog
 from prefix_store.digest import Digest
 from prefix_store.errors import PrefixStoreError
 from prefix_store.store import PrefixStore
@@ -19,20 +21,27 @@ class TaskState:
     active: int | None
     versions: dict[int, str]
     history: list[int]
+    num_audited: int
 
 
 State = dict[str, TaskState]
 
 
 def state_of(store: PrefixStore) -> State:
+    audited = Counter(row.task for row in audit_of(store).entries(limit=1000))
     return {
         task.name: TaskState(
             task.active_version,
             {manifest.version: manifest.digest for manifest in store.list_versions(task.name)},
             [activation.version for activation in store.history(task.name)],
+            audited[task.name],
         )
         for task in store.list_tasks()
     }
+
+
+def audit_of(store: PrefixStore) -> AuditLog:
+    return AuditLog(store._registry.database)
 
 
 def states_of(operation: str, folder: Path) -> list[State]:
@@ -69,6 +78,8 @@ def _lost(store: PrefixStore, folder: Path, operation: str, states: list[State])
         yield "the database is damaged"
     if state_of(store) not in states:
         yield "not the state before the step or after it"
+    if audit_of(store).verify() is not None:
+        yield "the audit is broken"
     yield from damaged_blobs(store, folder)
     if operation != "everything" and not path_of(folder, Digest.of(b"young")).exists():
         yield "the blob of an upload under way is gone"

@@ -71,6 +71,7 @@ def test_a_kill_at_any_system_call_keeps_every_promise(
         ("upload", "no transactions", "not the state before the step or after it"),
         ("upload", "answer after the commit", "what was asked for twice counted twice"),
         ("upload", "no grace", "refused unknown_digest"),
+        ("activate", "audit after the commit", "not the state before the step or after it"),
         ("activate", "no transactions", "not the state before the step or after it"),
         ("delete", "no transactions", "not the state before the step or after it"),
         ("collect", "no grace", "the blob of an upload under way is gone"),

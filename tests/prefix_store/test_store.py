@@ -12,6 +12,7 @@ import pytest
 
 import prefix_store
 from prefix_store import artifact
+from prefix_store.audit import Actor
 from prefix_store.blobs import FileBlobStore
 from prefix_store.digest import Digest
 from prefix_store.errors import DigestMismatch, UnknownDigest, UnknownTask, VersionQuarantined
@@ -54,7 +55,7 @@ def push(store: PrefixStore, content: str, task: str = "x") -> Digest:
 def test_a_prefix_is_put_pushed_resolved_and_opened(store: PrefixStore, prefix: Prefix) -> None:
     digest, num_bytes = store.put(prefix)
     wanted = draft().model_copy(update={"digest": str(digest), "num_bytes": num_bytes})
-    manifest = store.push("x", wanted, activate=True, create=True, by="me")
+    manifest = store.push("x", wanted, activate=True, create=True, by=Actor("me"))
     data = store.open(Digest(store.resolve("x").digest))
 
     assert store.resolve("x") == store.resolve("x", 1) == manifest

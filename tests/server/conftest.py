@@ -10,8 +10,10 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from prefix_store.audit import AuditLog
 from prefix_store.blobs import FileBlobStore
 from prefix_store.digest import Digest
+from prefix_store.keys import KeyStore
 from prefix_store.registry import Registry
 from prefix_store.store import PrefixStore
 from server.api.deps import Services
@@ -44,10 +46,25 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[PrefixStore]:
+def registry(tmp_path: Path) -> Iterator[Registry]:
     registry = Registry(f"sqlite:///{tmp_path / 'registry.db'}")
-    yield PrefixStore(FileBlobStore(tmp_path / "blobs"), registry)
+    yield registry
     registry.close()
+
+
+@pytest.fixture
+def store(tmp_path: Path, registry: Registry) -> PrefixStore:
+    return PrefixStore(FileBlobStore(tmp_path / "blobs"), registry)
+
+
+@pytest.fixture
+def keys(registry: Registry) -> KeyStore:
+    return KeyStore(registry.database, b"pepper" * 8)
+
+
+@pytest.fixture
+def audit(registry: Registry) -> AuditLog:
+    return AuditLog(registry.database)
 
 
 @pytest.fixture
@@ -65,9 +82,14 @@ def engine(store: PrefixStore) -> FakeEngine:
 
 @pytest.fixture
 def app(
-    settings: Settings, store: PrefixStore, engine: FakeEngine, tokenizer: Tokenizer
+    settings: Settings,
+    store: PrefixStore,
+    keys: KeyStore,
+    audit: AuditLog,
+    engine: FakeEngine,
+    tokenizer: Tokenizer,
 ) -> FastAPI:
-    return create_app(settings, store, engine, tokenizer, "tiny")  # type: ignore[arg-type]
+    return create_app(settings, store, keys, audit, engine, tokenizer, "tiny")  # type: ignore[arg-type]
 
 
 @pytest.fixture

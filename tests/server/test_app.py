@@ -8,6 +8,8 @@ import msgspec
 import pytest
 from fastapi import FastAPI
 
+from prefix_store.audit import AuditLog
+from prefix_store.keys import KeyStore
 from prefix_store.store import PrefixStore
 from server import logs
 from server.api.deps import Services
@@ -21,11 +23,16 @@ from tests.server.fakes import FakeEngine
 
 @pytest.fixture
 def demo_app(
-    settings: Settings, store: PrefixStore, engine: FakeEngine, tokenizer: Tokenizer
+    settings: Settings,
+    store: PrefixStore,
+    keys: KeyStore,
+    audit: AuditLog,
+    engine: FakeEngine,
+    tokenizer: Tokenizer,
 ) -> FastAPI:
     engine.info_or_none = msgspec.structs.replace(engine.info, max_model_len=4096)
     with_demo = settings.model_copy(update={"demo": True})
-    return create_app(with_demo, store, engine, tokenizer, "tiny")  # type: ignore[arg-type]
+    return create_app(with_demo, store, keys, audit, engine, tokenizer, "tiny")  # type: ignore[arg-type]
 
 
 async def test_demo_tasks_are_made_once(demo_app: FastAPI, engine: FakeEngine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from hashlib import sha256
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -104,6 +105,30 @@ def download(task: str, number: int, format: str | None) -> Call[bytes]:
         return Call("GET", path, _artifact, repeatable=True)
     params: dict[str, str | int] = {"format": format}
     return Call("GET", path, lambda response: response.content, params=params, repeatable=True)
+
+
+def keys() -> Call[types.KeyList]:
+    return Call("GET", "/keys", _as(types.KeyList), repeatable=True)
+
+
+def create_key(
+    name: str, scopes: Sequence[str], tasks: Sequence[str], options: Mapping[str, Any]
+) -> Call[types.CreatedKey]:
+    known = _only(options, types.KeyOptions.__annotations__)
+    fields = {"name": name, "scopes": list(scopes), "tasks": list(tasks)}
+    fields |= {k: v for k, v in known.items() if v is not None}
+    if isinstance(expires_at := fields.get("expires_at"), datetime):
+        fields["expires_at"] = expires_at.isoformat()
+    return Call("POST", "/keys", _as(types.CreatedKey), body=_body.of_json(fields))
+
+
+def revoke_key(id: str) -> Call[None]:
+    return Call("DELETE", _path("keys", id), _nothing, repeatable=True)
+
+
+def audit(after: int) -> Call[types.AuditPage]:
+    params: dict[str, str | int] = {"after": after, "limit": 1000}
+    return Call("GET", "/audit", _as(types.AuditPage), params=params, repeatable=True)
 
 
 def info() -> Call[types.Info]:

@@ -152,6 +152,28 @@ class AsyncClient:
         """A version's artifact (safetensors), or the tar of a folder that PEFT loads."""
         return await self._call(_calls.download(task, number, format))
 
+    async def keys(self) -> list[types.Key]:
+        """All keys of the server, oldest first. Needs the scope `admin`, as the next three do."""
+        return (await self._call(_calls.keys())).keys
+
+    async def create_key(
+        self,
+        name: str,
+        scopes: Sequence[str],
+        tasks: Sequence[str] = ("*",),
+        **options: Unpack[types.KeyOptions],
+    ) -> types.CreatedKey:
+        """Make a key for some scopes and tasks. Its `key` is shown this once."""
+        return await self._call(_calls.create_key(name, scopes, tasks, options))
+
+    async def revoke_key(self, id: str) -> None:
+        """Make a key invalid, for good, within ten seconds."""
+        await self._call(_calls.revoke_key(id))
+
+    async def audit(self, after: int = 0) -> list[types.AuditEntry]:
+        """Who changed what: at most 1000 rows behind the row `after`, in order."""
+        return (await self._call(_calls.audit(after))).entries
+
     async def info(self) -> types.Info:
         """The base model and the server around it."""
         return await self._call(_calls.info())

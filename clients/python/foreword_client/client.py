@@ -150,6 +150,28 @@ class Client:
         """A version's artifact (safetensors), or the tar of a folder that PEFT loads."""
         return self._call(_calls.download(task, number, format))
 
+    def keys(self) -> list[types.Key]:
+        """All keys of the server, oldest first. Needs the scope `admin`, as the next three do."""
+        return self._call(_calls.keys()).keys
+
+    def create_key(
+        self,
+        name: str,
+        scopes: Sequence[str],
+        tasks: Sequence[str] = ("*",),
+        **options: Unpack[types.KeyOptions],
+    ) -> types.CreatedKey:
+        """Make a key for some scopes and tasks. Its `key` is shown this once."""
+        return self._call(_calls.create_key(name, scopes, tasks, options))
+
+    def revoke_key(self, id: str) -> None:
+        """Make a key invalid, for good, within ten seconds."""
+        self._call(_calls.revoke_key(id))
+
+    def audit(self, after: int = 0) -> list[types.AuditEntry]:
+        """Who changed what: at most 1000 rows behind the row `after`, in order."""
+        return self._call(_calls.audit(after)).entries
+
     def info(self) -> types.Info:
         """The base model and the server around it."""
         return self._call(_calls.info())

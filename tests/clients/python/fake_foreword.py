@@ -56,6 +56,9 @@ class FakeForeword:
                 Route("/tasks/{task}/versions/{n}/prefix", self._download),
                 Route("/tasks/{task}/activate", self._activated, methods=["POST"]),
                 Route("/tasks/{task}/rollback", self._activated, methods=["POST"]),
+                Route("/keys", self._keys, methods=["GET", "POST"]),
+                Route("/keys/{id}", self._key, methods=["DELETE"]),
+                Route("/audit", self._audit),
             ]
         )
 
@@ -147,6 +150,22 @@ class FakeForeword:
         name = request.path_params["task"]
         return JSONResponse({"task": name, "active_version": 2, "digest": DIGEST, "warning": None})
 
+    async def _keys(self, request: Request) -> Response:
+        body = await self._note(request)
+        if request.method == "POST":
+            return JSONResponse(key(**json.loads(body)) | {"key": "fwd_k1_secret"}, 201)
+        return JSONResponse({"keys": [key("one", ["read"], ["*"])]})
+
+    async def _key(self, request: Request) -> Response:
+        await self._note(request)
+        return Response(status_code=204)
+
+    async def _audit(self, request: Request) -> Response:
+        await self._note(request)
+        row = {"seq": 8, "at": NOW, "action": "rollback", "task": "x", "version": 2}
+        hashes = {"prev_hash": "a" * 64, "hash": "b" * 64}
+        return JSONResponse({"entries": [row | hashes], "next_after": None})
+
 
 def problem(status: int, code: str, detail: str) -> Response:
     told = {"type": "about:blank", "title": "No", "status": status, "code": code, "detail": detail}
@@ -161,6 +180,11 @@ def task(name: str) -> dict[str, Any]:
     profile = {"description": f"[bold]{name}[/bold]", "template": None, "chat": False}
     times = {"created_at": NOW, "updated_at": NOW}
     return {"name": name, "profile": profile, "active_version": 3, "num_versions": 3} | times
+
+
+def key(name: str, scopes: list[str], tasks: list[str], **limits: Any) -> dict[str, Any]:
+    made = {"id": "k1", "created_at": NOW, "created_by": None, "revoked_at": None}
+    return {"name": name, "scopes": scopes, "tasks": tasks} | limits | made
 
 
 def manifest(name: str, number: int) -> dict[str, Any]:

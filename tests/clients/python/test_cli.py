@@ -38,6 +38,17 @@ def test_generate_writes_the_text(run: Run, server: FakeForeword) -> None:
     assert server.seen[0][1] == "/generate?task=x"
 
 
+def test_a_key_is_given_or_taken_from_the_environment(
+    run: Run, server: FakeForeword, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("--api-key", "fwd_typed", "tasks")
+    monkeypatch.setenv("FOREWORD_API_KEY", "fwd_set")
+    run("generate", "hi")
+
+    sent = [headers["authorization"] for _, _, headers, _ in server.seen]
+    assert sent == ["Bearer fwd_typed"] * 2 + ["Bearer fwd_set"]
+
+
 def test_generate_streams_and_tells_what_it_took(run: Run, server: FakeForeword) -> None:
     done = run("generate", "hi", "-t", "x", "--stream", "-v")
 

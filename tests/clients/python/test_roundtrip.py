@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,27 @@ def test_every_other_call_says_what_the_contract_says(
         ("DELETE", "/tasks/x/versions/3"),
     ]
     assert server.bodies() == [{"description": "d"}, {"template": None}, {"version": 2}]
+
+
+def test_keys_are_made_listed_and_revoked(connect: Connect, server: FakeForeword) -> None:
+    client = connect(server.url, api_key="fwd_mine")
+    ends = datetime(2030, 1, 1, tzinfo=UTC)
+
+    made = client.create_key("ci", ["read"], ["a-*"], expires_at=ends, burst=3)
+    listed = client.keys()
+    client.revoke_key(made.id)
+    rows = client.audit(after=7)
+
+    assert (made.key, made.name, made.expires_at, made.burst) == ("fwd_k1_secret", "ci", ends, 3)
+    assert [(key.id, key.scopes, key.tasks) for key in listed] == [("k1", ["read"], ["*"])]
+    assert [(row.seq, row.action, row.by) for row in rows] == [(8, "rollback", None)]
+    assert [(method, where) for method, where, _, _ in server.seen] == [
+        ("POST", "/keys"),
+        ("GET", "/keys"),
+        ("DELETE", "/keys/k1"),
+        ("GET", "/audit?after=7&limit=1000"),
+    ]
+    assert all(headers["authorization"] == "Bearer fwd_mine" for _, _, headers, _ in server.seen)
 
 
 def test_a_client_connects_again_when_the_server_comes_up_late(

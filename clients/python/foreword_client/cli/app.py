@@ -82,11 +82,21 @@ def _options(
             show_default=False,
         ),
     ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="FOREWORD_API_KEY",
+            metavar="KEY",
+            help="For a server that asks for one. Other users of this machine see what is typed: "
+            "better set the variable.",
+            show_default=False,
+        ),
+    ] = None,
     version: Annotated[bool, typer.Option("--version", help="Tell the version of this client.")] = (
         False
     ),
 ) -> None:
-    ctx.obj = url
+    ctx.obj = url, api_key
     if version:
         typer.echo(f"foreword-client {__version__}")
         raise typer.Exit
@@ -100,7 +110,6 @@ def make_app() -> typer.Typer:
     app.callback(
         invoke_without_command=True,
         help=_HELP,
-        epilog="The key of a server that asks for one is taken from FOREWORD_API_KEY.",
         context_settings={"help_option_names": ["--help", "-h"]},
     )(_options)
     app.command()(generate.generate)

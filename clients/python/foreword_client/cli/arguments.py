@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from foreword_client.client import Client
 from foreword_client.types import ProfileFields
 
 Task = Annotated[str, typer.Argument(metavar="TASK", help="The task's name.")]
@@ -35,6 +36,12 @@ Chat = Annotated[
         rich_help_panel="Profile",
     ),
 ]
+
+
+def connect(ctx: typer.Context) -> Client:
+    """To the server that the options in front of the command name."""
+    url, api_key = ctx.obj
+    return Client(url, api_key=api_key)
 
 
 def profile(description: str | None, template: str | None, chat: bool | None) -> ProfileFields:

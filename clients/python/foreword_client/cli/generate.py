@@ -111,7 +111,7 @@ def generate(
     if prompt == "-" or (prompt is None and messages is None and not field):
         prompt = _from_stdin()
     streams = stream if stream is not None else sys.stdout.isatty() and not as_json
-    with Client(ctx.obj) as client:
+    with arguments.connect(ctx) as client:
         if streams:
             _stream(client, prompt, task, version, options, as_json=as_json, verbose=verbose)
             return

@@ -16,7 +16,11 @@ from foreword_client.errors import ForewordError
 GROUP = "foreword.commands"
 PANEL = "Server"
 
-_HELP = {"serve": "Start the server: one base model, all tasks."}
+_HELP = {
+    "serve": "Start the server: one base model, all tasks.",
+    "keys": "Make, list and revoke keys, on the server's machine.",
+    "audit": "Verify and export who changed what, on the server's machine.",
+}
 
 
 class PluginError(ForewordError):

@@ -9,12 +9,11 @@ import typer
 
 from foreword_client import types
 from foreword_client.cli import arguments, output
-from foreword_client.client import Client
 
 
 def tasks(ctx: typer.Context, as_json: arguments.AsJson = False) -> None:
     """List all tasks."""
-    with Client(ctx.obj) as client:
+    with arguments.connect(ctx) as client:
         found = client.tasks()
     if as_json:
         output.show_json(found)
@@ -48,7 +47,7 @@ def task(
 ) -> None:
     """Show a task, or change its profile."""
     changes = arguments.profile(description, template, chat)
-    with Client(ctx.obj) as client:
+    with arguments.connect(ctx) as client:
         if changes:
             client.update_task(name, **changes)
         found = client.task(name)
@@ -83,7 +82,7 @@ def _active(task: types.Task) -> str:
 
 def rollback(ctx: typer.Context, task: arguments.Task, as_json: arguments.AsJson = False) -> None:
     """Go back to the version that was active before."""
-    with Client(ctx.obj) as client:
+    with arguments.connect(ctx) as client:
         show_activated(client.rollback(task), as_json=as_json)
 
 
@@ -112,7 +111,7 @@ def delete(
     what = f"task {task} with all its versions" if version is None else f"{task} v{version}"
     if not yes:
         _confirm(f"Delete {what}?")
-    with Client(ctx.obj) as client:
+    with arguments.connect(ctx) as client:
         if version is None:
             client.delete_task(task)
         else:
@@ -133,7 +132,7 @@ def _confirm(question: str) -> None:
 
 def info(ctx: typer.Context, as_json: arguments.AsJson = False) -> None:
     """Tell what the server runs: base model, geometry, limits."""
-    with Client(ctx.obj) as client:
+    with arguments.connect(ctx) as client:
         found = client.info()
         is_ready = client.is_ready()
     if as_json:

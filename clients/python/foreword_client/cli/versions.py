@@ -12,7 +12,6 @@ import typer
 from foreword_client import types
 from foreword_client.cli import arguments, output
 from foreword_client.cli.tasks import show_activated
-from foreword_client.client import Client
 
 
 def push(
@@ -54,7 +53,7 @@ def push(
         raise typer.BadParameter("give exactly one of SOURCE, --text and --messages")
     chat_messages = None if messages is None else arguments.messages(messages)
     changes = arguments.profile(description, template, chat)
-    with Client(ctx.obj) as client:
+    with arguments.connect(ctx) as client:
         uploaded = client.push(
             task, source, text=text, messages=chat_messages, activate=activate, **changes
         )
@@ -84,7 +83,7 @@ def versions(
     as_json: arguments.AsJson = False,
 ) -> None:
     """List a task's versions; a star marks the active one."""
-    with Client(ctx.obj) as client:
+    with arguments.connect(ctx) as client:
         found = client.versions(task)
     if as_json:
         output.show_json(found)
@@ -119,7 +118,7 @@ def activate(
     as_json: arguments.AsJson = False,
 ) -> None:
     """Let a version answer from now on, without a restart."""
-    with Client(ctx.obj) as client:
+    with arguments.connect(ctx) as client:
         show_activated(client.activate(task, version), as_json=as_json)
 
 
@@ -137,7 +136,7 @@ def download(
     as_json: arguments.AsJson = False,
 ) -> None:
     """Download a version's prefix."""
-    with Client(ctx.obj) as client:
+    with arguments.connect(ctx) as client:
         data = client.download(task, version, format="peft" if peft else None)
         manifest = client.version(task, version) if as_json else None
     if to == Path("-"):
