@@ -1,5 +1,5 @@
-"""Ten thousand mixed requests over 32 tasks, swaps and cancels among them: no output is influenced by
-another task. And deliberately broken engines, each of which this must notice."""
+"""Ten thousand mixed requests over 32 tasks, swaps and cancels among them: no output is influenced
+by another task. And deliberately broken engines, each of which this must notice."""
 
 from __future__ import annotations
 
