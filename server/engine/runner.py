@@ -17,7 +17,8 @@ from server.engine.sampler import SampleRow, sample
 
 
 class Runner:
-    """Owns the model. `embeds` holds soft prompts [L, hidden_size], by request id."""
+    """Owns the model. `embeds` holds soft prompts [L, hidden_size], by request id; `probes` keeps
+    the logits [vocab_size] of those requests that it names."""
 
     def __init__(
         self,
@@ -29,11 +30,13 @@ class Runner:
         self._backend = backend
         self._prefix_of = prefix_of
         self.embeds: dict[int, Tensor] = {}
+        self.probes: dict[int, Tensor | None] = {}
 
     def run(self, batch: Batch) -> list[int]:
         """One token for each of `batch.sampled`, `sampler.INVALID` where the logits hold NaN."""
         step = planner.plan(batch, self._prefix_of, str(self._model.device))
         logits = self.forward(step)
+        self._keep_probed(batch, logits)
         rows = [SampleRow(c.seq.sampling, c.seq.num_completion_tokens) for c in batch.sampled]
         return sample(logits, rows) if rows else []
 
@@ -49,6 +52,11 @@ class Runner:
         )
         logits: Tensor = output.logits[0]
         return logits
+
+    def _keep_probed(self, batch: Batch, logits: Tensor) -> None:
+        for chunk, row in zip(batch.sampled, logits, strict=True):
+            if chunk.seq.request_id in self.probes:
+                self.probes[chunk.seq.request_id] = row.float().clone()
 
     def _inputs(self, step: Step) -> dict[str, Tensor]:
         """Token ids, or embeddings where some rows are a soft prompt, which has no ids."""

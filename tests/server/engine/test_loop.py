@@ -32,6 +32,7 @@ class FakeRunner:
 
     def __init__(self) -> None:
         self.embeds: dict[int, Tensor] = {}
+        self.probes: dict[int, Tensor | None] = {}
         self.batches: list[list[int]] = []
 
     def run(self, batch: Batch) -> list[int]:
