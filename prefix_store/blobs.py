@@ -28,17 +28,28 @@ class BlobStore(Protocol):
         ...
 
     def get(self, digest: Digest) -> bytes:
-        """Raises `UnknownDigest` or, if the bytes rotted, `DigestMismatch`."""
+        """Raises `UnknownDigest` or, if the bytes rotted, `DigestMismatch`.
+
+        Rotten bytes are moved aside, into quarantine, until the same blob is put again.
+        """
+        ...
+
+    def quarantined(self) -> set[Digest]:
+        """The blobs that were found rotten and not put again."""
         ...
 
     def exists(self, digest: Digest) -> bool: ...
 
     def delete(self, digest: Digest, *, older_than_s: float = 0.0) -> bool:
-        """Whether a blob of at least that age was there, and is gone now."""
+        """Whether a blob of at least that age was there, or in quarantine, and is gone now."""
         ...
 
     def age_s(self, digest: Digest) -> float:
         """Seconds since the last `put`. Raises `UnknownDigest`."""
+        ...
+
+    def sweep(self) -> None:
+        """Remove what writers that died have left."""
         ...
 
     def __iter__(self) -> Iterator[Digest]: ...
@@ -47,15 +58,17 @@ class BlobStore(Protocol):
 class FileBlobStore:
     """Blobs as files, `<root>/sha256/ab/cdef...`, each written whole and then renamed into place.
 
-    Any number of processes of one machine may share a root.
+    Any number of processes of one machine may share a root. Rotten ones lie in
+    `<root>/quarantine/`, under their digest.
     """
 
     def __init__(self, root: Path) -> None:
         self._blobs = root / "sha256"
         self._temp = root / "tmp"
+        self._quarantine = root / "quarantine"
         self._lock = root / "lock"
         with _refused("be opened"):
-            for folder in (self._blobs, self._temp):
+            for folder in (self._blobs, self._temp, self._quarantine):
                 folder.mkdir(parents=True, exist_ok=True)
             self._lock.touch()
             for folder in (root, root.parent):
@@ -71,6 +84,7 @@ class FileBlobStore:
             # Also for a blob that was there: whoever wrote it may have died before this line.
             for folder in (path.parent, self._blobs):
                 _sync_folder(folder)
+            self._aside(digest).unlink(missing_ok=True)
         return digest
 
     def get(self, digest: Digest) -> bytes:
@@ -78,17 +92,33 @@ class FileBlobStore:
             try:
                 data = self._path(digest).read_bytes()
             except FileNotFoundError:
+                if self._aside(digest).exists():
+                    raise _rotten(digest) from None
                 raise UnknownDigest(f"no blob {digest}") from None
         if Digest.of(data) != digest:
-            raise DigestMismatch(f"the stored bytes of {digest} have changed")
+            with suppress(StorageFailure):  # where nothing can be moved, it is found again
+                self._set_aside(digest)
+            raise _rotten(digest)
         return data
 
+    def quarantined(self) -> set[Digest]:
+        found = set()
+        with _refused("be listed"):
+            for path in self._quarantine.iterdir():
+                with suppress(ValueError):
+                    found.add(Digest(f"sha256:{path.name}"))
+        return {digest for digest in found if not self.exists(digest)}
+
     def exists(self, digest: Digest) -> bool:
-        return self._path(digest).is_file()
+        with _refused("be read"):
+            return self._path(digest).is_file()
 
     def delete(self, digest: Digest, *, older_than_s: float = 0.0) -> bool:
         # Exclusive: a `put` of the same bytes must not make the blob young between look and unlink.
         with _refused("be deleted"), self._locked(fcntl.LOCK_EX), suppress(UnknownDigest):
+            if self._aside(digest).exists():
+                self._aside(digest).unlink()
+                return True
             if self.age_s(digest) >= older_than_s:
                 self._path(digest).unlink()
                 return True
@@ -103,9 +133,10 @@ class FileBlobStore:
         return max(0.0, time.time() - written_at)
 
     def __iter__(self) -> Iterator[Digest]:
-        for path in self._blobs.glob("??/*"):
-            with suppress(ValueError):  # a file that somebody else put there
-                yield Digest(f"sha256:{path.parent.name}{path.name}")
+        with _refused("be listed"):
+            for path in self._blobs.glob("??/*"):
+                with suppress(ValueError):  # a file that somebody else put there
+                    yield Digest(f"sha256:{path.parent.name}{path.name}")
 
     def sweep(self) -> None:
         """Remove what writers that died have left, once it is an hour old."""
@@ -117,6 +148,20 @@ class FileBlobStore:
 
     def _path(self, digest: Digest) -> Path:
         return self._blobs / digest.hex[:2] / digest.hex[2:]
+
+    def _aside(self, digest: Digest) -> Path:
+        return self._quarantine / digest.hex
+
+    def _set_aside(self, digest: Digest) -> None:
+        """Unless somebody has put the blob again, or set it aside, since it was read."""
+        path = self._path(digest)
+        with (
+            _refused("be put aside"),
+            self._locked(fcntl.LOCK_EX),
+            suppress(FileNotFoundError),
+        ):
+            if Digest.of(path.read_bytes()) != digest:
+                path.replace(self._aside(digest))
 
     def _write(self, path: Path, data: bytes) -> None:
         path.parent.mkdir(exist_ok=True)
@@ -136,6 +181,10 @@ class FileBlobStore:
         with self._lock.open("rb") as file:  # closing it lets go of the lock
             fcntl.flock(file, kind)
             yield
+
+
+def _rotten(digest: Digest) -> DigestMismatch:
+    return DigestMismatch(f"the stored bytes of {digest} have changed: upload them again")
 
 
 def _refresh(path: Path, digest: Digest) -> bool:

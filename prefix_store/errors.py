@@ -12,6 +12,10 @@ What can go wrong in a prefix store. Nothing here knows about HTTP.
     + VersionActive
     + NothingActive
     + NothingToRollBack
+    + VersionQuarantined
+    + RequestInProgress
+  x PreconditionFailed
+  x IdempotencyMismatch
   x InvalidUpload
     + UnsupportedMediaType
     + InvalidArtifact
@@ -93,6 +97,30 @@ class NothingToRollBack(Conflict):
     """No earlier activation is left to go back to."""
 
     code = "nothing_to_roll_back"
+
+
+class VersionQuarantined(Conflict):
+    """The version's stored bytes have changed. Uploading the same bytes again heals it."""
+
+    code = "version_quarantined"
+
+
+class RequestInProgress(Conflict):
+    """Another request with the same idempotency key has not been answered yet."""
+
+    code = "request_in_progress"
+
+
+class PreconditionFailed(PrefixStoreError):
+    """The task is not in the state that the change was meant for."""
+
+    code = "precondition_failed"
+
+
+class IdempotencyMismatch(PrefixStoreError):
+    """The idempotency key was used for another request."""
+
+    code = "idempotency_mismatch"
 
 
 class InvalidUpload(PrefixStoreError):

@@ -132,6 +132,8 @@ class Task(BaseModel):
     profile: Profile
     active_version: int | None
     num_versions: int
+    revision: int
+    """Goes up with every change of the task or its versions."""
     created_at: datetime
     updated_at: datetime
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -10,7 +10,7 @@ from sqlalchemy import Connection, or_, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from prefix_store import rows
+from prefix_store import answers, migrations, rows
 from prefix_store.digest import Digest
 from prefix_store.errors import (
     NothingActive,
@@ -23,7 +23,8 @@ from prefix_store.errors import (
 )
 from prefix_store.manifest import Activation, Draft, Manifest, Profile, Task
 from prefix_store.reference import check_task_name
-from prefix_store.schema import activations, for_writing, metadata, open_database, tasks, versions
+from prefix_store.schema import activations, for_writing, open_database, tasks, versions
+from prefix_store.terms import ANY, Once, Terms
 
 
 class Registry:
@@ -37,8 +38,11 @@ class Registry:
     def __init__(self, url: str) -> None:
         self._engine = open_database(url)
         self._writer = for_writing(self._engine)
-        with self._write() as connection:
-            metadata.create_all(connection)
+        with self._read() as connection:
+            is_current = migrations.is_current(connection)
+        if not is_current:
+            with self._write() as connection:
+                migrations.upgrade(connection)
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -57,10 +61,10 @@ class Registry:
                 raise TaskExists(f"there is a task {name} already")
             return rows.read_task(connection, name)
 
-    def set_profile(self, name: str, profile: Profile) -> Task:
-        """Raises `UnknownTask`."""
+    def set_profile(self, name: str, profile: Profile, terms: Terms = ANY) -> Task:
+        """Raises `UnknownTask`, `PreconditionFailed`."""
         with self._write() as connection:
-            rows.lock(connection, name)
+            rows.lock(connection, name, terms)
             rows.change(connection, name, profile=profile.model_dump_json())
             return rows.read_task(connection, name)
 
@@ -78,26 +82,35 @@ class Registry:
         with self._read() as connection:
             return [rows.as_task(row) for row in connection.execute(page)]
 
-    def delete_task(self, name: str) -> None:
-        """Delete a task and its versions. Raises `UnknownTask`."""
+    def delete_task(self, name: str, terms: Terms = ANY) -> None:
+        """Delete a task and its versions. Raises `UnknownTask`, `PreconditionFailed`."""
         with self._write() as connection:
-            rows.lock(connection, name)
+            rows.lock(connection, name, terms)
             rows.bury(connection, name)
             rows.change(connection, name, active_seq=None, deleted_at=rows.now())
+            answers.keep(connection, terms, None)
 
     def add_version(
-        self, task: str, draft: Draft, *, activate: bool, create: bool, by: str | None = None
+        self,
+        task: str,
+        draft: Draft,
+        *,
+        activate: bool,
+        create: bool,
+        by: str | None = None,
+        terms: Terms = ANY,
     ) -> Manifest:
         """Give a draft the task's next number; row, pointer and history in one transaction.
 
-        `create` makes a missing task, with an empty profile. Raises `UnknownTask`, `InvalidName`.
+        `create` makes a missing task, with an empty profile. Raises `UnknownTask`, `InvalidName`,
+        `PreconditionFailed`.
         """
         if create:
             check_task_name(task)
         with self._write() as connection:
-            if create:
+            if create and terms.revisions is None:
                 rows.create(connection, task, Profile())
-            row = rows.lock(connection, task)
+            row = rows.lock(connection, task, terms)
             number = rows.next_number(connection, task)
             manifest = draft.as_version(task, number, at=rows.now(), by=by)
             rows.add(connection, manifest)
@@ -105,7 +118,7 @@ class Registry:
                 rows.point(connection, task, number, "activate", parent=row.active_seq, by=by)
             else:
                 rows.change(connection, task)
-            return manifest
+            return answers.keep(connection, terms, manifest)
 
     def get_version(self, task: str, number: int) -> Manifest:
         """Raises `UnknownTask`, `UnknownVersion`."""
@@ -122,43 +135,63 @@ class Registry:
             rows.read_task(connection, task)
             return [Manifest.model_validate_json(text) for text in connection.scalars(query)]
 
-    def delete_version(self, task: str, number: int) -> None:
-        """Raises `UnknownTask`, `UnknownVersion`, and `VersionActive` for the active one."""
+    def delete_version(self, task: str, number: int, terms: Terms = ANY) -> None:
+        """Raises `UnknownTask`, `PreconditionFailed`, `UnknownVersion`, and `VersionActive` for
+        the active one.
+        """
         with self._write() as connection:
-            top = rows.activation(connection, rows.lock(connection, task).active_seq)
+            top = rows.activation(connection, rows.lock(connection, task, terms).active_seq)
             rows.check_version(connection, task, number)
             if top is not None and top.version == number:
                 raise VersionActive(f"version {number} of {task} is active")
             rows.bury(connection, task, number)
             rows.change(connection, task)
+            answers.keep(connection, terms, None)
 
-    def activate(self, task: str, number: int, by: str | None = None) -> Activation:
+    def activate(
+        self,
+        task: str,
+        number: int,
+        by: str | None = None,
+        terms: Terms = ANY,
+        unusable: Set[Digest] = frozenset(),
+    ) -> Activation:
         """Make a version the active one. Returns the activation in force if it is that already.
 
-        Raises `UnknownTask`, `UnknownVersion`.
+        Raises `UnknownTask`, `PreconditionFailed`, `UnknownVersion`, and `VersionQuarantined` for
+        a version of an unusable blob.
         """
         with self._write() as connection:
-            top = rows.activation(connection, rows.lock(connection, task).active_seq)
-            rows.check_version(connection, task, number)
+            top = rows.activation(connection, rows.lock(connection, task, terms).active_seq)
+            rows.check_version(connection, task, number, unusable)
             if top is not None and top.version == number:
-                return rows.as_activation(top)
+                return answers.keep(connection, terms, rows.as_activation(top))
             parent = None if top is None else top.seq
-            return rows.point(connection, task, number, "activate", parent=parent, by=by)
+            made = rows.point(connection, task, number, "activate", parent=parent, by=by)
+            return answers.keep(connection, terms, made)
 
-    def rollback(self, task: str, by: str | None = None) -> Activation:
+    def rollback(
+        self,
+        task: str,
+        by: str | None = None,
+        terms: Terms = ANY,
+        unusable: Set[Digest] = frozenset(),
+    ) -> Activation:
         """Back to the version that was active before this one; a second rollback goes on back.
 
         Versions that were deleted in the meantime are skipped. Raises `UnknownTask`,
-        `NothingToRollBack`.
+        `PreconditionFailed`, `NothingToRollBack`, `VersionQuarantined`.
         """
         with self._write() as connection:
-            top = rows.activation(connection, rows.lock(connection, task).active_seq)
+            top = rows.activation(connection, rows.lock(connection, task, terms).active_seq)
             target = rows.beneath(connection, top)
             if target is None:
                 raise NothingToRollBack(f"{task} has no earlier version to go back to")
-            return rows.point(
+            rows.check_version(connection, task, target.version, unusable)
+            made = rows.point(
                 connection, task, target.version, "rollback", parent=target.parent, by=by
             )
+            return answers.keep(connection, terms, made)
 
     def history(self, task: str, limit: int = 100) -> list[Activation]:
         """The task's last activations, newest first. Raises `UnknownTask`."""
@@ -201,6 +234,19 @@ class Registry:
         )
         with self._read() as connection:
             return {Digest(value) for value in connection.scalars(query.distinct())}
+
+    def answer(self, once: Once) -> str | None:
+        """What was answered to this request, if it was made before.
+
+        Raises `IdempotencyMismatch`.
+        """
+        with self._read() as connection:
+            return answers.find(connection, once)
+
+    def forget_answers(self, older_than_s: float) -> int:
+        """Delete the answers to requests that will not come again; their number."""
+        with self._write() as connection:
+            return answers.forget(connection, older_than_s)
 
     @contextmanager
     def _read(self) -> Iterator[Connection]:

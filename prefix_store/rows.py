@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Integer, Row, bindparam, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Integer,
+    Row,
+    and_,
+    bindparam,
+    func,
+    insert,
+    select,
+    update,
+)
 
-from prefix_store.errors import UnknownTask, UnknownVersion
+from prefix_store.digest import Digest
+from prefix_store.errors import (
+    PreconditionFailed,
+    UnknownTask,
+    UnknownVersion,
+    VersionQuarantined,
+)
 from prefix_store.manifest import Activation, Manifest, Profile, Task
 from prefix_store.reference import MAX_VERSION, is_task_name
 from prefix_store.schema import activations, tasks, versions
+from prefix_store.terms import Terms
 
 _NUMBER = func.coalesce(bindparam("number", type_=Integer), activations.c.version)
 RESOLVED = (
@@ -59,7 +78,7 @@ def check_known_number(task: str, number: int) -> None:
 def create(connection: Connection, name: str, profile: Profile) -> bool:
     """A new task, or a deleted one made anew with nothing active. False if there is one."""
     found = connection.execute(
-        select(tasks.c.deleted_at).where(tasks.c.name == name).with_for_update()
+        select(tasks.c.deleted_at, tasks.c.revision).where(tasks.c.name == name).with_for_update()
     ).one_or_none()
     if found is not None and found.deleted_at is None:
         return False
@@ -75,24 +94,31 @@ def create(connection: Connection, name: str, profile: Profile) -> bool:
     if found is None:
         connection.execute(insert(tasks).values(name=name, **fields))
     else:
+        fields["revision"] = found.revision + 1
         connection.execute(update(tasks).where(tasks.c.name == name).values(**fields))
     return True
 
 
-def lock(connection: Connection, name: str) -> Row[Any]:
-    """The task's row, for this transaction to change. Raises `UnknownTask`."""
+def lock(connection: Connection, name: str, terms: Terms) -> Row[Any]:
+    """The task's row, to be changed in this transaction.
+
+    Raises `UnknownTask`, `PreconditionFailed`.
+    """
     check_known_name(name)
     row = connection.execute(
         select(tasks).where(tasks.c.name == name, tasks.c.deleted_at.is_(None)).with_for_update()
     ).one_or_none()
     if row is None:
         raise UnknownTask(f"there is no task {name}")
+    if terms.revisions is not None and row.revision not in terms.revisions:
+        raise PreconditionFailed(f"{name} has changed: it is at revision {row.revision}")
     return row
 
 
 def change(connection: Connection, name: str, **fields: object) -> None:
     """Change a task's row; without fields, only say that something about it has changed."""
-    connection.execute(update(tasks).where(tasks.c.name == name).values(updated_at=now(), **fields))
+    changes = {"updated_at": now(), "revision": tasks.c.revision + 1, **fields}
+    connection.execute(update(tasks).where(tasks.c.name == name).values(**changes))
 
 
 def read_task(connection: Connection, name: str) -> Task:
@@ -123,11 +149,19 @@ def add(connection: Connection, manifest: Manifest) -> None:
     )
 
 
-def check_version(connection: Connection, task: str, number: int) -> None:
-    """Raises `UnknownVersion`."""
+def check_version(
+    connection: Connection, task: str, number: int, unusable: Set[Digest] = frozenset()
+) -> None:
+    """Raises `UnknownVersion`, and `VersionQuarantined` for one of an unusable blob."""
     check_known_number(task, number)
-    if not _is_alive(connection, task, number):
+    query = select(versions.c.digest).where(_alive(task, number))
+    digest = connection.scalar(query)
+    if digest is None:
         raise UnknownVersion(f"{task} has no version {number}")
+    if Digest(digest) in unusable:
+        raise VersionQuarantined(
+            f"the stored bytes of version {number} of {task} have changed: upload them again"
+        )
 
 
 def bury(connection: Connection, task: str, number: int | None = None) -> None:
@@ -179,6 +213,7 @@ def as_task(row: Row[Any]) -> Task:
         profile=Profile.model_validate_json(row.profile),
         active_version=row.version,
         num_versions=row.num_versions,
+        revision=row.revision,
         created_at=row.created_at,
         updated_at=row.updated_at,
     )
@@ -189,7 +224,10 @@ def as_activation(row: Row[Any]) -> Activation:
 
 
 def _is_alive(connection: Connection, task: str, number: int) -> bool:
-    query = select(versions.c.number).where(
+    return connection.scalar(select(versions.c.number).where(_alive(task, number))) is not None
+
+
+def _alive(task: str, number: int) -> ColumnElement[bool]:
+    return and_(
         versions.c.task == task, versions.c.number == number, versions.c.deleted_at.is_(None)
     )
-    return connection.scalar(query) is not None

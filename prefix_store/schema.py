@@ -23,7 +23,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import make_url
 
-BUSY_TIMEOUT_S = 10
+BUSY_TIMEOUT_S = 5
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -56,6 +56,8 @@ tasks = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Column("updated_at", UtcDateTime, nullable=False),
     Column("deleted_at", UtcDateTime),
+    # Goes up with every change of the task or its versions, and on when it is made anew.
+    Column("revision", Integer, nullable=False, server_default="1"),
 )
 
 versions = Table(
@@ -82,6 +84,19 @@ activations = Table(
     Column("by", Text),
     Index("activations_of_a_task", "task", "seq"),
     sqlite_autoincrement=True,
+)
+
+# What was answered to requests that may come again, under the key their client gave them.
+answers = Table(
+    "answers",
+    metadata,
+    Column("principal", String(255), primary_key=True),
+    Column("route", String(64), primary_key=True),
+    Column("task", String(63), primary_key=True),
+    Column("key", String(255), primary_key=True),
+    Column("request_digest", String(71), nullable=False),
+    Column("answer", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
 )
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from prefix_store import artifact
+from typing import TYPE_CHECKING
+
 from prefix_store.blobs import BlobStore
 from prefix_store.digest import Digest
 from prefix_store.errors import UnknownDigest
 from prefix_store.manifest import Activation, Draft, Manifest, Profile, Task
-from prefix_store.prefix import Prefix
 from prefix_store.registry import Registry
+from prefix_store.terms import ANY, Once, Terms
+
+if TYPE_CHECKING:
+    from prefix_store.prefix import Prefix
 
 
 class PrefixStore:
@@ -23,6 +27,8 @@ class PrefixStore:
 
     def put(self, prefix: Prefix) -> tuple[Digest, int]:
         """Keep a prefix's artifact: its digest and its size in bytes. Push it within the grace."""
+        from prefix_store import artifact  # torch: not for those who only keep and count
+
         data = artifact.dump(prefix)
         return self.put_bytes(data), len(data)
 
@@ -35,28 +41,45 @@ class PrefixStore:
         return self._blobs.get(digest)
 
     def push(
-        self, task: str, draft: Draft, *, activate: bool, create: bool, by: str | None = None
+        self,
+        task: str,
+        draft: Draft,
+        *,
+        activate: bool,
+        create: bool,
+        by: str | None = None,
+        terms: Terms = ANY,
     ) -> Manifest:
         """Make a kept artifact the task's next version; `create` makes a missing task.
 
-        Raises `UnknownDigest`, `UnknownTask`, `InvalidName`.
+        Raises `UnknownDigest`, `UnknownTask`, `InvalidName`, `PreconditionFailed`.
         """
         digest = Digest(draft.digest)
         if not self._blobs.exists(digest):
             raise UnknownDigest(f"no blob {digest}: put it first")
-        return self._registry.add_version(task, draft, activate=activate, create=create, by=by)
+        return self._registry.add_version(
+            task, draft, activate=activate, create=create, by=by, terms=terms
+        )
 
     def resolve(self, task: str, version: int | None = None) -> Manifest:
         """The version a request gets. Raises `UnknownTask`, `UnknownVersion`, `NothingActive`."""
         return self._registry.resolve(task, version)
 
-    def activate(self, task: str, version: int, by: str | None = None) -> Activation:
-        """Hot swap. Raises `UnknownTask`, `UnknownVersion`."""
-        return self._registry.activate(task, version, by)
+    def activate(
+        self, task: str, version: int, by: str | None = None, terms: Terms = ANY
+    ) -> Activation:
+        """Hot swap.
 
-    def rollback(self, task: str, by: str | None = None) -> Activation:
-        """Back to the version before. Raises `UnknownTask`, `NothingToRollBack`."""
-        return self._registry.rollback(task, by)
+        Raises `UnknownTask`, `UnknownVersion`, `VersionQuarantined`, `PreconditionFailed`.
+        """
+        return self._registry.activate(task, version, by, terms, self._blobs.quarantined())
+
+    def rollback(self, task: str, by: str | None = None, terms: Terms = ANY) -> Activation:
+        """Back to the version before.
+
+        Raises `UnknownTask`, `NothingToRollBack`, `VersionQuarantined`, `PreconditionFailed`.
+        """
+        return self._registry.rollback(task, by, terms, self._blobs.quarantined())
 
     def history(self, task: str, limit: int = 100) -> list[Activation]:
         """The last activations, newest first. Raises `UnknownTask`."""
@@ -66,9 +89,9 @@ class PrefixStore:
         """Raises `InvalidName`, `TaskExists`."""
         return self._registry.create_task(name, profile)
 
-    def set_profile(self, name: str, profile: Profile) -> Task:
-        """Raises `UnknownTask`."""
-        return self._registry.set_profile(name, profile)
+    def set_profile(self, name: str, profile: Profile, terms: Terms = ANY) -> Task:
+        """Raises `UnknownTask`, `PreconditionFailed`."""
+        return self._registry.set_profile(name, profile, terms)
 
     def get_task(self, name: str) -> Task:
         """Raises `UnknownTask`."""
@@ -78,9 +101,9 @@ class PrefixStore:
         """At most `limit` tasks behind the name `after`, sorted by name."""
         return self._registry.list_tasks(after, limit)
 
-    def delete_task(self, name: str) -> None:
-        """Raises `UnknownTask`."""
-        self._registry.delete_task(name)
+    def delete_task(self, name: str, terms: Terms = ANY) -> None:
+        """Raises `UnknownTask`, `PreconditionFailed`."""
+        self._registry.delete_task(name, terms)
 
     def get_version(self, task: str, version: int) -> Manifest:
         """Raises `UnknownTask`, `UnknownVersion`."""
@@ -90,18 +113,28 @@ class PrefixStore:
         """By number. Raises `UnknownTask`."""
         return self._registry.list_versions(task)
 
-    def delete_version(self, task: str, version: int) -> None:
-        """Raises `UnknownTask`, `UnknownVersion`, `VersionActive`."""
-        self._registry.delete_version(task, version)
+    def delete_version(self, task: str, version: int, terms: Terms = ANY) -> None:
+        """Raises `UnknownTask`, `UnknownVersion`, `VersionActive`, `PreconditionFailed`."""
+        self._registry.delete_version(task, version, terms)
+
+    def answer(self, once: Once) -> str | None:
+        """What was answered to a request that comes again. Raises `IdempotencyMismatch`."""
+        return self._registry.answer(once)
+
+    def quarantined(self) -> set[Digest]:
+        """The blobs whose bytes have changed on disk; versions of them are not served."""
+        return self._blobs.quarantined()
 
     def collect_garbage(self, grace_s: float) -> int:
-        """Delete what no version refers to; the number of blobs deleted.
+        """Delete what no version refers to, and answers as old; the number of blobs deleted.
 
         `grace_s` must outlast an upload, from `put` to `push`, and a request that still runs on a
         deleted version: younger blobs and blobs of versions deleted more recently are spared.
         """
+        self._registry.forget_answers(grace_s)
+        self._blobs.sweep()
         kept = self._registry.digests(deleted_within_s=grace_s)
-        garbage = [digest for digest in self._blobs if digest not in kept]
+        garbage = {*self._blobs, *self._blobs.quarantined()} - kept
         return sum(self._blobs.delete(digest, older_than_s=grace_s) for digest in garbage)
 
     def ping(self) -> None:

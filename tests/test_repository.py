@@ -78,7 +78,9 @@ def test_every_file_has_its_line_in_the_architecture() -> None:
     missing = [
         str(path.relative_to(ROOT))
         for path in modules
-        if path.name != "__init__.py" and not re.search(rf"`(\w+/)?{path.name}`", described)
+        if path.name != "__init__.py"
+        and path.parent.name != "versions"  # of the schema: one line for all of them
+        and not re.search(rf"`(\w+/)?{path.name}`", described)
     ]
     assert missing == []
 

@@ -202,7 +202,13 @@ def test_what_was_acknowledged_survives_kills(root: Path) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["prefix_store", "prefix_store.registry", "prefix_store.blobs", "prefix_store.reference"],
+    [
+        "prefix_store",
+        "prefix_store.store",
+        "prefix_store.registry",
+        "prefix_store.blobs",
+        "prefix_store.reference",
+    ],
 )
 def test_what_is_no_prefix_needs_no_tensor(module: str) -> None:
     code = f"import sys, {module}; sys.exit(int('torch' in sys.modules))"

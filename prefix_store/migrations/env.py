@@ -1,0 +1,12 @@
+"""What alembic runs for every command: on the connection, and in the transaction, it is given."""
+
+from alembic import context
+
+from prefix_store.schema import metadata
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=metadata,
+    transactional_ddl=True,
+)
+context.run_migrations()
