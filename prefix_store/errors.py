@@ -14,6 +14,8 @@ What can go wrong in a prefix store. Nothing here knows about HTTP.
     + NothingToRollBack
     + VersionQuarantined
     + RequestInProgress
+  x QuotaExceeded
+    + StoreFull
   x PreconditionFailed
   x IdempotencyMismatch
   x InvalidUpload
@@ -109,6 +111,16 @@ class RequestInProgress(Conflict):
     """Another request with the same idempotency key has not been answered yet."""
 
     code = "request_in_progress"
+
+
+class QuotaExceeded(PrefixStoreError):
+    """The server keeps no more tasks, or no more versions of this one."""
+
+    code = "quota_exceeded"
+
+
+class StoreFull(QuotaExceeded):
+    """The server keeps no more bytes of prefixes."""
 
 
 class PreconditionFailed(PrefixStoreError):

@@ -24,6 +24,8 @@ STATUS: dict[type[Exception], int] = {
     store.Conflict: 409,
     store.UnsupportedMediaType: 415,
     store.InvalidUpload: 422,
+    store.QuotaExceeded: 403,
+    store.StoreFull: 507,
     store.StorageFailure: 503,
     store.PrefixStoreError: 500,
     server.BaseModelMismatch: 409,
