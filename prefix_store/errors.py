@@ -25,6 +25,7 @@ What can go wrong in a prefix store. Nothing here knows about HTTP.
     + IncompatiblePrefix
     + WrongBaseModel
     + NonFiniteValues
+    + OutOfRange
     + PrefixTooLong
   x DigestMismatch
   x StorageFailure
@@ -175,6 +176,12 @@ class NonFiniteValues(InvalidUpload):
     """NaN or infinite values, before or after the cast to the serving dtype."""
 
     code = "non_finite_values"
+
+
+class OutOfRange(InvalidUpload):
+    """Keys or values are longer than any of the base model's own by orders of magnitude."""
+
+    code = "out_of_range"
 
 
 class PrefixTooLong(InvalidUpload):

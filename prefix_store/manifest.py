@@ -47,7 +47,7 @@ class GoldenPrompt(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    prompt: str = Field(min_length=1, max_length=100_000)
+    prompt: str = Field(min_length=1, max_length=10_000)
     """As a request would send it: the task's template or chat is put around it."""
     expect: (
         Annotated[str, StringConstraints(min_length=1, max_length=10_000)]
@@ -56,7 +56,7 @@ class GoldenPrompt(BaseModel):
     """Text, or token ids."""
 
 
-GoldenPrompts = Annotated[tuple[GoldenPrompt, ...], Field(max_length=32)]
+GoldenPrompts = Annotated[tuple[GoldenPrompt, ...], Field(max_length=16)]
 
 
 class Identity(BaseModel):

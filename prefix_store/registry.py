@@ -103,11 +103,12 @@ class Registry:
         create: bool,
         by: str | None = None,
         terms: Terms = ANY,
+        rehearse: bool = False,
     ) -> Manifest:
         """Give a draft the task's next number; row, pointer and history in one transaction.
 
-        `create` makes a missing task, with an empty profile. Raises `UnknownTask`, `InvalidName`,
-        `PreconditionFailed`.
+        `create` makes a missing task, with an empty profile; `rehearse` undoes it all in the end.
+        Raises `UnknownTask`, `InvalidName`, `PreconditionFailed`, `QuotaExceeded`.
         """
         if create:
             check_task_name(task)
@@ -123,6 +124,9 @@ class Registry:
                 rows.point(connection, task, number, "activate", parent=row.active_seq, by=by)
             else:
                 rows.change(connection, task)
+            if rehearse:
+                connection.rollback()
+                return manifest
             return answers.keep(connection, terms, manifest)
 
     def get_version(self, task: str, number: int) -> Manifest:

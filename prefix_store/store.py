@@ -54,8 +54,11 @@ class PrefixStore:
         create: bool,
         by: str | None = None,
         terms: Terms = ANY,
+        rehearse: bool = False,
     ) -> Manifest:
         """Make a kept artifact the task's next version; `create` makes a missing task.
+
+        With `rehearse` nothing is written: the manifest is the one that it would be.
 
         Raises `UnknownDigest`, `UnknownTask`, `InvalidName`, `PreconditionFailed`,
         `QuotaExceeded`.
@@ -64,7 +67,7 @@ class PrefixStore:
         if not self._blobs.exists(digest):
             raise UnknownDigest(f"no blob {digest}: put it first")
         return self._registry.add_version(
-            task, draft, activate=activate, create=create, by=by, terms=terms
+            task, draft, activate=activate, create=create, by=by, terms=terms, rehearse=rehearse
         )
 
     def resolve(self, task: str, version: int | None = None, key: str = "") -> Manifest:

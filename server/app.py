@@ -20,9 +20,10 @@ from starlette.types import Scope
 from prefix_store import formats
 from prefix_store.blobs import FileBlobStore
 from prefix_store.errors import PrefixStoreError, UnknownTask
+from prefix_store.quotas import Quotas
 from prefix_store.registry import Registry
 from prefix_store.store import PrefixStore
-from server.api import generate, health, openai, problems, tasks, versions
+from server.api import generate, health, openai, problems, residency, tasks, traffic, versions
 from server.api.deps import Services
 from server.api.middleware import BodyLimits, RequestContext
 from server.demo import DEMO_TASKS, DemoTask
@@ -40,7 +41,15 @@ _GC_INTERVAL_S = 3600.0
 _GC_GRACE_S = 24 * 3600.0
 _STOP_TIMEOUT_S = 5.0
 _UPLOAD = re.compile(r"/tasks/[^/]+/(?:prefix|versions)")
-_ROUTERS = (generate.routes, tasks.routes, versions.routes, openai.routes, health.routes)
+_ROUTERS = (
+    generate.routes,
+    tasks.routes,
+    versions.routes,
+    traffic.routes,
+    residency.routes,
+    openai.routes,
+    health.routes,
+)
 
 
 def build(settings: Settings, model: str) -> FastAPI:
@@ -50,9 +59,9 @@ def build(settings: Settings, model: str) -> FastAPI:
     opened. Nothing runs before the app's lifespan begins.
     """
     blobs = settings.store / "blobs"
-    store = PrefixStore(
-        FileBlobStore(blobs), Registry(f"sqlite:///{settings.store / 'registry.db'}")
-    )
+    quotas = Quotas(settings.max_tasks, settings.max_versions_per_task, settings.max_store_bytes)
+    registry = Registry(f"sqlite:///{settings.store / 'registry.db'}", quotas)
+    store = PrefixStore(FileBlobStore(blobs), registry)
     engine = EngineClient(
         _engine_config(settings, model, blobs),
         start_timeout_s=settings.engine_start_timeout_s,
@@ -143,6 +152,8 @@ def _assemble(services: Services, executors: list[Executor]) -> FastAPI:
 async def _running(services: Services, executors: list[Executor]) -> AsyncIterator[None]:
     collector: asyncio.Task[None] | None = None
     try:
+        pinned = await services.off_loop(services.store.pinned)
+        services.engine.pinned.update(digest for _, _, digest in pinned)
         await services.engine.start()
         if services.settings.demo:
             await _seed(services)

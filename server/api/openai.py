@@ -19,7 +19,7 @@ from fastapi import APIRouter, Request, Response
 from prefix_store.errors import UnknownTask
 from prefix_store.reference import MAX_VERSION
 from server.api import problems, sse
-from server.api.deps import JsonRoute, Services, ServicesDep
+from server.api.deps import JsonRoute, Services, ServicesDep, TrafficKeyHeader, traffic_key
 from server.api.disconnect import until_disconnect
 from server.api.generate import note, target_headers
 from server.api.openai_schemas import ChatRequest, CompletionRequest
@@ -77,19 +77,28 @@ async def models(services: ServicesDep) -> Response:
 
 
 @routes.post("/completions")
-async def completions(body: CompletionRequest, request: Request, services: ServicesDep) -> Response:
+async def completions(
+    body: CompletionRequest,
+    request: Request,
+    services: ServicesDep,
+    key: TrafficKeyHeader = None,
+) -> Response:
     """Complete one prompt or several: text, or token ids."""
     task, version = _target(body.model, services)
-    running = await services.router.admit_all(task, version, body.params())
+    key = traffic_key(key, request)
+    running = await services.router.admit_all(task, version, body.params(), key=key)
     answer = _answer("text_completion", body.model, request, body.include_usage)
     return await _respond(answer, running, request, stream=bool(body.stream))
 
 
 @routes.post("/chat/completions")
-async def chat_completions(body: ChatRequest, request: Request, services: ServicesDep) -> Response:
+async def chat_completions(
+    body: ChatRequest, request: Request, services: ServicesDep, key: TrafficKeyHeader = None
+) -> Response:
     """Answer chat messages."""
     task, version = _target(body.model, services)
-    running = [await services.router.admit(task, version, body.params())]
+    key = traffic_key(key, request)
+    running = [await services.router.admit(task, version, body.params(), key=key)]
     answer = _answer("chat.completion", body.model, request, body.include_usage)
     return await _respond(answer, running, request, stream=bool(body.stream))
 

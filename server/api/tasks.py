@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from prefix_store.errors import TaskExists
 from prefix_store.manifest import Manifest, Profile, Task
-from server.api.deps import JsonRoute, Services, ServicesDep
+from server.api.deps import JsonRoute, ServicesDep
+from server.api.residency import residency
 from server.api.schemas import (
     ActivateRequest,
     ActivationResponse,
@@ -42,7 +43,12 @@ async def get_task(task: TaskPath, services: ServicesDep) -> TaskDescription:
     if found.active_version is not None:
         manifest = await services.off_loop(services.store.get_version, task, found.active_version)
         digest = manifest.digest
-    return TaskDescription(**dict(found), digest=digest, residency=_residency(services, digest))
+    return TaskDescription(
+        **dict(found),
+        digest=digest,
+        residency=None if digest is None else residency(services, digest),
+        weights=await services.off_loop(services.store.traffic, task),
+    )
 
 
 @routes.put("/{task}", responses={201: {"model": Task, "description": "The task is new."}})
@@ -75,8 +81,7 @@ async def delete_task(task: TaskPath, services: ServicesDep) -> None:
     """Gone for new requests; those in flight finish."""
     versions = await services.off_loop(services.store.list_versions, task)
     await services.off_loop(services.store.delete_task, task)
-    for manifest in versions:
-        services.uploads.unload(manifest)
+    await services.uploads.unload(versions)
 
 
 @routes.post("/{task}/activate")
@@ -85,6 +90,7 @@ async def activate(
 ) -> ActivationResponse:
     """Hot swap: new requests get this version, those in flight keep theirs."""
     manifest = await services.off_loop(services.store.get_version, task, body.version)
+    await services.uploads.check_golden(manifest)
     warning = await services.uploads.load(manifest.digest)
     await services.off_loop(services.store.activate, task, body.version)
     return _activated(manifest, warning)
@@ -127,15 +133,6 @@ def _merged(old: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
         else:
             merged[key] = value
     return merged
-
-
-def _residency(services: Services, digest: str | None) -> str | None:
-    stats = services.engine.stats
-    if digest is None:
-        return None
-    if digest in stats.prefixes_on_device:
-        return "device"
-    return "host" if digest in stats.prefixes_on_host else "disk"
 
 
 def _json(task: Task, status: int) -> Response:

@@ -10,7 +10,18 @@ from prefix_store import formats
 from prefix_store.digest import Digest
 from prefix_store.manifest import Manifest
 from server.api.deps import JsonRoute, Services, ServicesDep
-from server.api.schemas import TaskPath, TextUpload, Uploaded, VersionList, VersionPath
+from server.api.residency import residency
+from server.api.schemas import (
+    Rehearsal,
+    TaskPath,
+    TextUpload,
+    Uploaded,
+    VerificationReport,
+    VersionDescription,
+    VersionList,
+    VersionPath,
+)
+from server.uploads import Rehearsed
 
 routes = APIRouter(prefix="/tasks", tags=["versions"], route_class=JsonRoute)
 
@@ -35,6 +46,9 @@ _DOWNLOAD: dict[int | str, dict[str, Any]] = {
     200: {"content": {formats.SAFETENSORS: _BINARY, formats.TAR[0]: _BINARY}}
 }
 
+DryRun = Annotated[
+    bool, Query(description="Do everything but make the version, and answer with a rehearsal.")
+]
 Activate = Annotated[bool, Query(description="Make the new version active.")]
 Format = Annotated[
     Literal["artifact", "peft"],
@@ -48,35 +62,66 @@ Format = Annotated[
     responses={201: {"model": Uploaded, "description": "The task is new."}},
     openapi_extra=_BODY,
 )
-async def put_prefix(task: TaskPath, request: Request, services: ServicesDep) -> Response:
+async def put_prefix(
+    task: TaskPath, request: Request, services: ServicesDep, dry_run: DryRun = False
+) -> Response:
     """The short way: upload, verify, make active; creates the task if it is new."""
-    return await _push(task, request, services, activate=True, create=True)
+    return await _push(task, request, services, activate=True, create=True, dry_run=dry_run)
 
 
-@routes.post("/{task}/versions", response_model=Uploaded, status_code=201, openapi_extra=_BODY)
+@routes.post(
+    "/{task}/versions",
+    response_model=Uploaded,
+    status_code=201,
+    responses={200: {"model": Rehearsal, "description": "With `dry_run`."}},
+    openapi_extra=_BODY,
+)
 async def post_version(
-    task: TaskPath, request: Request, services: ServicesDep, activate: Activate = False
+    task: TaskPath,
+    request: Request,
+    services: ServicesDep,
+    activate: Activate = False,
+    dry_run: DryRun = False,
 ) -> Response:
     """Upload a version of a task that exists."""
-    return await _push(task, request, services, activate=activate, create=False)
+    return await _push(task, request, services, activate=activate, create=False, dry_run=dry_run)
 
 
 @routes.get("/{task}/versions")
 async def list_versions(task: TaskPath, services: ServicesDep) -> VersionList:
     """All versions, and the history of which one was active."""
     found = await services.off_loop(services.store.get_task, task)
+    versions = await services.off_loop(services.store.list_versions, task)
     return VersionList(
         task=task,
         active_version=found.active_version,
-        versions=await services.off_loop(services.store.list_versions, task),
+        versions=await _described(services, versions),
         history=await services.off_loop(services.store.history, task),
     )
 
 
 @routes.get("/{task}/versions/{version}")
-async def get_version(task: TaskPath, version: VersionPath, services: ServicesDep) -> Manifest:
+async def get_version(
+    task: TaskPath, version: VersionPath, services: ServicesDep
+) -> VersionDescription:
     """The manifest: what was uploaded, what was checked, what prompts have to look like."""
-    return await services.off_loop(services.store.get_version, task, version)
+    manifest = await services.off_loop(services.store.get_version, task, version)
+    [described] = await _described(services, [manifest])
+    return described
+
+
+@routes.post("/{task}/versions/{version}/verify")
+async def verify(task: TaskPath, version: VersionPath, services: ServicesDep) -> VerificationReport:
+    """Check a version once more: its stored bytes, a run of the model, its golden prompts."""
+    manifest = await services.off_loop(services.store.get_version, task, version)
+    checks = await services.uploads.verify(manifest)
+    return VerificationReport(
+        task=task,
+        version=version,
+        digest=manifest.digest,
+        passed=all(check.passed for check in checks),
+        verification=list(checks),
+    )
 
 
 @routes.delete("/{task}/versions/{version}", status_code=204)
@@ -84,7 +129,7 @@ async def delete_version(task: TaskPath, version: VersionPath, services: Service
     """Delete a version that is not active. Requests in flight finish."""
     manifest = await services.off_loop(services.store.get_version, task, version)
     await services.off_loop(services.store.delete_version, task, version)
-    services.uploads.unload(manifest)
+    await services.uploads.unload([manifest])
 
 
 @routes.get("/{task}/versions/{version}/prefix", response_class=Response, responses=_DOWNLOAD)
@@ -108,16 +153,54 @@ async def download(
     return Response(data, headers=headers, media_type=media_type)
 
 
+async def _described(services: Services, versions: list[Manifest]) -> list[VersionDescription]:
+    pinned = {(task, number) for task, number, _ in await services.off_loop(services.store.pinned)}
+    return [
+        VersionDescription(
+            **dict(manifest),
+            residency=residency(services, manifest.digest),
+            pinned=(manifest.task, manifest.version) in pinned,
+        )
+        for manifest in versions
+    ]
+
+
 async def _push(
-    task: str, request: Request, services: Services, *, activate: bool, create: bool
+    task: str,
+    request: Request,
+    services: Services,
+    *,
+    activate: bool,
+    create: bool,
+    dry_run: bool,
 ) -> Response:
     services.router.check_open()
     media_type = request.headers.get("content-type", "")
     await services.uploads.expect(task, media_type, create=create)  # before the body is read
     body = await request.body()
+    if dry_run:
+        rehearsed = await services.uploads.rehearse(
+            task, body, media_type, activate=activate, create=create
+        )
+        return _json(_rehearsal(rehearsed), 200)
     pushed = await services.uploads.push(task, body, media_type, activate=activate, create=create)
     manifest = pushed.manifest
     request.state.log |= {"task": manifest.task, "version": manifest.version}
     answer = Uploaded(**dict(manifest), active=pushed.is_active, warning=pushed.warning)
-    status = 201 if pushed.is_new_task or not create else 200
+    return _json(answer, 201 if pushed.is_new_task or not create else 200)
+
+
+def _rehearsal(rehearsed: Rehearsed) -> Rehearsal:
+    pushed = rehearsed.pushed
+    return Rehearsal(
+        **dict(pushed.manifest),
+        active=pushed.is_active,
+        warning=pushed.warning,
+        device_bytes=rehearsed.num_device_bytes,
+        fits=rehearsed.fits,
+        evicted=rehearsed.evicted,
+    )
+
+
+def _json(answer: Uploaded, status: int) -> Response:
     return Response(answer.model_dump_json(), status, media_type="application/json")

@@ -149,7 +149,7 @@ class EngineClient:
         with contextlib.suppress(EngineUnavailable):
             self._send(m.Unpin(str(prefix)))
 
-    async def room(self, num_bytes: int) -> m.Room:
+    async def ask_room(self, num_bytes: int) -> m.Room:
         """What one more prefix of so many bytes would push off the device."""
         request_id = next(self._ids)
         reply = await self._ask(request_id, m.AskRoom(request_id, num_bytes))

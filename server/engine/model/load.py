@@ -15,7 +15,6 @@ from server.engine.attention.base import ATTENTION_NAME, AttentionBackend
 from server.engine.model.families import UnsupportedModel, check_supported, max_positions
 from server.engine.model.fingerprint import fingerprint
 
-
 _NUM_PROBE_TOKENS = 16
 
 
