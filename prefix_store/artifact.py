@@ -17,6 +17,7 @@ from prefix_store.errors import (
     IncompatiblePrefix,
     InvalidArtifact,
     NonFiniteValues,
+    OutOfRange,
     PrefixTooLong,
     UnsupportedFormat,
     WrongBaseModel,
@@ -25,6 +26,8 @@ from prefix_store.prefix import BaseModelSpec, Prefix
 from prefix_store.safetensors_gate import read_tensors, shown, write_tensors
 
 FORMAT_VERSION = "1"
+MAX_NORM_RATIO = 1000.0
+"""Prefixes computed from text stay below 2, standard normal noise reaches 16."""
 _ORIGIN = "origin."
 _NAME = re.compile(r"layers\.(0|[1-9][0-9]{0,3})\.(keys|values)", re.ASCII)
 _FINGERPRINT = re.compile(r"(sha256:[0-9a-f]{64})?")
@@ -64,9 +67,9 @@ def read(data: bytes) -> Prefix:
 
 
 def check(prefix: Prefix, base: BaseModelSpec, *, max_prefix_tokens: int) -> None:
-    """Whether a prefix fits the base model and holds only finite numbers.
+    """Whether a prefix fits the base model and holds only numbers that can be meant.
 
-    Raises `WrongBaseModel`, `IncompatiblePrefix`, `PrefixTooLong`, `NonFiniteValues`.
+    Raises `WrongBaseModel`, `IncompatiblePrefix`, `PrefixTooLong`, `NonFiniteValues`, `OutOfRange`.
     """
     if prefix.fingerprint not in ("", base.fingerprint):
         raise WrongBaseModel(
@@ -90,6 +93,24 @@ def check(prefix: Prefix, base: BaseModelSpec, *, max_prefix_tokens: int) -> Non
         )
     for name, tensor in _named(prefix):
         check_finite(name, tensor, base.dtype)
+    if (longest := max(norm_ratios(prefix, base))) > MAX_NORM_RATIO:
+        raise OutOfRange(
+            f"a key or value is {longest:.3g} times as long as any of the model's own, this server "
+            f"takes {MAX_NORM_RATIO:.0f} times"
+        )
+
+
+def norm_ratios(prefix: Prefix, base: BaseModelSpec) -> tuple[float, float]:
+    """The longest key and the longest value, relative to the model's own in the layer where that is
+    most. Zero where nothing is known of the model's own."""
+    keys, values = 0.0, 0.0
+    for k, v, own in zip(prefix.keys, prefix.values, base.kv_norms, strict=False):
+        keys, values = max(keys, _longest(k) / own[0]), max(values, _longest(v) / own[1])
+    return keys, values
+
+
+def _longest(vectors: Tensor) -> float:
+    return float(vectors.float().norm(dim=-1).max())
 
 
 def check_length(num_tokens: int, max_prefix_tokens: int) -> None:

@@ -26,6 +26,9 @@ Action = Literal[
     "delete_version",
     "activate",
     "rollback",
+    "set_traffic",
+    "pin",
+    "unpin",
     "create_key",
     "revoke_key",
 ]

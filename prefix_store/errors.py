@@ -16,6 +16,8 @@ What can go wrong in a prefix store. Nothing here knows about HTTP.
     + LastAdminKey
     + VersionQuarantined
     + RequestInProgress
+  x QuotaExceeded
+    + StoreFull
   x PreconditionFailed
   x IdempotencyMismatch
   x InvalidUpload
@@ -25,6 +27,7 @@ What can go wrong in a prefix store. Nothing here knows about HTTP.
     + IncompatiblePrefix
     + WrongBaseModel
     + NonFiniteValues
+    + OutOfRange
     + PrefixTooLong
   x DigestMismatch
   x StorageFailure
@@ -125,6 +128,16 @@ class RequestInProgress(Conflict):
     code = "request_in_progress"
 
 
+class QuotaExceeded(PrefixStoreError):
+    """The server keeps no more tasks, or no more versions of this one."""
+
+    code = "quota_exceeded"
+
+
+class StoreFull(QuotaExceeded):
+    """The server keeps no more bytes of prefixes."""
+
+
 class PreconditionFailed(PrefixStoreError):
     """The task is not in the state that the change was meant for."""
 
@@ -177,6 +190,12 @@ class NonFiniteValues(InvalidUpload):
     """NaN or infinite values, before or after the cast to the serving dtype."""
 
     code = "non_finite_values"
+
+
+class OutOfRange(InvalidUpload):
+    """Keys or values are longer than any of the base model's own by orders of magnitude."""
+
+    code = "out_of_range"
 
 
 class PrefixTooLong(InvalidUpload):

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 TASK_NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 TaskName = Annotated[str, StringConstraints(pattern=TASK_NAME_PATTERN)]
 
 
@@ -41,6 +42,23 @@ class Check(BaseModel):
     detail: str = ""
 
 
+class GoldenPrompt(BaseModel):
+    """A prompt, and how its greedy completion must begin before a version may answer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompt: str = Field(min_length=1, max_length=10_000)
+    """As a request would send it: the task's template or chat is put around it."""
+    expect: (
+        Annotated[str, StringConstraints(min_length=1, max_length=10_000)]
+        | Annotated[tuple[TokenId, ...], Field(min_length=1, max_length=1024)]
+    )
+    """Text, or token ids."""
+
+
+GoldenPrompts = Annotated[tuple[GoldenPrompt, ...], Field(max_length=16)]
+
+
 class Identity(BaseModel):
     """Which version of which task."""
 
@@ -67,6 +85,8 @@ class Draft(BaseModel):
     """Of the bytes that were uploaded."""
     prompt: PromptFormat = PromptFormat()
     verification: tuple[Check, ...] = ()
+    golden: GoldenPrompts = ()
+    """What came with the upload; those of the task's profile count beside these."""
 
     def as_version(self, task: str, version: int, *, at: datetime, by: str | None) -> Manifest:
         """The manifest of this draft as a version of a task."""
@@ -121,6 +141,8 @@ class Profile(BaseModel):
     limits: Limits = Limits()
     weight: float = Field(1.0, ge=0.01, le=100, allow_inf_nan=False)
     """Tokens it gets for each of a task of weight 1, while both want more than they get."""
+    golden: GoldenPrompts = ()
+    """What every version must answer rightly before it may become the active one."""
 
 
 class Task(BaseModel):
@@ -145,6 +167,8 @@ class Activation(BaseModel):
 
     seq: int
     version: int
-    action: Literal["activate", "rollback"]
+    action: Literal["activate", "rollback", "traffic"]
+    weights: dict[int, int] | None = None
+    """Of the versions that share the traffic from here on; None: this version gets all of it."""
     at: datetime
     by: str | None = None

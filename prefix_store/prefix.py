@@ -20,6 +20,8 @@ class BaseModelSpec:
     hidden_size: int
     dtype: str
     """The serving dtype, as torch names it: `float32`, `bfloat16`, `float16`."""
+    kv_norms: tuple[tuple[float, float], ...] = ()
+    """Of every layer: the longest key and the longest value of a token of the model's own."""
 
     @property
     def num_bytes_per_token(self) -> int:
@@ -55,6 +57,8 @@ class SoftPrompt:
 
     embeddings: Tensor  # [L, hidden_size]
     source_format: str
+    base_model: str = ""
+    """What the source calls the model it was trained for, if it says so."""
 
 
 @dataclass(frozen=True, slots=True)

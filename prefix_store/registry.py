@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from datetime import timedelta
 
 from sqlalchemy import or_, select
 
-from prefix_store import answers, audit, rows
+from prefix_store import answers, audit, rows, traffic
 from prefix_store.audit import NOBODY, Actor
 from prefix_store.database import Database
 from prefix_store.digest import Digest
@@ -20,9 +20,11 @@ from prefix_store.errors import (
     VersionActive,
 )
 from prefix_store.manifest import Activation, Draft, Manifest, Profile, Task
+from prefix_store.quotas import Quotas
 from prefix_store.reference import check_task_name
 from prefix_store.schema import activations, tasks, versions
 from prefix_store.terms import ANY, Once, Terms
+from prefix_store.traffic import choose
 
 
 class Registry:
@@ -33,8 +35,15 @@ class Registry:
     `StorageFailure` where the database refuses.
     """
 
-    def __init__(self, url: str, *, may_create: bool = True) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        may_create: bool = True,
+        quotas: Quotas = Quotas(),  # noqa: B008
+    ) -> None:
         """`may_create`: make the tables where there are none; else that is a `StorageFailure`."""
+        self._quotas = quotas
         self.database = Database(url, may_create=may_create)
         self._read, self._write = self.database.read, self.database.write
 
@@ -54,6 +63,7 @@ class Registry:
         with self._write() as connection:
             if not rows.create(connection, name, profile):
                 raise TaskExists(f"there is a task {name} already")
+            self._quotas.check_tasks(connection)
             digest = Digest.of(profile.model_dump_json().encode())
             audit.append(connection, by, "create_task", task=name, digest=digest)
             return rows.read_task(connection, name)
@@ -104,25 +114,30 @@ class Registry:
         create: bool,
         by: Actor = NOBODY,
         terms: Terms = ANY,
+        rehearse: bool = False,
     ) -> Manifest:
         """Give a draft the task's next number; row, pointer and history in one transaction.
 
-        `create` makes a missing task, with an empty profile. Raises `UnknownTask`, `InvalidName`,
-        `PreconditionFailed`.
+        `create` makes a missing task, with an empty profile; `rehearse` undoes it all in the end.
+        Raises `UnknownTask`, `InvalidName`, `PreconditionFailed`, `QuotaExceeded`.
         """
         if create:
             check_task_name(task)
         with self._write() as connection:
-            if create and terms.revisions is None:
-                rows.create(connection, task, Profile())
+            if create and terms.revisions is None and rows.create(connection, task, Profile()):
+                self._quotas.check_tasks(connection)
             row = rows.lock(connection, task, terms)
             number = rows.next_number(connection, task)
             manifest = draft.as_version(task, number, at=rows.now(), by=by.key)
             rows.add(connection, manifest)
+            self._quotas.check_versions(connection, task)
             if activate:
                 rows.point(connection, task, number, "activate", parent=row.active_seq, by=by.key)
             else:
                 rows.change(connection, task)
+            if rehearse:
+                connection.rollback()
+                return manifest
             action: audit.Action = "push_and_activate" if activate else "push"
             digest = Digest(draft.digest)
             audit.append(connection, by, action, task=task, version=number, digest=digest)
@@ -154,6 +169,8 @@ class Registry:
             rows.check_version(connection, task, number)
             if top is not None and top.version == number:
                 raise VersionActive(f"version {number} of {task} is active")
+            if top is not None and number in traffic.read(connection, [top.seq]).get(top.seq, {}):
+                raise VersionActive(f"version {number} of {task} gets a part of the traffic")
             rows.bury(connection, task, number)
             rows.change(connection, task)
             audit.append(connection, by, "delete_version", task=task, version=number)
@@ -167,7 +184,8 @@ class Registry:
         terms: Terms = ANY,
         unusable: Set[Digest] = frozenset(),
     ) -> Activation:
-        """Make a version the active one. Returns the activation in force if it is that already.
+        """Make a version the active one, with all the traffic. Returns the activation in force if
+        it is that already.
 
         Raises `UnknownTask`, `PreconditionFailed`, `UnknownVersion`, and `VersionQuarantined` for
         a version of an unusable blob.
@@ -175,9 +193,11 @@ class Registry:
         with self._write() as connection:
             top = rows.activation(connection, rows.lock(connection, task, terms).active_seq)
             rows.check_version(connection, task, number, unusable)
-            if top is not None and top.version == number:
-                return answers.keep(connection, terms, rows.as_activation(top))
             parent = None if top is None else top.seq
+            if top is not None and top.version == number:
+                if not traffic.read(connection, [top.seq]):
+                    return answers.keep(connection, terms, rows.as_activation(top))
+                parent = top.parent
             made = rows.point(connection, task, number, "activate", parent=parent, by=by.key)
             audit.append(connection, by, "activate", task=task, version=number)
             return answers.keep(connection, terms, made)
@@ -190,13 +210,15 @@ class Registry:
         unusable: Set[Digest] = frozenset(),
     ) -> Activation:
         """Back to the version that was active before this one; a second rollback goes on back.
+        Where traffic is split, back to the active version alone.
 
         Versions that were deleted in the meantime are skipped. Raises `UnknownTask`,
         `PreconditionFailed`, `NothingToRollBack`, `VersionQuarantined`.
         """
         with self._write() as connection:
             top = rows.activation(connection, rows.lock(connection, task, terms).active_seq)
-            target = rows.beneath(connection, top)
+            is_split = top is not None and bool(traffic.read(connection, [top.seq]))
+            target = top if is_split else rows.beneath(connection, top)
             if target is None:
                 raise NothingToRollBack(f"{task} has no earlier version to go back to")
             rows.check_version(connection, task, target.version, unusable)
@@ -205,6 +227,66 @@ class Registry:
             )
             audit.append(connection, by, "rollback", task=task, version=target.version)
             return answers.keep(connection, terms, made)
+
+    def set_traffic(
+        self,
+        task: str,
+        weights: Mapping[int, int],
+        by: Actor = NOBODY,
+        terms: Terms = ANY,
+        unusable: Set[Digest] = frozenset(),
+    ) -> Activation:
+        """Let versions share the traffic, in proportion to their weights; none: the active one
+        gets all of it. It holds until the next activation or rollback.
+
+        Raises `UnknownTask`, `PreconditionFailed`, `NothingActive`, `UnknownVersion`,
+        `VersionQuarantined`.
+        """
+        with self._write() as connection:
+            top = rows.activation(connection, rows.lock(connection, task, terms).active_seq)
+            if top is None:
+                raise NothingActive(f"{task} has no active version")
+            for number in weights:
+                rows.check_version(connection, task, number, unusable)
+            if not weights and not traffic.read(connection, [top.seq]):
+                return answers.keep(connection, terms, rows.as_activation(top))
+            made = rows.point(
+                connection, task, top.version, "traffic", parent=top.parent, by=by.key
+            )
+            traffic.write(connection, made.seq, weights)
+            audit.append(connection, by, "set_traffic", task=task)
+            made = made.model_copy(update={"weights": dict(weights) or None})
+            return answers.keep(connection, terms, made)
+
+    def traffic(self, task: str) -> dict[int, int] | None:
+        """The weights of the versions that share the traffic, if any do. Raises `UnknownTask`."""
+        query = select(tasks.c.active_seq).where(tasks.c.name == task)
+        with self._read() as connection:
+            rows.read_task(connection, task)
+            seq = connection.scalar(query)
+            return None if seq is None else traffic.read(connection, [seq]).get(seq)
+
+    def set_pinned(self, task: str, number: int, *, pinned: bool, by: Actor = NOBODY) -> None:
+        """Raises `UnknownTask`, `UnknownVersion`."""
+        with self._write() as connection:
+            rows.lock(connection, task, ANY)
+            rows.check_version(connection, task, number)
+            rows.pin(connection, task, number, pinned=pinned)
+            action: audit.Action = "pin" if pinned else "unpin"
+            audit.append(connection, by, action, task=task, version=number)
+
+    def pinned(self) -> set[tuple[str, int, Digest]]:
+        """Task, number and blob of all versions that are pinned."""
+        query = select(versions.c.task, versions.c.number, versions.c.digest).where(
+            versions.c.pinned.is_(True), versions.c.deleted_at.is_(None)
+        )
+        with self._read() as connection:
+            return {(row.task, row.number, Digest(row.digest)) for row in connection.execute(query)}
+
+    def check_room(self, num_bytes: int) -> None:
+        """Before so many bytes are kept. Raises `StoreFull`."""
+        with self._read() as connection:
+            self._quotas.check_bytes(connection, num_bytes)
 
     def history(self, task: str, limit: int = 100) -> list[Activation]:
         """The task's last activations, newest first. Raises `UnknownTask`."""
@@ -217,10 +299,14 @@ class Registry:
         )
         with self._read() as connection:
             rows.read_task(connection, task)
-            return [rows.as_activation(row) for row in connection.execute(query)]
+            found = connection.execute(query).all()
+            weights = traffic.read(connection, [row.seq for row in found])
+            return [rows.as_activation(row, weights.get(row.seq)) for row in found]
 
-    def resolve(self, task: str, version: int | None = None) -> Manifest:
+    def resolve(self, task: str, version: int | None = None, key: str = "") -> Manifest:
         """The version a request gets: one query, for it is on the way of every request.
+
+        Where versions share the traffic, requests with the same key get the same one.
 
         Raises `UnknownTask`, `UnknownVersion`, `NothingActive`.
         """
@@ -228,13 +314,15 @@ class Registry:
         if version is not None:
             rows.check_known_number(task, version)
         with self._read() as connection:
-            found = connection.execute(
-                rows.RESOLVED, {"task": task, "number": version}
-            ).one_or_none()
-        if found is None:
+            found = connection.execute(rows.RESOLVED, {"task": task, "number": version}).all()
+        if not found:
             raise UnknownTask(f"there is no task {task}")
-        if found.manifest is not None:
-            return Manifest.model_validate_json(found.manifest)
+        alive = {row.number: row for row in found if row.manifest is not None}
+        if len(alive) > 1:
+            weights = {number: row.weight for number, row in alive.items()}
+            return Manifest.model_validate_json(alive[choose(weights, task, key)].manifest)
+        for row in alive.values():
+            return Manifest.model_validate_json(row.manifest)
         if version is None:
             raise NothingActive(f"{task} has no active version")
         raise UnknownVersion(f"{task} has no version {version}")

@@ -29,13 +29,15 @@ from prefix_store.errors import (
 )
 from prefix_store.manifest import Activation, Manifest, Profile, Task
 from prefix_store.reference import MAX_VERSION, is_task_name
-from prefix_store.schema import activations, tasks, versions
+from prefix_store.schema import activations, tasks, traffic, versions
 from prefix_store.terms import Terms
 
-_NUMBER = func.coalesce(bindparam("number", type_=Integer), activations.c.version)
+_ASKED = bindparam("number", type_=Integer)
+_NUMBER = func.coalesce(_ASKED, traffic.c.version, activations.c.version)
 RESOLVED = (
-    select(tasks.c.active_seq, versions.c.manifest)
+    select(tasks.c.active_seq, versions.c.manifest, versions.c.number, traffic.c.weight)
     .outerjoin(activations, activations.c.seq == tasks.c.active_seq)
+    .outerjoin(traffic, (traffic.c.seq == tasks.c.active_seq) & _ASKED.is_(None))
     .outerjoin(
         versions,
         (versions.c.task == tasks.c.name)
@@ -44,7 +46,8 @@ RESOLVED = (
     )
     .where(tasks.c.name == bindparam("task"), tasks.c.deleted_at.is_(None))
 )
-"""Of a task, the version of a number or the active one; the manifest is null if there is none."""
+"""Of a task, the version of a number, or the active one, or those that share its traffic, a row
+each; the manifest is null where there is none."""
 
 _NUM_VERSIONS = (
     select(func.count())
@@ -151,6 +154,7 @@ def add(connection: Connection, manifest: Manifest) -> None:
             number=manifest.version,
             manifest=manifest.model_dump_json(),
             digest=manifest.digest,
+            num_bytes=manifest.num_bytes,
             created_at=manifest.created_at,
         )
     )
@@ -169,6 +173,11 @@ def check_version(
         raise VersionQuarantined(
             f"the stored bytes of version {number} of {task} have changed: upload them again"
         )
+
+
+def pin(connection: Connection, task: str, number: int, *, pinned: bool) -> None:
+    """Write down whether a version's prefix is to stay on the device."""
+    connection.execute(update(versions).where(_alive(task, number)).values(pinned=pinned))
 
 
 def bury(connection: Connection, task: str, number: int | None = None) -> None:
@@ -200,7 +209,7 @@ def point(
     connection: Connection,
     task: str,
     version: int,
-    action: Literal["activate", "rollback"],
+    action: Literal["activate", "rollback", "traffic"],
     *,
     parent: int | None,
     by: str | None,
@@ -226,8 +235,10 @@ def as_task(row: Row[Any]) -> Task:
     )
 
 
-def as_activation(row: Row[Any]) -> Activation:
-    return Activation(seq=row.seq, version=row.version, action=row.action, at=row.at, by=row.by)
+def as_activation(row: Row[Any], weights: dict[int, int] | None = None) -> Activation:
+    return Activation(
+        seq=row.seq, version=row.version, action=row.action, weights=weights, at=row.at, by=row.by
+    )
 
 
 def _is_alive(connection: Connection, task: str, number: int) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from sqlalchemy import (
+    BigInteger,
+    Boolean,
     Column,
     DateTime,
     Dialect,
@@ -16,6 +18,7 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    false,
 )
 
 
@@ -62,6 +65,10 @@ versions = Table(
     Column("digest", String(71), nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("deleted_at", UtcDateTime),
+    # Its prefix stays on the device.
+    Column("pinned", Boolean, nullable=False, server_default=false()),
+    # Of the artifact. Null where a server wrote the row that does not know this column.
+    Column("num_bytes", BigInteger),
 )
 
 activations = Table(
@@ -77,6 +84,15 @@ activations = Table(
     Column("by", Text),
     Index("activations_of_a_task", "task", "seq"),
     sqlite_autoincrement=True,
+)
+
+# The versions that share a task's traffic while an activation is in force.
+traffic = Table(
+    "traffic",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=False),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("weight", Integer, nullable=False),
 )
 
 # What was answered to requests that may come again, under the key their client gave them.

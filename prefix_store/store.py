@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from prefix_store.audit import NOBODY, Actor
@@ -30,10 +30,14 @@ class PrefixStore:
         self._registry = registry
 
     def put(self, prefix: Prefix) -> tuple[Digest, int]:
-        """Keep a prefix's artifact: its digest and its size in bytes. Push it within the grace."""
+        """Keep a prefix's artifact: its digest and its size in bytes. Push it within the grace.
+
+        Raises `StoreFull`.
+        """
         from prefix_store import artifact  # torch: not for those who only keep and count
 
         data = artifact.dump(prefix)
+        self._registry.check_room(len(data))
         return self.put_bytes(data), len(data)
 
     def put_bytes(self, data: bytes) -> Digest:
@@ -53,21 +57,50 @@ class PrefixStore:
         create: bool,
         by: Actor = NOBODY,
         terms: Terms = ANY,
+        rehearse: bool = False,
     ) -> Manifest:
         """Make a kept artifact the task's next version; `create` makes a missing task.
 
-        Raises `UnknownDigest`, `UnknownTask`, `InvalidName`, `PreconditionFailed`.
+        With `rehearse` nothing is written: the manifest is the one that it would be.
+
+        Raises `UnknownDigest`, `UnknownTask`, `InvalidName`, `PreconditionFailed`,
+        `QuotaExceeded`.
         """
         digest = Digest(draft.digest)
         if not self._blobs.exists(digest):
             raise UnknownDigest(f"no blob {digest}: put it first")
         return self._registry.add_version(
-            task, draft, activate=activate, create=create, by=by, terms=terms
+            task, draft, activate=activate, create=create, by=by, terms=terms, rehearse=rehearse
         )
 
-    def resolve(self, task: str, version: int | None = None) -> Manifest:
-        """The version a request gets. Raises `UnknownTask`, `UnknownVersion`, `NothingActive`."""
-        return self._registry.resolve(task, version)
+    def resolve(self, task: str, version: int | None = None, key: str = "") -> Manifest:
+        """The version a request gets; the same for the same key, where versions share the traffic.
+
+        Raises `UnknownTask`, `UnknownVersion`, `NothingActive`.
+        """
+        return self._registry.resolve(task, version, key)
+
+    def set_traffic(
+        self, task: str, weights: Mapping[int, int], by: Actor = NOBODY, terms: Terms = ANY
+    ) -> Activation:
+        """Let versions share the traffic; without weights, the active one gets all of it.
+
+        Raises `UnknownTask`, `NothingActive`, `UnknownVersion`, `VersionQuarantined`,
+        `PreconditionFailed`.
+        """
+        return self._registry.set_traffic(task, weights, by, terms, self._blobs.quarantined())
+
+    def traffic(self, task: str) -> dict[int, int] | None:
+        """The weights of the versions that share the traffic, if any do. Raises `UnknownTask`."""
+        return self._registry.traffic(task)
+
+    def set_pinned(self, task: str, version: int, *, pinned: bool, by: Actor = NOBODY) -> None:
+        """Write down that a prefix stays on the device. Raises `UnknownTask`, `UnknownVersion`."""
+        self._registry.set_pinned(task, version, pinned=pinned, by=by)
+
+    def pinned(self) -> set[tuple[str, int, Digest]]:
+        """Task, number and blob of all versions that are pinned."""
+        return self._registry.pinned()
 
     def activate(
         self, task: str, version: int, by: Actor = NOBODY, terms: Terms = ANY
@@ -90,7 +123,7 @@ class PrefixStore:
         return self._registry.history(task, limit)
 
     def create_task(self, name: str, profile: Profile, by: Actor = NOBODY) -> Task:
-        """Raises `InvalidName`, `TaskExists`."""
+        """Raises `InvalidName`, `TaskExists`, `QuotaExceeded`."""
         return self._registry.create_task(name, profile, by)
 
     def set_profile(

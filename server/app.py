@@ -22,7 +22,17 @@ from prefix_store.audit import AuditLog
 from prefix_store.errors import PrefixStoreError, UnknownTask
 from prefix_store.keys import KeyStore
 from prefix_store.store import PrefixStore
-from server.api import access, generate, health, openai, problems, tasks, versions
+from server.api import (
+    access,
+    generate,
+    health,
+    openai,
+    problems,
+    residency,
+    tasks,
+    traffic,
+    versions,
+)
 from server.api import keys as keys_api
 from server.api.access import Access
 from server.api.deps import Services
@@ -48,6 +58,8 @@ _ROUTERS = (
     generate.routes,
     tasks.routes,
     versions.routes,
+    traffic.routes,
+    residency.routes,
     openai.routes,
     keys_api.routes,
     health.routes,
@@ -170,6 +182,8 @@ def _assemble(services: Services, executors: list[Executor]) -> FastAPI:
 async def _running(services: Services, executors: list[Executor]) -> AsyncIterator[None]:
     chores: list[asyncio.Task[None]] = []
     try:
+        pinned = await services.off_loop(services.store.pinned)
+        services.engine.pinned.update(digest for _, _, digest in pinned)
         await services.engine.start()
         if services.settings.demo:
             await _seed(services)

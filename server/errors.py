@@ -15,6 +15,10 @@ What the server can refuse or fail to do. Nothing here knows about HTTP.
     + StepFailed
     + PrefixUnavailable
     + CompileFailed
+  x PinRefused
+  x PrefixInUse
+  x UnusablePrefix
+  x GoldenPromptFailed
   x HeadTooLarge
   x BodyTooLarge
   x BodyTimeout
@@ -125,6 +129,30 @@ class CompileFailed(EngineFailure):
     """The forward pass that turns text or a soft prompt into a prefix failed."""
 
     code = "compile_failed"
+
+
+class PinRefused(ServerError):
+    """Pinned prefixes would take too much of the device."""
+
+    code = "pin_refused"
+
+
+class PrefixInUse(ServerError):
+    """The prefix cannot be evicted: requests run behind it, or it is pinned."""
+
+    code = "prefix_in_use"
+
+
+class UnusablePrefix(ServerError):
+    """The model cannot run behind this prefix, or the prefix changes nothing."""
+
+    code = "unusable_prefix"
+
+
+class GoldenPromptFailed(ServerError):
+    """The version does not answer one of its golden prompts as it is expected to."""
+
+    code = "golden_prompt_failed"
 
 
 class HeadTooLarge(ServerError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prefix_store.blobs import FileBlobStore
 from prefix_store.keys import KeyStore, keys_exist, load_pepper
+from prefix_store.quotas import Quotas
 from prefix_store.registry import Registry
 from server.settings import Settings
 
@@ -17,7 +18,9 @@ def open_registry(settings: Settings) -> Registry:
     """Raises `StorageFailure`."""
     # A database that got lost must not be replaced by an empty one, and its blobs be collected.
     is_new = next(iter(open_blobs(settings)), None) is None
-    return Registry(f"sqlite:///{settings.store / 'registry.db'}", may_create=is_new)
+    quotas = Quotas(settings.max_tasks, settings.max_versions_per_task, settings.max_store_bytes)
+    url = f"sqlite:///{settings.store / 'registry.db'}"
+    return Registry(url, may_create=is_new, quotas=quotas)
 
 
 def open_keys(settings: Settings, registry: Registry) -> KeyStore:

@@ -54,21 +54,27 @@ class Router:
         _ = self._engine.info
 
     async def admit(
-        self, task: str | None, version: int | None, params: GenerateParams
+        self, task: str | None, version: int | None, params: GenerateParams, *, key: str = ""
     ) -> Completion:
-        """Start one completion on the task's active version, or on the version asked for.
+        """Start one completion on the version asked for, the task's active version, or the one that
+        `key` draws from those that share the traffic.
 
         Raises `PrefixStoreError` and `ServerError`; once it returns, only the engine can fail.
         """
-        return (await self.admit_all(task, version, [params]))[0]
+        return (await self.admit_all(task, version, [params], key=key))[0]
 
     async def admit_all(
-        self, task: str | None, version: int | None, params: Sequence[GenerateParams]
+        self,
+        task: str | None,
+        version: int | None,
+        params: Sequence[GenerateParams],
+        *,
+        key: str = "",
     ) -> list[Completion]:
         """Start several completions on one and the same version: all of them, or none."""
         arrived_s = time.monotonic()
         try:
-            target, prepared = await self._prepare(task, version, params)
+            target, prepared = await self._prepare(task, version, params, key)
             self.check_open()
             return self._submit_all(target, prepared, arrived_s)
         except (ServerError, PrefixStoreError) as exc:
@@ -76,14 +82,14 @@ class Router:
             raise
 
     async def _prepare(
-        self, task: str | None, version: int | None, params: Sequence[GenerateParams]
+        self, task: str | None, version: int | None, params: Sequence[GenerateParams], key: str
     ) -> tuple[Target, list[Prepared]]:
         self.check_open()
         self._check_room(len(params))
         self._num_preparing += len(params)
         try:
             return await asyncio.get_running_loop().run_in_executor(
-                self._executor, self._prepare_all, task, version, params
+                self._executor, self._prepare_all, task, version, params, key
             )
         finally:
             self._num_preparing -= len(params)
@@ -94,20 +100,20 @@ class Router:
             raise Overloaded(f"{num_in_flight} requests are running or waiting already")
 
     def _prepare_all(
-        self, task: str | None, version: int | None, params: Sequence[GenerateParams]
+        self, task: str | None, version: int | None, params: Sequence[GenerateParams], key: str
     ) -> tuple[Target, list[Prepared]]:
         """On a thread of the executor: the registry and the tokenizer take their time."""
-        target, behind = self._resolve(task, version)
+        target, behind = self._resolve(task, version, key)
         info = self._engine.info
         prepared = [prepare(p, behind, tokenizer=self._tokenizer, info=info) for p in params]
         return target, prepared
 
-    def _resolve(self, task: str | None, version: int | None) -> tuple[Target, Behind]:
+    def _resolve(self, task: str | None, version: int | None, key: str) -> tuple[Target, Behind]:
         if task is None:
             if version is not None:
                 raise InvalidRequest("a `version` needs a `task`")
             return Target(None, None, None, 0), Behind()
-        manifest = self._store.resolve(task, version)
+        manifest = self._store.resolve(task, version, key)
         profile = self._store.get_task(task).profile
         self._check_base_model(manifest)
         num_tokens = manifest.num_virtual_tokens

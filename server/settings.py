@@ -110,6 +110,13 @@ class Settings(BaseSettings):
     )
 
     max_prefix_tokens: int = Field(8192, ge=1, description="Virtual tokens of one prefix.")
+    max_tasks: int | None = Field(None, ge=0, description="Tasks that are kept. Default: no limit.")
+    max_versions_per_task: int | None = Field(
+        None, ge=1, description="Versions of one task that are kept. Default: no limit."
+    )
+    max_store_bytes: int | None = Field(
+        None, ge=0, description="All prefixes that are kept, on disk. Default: no limit."
+    )
     max_upload_bytes: int = Field(2 * _GIB, ge=1024, description="Body of an upload.")
     max_body_bytes: int = Field(4 << 20, ge=1024, description="Body of any other request.")
     body_timeout_s: float = Field(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -17,16 +17,30 @@ from prefix_store.audit import NOBODY, Actor
 from prefix_store.digest import Digest
 from prefix_store.errors import InvalidName, PrefixStoreError, UnknownTask, UnsupportedMediaType
 from prefix_store.formats import peft
-from prefix_store.manifest import Check, Draft, Manifest, Message, PromptFormat
+from prefix_store.manifest import (
+    Check,
+    Draft,
+    Manifest,
+    Message,
+    Profile,
+    PromptFormat,
+)
 from prefix_store.prefix import BaseModelSpec, Prefix, SoftPrompt, TextPrompt
 from prefix_store.reference import check_task_name
 from prefix_store.store import PrefixStore
 from prefix_store.terms import ANY, Terms
 from server.engine.client import EngineClient
-from server.errors import BaseModelMismatch, ServerError
+from server.errors import (
+    BaseModelMismatch,
+    GoldenPromptFailed,
+    PrefixUnavailable,
+    ServerError,
+    UnusablePrefix,
+)
 from server.metrics import Metrics
 from server.template import Part
 from server.tokenizer import Tokenizer
+from server.verification import Verification, of_file
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +58,20 @@ class Pushed:
     is_active: bool
     is_new_task: bool
     warning: str | None
-    """Why the prefix could not be loaded at once; it will be when the first request needs it."""
+    """What did not pass, or why the prefix could not be loaded at once; it will be when the first
+    request needs it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsed:
+    """A version that a push would have made, and what it would take."""
+
+    pushed: Pushed
+    num_device_bytes: int
+    fits: bool
+    """On the device, beside what is in use there."""
+    evicted: list[str]
+    """What would make room for it."""
 
 
 class Uploads:
@@ -68,6 +95,7 @@ class Uploads:
         self._executor = executor
         self._model_name = model_name
         self._max_prefix_tokens = max_prefix_tokens
+        self._verification = Verification(engine, tokenizer, executor)
 
     async def expect(self, task: str, media_type: str, *, create: bool) -> bool:
         """Refuse what can be refused before the body is read. Whether the task is new."""
@@ -98,8 +126,9 @@ class Uploads:
         """Make a body the task's next version. Raises `PrefixStoreError`, `ServerError`."""
         try:
             is_new_task = await self.expect(task, media_type, create=create)
-            draft = await self._draft(body, media_type)
+            draft = await self._verified(task, await self._draft(body, media_type), activate)
             warning = await self.load(draft.digest) if activate else None
+            warning = warning or _failed(draft.verification)
             pushed = partial(Pushed, is_active=activate, is_new_task=is_new_task, warning=warning)
             manifest = await self._off_loop(
                 self._store.push,
@@ -116,6 +145,74 @@ class Uploads:
         self._metrics.uploaded("created")
         return pushed(manifest)
 
+    async def rehearse(
+        self, task: str, body: bytes, media_type: str, *, activate: bool, create: bool
+    ) -> Rehearsed:
+        """Everything that a push does, but for the version. Raises what the push would."""
+        is_new_task = await self.expect(task, media_type, create=create)
+        draft = await self._draft(body, media_type)
+        num_bytes = draft.num_virtual_tokens * self._base().num_bytes_per_token
+        was_resident = draft.digest in self._engine.stats.prefixes_on_device
+        room = await self._engine.ask_room(0 if was_resident else num_bytes)
+        draft = await self._verified(task, draft, activate)
+        if not was_resident:
+            self._engine.unload(Digest(draft.digest))
+        manifest = await self._off_loop(
+            self._store.push, task, draft, activate=activate, create=create, rehearse=True
+        )
+        pushed = Pushed(manifest, activate, is_new_task, _failed(draft.verification))
+        return Rehearsed(pushed, num_bytes, room.fits, room.evicted)
+
+    async def check_golden(self, manifest: Manifest) -> None:
+        """Before a version gets traffic. Raises `GoldenPromptFailed`."""
+        task = await self._off_loop(self._store.get_task, manifest.task)
+        check = await self._golden(manifest, task.profile)
+        if check is not None and not check.passed:
+            raise GoldenPromptFailed(check.detail)
+
+    async def verify(self, manifest: Manifest) -> tuple[Check, ...]:
+        """All of an upload's checks once more, from the stored bytes on, against the model that is
+        loaded now. What fails is told, not raised, and ends it."""
+        try:
+            return await self._verify_again(manifest)
+        except (PrefixStoreError, UnusablePrefix, PrefixUnavailable) as exc:
+            return (Check(name=exc.code, passed=False, detail=str(exc)),)
+
+    async def _verify_again(self, manifest: Manifest) -> tuple[Check, ...]:
+        base, digest = self._base(), Digest(manifest.digest)
+        data = await self._off_loop(self._store.open, digest)
+        prefix = await self._off_loop(
+            artifact.load, data, base, max_prefix_tokens=self.max_prefix_tokens
+        )
+        checks = await self._off_loop(of_file, prefix, base)
+        checks += await self._verification.run(digest, manifest.num_virtual_tokens)
+        task = await self._off_loop(self._store.get_task, manifest.task)
+        golden = await self._golden(manifest, task.profile)
+        return (*checks, *([] if golden is None else [golden]))
+
+    async def _verified(self, task: str, draft: Draft, activate: bool) -> Draft:
+        """Runs it. Raises `UnusablePrefix`, and `GoldenPromptFailed` if it is to be active."""
+        try:
+            profile = (await self._off_loop(self._store.get_task, task)).profile
+        except UnknownTask:
+            profile = Profile()
+        digest = Digest(draft.digest)
+        try:
+            checks = await self._verification.run(digest, draft.num_virtual_tokens)
+            golden = await self._golden(draft, profile)
+            if activate and golden is not None and not golden.passed:
+                raise GoldenPromptFailed(golden.detail)
+        except ServerError:
+            self._engine.unload(digest)
+            raise
+        checks += [] if golden is None else [golden]
+        return draft.model_copy(update={"verification": (*draft.verification, *checks)})
+
+    async def _golden(self, draft: Draft, profile: Profile) -> Check | None:
+        return await self._verification.golden(
+            Digest(draft.digest), draft.num_virtual_tokens, draft.prompt, profile, draft.golden
+        )
+
     async def load(self, digest: str) -> str | None:
         """Make a prefix resident before the swap, so that the first request need not wait.
 
@@ -128,9 +225,18 @@ class Uploads:
             return str(exc)
         return None
 
-    def unload(self, manifest: Manifest) -> None:
-        """Evict a deleted version's prefix. Another version with the same bytes loads it again."""
-        self._engine.unload(Digest(manifest.digest))
+    async def unload(self, deleted: Sequence[Manifest]) -> None:
+        """Evict prefixes of deleted versions. Another version with the same bytes loads it again,
+        unless it is pinned: then it stays."""
+        await self.unpin(deleted)
+        for manifest in deleted:
+            self._engine.unload(Digest(manifest.digest))
+
+    async def unpin(self, manifests: Sequence[Manifest]) -> None:
+        """Let go of prefixes, unless other versions with the same bytes are pinned."""
+        pinned = {digest for _, _, digest in await self._off_loop(self._store.pinned)}
+        for digest in {Digest(manifest.digest) for manifest in manifests} - pinned:
+            self._engine.unpin(digest)
 
     async def export_peft(self, manifest: Manifest) -> bytes:
         """A directory that PEFT loads, as a tar. Raises `IncompatiblePrefix`."""
@@ -149,11 +255,18 @@ class Uploads:
             formats.read, body, media_type, base, max_prefix_tokens=self.max_prefix_tokens
         )
         source = await self._off_loop(Digest.of, body)
+        golden = await self._off_loop(formats.read_golden, body, media_type)
+        draft = await self._kept(upload, base, source)
+        return draft.model_copy(update={"golden": golden})
+
+    async def _kept(self, upload: formats.Upload, base: BaseModelSpec, source: Digest) -> Draft:
         match upload:
             case Prefix():
                 digest, num_bytes = await self._off_loop(self._store.put, upload)
                 fallback = PromptFormat()
-                return self._describe(upload, digest, num_bytes, base, source, fallback)
+                return await self._off_loop(
+                    self._describe, upload, digest, num_bytes, base, source, fallback
+                )
             case SoftPrompt():
                 return await self._compile_embeddings(upload, base, source)
             case TextPrompt():
@@ -165,6 +278,8 @@ class Uploads:
         tensors = {"embeddings": upload.embeddings.contiguous()}
         blob = await self._off_loop(lambda: self._store.put_bytes(save_tensors(tensors)))
         origin = {"source_format": upload.source_format, "source_digest": str(source)}
+        if upload.base_model:
+            origin["base_model"] = upload.base_model
         compiled = await self._engine.compile(embeddings=blob, origin=origin)
         return await self._read_back(Digest(compiled.digest), base, source, PromptFormat())
 
@@ -197,7 +312,7 @@ class Uploads:
         prefix = await self._off_loop(
             artifact.load, data, base, max_prefix_tokens=self.max_prefix_tokens
         )
-        return self._describe(prefix, digest, len(data), base, source, prompt)
+        return await self._off_loop(self._describe, prefix, digest, len(data), base, source, prompt)
 
     def _describe(
         self,
@@ -223,7 +338,7 @@ class Uploads:
             source_format=source_format,
             source_digest=str(source),
             prompt=prompt,
-            verification=_report(prefix, base, dtype),
+            verification=tuple(of_file(prefix, base)),
         )
 
     def _base(self) -> BaseModelSpec:
@@ -236,6 +351,7 @@ class Uploads:
             head_dim=info.head_dim,
             hidden_size=info.hidden_size,
             dtype=info.dtype,
+            kv_norms=tuple(info.kv_norms),
         )
 
     @property
@@ -248,12 +364,6 @@ class Uploads:
         return await loop.run_in_executor(self._executor, partial(work, *args, **kwargs))
 
 
-def _report(prefix: Prefix, base: BaseModelSpec, dtype: str) -> tuple[Check, ...]:
-    """What was checked on the way here. A prefix that fails a check never gets this far."""
-    shape = f"[{base.num_kv_heads}, {prefix.num_virtual_tokens}, {base.head_dim}]"
-    return (
-        Check(name="format", passed=True, detail=prefix.origin.get("source_format", "artifact")),
-        Check(name="base_model", passed=True, detail=base.fingerprint),
-        Check(name="shapes", passed=True, detail=f"{base.num_layers} layers of {shape}"),
-        Check(name="finite_values", passed=True, detail=f"as {dtype} and as {base.dtype}"),
-    )
+def _failed(checks: tuple[Check, ...]) -> str | None:
+    """What did not pass, and was no reason to refuse the upload."""
+    return "; ".join(check.detail for check in checks if not check.passed) or None

@@ -5,7 +5,8 @@ from __future__ import annotations
 from prefix_store import artifact
 from prefix_store.digest import Digest
 from prefix_store.errors import InvalidArtifact, UnsupportedMediaType
-from prefix_store.formats import peft, tar, text
+from prefix_store.formats import golden, peft, tar, text
+from prefix_store.manifest import GoldenPrompt
 from prefix_store.prefix import BaseModelSpec, Prefix, SoftPrompt, TextPrompt
 from prefix_store.safetensors_gate import read_tensors
 
@@ -34,6 +35,14 @@ def read(data: bytes, media_type: str, base: BaseModelSpec, *, max_prefix_tokens
     if kind in TAR or (kind == OCTET_STREAM and tar.is_tar(data)):
         return peft.read_tar(data, base, max_prefix_tokens=max_prefix_tokens)
     return _read_safetensors(data, base, max_prefix_tokens=max_prefix_tokens)
+
+
+def read_golden(data: bytes, media_type: str) -> tuple[GoldenPrompt, ...]:
+    """The golden prompts of a body that `read` has taken. Raises `InvalidArtifact`."""
+    kind = media_type.partition(";")[0].strip().lower()
+    if kind == JSON:
+        return golden.of_json(data)
+    return golden.of_tar(data) if tar.is_tar(data) else ()
 
 
 def _read_safetensors(data: bytes, base: BaseModelSpec, *, max_prefix_tokens: int) -> Upload:

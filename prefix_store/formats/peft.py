@@ -42,6 +42,7 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
     peft_type: str
+    base_model_name_or_path: str | None = None
     task_type: str | None = None
     num_virtual_tokens: int | None = Field(None, ge=1)
     num_layers: int | None = None
@@ -84,7 +85,7 @@ def read_tensors(
         _check_rows(embeddings, config)
     if kind in _KEYS_AND_VALUES:
         _check_layout(embeddings, config, base)
-        prefix = _unflatten(embeddings, base, _KEYS_AND_VALUES[kind], source)
+        prefix = _unflatten(embeddings, base, _KEYS_AND_VALUES[kind], source, _base_model(config))
         artifact.check(prefix, base, max_prefix_tokens=max_prefix_tokens)
         return prefix
     if embeddings.shape[1] != base.hidden_size:
@@ -92,7 +93,7 @@ def read_tensors(
             f"expected embeddings of {base.hidden_size} columns, got {embeddings.shape[1]}"
         )
     artifact.check_finite(_TENSOR, embeddings, base.dtype)
-    return SoftPrompt(embeddings, _EMBEDDINGS[kind])
+    return SoftPrompt(embeddings, _EMBEDDINGS[kind], _base_model(config))
 
 
 def write_tar(prefix: Prefix, base: BaseModelSpec) -> bytes:
@@ -218,8 +219,14 @@ def _check_layout(embeddings: Tensor, config: Config | None, base: BaseModelSpec
         )
 
 
+def _base_model(config: Config | None) -> str:
+    """What the file calls its base model, without the folders of somebody's machine."""
+    name = config.base_model_name_or_path if config else None
+    return shown(name.rstrip("/").rpartition("/")[2]).strip("'") if name else ""
+
+
 def _unflatten(
-    embeddings: Tensor, base: BaseModelSpec, source_format: str, source: Digest
+    embeddings: Tensor, base: BaseModelSpec, source_format: str, source: Digest, base_model: str
 ) -> Prefix:
     length = embeddings.shape[0]
     slots = embeddings.view(length, base.num_layers, 2, base.num_kv_heads, base.head_dim)
@@ -229,7 +236,11 @@ def _unflatten(
         values=tuple(slots[:, 1]),
         position_offset=length,
         fingerprint=base.fingerprint,  # PEFT names none: this is what it was checked against
-        origin={"source_format": source_format, "source_digest": str(source)},
+        origin={
+            "source_format": source_format,
+            "source_digest": str(source),
+            **({"base_model": base_model} if base_model else {}),
+        },
     )
 
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from prefix_store import strict_json
 from prefix_store.errors import InvalidArtifact
-from prefix_store.manifest import Message
+from prefix_store.manifest import GoldenPrompts, Message
 from prefix_store.prefix import TextPrompt
 from prefix_store.safetensors_gate import shown
 
@@ -21,6 +21,7 @@ class _Body(BaseModel):
 
     text: str | None = Field(None, min_length=1, max_length=MAX_CHARS)
     messages: tuple[Message, ...] | None = Field(None, min_length=1, max_length=MAX_MESSAGES)
+    golden: GoldenPrompts = ()
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, ParamSpec, TypeVar
 
-from fastapi import Depends, Request, Response
+from fastapi import Depends, Header, Request, Response
 from fastapi.routing import APIRoute
 
 from prefix_store import strict_json
@@ -70,6 +70,21 @@ def get_services(request: Request) -> Services:
 
 
 ServicesDep = Annotated[Services, Depends(get_services)]
+TrafficKeyHeader = Annotated[
+    str | None,
+    Header(
+        alias="X-Traffic-Key",
+        max_length=256,
+        description="Requests with the same key get the same version, where versions share the "
+        "traffic.",
+    ),
+]
+
+
+def traffic_key(given: str | None, request: Request) -> str:
+    """By what a request's version is drawn, where versions share the traffic: what the client says,
+    or by chance, which is the request's id."""
+    return f"key:{given}" if given is not None else f"request:{request.state.request_id}"
 
 
 def require_json(request: Request) -> None:

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 from prefix_store.reference import MAX_VERSION
 from server.api import problems, sse
 from server.api.access import PrincipalDep, needs
-from server.api.deps import JsonRoute, ServicesDep
+from server.api.deps import JsonRoute, ServicesDep, TrafficKeyHeader, traffic_key
 from server.api.disconnect import until_disconnect
 from server.api.schemas import GenerateRequest, GenerateResponse
 from server.completion import Completion
@@ -49,11 +49,13 @@ async def generate(
     principal: PrincipalDep,
     task: TaskQuery = None,
     version: VersionQuery = None,
+    key: TrafficKeyHeader = None,
 ) -> Response:
     """Complete a prompt behind the task's prefix, whole or token by token."""
     _check_parameters(request)
     principal.check_task(task)
-    completion = await services.router.admit(task, version, body.params())
+    key = traffic_key(body.traffic_key or key, request)
+    completion = await services.router.admit(task, version, body.params(), key=key)
     headers = target_headers(completion)
     note(request, completion)
     if body.stream:

@@ -20,7 +20,7 @@ from prefix_store.errors import UnknownTask
 from prefix_store.reference import MAX_VERSION
 from server.api import problems, sse
 from server.api.access import Principal, PrincipalDep, needs
-from server.api.deps import JsonRoute, Services, ServicesDep
+from server.api.deps import JsonRoute, Services, ServicesDep, TrafficKeyHeader, traffic_key
 from server.api.disconnect import until_disconnect
 from server.api.generate import note, target_headers
 from server.api.openai_schemas import ChatRequest, CompletionRequest
@@ -81,11 +81,16 @@ async def models(services: ServicesDep, principal: PrincipalDep) -> Response:
 @routes.post("/completions")
 @needs("generate")
 async def completions(
-    body: CompletionRequest, request: Request, services: ServicesDep, principal: PrincipalDep
+    body: CompletionRequest,
+    request: Request,
+    services: ServicesDep,
+    principal: PrincipalDep,
+    key: TrafficKeyHeader = None,
 ) -> Response:
     """Complete one prompt or several: text, or token ids."""
     task, version = _target(body.model, services, principal)
-    running = await services.router.admit_all(task, version, body.params())
+    key = traffic_key(key, request)
+    running = await services.router.admit_all(task, version, body.params(), key=key)
     answer = _answer("text_completion", body.model, request, body.include_usage)
     return await _respond(answer, running, request, stream=bool(body.stream))
 
@@ -93,11 +98,16 @@ async def completions(
 @routes.post("/chat/completions")
 @needs("generate")
 async def chat_completions(
-    body: ChatRequest, request: Request, services: ServicesDep, principal: PrincipalDep
+    body: ChatRequest,
+    request: Request,
+    services: ServicesDep,
+    principal: PrincipalDep,
+    key: TrafficKeyHeader = None,
 ) -> Response:
     """Answer chat messages."""
     task, version = _target(body.model, services, principal)
-    running = [await services.router.admit(task, version, body.params())]
+    key = traffic_key(key, request)
+    running = [await services.router.admit(task, version, body.params(), key=key)]
     answer = _answer("chat.completion", body.model, request, body.include_usage)
     return await _respond(answer, running, request, stream=bool(body.stream))
 

@@ -10,8 +10,16 @@ from pydantic.types import Strict
 
 from prefix_store.audit import Entry
 from prefix_store.keys import Key
-from prefix_store.manifest import Activation, Manifest, Message, Task
+from prefix_store.manifest import (
+    Activation,
+    Check,
+    GoldenPrompts,
+    Manifest,
+    Message,
+    Task,
+)
 from prefix_store.reference import MAX_VERSION
+from prefix_store.traffic import MAX_VERSIONS, MAX_WEIGHT
 from server.prompt import GenerateParams
 
 MAX_TOKENS = 1_000_000
@@ -22,6 +30,9 @@ TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_TOKENS)]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Priority = Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)]
 FieldName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+
+TrafficKey = Annotated[str, StringConstraints(max_length=256)]
+VersionKey = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,8}$")]
 
 TaskPath = Annotated[str, Path(description="The task's name.", examples=["summarize"])]
 VersionPath = Annotated[int, Path(ge=1, le=MAX_VERSION, description="The version's number.")]
@@ -91,6 +102,11 @@ class GenerateRequest(SamplingFields):
     )
     stream: bool = Field(False, description="Answer with server-sent events.")
     return_token_ids: bool = False
+    traffic_key: TrafficKey | None = Field(
+        None,
+        description="Requests with the same key get the same version, where versions share the "
+        "traffic. Also as the header `X-Traffic-Key`.",
+    )
 
     @model_validator(mode="after")
     def _one_prompt(self) -> GenerateRequest:
@@ -146,11 +162,37 @@ class ActivateRequest(Body):
     version: int = Field(ge=1, le=MAX_VERSION)
 
 
+class TrafficRequest(Body):
+    """The versions that are to share the traffic, and in which proportion."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"weights": {"3": 90, "4": 10}}]})
+
+    weights: dict[VersionKey, Annotated[int, Field(ge=0, le=MAX_WEIGHT)]] = Field(
+        min_length=1, max_length=MAX_VERSIONS
+    )
+
+    @model_validator(mode="after")
+    def _somebody_gets_it(self) -> TrafficRequest:
+        if not any(self.weights.values()):
+            raise ValueError("at least one weight must be above 0")
+        return self
+
+
+class TrafficResponse(BaseModel):
+    """Who gets the traffic: the versions with a weight, or all of it the active one."""
+
+    task: str
+    active_version: int | None
+    weights: dict[int, int] | None
+    warning: str | None = Field(None, description="Why a prefix could not be loaded at once.")
+
+
 class TaskDescription(Task):
     """A task, and whether its active prefix is in memory."""
 
     digest: str | None = Field(description="Of the active version.")
     residency: Literal["device", "host", "disk"] | None
+    weights: dict[int, int] | None = Field(description="Of the versions that share the traffic.")
 
 
 class TaskPage(BaseModel):
@@ -160,12 +202,39 @@ class TaskPage(BaseModel):
     next_after: str | None = Field(description="Pass it as `after` for the next page.")
 
 
+class VersionDescription(Manifest):
+    """A version's manifest, and where its prefix is."""
+
+    residency: Literal["device", "host", "disk"]
+    pinned: bool = Field(description="It stays on the device.")
+
+
+class VersionResidency(BaseModel):
+    """Where a version's prefix is."""
+
+    task: str
+    version: int
+    digest: str
+    residency: Literal["device", "host", "disk"]
+    pinned: bool
+
+
+class VerificationReport(BaseModel):
+    """What was checked of a stored version, just now."""
+
+    task: str
+    version: int
+    digest: str
+    passed: bool
+    verification: list[Check]
+
+
 class VersionList(BaseModel):
     """All versions of a task and the history of its active version."""
 
     task: str
     active_version: int | None
-    versions: list[Manifest]
+    versions: list[VersionDescription]
     quarantined: list[int] = Field(
         [], description="Those whose stored bytes have changed. Uploading them again heals them."
     )
@@ -185,7 +254,18 @@ class Uploaded(Manifest):
     """The new version, and whether it answers already."""
 
     active: bool
-    warning: str | None = Field(None, description="Why the prefix could not be loaded at once.")
+    warning: str | None = Field(
+        None,
+        description="A check that did not pass, or why the prefix could not be loaded at once.",
+    )
+
+
+class Rehearsal(Uploaded):
+    """The version that an upload would have made. Nothing was changed."""
+
+    device_bytes: int = Field(description="Of its prefix, on the device, about.")
+    fits: bool = Field(description="Beside the prefixes that are in use or pinned.")
+    evicted: list[str] = Field(description="Digests of the prefixes that would make room for it.")
 
 
 class TextUpload(Body):
@@ -193,6 +273,7 @@ class TextUpload(Body):
 
     text: str | None = Field(None, min_length=1)
     messages: list[Message] | None = Field(None, min_length=1, max_length=1000)
+    golden: GoldenPrompts = Field((), description="Prompts and how their answers must begin.")
 
 
 class CreatedKey(Key):

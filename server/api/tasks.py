@@ -13,7 +13,8 @@ from prefix_store.errors import TaskExists
 from prefix_store.manifest import Activation, Manifest, Profile, Task
 from prefix_store.terms import Terms
 from server.api.access import PrincipalDep, needs
-from server.api.deps import JsonRoute, Services, ServicesDep
+from server.api.deps import JsonRoute, ServicesDep
+from server.api.residency import residency
 from server.api.schemas import (
     ActivateRequest,
     ActivationResponse,
@@ -51,7 +52,12 @@ async def get_task(task: TaskPath, services: ServicesDep, response: Response) ->
         manifest = await services.off_loop(services.store.get_version, task, found.active_version)
         digest = manifest.digest
     response.headers.update(tag(found.revision))
-    return TaskDescription(**dict(found), digest=digest, residency=_residency(services, digest))
+    return TaskDescription(
+        **dict(found),
+        digest=digest,
+        residency=None if digest is None else residency(services, digest),
+        weights=await services.off_loop(services.store.traffic, task),
+    )
 
 
 @routes.put("/{task}", responses={201: {"model": Task, "description": "The task is new."}})
@@ -111,8 +117,7 @@ async def delete_task(
     async def work(terms: Terms) -> None:
         versions = await services.off_loop(services.store.list_versions, task)
         await services.write(services.store.delete_task, task, terms, by=principal.actor)
-        for manifest in versions:
-            services.uploads.unload(manifest)
+        await services.uploads.unload(versions)
 
     return await make_change(services, request, task, asked, work, lambda _: Response(b"", 204))
 
@@ -131,6 +136,7 @@ async def activate(
 
     async def work(terms: Terms) -> ActivationResponse:
         manifest = await services.off_loop(services.store.get_version, task, body.version)
+        await services.uploads.check_golden(manifest)
         answer = _activated(manifest, await services.uploads.load(manifest.digest))
         terms = terms.after(lambda _: answer)
         await services.write(
@@ -196,15 +202,6 @@ def _merged(old: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
         else:
             merged[key] = value
     return merged
-
-
-def _residency(services: Services, digest: str | None) -> str | None:
-    stats = services.engine.stats
-    if digest is None:
-        return None
-    if digest in stats.prefixes_on_device:
-        return "device"
-    return "host" if digest in stats.prefixes_on_host else "disk"
 
 
 def _json(model: Task | ActivationResponse, status: int = 200) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -12,9 +13,19 @@ from prefix_store.manifest import Manifest
 from prefix_store.terms import Terms
 from server.api.access import Principal, PrincipalDep, needs
 from server.api.deps import JsonRoute, Services, ServicesDep
-from server.api.schemas import TaskPath, TextUpload, Uploaded, VersionList, VersionPath
+from server.api.residency import residency
+from server.api.schemas import (
+    Rehearsal,
+    TaskPath,
+    TextUpload,
+    Uploaded,
+    VerificationReport,
+    VersionDescription,
+    VersionList,
+    VersionPath,
+)
 from server.api.terms import Asked, AskedDep, make_change
-from server.uploads import Pushed
+from server.uploads import Pushed, Rehearsed
 
 routes = APIRouter(prefix="/tasks", tags=["versions"], route_class=JsonRoute)
 
@@ -39,11 +50,25 @@ _DOWNLOAD: dict[int | str, dict[str, Any]] = {
     200: {"content": {formats.SAFETENSORS: _BINARY, formats.TAR[0]: _BINARY}}
 }
 
+DryRun = Annotated[
+    bool, Query(description="Do everything but make the version, and answer with a rehearsal.")
+]
 Activate = Annotated[bool, Query(description="Make the new version active.")]
 Format = Annotated[
     Literal["artifact", "peft"],
     Query(description="`peft`: a tar of a directory that PEFT loads."),
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class _How:
+    """What becomes of an upload."""
+
+    activate: bool
+    create: bool
+    dry_run: bool
+    new_is: int
+    """The status for a new version of a task that is not new."""
 
 
 @routes.put(
@@ -59,15 +84,20 @@ async def put_prefix(
     services: ServicesDep,
     asked: AskedDep,
     principal: PrincipalDep,
+    dry_run: DryRun = False,
 ) -> Response:
     """The short way: upload, verify, make active; creates the task if it is new."""
-    create = not asked.must_exist
-    return await _push(
-        task, request, services, asked, principal, activate=True, create=create, new_is=200
-    )
+    how = _How(activate=True, create=not asked.must_exist, dry_run=dry_run, new_is=200)
+    return await _push(task, request, services, asked, principal, how)
 
 
-@routes.post("/{task}/versions", response_model=Uploaded, status_code=201, openapi_extra=_BODY)
+@routes.post(
+    "/{task}/versions",
+    response_model=Uploaded,
+    status_code=201,
+    responses={200: {"model": Rehearsal, "description": "With `dry_run`."}},
+    openapi_extra=_BODY,
+)
 @needs("write")
 async def post_version(
     task: TaskPath,
@@ -76,11 +106,11 @@ async def post_version(
     asked: AskedDep,
     principal: PrincipalDep,
     activate: Activate = False,
+    dry_run: DryRun = False,
 ) -> Response:
     """Upload a version of a task that exists."""
-    return await _push(
-        task, request, services, asked, principal, activate=activate, create=False, new_is=201
-    )
+    how = _How(activate=activate, create=False, dry_run=dry_run, new_is=201)
+    return await _push(task, request, services, asked, principal, how)
 
 
 @routes.get("/{task}/versions")
@@ -93,7 +123,7 @@ async def list_versions(task: TaskPath, services: ServicesDep) -> VersionList:
     return VersionList(
         task=task,
         active_version=found.active_version,
-        versions=versions,
+        versions=await _described(services, versions),
         quarantined=[m.version for m in versions if Digest(m.digest) in quarantined],
         history=await services.off_loop(services.store.history, task),
     )
@@ -101,9 +131,28 @@ async def list_versions(task: TaskPath, services: ServicesDep) -> VersionList:
 
 @routes.get("/{task}/versions/{version}")
 @needs("read")
-async def get_version(task: TaskPath, version: VersionPath, services: ServicesDep) -> Manifest:
+async def get_version(
+    task: TaskPath, version: VersionPath, services: ServicesDep
+) -> VersionDescription:
     """The manifest: what was uploaded, what was checked, what prompts have to look like."""
-    return await services.off_loop(services.store.get_version, task, version)
+    manifest = await services.off_loop(services.store.get_version, task, version)
+    [described] = await _described(services, [manifest])
+    return described
+
+
+@routes.post("/{task}/versions/{version}/verify")
+@needs("write")
+async def verify(task: TaskPath, version: VersionPath, services: ServicesDep) -> VerificationReport:
+    """Check a version once more: its stored bytes, a run of the model, its golden prompts."""
+    manifest = await services.off_loop(services.store.get_version, task, version)
+    checks = await services.uploads.verify(manifest)
+    return VerificationReport(
+        task=task,
+        version=version,
+        digest=manifest.digest,
+        passed=all(check.passed for check in checks),
+        verification=list(checks),
+    )
 
 
 @routes.delete("/{task}/versions/{version}", status_code=204)
@@ -123,7 +172,7 @@ async def delete_version(
         await services.write(
             services.store.delete_version, task, version, terms, by=principal.actor
         )
-        services.uploads.unload(manifest)
+        await services.uploads.unload([manifest])
 
     return await make_change(services, request, task, asked, work, lambda _: Response(b"", 204))
 
@@ -150,32 +199,45 @@ async def download(
     return Response(data, headers=headers, media_type=media_type)
 
 
+async def _described(services: Services, versions: list[Manifest]) -> list[VersionDescription]:
+    pinned = {(task, number) for task, number, _ in await services.off_loop(services.store.pinned)}
+    return [
+        VersionDescription(
+            **dict(manifest),
+            residency=residency(services, manifest.digest),
+            pinned=(manifest.task, manifest.version) in pinned,
+        )
+        for manifest in versions
+    ]
+
+
 async def _push(
     task: str,
     request: Request,
     services: Services,
     asked: Asked,
     principal: Principal,
-    *,
-    activate: bool,
-    create: bool,
-    new_is: int,
+    how: _How,
 ) -> Response:
-    """`new_is`: the status for a new version of a task that is not new."""
-    if activate:
+    if how.activate:
         principal.require("promote")
     services.router.check_open()
     media_type = request.headers.get("content-type", "")
-    await services.uploads.expect(task, media_type, create=create)  # before the body is read
+    await services.uploads.expect(task, media_type, create=how.create)  # before the body is read
     body = await request.body()
+    if how.dry_run:
+        rehearsed = await services.uploads.rehearse(
+            task, body, media_type, activate=how.activate, create=how.create
+        )
+        return _json(_rehearsal(rehearsed), 200)
 
     async def work(terms: Terms) -> Pushed:
         pushed = await services.uploads.push(
             task,
             body,
             media_type,
-            activate=activate,
-            create=create,
+            activate=how.activate,
+            create=how.create,
             by=principal.actor,
             terms=terms,
         )
@@ -185,7 +247,22 @@ async def _push(
     def respond(pushed: Pushed) -> Response:
         manifest = dict(pushed.manifest)
         answer = Uploaded(**manifest, active=pushed.is_active, warning=pushed.warning)
-        status = 201 if pushed.is_new_task else new_is
-        return Response(answer.model_dump_json(), status, media_type="application/json")
+        return _json(answer, 201 if pushed.is_new_task else how.new_is)
 
     return await make_change(services, request, task, asked, work, respond)
+
+
+def _rehearsal(rehearsed: Rehearsed) -> Rehearsal:
+    pushed = rehearsed.pushed
+    return Rehearsal(
+        **dict(pushed.manifest),
+        active=pushed.is_active,
+        warning=pushed.warning,
+        device_bytes=rehearsed.num_device_bytes,
+        fits=rehearsed.fits,
+        evicted=rehearsed.evicted,
+    )
+
+
+def _json(answer: Uploaded, status: int) -> Response:
+    return Response(answer.model_dump_json(), status, media_type="application/json")

@@ -16,6 +16,7 @@ from server.engine.stream import TokenStream
 from server.errors import (
     CompileFailed,
     EngineUnavailable,
+    PinRefused,
     PrefixUnavailable,
     ServerError,
     StepFailed,
@@ -24,7 +25,7 @@ from server.errors import (
 logger = logging.getLogger(__name__)
 
 _FAILURES: dict[str, type[ServerError]] = {
-    error.code: error for error in (StepFailed, PrefixUnavailable, CompileFailed)
+    error.code: error for error in (StepFailed, PrefixUnavailable, CompileFailed, PinRefused)
 }
 _RESTART_DELAYS_S = (0.0, 0.5, 2.0, 10.0)
 
@@ -54,6 +55,8 @@ class EngineClient:
         self._stopping = False
         self.stats = m.EngineStats()
         self.num_restarts = 0
+        self.pinned: set[Digest] = set()
+        """What every engine process that starts is to pin."""
 
     @property
     def info(self) -> m.EngineInfo:
@@ -123,7 +126,46 @@ class EngineClient:
     def unload(self, prefix: Digest) -> None:
         """Evict a prefix that no sequence refers to. A dead engine holds nothing anyway."""
         with contextlib.suppress(EngineUnavailable):
-            self._send(m.Unload(str(prefix)))
+            self._send(m.Unload(next(self._ids), str(prefix)))
+
+    async def evict(self, prefix: Digest) -> bool:
+        """The same, and whether it is gone: what is in use or pinned stays."""
+        request_id = next(self._ids)
+        reply = await self._ask(request_id, m.Unload(request_id, str(prefix)))
+        assert isinstance(reply, m.Unloaded)
+        return reply.is_gone
+
+    async def pin(self, prefix: Digest) -> None:
+        """Make a prefix resident and keep it so, also over the engine's restarts.
+
+        Raises `PrefixUnavailable`, `PinRefused`.
+        """
+        request_id = next(self._ids)
+        await self._ask(request_id, m.Pin(request_id, str(prefix)))
+        self.pinned.add(prefix)
+
+    def unpin(self, prefix: Digest) -> None:
+        """Let a prefix be evicted again."""
+        self.pinned.discard(prefix)
+        with contextlib.suppress(EngineUnavailable):
+            self._send(m.Unpin(str(prefix)))
+
+    async def ask_room(self, num_bytes: int) -> m.Room:
+        """What one more prefix of so many bytes would push off the device."""
+        request_id = next(self._ids)
+        reply = await self._ask(request_id, m.AskRoom(request_id, num_bytes))
+        assert isinstance(reply, m.Room)
+        return reply
+
+    async def verify(self, prefix: Digest, token_ids: list[int]) -> float:
+        """Run a prompt without and behind a prefix; how far that moves the logits, relatively.
+
+        Raises `StepFailed` where it cannot run or the logits are not finite, `PrefixUnavailable`.
+        """
+        request_id = next(self._ids)
+        reply = await self._ask(request_id, m.Verify(request_id, str(prefix), token_ids))
+        assert isinstance(reply, m.Verified)
+        return reply.effect
 
     async def compile(
         self,
@@ -183,6 +225,8 @@ class EngineClient:
                 self._info = info
                 self._last_event_s = time.monotonic()
                 self._ready.set()
+                for prefix in self.pinned:
+                    self._send(m.Pin(next(self._ids), str(prefix)))
             case m.Failed(message=message):
                 self._start_error = message
                 logger.error("the engine failed to start: %s", message)
@@ -202,10 +246,10 @@ class EngineClient:
                 error = _FAILURES.get(code, StepFailed)(message)
                 self._deliver(request_id, error, last=True)
                 self._answer(request_id, error)
-            case m.Loaded(request_id=request_id) | m.Compiled(request_id=request_id):
-                self._answer(request_id, event)
             case m.Heartbeat(stats=stats):
                 self.stats = stats
+            case m.Loaded() | m.Unloaded() | m.Room() | m.Verified() | m.Compiled():
+                self._answer(event.request_id, event)
 
     def _deliver(self, request_id: int, item: Delta | ServerError, *, last: bool) -> None:
         stream = self._streams.pop(request_id, None) if last else self._streams.get(request_id)

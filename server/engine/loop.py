@@ -19,7 +19,8 @@ from server.engine.runner import Runner
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence, SequenceStatus
 from server.engine.steps import Steps
-from server.errors import CompileFailed, PrefixUnavailable, StepFailed
+from server.engine.verifier import Verifier
+from server.errors import CompileFailed, PinRefused, PrefixUnavailable, StepFailed
 
 logger = logging.getLogger(__name__)
 
@@ -62,9 +63,10 @@ class StepLoop:
             failed=lambda seq, message: self._fail(seq, StepFailed.code, message),
             overlap=overlap,
         )
+        self._verifier = Verifier(runner.probes)
         self._stats = m.EngineStats()
         self._next_heartbeat_s = 0.0
-        self._loads: list[m.Load] = []
+        self._loads: list[m.Load | m.Pin] = []
         self._is_draining = False
 
     def run(self) -> None:
@@ -88,7 +90,17 @@ class StepLoop:
         for chunk in batch.chunks:
             if chunk.seq.compiles and chunk.seq.num_uncomputed == 0:
                 self._finish_compile(chunk.seq)
+        for chunk in batch.sampled:
+            if chunk.seq.request_id in self._verifier:
+                self._advance(chunk.seq)
         self._count(batch)
+
+    def _advance(self, probe: Sequence) -> None:
+        match self._verifier.advance(probe):
+            case Sequence() as other:
+                self._scheduler.add(other)
+            case answer:
+                self._send(answer)
 
     def _finish_compile(self, seq: Sequence) -> None:
         kv = self._pool.read(seq.pages, seq.num_prompt_tokens)
@@ -99,6 +111,7 @@ class StepLoop:
     def _fail(self, seq: Sequence, code: str, message: str) -> None:
         self._runner.embeds.pop(seq.request_id, None)
         self._compiler.end(seq.request_id)
+        self._verifier.end(seq.request_id)
         if seq.status is not SequenceStatus.FINISHED:
             self._scheduler.finish(seq)
         self._send(m.Failed(seq.request_id, CompileFailed.code if seq.compiles else code, message))
@@ -130,11 +143,20 @@ class StepLoop:
                 self._scheduler.add(Sequence(request_id, digest, token_ids, sampling, share))
             case m.Cancel(request_id):
                 self._scheduler.cancel(request_id)
-            case m.Load(_, prefix):
+            case m.Load(_, prefix) | m.Pin(_, prefix):
                 self._residency.refer(Digest(prefix))
                 self._loads.append(item)
-            case m.Unload(prefix):
-                self._residency.evict(Digest(prefix))
+            case m.Unload(request_id, prefix):
+                is_gone = self._residency.evict(Digest(prefix))
+                self._tell(m.Unloaded(request_id, is_gone))
+            case m.Unpin(prefix):
+                self._residency.unpin(Digest(prefix))
+            case m.AskRoom(request_id, num_bytes):
+                victims = self._residency.victims(num_bytes)
+                evicted = [str(digest) for digest in victims or ()]
+                self._send(m.Room(request_id, victims is not None, evicted))
+            case m.Verify():
+                self._scheduler.add(self._verifier.begin(item))
             case m.Compile():
                 if (seq := self._compiler.begin(item)) is not None:
                     self._scheduler.add(seq)
@@ -156,10 +178,13 @@ class StepLoop:
             error = self._residency.error(digest)
             if error is not None:
                 self._send(m.Failed(load.request_id, PrefixUnavailable.code, error))
-            elif self._residency.is_ready(digest):
-                self._send(m.Loaded(load.request_id))
-            else:
+            elif not self._residency.is_ready(digest):
                 continue
+            elif isinstance(load, m.Pin) and not self._residency.pin(digest):
+                text = "pinned prefixes may take half of the device budget, and this is too much"
+                self._send(m.Failed(load.request_id, PinRefused.code, text))
+            else:
+                self._tell(m.Loaded(load.request_id))
             self._loads.remove(load)
             self._residency.release(digest)
 
@@ -169,6 +194,12 @@ class StepLoop:
                 self._fail(seq, PrefixUnavailable.code, error)
 
     # --- figures ---
+
+    def _tell(self, event: m.Event) -> None:
+        """Send an answer after figures that agree with it."""
+        self._next_heartbeat_s = 0.0
+        self._beat()
+        self._send(event)
 
     def _count(self, batch: Batch) -> None:
         num_tokens = sum(chunk.num_tokens for chunk in batch.chunks)

@@ -66,9 +66,38 @@ class Load(Message, frozen=True):
 
 
 class Unload(Message, frozen=True):
-    """Evict a prefix as soon as no sequence refers to it. Not answered."""
+    """Evict a prefix, unless a sequence or a pin refers to it. Answered by `Unloaded`."""
+
+    request_id: int
+    prefix: str
+
+
+class Pin(Message, frozen=True):
+    """Make a prefix resident, and keep it so. Answered by `Loaded` or `Failed`."""
+
+    request_id: int
+    prefix: str
+
+
+class Unpin(Message, frozen=True):
+    """Let a prefix be evicted again. Not answered."""
 
     prefix: str
+
+
+class AskRoom(Message, frozen=True):
+    """What one more prefix of so many bytes would push out. Answered by `Room`."""
+
+    request_id: int
+    num_bytes: int
+
+
+class Verify(Message, frozen=True):
+    """Run a prompt without a prefix, then behind it; answered by `Verified` or `Failed`."""
+
+    request_id: int
+    prefix: str
+    token_ids: list[int]
 
 
 class Compile(Message, frozen=True):
@@ -89,7 +118,7 @@ class Drain(Message, frozen=True):
     """Finish what runs, then exit."""
 
 
-Request = Submit | Cancel | Load | Unload | Compile | Drain
+Request = Submit | Cancel | Load | Unload | Pin | Unpin | AskRoom | Verify | Compile | Drain
 
 
 # --- engine process -> API process ---------------------------------------------------------------
@@ -104,6 +133,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     num_kv_heads: int
     head_dim: int
     hidden_size: int
+    kv_norms: list[tuple[float, float]] = []
+    """Of every layer: the longest key and the longest value of a token of the model's own."""
     vocab_size: int
     dtype: str
     device: str
@@ -165,6 +196,26 @@ class Loaded(Message, frozen=True):
     request_id: int
 
 
+class Unloaded(Message, frozen=True):
+    request_id: int
+    is_gone: bool
+    """False where something still refers to it."""
+
+
+class Room(Message, frozen=True):
+    request_id: int
+    fits: bool
+    evicted: list[str]
+
+
+class Verified(Message, frozen=True):
+    """All logits are finite."""
+
+    request_id: int
+    effect: float
+    """How far the prefix moves the logits of the next token, relative to the logits themselves."""
+
+
 class Compiled(Message, frozen=True):
     """The artifact lies in the blob store."""
 
@@ -180,7 +231,7 @@ class Heartbeat(Message, frozen=True):
     stats: EngineStats
 
 
-Event = Ready | Tokens | Failed | Loaded | Compiled | Heartbeat
+Event = Ready | Tokens | Failed | Loaded | Unloaded | Room | Verified | Compiled | Heartbeat
 
 
 # --- frames --------------------------------------------------------------------------------------

@@ -137,6 +137,7 @@ def _info(config: m.EngineConfig, parts: Assembly) -> m.EngineInfo:
         num_kv_heads=spec.num_kv_heads,
         head_dim=spec.head_dim,
         hidden_size=spec.hidden_size,
+        kv_norms=list(spec.kv_norms),
         vocab_size=loaded.vocab_size,
         dtype=spec.dtype,
         device=parts.device,

@@ -94,6 +94,7 @@ class Residency:
         self._host: OrderedDict[Digest, ResidentPrefix] = OrderedDict()
         self._loaders = ThreadPoolExecutor(max_loading, "prefix-loader", yield_to_steps)
         self._copier = ThreadPoolExecutor(1, "prefix-copier", yield_to_steps)
+        self._pinned: set[Digest] = set()
         self.num_loads = 0
         self.num_evictions = 0
 
@@ -153,13 +154,43 @@ class Residency:
             self._keep_on_host(digest, prefix)
         self.start_loads()
 
-    def evict(self, digest: Digest) -> None:
-        """Drop a prefix from device and host if nobody refers to it."""
+    def evict(self, digest: Digest) -> bool:
+        """Drop a prefix from device and host if nobody refers to it; whether that is so."""
         entry = self._entries.get(digest)
-        if entry is None or entry.num_refs == 0:
-            self._host.pop(digest, None)
-            if entry is not None and entry.place is Place.DEVICE:
-                self._drop(digest)
+        if entry is not None and entry.num_refs:
+            return False
+        self._host.pop(digest, None)
+        if entry is not None and entry.place is Place.DEVICE:
+            self._drop(digest)
+        return True
+
+    def pin(self, digest: Digest) -> bool:
+        """Keep a prefix that is ready from being evicted. False where pins would take more than
+        half of the device budget: the other half is everybody's."""
+        if digest not in self._pinned:
+            pinned = [self.get(d).num_bytes for d in (*self._pinned, digest)]
+            if sum(pinned) > self._device_bytes // 2:
+                return False
+            self._pinned.add(digest)
+            self.refer(digest)
+        return True
+
+    def unpin(self, digest: Digest) -> None:
+        """Let it be evicted again. Idempotent."""
+        if digest in self._pinned:
+            self._pinned.remove(digest)
+            self.release(digest)
+
+    def victims(self, num_bytes: int) -> list[Digest] | None:
+        """What has to go to make room for a prefix of this size; None if even that is too little,
+        as things are."""
+        missing = self.num_device_bytes + num_bytes - self._device_bytes
+        found: list[Digest] = []
+        for digest, entry in self._entries.items():
+            if missing > 0 and entry.prefix is not None and not entry.num_refs:
+                found.append(digest)
+                missing -= entry.prefix.num_bytes
+        return found if missing <= 0 else None
 
     def close(self) -> None:
         self._loaders.shutdown(wait=False, cancel_futures=True)
@@ -247,12 +278,10 @@ class Residency:
             self._host.popitem(last=False)
 
     def _make_room(self, num_bytes: int) -> bool:
-        idle = [d for d, e in self._entries.items() if e.place is Place.DEVICE and not e.num_refs]
-        for digest in idle:
-            if self.num_device_bytes + num_bytes <= self._device_bytes:
-                break
+        victims = self.victims(num_bytes)
+        for digest in victims or ():
             self._drop(digest)
-        return self.num_device_bytes + num_bytes <= self._device_bytes
+        return victims is not None
 
     def _drop(self, digest: Digest) -> None:
         del self._entries[digest]

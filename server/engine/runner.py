@@ -32,7 +32,8 @@ class Handle:
 
 
 class Runner:
-    """Owns the model. `embeds` holds soft prompts [L, hidden_size], by request id.
+    """Owns the model. `embeds` holds soft prompts [L, hidden_size], by request id; `probes` keeps
+    the logits [vocab_size] of those requests that it names.
 
     With `graphs` a forward is replayed where it can be.
     """
@@ -50,6 +51,7 @@ class Runner:
         self.embeds: dict[int, Tensor] = {}
         self._sampled: dict[int, int] = {}
         self._sampled_ids = torch.empty(0)
+        self.probes: dict[int, Tensor | None] = {}
 
     @torch.inference_mode()
     def launch(self, batch: Batch) -> Handle:
@@ -58,6 +60,7 @@ class Runner:
         step = planner.plan(batch, self._prefix_of, self._model.device)
         self._fill_in(batch, step)
         logits = self.forward(step)
+        self._keep_probed(batch, logits)
         rows = [SampleRow(c.seq.sampling, c.num_completion_tokens) for c in batch.sampled]
         token_ids = sample(logits, rows)
         self._sampled = {chunk.seq.request_id: row for row, chunk in enumerate(batch.sampled)}
@@ -98,6 +101,11 @@ class Runner:
 
     def _soft_prompts(self, step: Step) -> list[Span]:
         return [span for span in step.spans if span.request_id in self.embeds]
+
+    def _keep_probed(self, batch: Batch, logits: Tensor) -> None:
+        for chunk, row in zip(batch.sampled, logits, strict=True):
+            if chunk.seq.request_id in self.probes:
+                self.probes[chunk.seq.request_id] = row.float().clone()
 
     def _inputs(self, step: Step) -> dict[str, Tensor]:
         """Token ids, or embeddings where some rows are a soft prompt, which has no ids."""

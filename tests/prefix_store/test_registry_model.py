@@ -33,6 +33,8 @@ class ModelTask:
     stack: list[int] = field(default_factory=list)
     """Versions that a rollback goes back through; the last one is active."""
     history: list[int] = field(default_factory=list)
+    split: set[int] = field(default_factory=set)
+    """Versions that share the traffic."""
 
 
 class RegistryMachine(RuleBasedStateMachine):
@@ -82,6 +84,7 @@ class RegistryMachine(RuleBasedStateMachine):
         assert manifest.version == self.last[task]
         model.alive.add(manifest.version)
         if activate:
+            model.split = set()
             model.stack.append(manifest.version)
             model.history.append(manifest.version)
 
@@ -96,6 +99,27 @@ class RegistryMachine(RuleBasedStateMachine):
         if model.stack[-1:] != [number]:
             model.stack.append(number)
             model.history.append(number)
+        elif model.split:
+            model.history.append(number)
+        model.split = set()
+
+    @rule(task=NAMES, numbers=st.sets(NUMBERS, max_size=3))
+    def set_traffic(self, task: str, numbers: set[int]) -> None:
+        error = self.expect(task)
+        if error is None and not self.tasks[task].stack:
+            error = NothingActive
+        if error is None and numbers - self.tasks[task].alive:
+            error = UnknownVersion
+        weights = dict.fromkeys(numbers, 1)
+        if error:
+            with pytest.raises(error):
+                self.registry.set_traffic(task, weights)
+            return
+        model = self.tasks[task]
+        assert self.registry.set_traffic(task, weights).version == model.stack[-1]
+        if numbers or model.split:
+            model.history.append(model.stack[-1])
+        model.split = numbers
 
     @rule(task=NAMES)
     def rollback(self, task: str) -> None:
@@ -104,6 +128,11 @@ class RegistryMachine(RuleBasedStateMachine):
                 self.registry.rollback(task)
             return
         model = self.tasks[task]
+        if model.split:
+            assert self.registry.rollback(task).version == model.stack[-1]
+            model.history.append(model.stack[-1])
+            model.split = set()
+            return
         beneath = model.stack[:-1]
         while beneath and (beneath[-1] not in model.alive or beneath[-1] == model.stack[-1]):
             beneath.pop()
@@ -118,7 +147,7 @@ class RegistryMachine(RuleBasedStateMachine):
     @rule(task=NAMES, number=NUMBERS)
     def delete_version(self, task: str, number: int) -> None:
         error = self.expect(task, number)
-        if error is None and self.tasks[task].stack[-1:] == [number]:
+        if error is None and number in {*self.tasks[task].stack[-1:], *self.tasks[task].split}:
             error = VersionActive
         if error:
             with pytest.raises(error):
@@ -137,8 +166,10 @@ class RegistryMachine(RuleBasedStateMachine):
             assert listed[name].num_versions == len(model.alive)
             assert {m.version for m in self.registry.list_versions(name)} == model.alive
             assert [a.version for a in self.registry.history(name)] == model.history[::-1]
+            assert set(self.registry.traffic(name) or ()) == model.split
             if active:
-                assert self.registry.resolve(name).version == active
+                answering = {self.registry.resolve(name, None, key).version for key in "abcdefgh"}
+                assert answering <= (model.split or {active})
             else:
                 with pytest.raises(NothingActive):
                     self.registry.resolve(name)

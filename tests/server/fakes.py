@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from prefix_store import artifact
 from prefix_store.digest import Digest
 from prefix_store.prefix import BaseModelSpec, Prefix
-from server.engine.messages import Compiled, EngineInfo, EngineStats
+from server.engine.messages import Compiled, EngineInfo, EngineStats, Room
 from server.engine.request import ALONE, Delta, Sampling, Share
 from server.engine.stream import TokenStream
 from server.errors import EngineUnavailable, ServerError
@@ -112,6 +112,12 @@ class FakeEngine:
     shares: list[Share] = field(default_factory=list)
     num_reused: int = 0
     """Tokens of each prompt that it says were found computed."""
+    effect: float | ServerError = 0.1
+    """What every verification finds."""
+    room: Room = field(default_factory=lambda: Room(0, True, []))
+    in_use: set[Digest] = field(default_factory=set)
+    pinned: set[Digest] = field(default_factory=set)
+    verified: list[tuple[Digest, list[int]]] = field(default_factory=list)
     loaded: list[Digest] = field(default_factory=list)
     unloaded: list[Digest] = field(default_factory=list)
     compiled: list[dict[str, object]] = field(default_factory=list)
@@ -170,6 +176,28 @@ class FakeEngine:
 
     def unload(self, prefix: Digest) -> None:
         self.unloaded.append(prefix)
+
+    async def evict(self, prefix: Digest) -> bool:
+        if prefix in self.in_use | self.pinned:
+            return False
+        self.unload(prefix)
+        return True
+
+    async def pin(self, prefix: Digest) -> None:
+        await self.load(prefix)
+        self.pinned.add(prefix)
+
+    def unpin(self, prefix: Digest) -> None:
+        self.pinned.discard(prefix)
+
+    async def ask_room(self, num_bytes: int) -> Room:
+        return self.room
+
+    async def verify(self, prefix: Digest, token_ids: list[int]) -> float:
+        self.verified.append((prefix, token_ids))
+        if isinstance(self.effect, ServerError):
+            raise self.effect
+        return self.effect
 
     async def compile(
         self,

@@ -15,6 +15,8 @@ from server.engine.attention.base import ATTENTION_NAME, AttentionBackend
 from server.engine.model.families import UnsupportedModel, check_supported, max_positions
 from server.engine.model.fingerprint import fingerprint
 
+_NUM_PROBE_TOKENS = 16
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
@@ -52,6 +54,7 @@ def load(path: str, *, dtype: str, device: str, backend: AttentionBackend) -> Lo
 def _measure(model: PreTrainedModel, name: str, dtype: str) -> tuple[BaseModelSpec, int]:
     """The shapes of one real forward, and its query heads: config fields lie for some families."""
     shapes: dict[int, tuple[int, int, int]] = {}
+    norms: dict[int, tuple[float, float]] = {}
 
     def probe(
         module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
@@ -61,12 +64,14 @@ def _measure(model: PreTrainedModel, name: str, dtype: str) -> tuple[BaseModelSp
                 f"keys {tuple(key.shape)} and values {tuple(value.shape)} differ"
             )
         shapes[module.layer_idx] = (query.shape[1], key.shape[1], key.shape[3])
+        norms[module.layer_idx] = (_longest(key), _longest(value))
         return query.transpose(1, 2).contiguous(), None
 
     AttentionInterface.register(ATTENTION_NAME, probe)
-    token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    positions = torch.arange(_NUM_PROBE_TOKENS, device=model.device)[None]
+    token_ids = positions * 7919 % model.get_input_embeddings().num_embeddings  # some of all kinds
     with torch.inference_mode():
-        model(input_ids=token, position_ids=token, use_cache=False)
+        model(input_ids=token_ids, position_ids=positions, use_cache=False)
     num_layers = model.config.num_hidden_layers
     if sorted(shapes) != list(range(num_layers)) or len(set(shapes.values())) != 1:
         raise UnsupportedModel(
@@ -76,9 +81,20 @@ def _measure(model: PreTrainedModel, name: str, dtype: str) -> tuple[BaseModelSp
     num_heads, num_kv_heads, head_dim = shapes[0]
     hidden_size = model.get_input_embeddings().weight.shape[1]
     spec = BaseModelSpec(
-        name, fingerprint(model), num_layers, num_kv_heads, head_dim, hidden_size, dtype
+        name,
+        fingerprint(model),
+        num_layers,
+        num_kv_heads,
+        head_dim,
+        hidden_size,
+        dtype,
+        kv_norms=tuple(norms[i] for i in range(num_layers)),
     )
     return spec, num_heads
+
+
+def _longest(vectors: Tensor) -> float:
+    return float(vectors.float().norm(dim=-1).max())
 
 
 def _eos_token_ids(config: GenerationConfig | None) -> tuple[int, ...]:

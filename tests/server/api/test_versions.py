@@ -33,7 +33,7 @@ async def test_the_short_way_creates_verifies_and_activates(
     assert manifest["source_digest"] == str(Digest.of(body))
     assert all(check["passed"] for check in manifest["verification"])
     assert {check["name"] for check in manifest["verification"]} == (
-        {"format", "base_model", "shapes", "finite_values"}
+        {"format", "base_model", "shapes", "finite_values", "norms", "forward", "effect"}
     )
     assert str(engine.loaded[0]) == manifest["digest"]
     assert again.json()["version"] == 2

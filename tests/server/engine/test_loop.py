@@ -42,6 +42,7 @@ class FakeRunner:
 
     def __init__(self) -> None:
         self.embeds: dict[int, Tensor] = {}
+        self.probes: dict[int, Tensor | None] = {}
         self.batches: list[list[int]] = []
 
     def launch(self, batch: Batch) -> Sampled:
