@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from uuid import uuid4
 
 from prefix_store.digest import Digest
 from prefix_store.errors import DigestMismatch, StorageFailure, UnknownDigest
+
+logger = logging.getLogger(__name__)
 
 _STALE_S = 3600.0
 
@@ -162,6 +165,7 @@ class FileBlobStore:
         ):
             if Digest.of(path.read_bytes()) != digest:
                 path.replace(self._aside(digest))
+                logger.error("the stored bytes of %s have changed; they are in quarantine", digest)
 
     def _write(self, path: Path, data: bytes) -> None:
         path.parent.mkdir(exist_ok=True)

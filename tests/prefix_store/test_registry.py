@@ -105,6 +105,8 @@ def test_a_deleted_database_takes_no_writes_and_is_not_made_anew(
     with pytest.raises(StorageFailure, match="deleted or replaced"):
         registry.ping()
     assert registry.get_task("x").name == "x"  # the open connection still reads
+    with registry.database.read(), pytest.raises(StorageFailure, match="deleted or replaced"):
+        registry.get_task("x")  # a new one would make a new file
     assert not path.exists()
 
     path.with_name("elsewhere.db").rename(path)

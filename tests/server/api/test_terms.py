@@ -74,7 +74,7 @@ async def test_the_same_key_at_once_is_a_conflict(
     engine.load = slow_load  # type: ignore[method-assign]
     first = asyncio.create_task(http.put("/tasks/x/prefix", **upload(1)))
     await entered.wait()
-    second = await http.put("/tasks/x/prefix", **upload(1))
+    second = await asyncio.wait_for(http.put("/tasks/x/prefix", **upload(1)), 10)
     gate.set()
 
     assert (second.status_code, second.json()["code"]) == (409, "request_in_progress")

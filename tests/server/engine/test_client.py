@@ -173,6 +173,24 @@ async def test_a_loaded_prefix_is_resident_and_an_unloaded_one_is_gone(
     assert str(digest) not in client.stats.prefixes_on_host
 
 
+async def test_a_damaged_prefix_is_refused_set_aside_and_healed_while_others_run(
+    client: EngineClient, blobs: FileBlobStore, model: PreTrainedModel
+) -> None:
+    data = random_artifact(4, 44, client.info.fingerprint)
+    sound, digest = blobs.put(random_artifact(4, 45, client.info.fingerprint)), blobs.put(data)
+    path = blobs._path(digest)
+    for at in (0, len(data) // 2, len(data) - 1):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        beside = asyncio.create_task(tokens(client, sound, PROMPT))
+        for ask in (client.load(digest), tokens(client, digest, PROMPT)):
+            with pytest.raises(PrefixUnavailable):
+                await ask
+        assert len(await beside) == 8
+        assert blobs.quarantined() == {digest}
+        assert blobs.put(data) == digest
+    assert len(await tokens(client, digest, PROMPT)) == 8
+
+
 async def test_a_killed_engine_is_replaced_and_only_what_it_ran_is_lost(
     client: EngineClient, blobs: FileBlobStore, model: PreTrainedModel
 ) -> None:
