@@ -24,7 +24,7 @@ def limited(tmp_path: Path) -> Iterator[Open]:
     opened: list[Registry] = []
 
     def limited(**quotas: int) -> Registry:
-        opened.append(Registry(f"sqlite:///{tmp_path / 'registry.db'}", Quotas(**quotas)))
+        opened.append(Registry(f"sqlite:///{tmp_path / 'registry.db'}", quotas=Quotas(**quotas)))
         return opened[-1]
 
     yield limited

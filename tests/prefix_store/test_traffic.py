@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from sqlalchemy.event import listen
 
+from prefix_store.audit import Actor
 from prefix_store.errors import (
     NothingActive,
     NothingToRollBack,
@@ -98,7 +99,7 @@ def answering(registry: Registry, num_keys: int = 300) -> set[int]:
 
 
 def test_versions_share_the_traffic_until_it_is_taken_back(split: Registry) -> None:
-    made = split.set_traffic("x", {3: 1, 4: 1}, by="me")
+    made = split.set_traffic("x", {3: 1, 4: 1}, by=Actor("me"))
 
     assert (made.action, made.version, made.weights, made.by) == ("traffic", 3, {3: 1, 4: 1}, "me")
     assert split.history("x")[0] == made
@@ -189,7 +190,7 @@ def test_pins_are_written_down(split: Registry) -> None:
 def test_a_request_costs_one_query_however_the_traffic_is_split(split: Registry) -> None:
     split.set_traffic("x", {2: 1, 3: 1, 4: 1})
     statements: list[str] = []
-    listen(split._engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
+    listen(split.database.engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
 
     for version in (None, 1):
         split.resolve("x", version, "key")
