@@ -187,9 +187,9 @@ class Residency:
         missing = self.num_device_bytes + num_bytes - self._device_bytes
         found: list[Digest] = []
         for digest, entry in self._entries.items():
-            if missing > 0 and entry.prefix is not None and not entry.num_refs:
+            if missing > 0 and entry.place is Place.DEVICE and not entry.num_refs:
                 found.append(digest)
-                missing -= entry.prefix.num_bytes
+                missing -= entry.prefix.num_bytes if entry.prefix is not None else 0
         return found if missing <= 0 else None
 
     def close(self) -> None:
