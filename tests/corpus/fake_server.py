@@ -18,8 +18,10 @@ from pathlib import Path
 
 import httpx
 
+from prefix_store.audit import AuditLog
 from prefix_store.blobs import FileBlobStore
 from prefix_store.digest import Digest
+from prefix_store.keys import KeyStore
 from prefix_store.registry import Registry
 from prefix_store.store import PrefixStore
 from server import logs
@@ -95,7 +97,8 @@ async def _serve(settings: Settings) -> None:
 
     engine = FakeEngine(compile_to=compile_to, delay_s=0.002)
     tokenizer = Tokenizer(make_transformers_tokenizer())
-    app = create_app(settings, store, engine, tokenizer, "tiny")  # type: ignore[arg-type]
+    keys, audit = KeyStore(registry.database, b"pepper" * 8), AuditLog(registry.database)
+    app = create_app(settings, store, keys, audit, engine, tokenizer, "tiny")  # type: ignore[arg-type]
     with socket.create_server((settings.host, settings.port)) as listener:
         async with app.router.lifespan_context(app):
             await HttpServer(app, drain_timeout_s=settings.drain_timeout_s).serve([listener])

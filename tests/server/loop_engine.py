@@ -64,6 +64,16 @@ def expected(prefix_sum: int, prompt: Sequence[int], max_tokens: int) -> list[in
     return token_ids[len(prompt) :]
 
 
+class Done:
+    """A step that has run."""
+
+    def __init__(self, token_ids: list[int]) -> None:
+        self._token_ids = token_ids
+
+    def tokens(self) -> list[int]:
+        return self._token_ids
+
+
 class Device:
     """A runner whose attention is a sum over everything a token may see: prefix and own slots."""
 
@@ -71,13 +81,14 @@ class Device:
         self, prefix_of: Callable[[Digest], ResidentPrefix], *, forgets_mask: bool = False
     ) -> None:
         self.embeds: dict[int, Tensor] = {}
+        self.probes: dict[int, Tensor | None] = {}
         self._prefix_of = prefix_of
         self._forgets_mask = forgets_mask
         self._pool = [[0] * PAGE_SIZE for _ in range(NUM_PAGES)]
 
-    def run(self, batch: Batch) -> list[int]:
+    def launch(self, batch: Batch) -> Done:
         tokens = [self._run(chunk) for chunk in batch.chunks]
-        return [token for token, chunk in zip(tokens, batch.chunks, strict=True) if chunk.samples]
+        return Done([t for t, chunk in zip(tokens, batch.chunks, strict=True) if chunk.samples])
 
     def _run(self, chunk: Chunk) -> int:
         seq = chunk.seq
@@ -112,9 +123,7 @@ class LoopEngine(EngineClient):
         self._info = INFO
         self._ready.set()
         on_loop = asyncio.get_running_loop().call_soon_threadsafe
-        self.residency = Residency(
-            self._read, self._inbox.put, device="cpu", device_bytes=6000, host_bytes=12000
-        )
+        self.residency = Residency(self._read, self._inbox.put, device_bytes=6000, host_bytes=12000)
         allocator = PageAllocator(NUM_PAGES, PAGE_SIZE)
         self.scheduler = Scheduler(
             allocator,
@@ -132,9 +141,14 @@ class LoopEngine(EngineClient):
             Device(self.residency.get, forgets_mask=self._forgets_mask),  # type: ignore[arg-type]
             KvPool(BASE, num_pages=1, page_size=1, device="cpu"),
             Compiler(self._inbox.put, self._blobs, BASE),
+            overlap=False,
         )
         self._thread = Thread(target=loop.run, name="step loop")
         self._thread.start()
+
+    async def verify(self, digest: Digest, token_ids: list[int]) -> float:
+        """This device has no logits."""
+        return 1.0
 
     async def stop(self, drain_timeout_s: float) -> None:
         self._inbox.put(Closed())

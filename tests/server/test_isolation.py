@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from prefix_store import artifact, formats
+from prefix_store.audit import AuditLog
 from prefix_store.blobs import FileBlobStore
 from prefix_store.digest import Digest
+from prefix_store.keys import KeyStore
 from prefix_store.registry import Registry
 from prefix_store.store import PrefixStore
 from server.api.deps import Services
@@ -97,7 +99,7 @@ class Traffic:
         prompt = list(range(10, 10 + dice.choice((0, 8, 16))))
         prompt += [dice.randint(3, 5) for _ in range(dice.randint(1, 9))]
         task = None if dice.random() < 0.05 else f"task-{dice.randrange(NUM_TASKS)}"
-        params = GenerateParams(prompt=prompt, max_tokens=dice.randint(1, 12))
+        params = GenerateParams(prompt=list(prompt), max_tokens=dice.randint(1, 12))
         leaves_after = dice.randint(0, 3) if dice.random() < 0.1 else None
         completion = await self._services.router.admit(task, None, params)
         self.seen.digests.add(completion.target.digest)
@@ -125,10 +127,12 @@ def run(tmp_path: Path) -> Run:
     def run(num_requests: int, *, forgets_mask: bool = False) -> Seen:
         settings = Settings(_cli_parse_args=False, store=tmp_path)
         blobs = FileBlobStore(tmp_path / "blobs")
-        store = PrefixStore(blobs, Registry(f"sqlite:///{tmp_path / 'registry.db'}"))
+        registry = Registry(f"sqlite:///{tmp_path / 'registry.db'}")
+        store = PrefixStore(blobs, registry)
+        keys, audit = KeyStore(registry.database, b"pepper" * 8), AuditLog(registry.database)
         engine = LoopEngine(blobs, forgets_mask=forgets_mask)
         tokenizer = Tokenizer(make_transformers_tokenizer())
-        app = create_app(settings, store, engine, tokenizer, "tiny")
+        app = create_app(settings, store, keys, audit, engine, tokenizer, "tiny")
 
         async def traffic() -> Seen:
             async with app.router.lifespan_context(app):
