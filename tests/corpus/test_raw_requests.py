@@ -24,7 +24,7 @@ from tests.server.fakes import ARTIFACT, make_prefix
 
 MAX_AT_ONCE = 8
 MAX_ANSWER_BYTES = 8 << 10
-TIMEOUT_S = 10.0
+TIMEOUT_S = 20.0  # the server itself waits ten for a head
 _STATUS = re.compile(rb"(?:^|\n|\})HTTP/1\.1 ([2-5][0-9][0-9]) ?[^\r\n]*\r\n")
 
 
