@@ -14,7 +14,8 @@ class PromptCache:
     """Labels full pages by a chain of digests over what came before and the page's token ids.
 
     The chain begins with the prefix's digest, because keys and values depend on the prefix: equal
-    tokens behind two prefixes have nothing in common. Sequences that compile have no part in this.
+    tokens behind two prefixes have nothing in common. Sequences that compile or verify have no part
+    in this.
     """
 
     def __init__(self, allocator: PageAllocator) -> None:
@@ -24,7 +25,7 @@ class PromptCache:
     def find(self, seq: Sequence) -> list[int]:
         """Pages that hold the start of a sequence. At least one token is left to compute, or there
         would be no logits."""
-        if seq.compiles:
+        if seq.compiles or seq.verifies:
             return []
         found: list[int] = []
         for label in self._labels(seq, (len(seq.token_ids) - 1) // self._allocator.page_size):
@@ -46,7 +47,7 @@ class PromptCache:
     def keep(self, seq: Sequence) -> None:
         """Label the full pages of what a sequence has computed, once it has sampled a token: then
         nothing in them is NaN."""
-        num_full = seq.num_computed // self._allocator.page_size
+        num_full = 0 if seq.verifies else seq.num_computed // self._allocator.page_size
         if num_full <= seq.num_labelled_pages:
             return
         labels = self._labels(seq, num_full)

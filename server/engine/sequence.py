@@ -27,6 +27,8 @@ class Sequence:
     share: Share = field(default_factory=Share)
     compiles: bool = False
     """Runs only to leave its own KV behind: text or a soft prompt on its way to a prefix."""
+    verifies: bool = False
+    """Runs only to see what the model makes of it, on pages that nobody else reads."""
     status: SequenceStatus = SequenceStatus.WAITING
     rank: tuple[int, int] = (0, 0)
     """Lower goes first, and is preempted last; given by the scheduler, for good."""

@@ -62,4 +62,6 @@ def distance(plain: Tensor, other: Tensor) -> float:
 def _sequence(request: m.Verify, prefix: Digest | None) -> Sequence:
     share = Share(queue=COMPILES)
     sampling = Sampling(max_tokens=1)
-    return Sequence(request.request_id, prefix, list(request.token_ids), sampling, share)
+    return Sequence(
+        request.request_id, prefix, list(request.token_ids), sampling, share, verifies=True
+    )

@@ -144,6 +144,18 @@ def test_what_only_compiles_has_no_part_in_it() -> None:
     assert run.scheduler.allocator.num_kept == 3
 
 
+def test_what_only_verifies_has_no_part_in_it() -> None:
+    """Every upload runs the same prompt: behind an old version it would find all but a token, and
+    it would fill the pool with what nobody asks for."""
+    run = simulation(budget=64)
+    first_chunk(run, sequence(1, [0] * 13))
+    probe = Sequence(2, None, [0] * 13, Sampling(max_tokens=1), Share(), verifies=True)
+
+    assert first_chunk(run, probe) == (0, 13)
+    assert probe.page_labels == []
+    assert run.scheduler.allocator.num_kept == 3
+
+
 def test_what_never_sampled_a_token_is_not_kept() -> None:
     run = simulation(budget=8)
     run.scheduler.add(sequence(1, [*HEADER, 1]))
