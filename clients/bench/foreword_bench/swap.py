@@ -1,11 +1,14 @@
 """Hot swaps under load: how soon a new version answers, and whether running streams notice.
 
-Every so often a task under load gets a new version, uploaded and made active in one call. When its
-200 is there, requests for the task are sent one after the other until one names the new version;
-"visible" is when that answer's head arrives. Besides, no request of the load that was sent after
-the 200 may name an older version. A stream notices a swap if its tokens come further apart while
-the upload is under way or within `_AFTER_S` of its end than they usually do: than the median over
-streams of the time per output token.
+Every so often a task under load gets another version: one uploaded and made active in one call, or
+one of two that are there already. When its 200 is there, requests for the task are sent one after
+the other until one names that version; "visible" is when that answer's head arrives. Besides, no
+request of the load that was sent after the 200 may name another one.
+
+A stream notices a swap if its tokens come further apart while the call is under way or within
+`_AFTER_S` of its end than they do at other times. Other requests' prompts make longest gaps too, so
+the same is measured in windows just as long, halfway between swaps; the stall is the difference of
+the two medians, in usual gaps: the median over streams of the time per output token.
 """
 
 from __future__ import annotations
@@ -13,10 +16,10 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import numpy as np
@@ -48,18 +51,29 @@ class Swap:
     first_token_s: float
     """Of the first answer by the new version."""
     num_stale: int
-    """Answers by an older version to requests sent after the 200."""
+    """Answers by another version to requests sent after the 200."""
+
+
+By = Literal["upload", "activate"]
 
 
 class Swapper:
-    """Swaps the first of a target's tasks again and again, while a load runs."""
+    """Swaps the first of a target's tasks again and again, while a load runs: by uploading a
+    version each time, or by activating one of two in turn."""
 
-    def __init__(self, target: Target, every_s: float, *, api_key: str | None = None) -> None:
+    def __init__(
+        self, target: Target, every_s: float, *, by: By = "upload", api_key: str | None = None
+    ) -> None:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         with httpx.Client(base_url=target.url, headers=headers) as client:
             if not (target.num_tasks and tasks.has_registry(client)):
                 raise BenchError("swaps need --tasks, and a Foreword server to swap them on")
             info = client.get("/info").raise_for_status().json()
+            if by == "activate":
+                self._versions = tasks.two_versions(
+                    client, info, target.models[0], target.num_prefix_tokens
+                )
+        self._by = by
         self._target = target
         self._every_s = every_s
         self._prefix = bytearray(tasks.random_prefix(info, target.num_prefix_tokens, seed=0))
@@ -78,27 +92,35 @@ class Swapper:
 
     async def _swap(self, http: Http) -> Swap:
         model = self._target.models[0]
-        upload = http.request("PUT", f"/tasks/{model}/prefix", self._new_prefix(), tasks.MEDIA_TYPE)
-        uploaded = await http.exchange(upload)
-        if uploaded.status not in (200, 201):
-            raise BenchError(f"swapping {model}: HTTP {uploaded.status}: {uploaded.body()[:200]!r}")
-        version: int = json.loads(uploaded.body())["version"]
-        done_s = uploaded.reads[-1][0]
+        swapped = await http.exchange(self._request(http, model))
+        if swapped.status not in (200, 201):
+            raise BenchError(f"swapping {model}: HTTP {swapped.status}: {swapped.body()[:200]!r}")
+        version: int = json.loads(swapped.body())["version"]
+        done_s = swapped.reads[-1][0]
         # Another workload than the load's, so that no probe's prompt is one of its prompts.
         probe = Workload(num_requests=1, num_new_tokens=1, seed=-1_000_000 - len(self.swaps))
         for num_stale in range(_NUM_PROBES):
             answer = await http.exchange(self._target.request(http, probe, 0))
-            if int(answer.headers.get("x-task-version", 0)) >= version:
+            if int(answer.headers.get("x-task-version", 0)) == version:
                 return Swap(
                     model,
                     version,
-                    uploaded.sent_s,
+                    swapped.sent_s,
                     done_s,
                     answer.head_s,
                     answer.reads[-1][0],
                     num_stale,
                 )
         raise BenchError(f"{model}: version {version} did not answer in {_NUM_PROBES} requests")
+
+    def _request(self, http: Http, model: str) -> bytes:
+        if self._by == "upload":
+            return http.request(
+                "PUT", f"/tasks/{model}/prefix", self._new_prefix(), tasks.MEDIA_TYPE
+            )
+        version = self._versions[len(self.swaps) % 2]
+        body = json.dumps({"version": version}).encode()
+        return http.request("POST", f"/tasks/{model}/activate", body, "application/json")
 
     def _new_prefix(self) -> bytes:
         """Other values at the end make another digest, which no cache knows."""
@@ -111,19 +133,22 @@ def summary(swaps: Sequence[Swap], answers: Sequence[Answer]) -> dict[str, Any]:
     if not swaps:
         raise BenchError("no swap was done in time: ask for more requests")
     good = [answer for answer in answers if answer.error is None]
-    near_s, away_s = stalls_s(swaps, good)
+    near_s = longest_gaps_s([(swap.sent_s, swap.done_s + _AFTER_S) for swap in swaps], good)
+    away_s = longest_gaps_s(list(_windows_between(swaps)), good)
+    if not away_s:
+        raise BenchError("the swaps leave no time between them to compare with: ask for fewer")
     usual_s = float(np.median([answer.tpot_s for answer in good]))
     return {
         "swaps": len(swaps),
-        "upload_ms": _with_max([swap.done_s - swap.sent_s for swap in swaps]),
+        "call_ms": _with_max([swap.done_s - swap.sent_s for swap in swaps]),
         "visible_after_ms": _with_max([swap.visible_s - swap.done_s for swap in swaps]),
         "visible_goal_ms": VISIBLE_GOAL_MS,
         "first_token_after_ms": _with_max([swap.first_token_s - swap.done_s for swap in swaps]),
         "stale_answers": sum(swap.num_stale for swap in swaps) + num_stale(swaps, good),
         "usual_gap_ms": round(usual_s * 1e3, 3),
         "longest_gap_near_a_swap_ms": _with_max(near_s),
-        "longest_gap_away_ms": round(away_s * 1e3, 3),
-        "stall": round(float(np.median(near_s)) / max(usual_s, 1e-6), 2),
+        "longest_gap_between_swaps_ms": _with_max(away_s),
+        "stall": round(float(np.median(near_s) - np.median(away_s)) / max(usual_s, 1e-6), 2),
     }
 
 
@@ -131,34 +156,39 @@ def _with_max(seconds: Sequence[float]) -> dict[str, float | None]:
     return percentiles_ms(seconds) | {"max": round(max(seconds) * 1e3, 3)}
 
 
-def num_stale(swaps: Iterable[Swap], answers: Iterable[Answer]) -> int:
-    """Answers of the load by an older version than the one active when they were asked for."""
-    swaps = list(swaps)
-    return sum(
-        any(
-            answer.model == swap.model
-            and answer.sent_s > swap.done_s
-            and (answer.version or 0) < swap.version
-            for swap in swaps
-        )
-        for answer in answers
-    )
+def num_stale(swaps: Sequence[Swap], answers: Iterable[Answer]) -> int:
+    """Answers of the load by another version than one that was active while they were asked for."""
+    return sum(_is_stale(answer, swaps) for answer in answers)
 
 
-def stalls_s(swaps: Sequence[Swap], answers: Iterable[Answer]) -> tuple[list[float], float]:
-    """The longest gap between two tokens of a stream: near each swap, and away from all of them.
+def _is_stale(answer: Answer, swaps: Sequence[Swap]) -> bool:
+    """Before the first 200 any version may answer: nobody has asked which one was active."""
+    of_task = [swap for swap in swaps if swap.model == answer.model]
+    done = [swap for swap in of_task if swap.done_s < answer.sent_s]
+    if not done:
+        return False
+    under_way = [s for s in of_task if s.done_s >= answer.sent_s and s.sent_s < answer.head_s]
+    return answer.version not in {swap.version for swap in (done[-1], *under_way)}
 
-    0 where no stream ran.
-    """
-    near_s = [0.0] * len(swaps)
-    away_s = 0.0
+
+def longest_gaps_s(
+    windows: Sequence[tuple[float, float]], answers: Iterable[Answer]
+) -> list[float]:
+    """The longest gap between two tokens of any stream that overlaps with each window (begin, end);
+    0 where no stream ran."""
+    longest_s = [0.0] * len(windows)
     for answer in answers:
         for a, b in pairwise(answer.token_s):
-            is_near = False
-            for i, swap in enumerate(swaps):
-                if a < swap.done_s + _AFTER_S and b > swap.sent_s:
-                    is_near = True
-                    near_s[i] = max(near_s[i], b - a)
-            if not is_near:
-                away_s = max(away_s, b - a)
-    return near_s, away_s
+            for i, (begin_s, end_s) in enumerate(windows):
+                if a < end_s and b > begin_s:
+                    longest_s[i] = max(longest_s[i], b - a)
+    return longest_s
+
+
+def _windows_between(swaps: Sequence[Swap]) -> Iterator[tuple[float, float]]:
+    """Halfway to the next swap, as long as what is near this one; none where it does not fit."""
+    for swap, following in pairwise(swaps):
+        begin_s, length_s = swap.done_s + _AFTER_S, swap.done_s + _AFTER_S - swap.sent_s
+        spare_s = following.sent_s - begin_s - length_s
+        if spare_s > 0:
+            yield begin_s + spare_s / 2, begin_s + spare_s / 2 + length_s

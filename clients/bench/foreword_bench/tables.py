@@ -47,25 +47,25 @@ def show_load(result: dict[str, Any]) -> None:
 
 def _show_swaps(swaps: dict[str, Any]) -> None:
     _show(
-        f"{swaps['swaps']} swaps, one every {swaps['every_s']:g} s",
+        f"{swaps['swaps']} swaps by {swaps['by']}, one every {swaps['every_s']:g} s",
         ("", "p50", "p90", "p99", "max"),
         [
             (name, *(_ms(swaps[key].get(p)) for p in ("p50", "p90", "p99", "max")))
             for name, key in (
-                ("upload to its 200, ms", "upload_ms"),
+                ("call to its 200, ms", "call_ms"),
                 ("visible after the 200, ms", "visible_after_ms"),
-                ("first token by the new version after the 200, ms", "first_token_after_ms"),
+                ("first token by the other version after the 200, ms", "first_token_after_ms"),
                 ("longest gap in a stream near a swap, ms", "longest_gap_near_a_swap_ms"),
+                ("longest gap between swaps, ms", "longest_gap_between_swaps_ms"),
             )
         ],
     )
     report.console().print(
-        f"{swaps['stale_answers']} answers by an old version after a 200; streams' usual gap "
-        f"{_ms(swaps['usual_gap_ms'])} ms, longest away from swaps "
-        f"{_ms(swaps['longest_gap_away_ms'])} ms, stall near a swap {swaps['stall']:g} usual gaps"
+        f"{swaps['stale_answers']} answers by the wrong version after a 200; streams' usual gap "
+        f"{_ms(swaps['usual_gap_ms'])} ms, a swap costs them {swaps['stall']:g} of it"
     )
     if swaps["stale_answers"]:
-        _doubt("old versions answered after a swap")
+        _doubt("the wrong version answered after a swap")
     if swaps["visible_after_ms"]["max"] > swaps["visible_goal_ms"]:
         _doubt(f"a swap took longer than {swaps['visible_goal_ms']:g} ms to show")
 

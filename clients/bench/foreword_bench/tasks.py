@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import httpx
@@ -24,12 +25,28 @@ def ensure(client: httpx.Client, num_tasks: int, num_tokens: int) -> list[str]:
     for i, name in enumerate(names):
         found = client.get(f"/tasks/{name}")
         if found.status_code == 404 or found.json()["active_version"] is None:
-            body = random_prefix(info, num_tokens, seed=i)
-            headers = {"Content-Type": MEDIA_TYPE}
-            client.put(f"/tasks/{name}/prefix", content=body, headers=headers).raise_for_status()
+            upload(client, name, random_prefix(info, num_tokens, seed=i))
         else:
             found.raise_for_status()
     return names
+
+
+def two_versions(
+    client: httpx.Client, info: dict[str, Any], task: str, num_tokens: int
+) -> tuple[int, int]:
+    """The active version of a task, from now on another one, and that; both stay loaded for lack of
+    anything that would evict them."""
+    before: int = client.get(f"/tasks/{task}").raise_for_status().json()["active_version"]
+    after = upload(client, task, random_prefix(info, num_tokens, seed=time.time_ns()))
+    return before, after
+
+
+def upload(client: httpx.Client, task: str, body: bytes) -> int:
+    """The number of the version that this became."""
+    headers = {"Content-Type": MEDIA_TYPE}
+    response = client.put(f"/tasks/{task}/prefix", content=body, headers=headers)
+    version: int = response.raise_for_status().json()["version"]
+    return version
 
 
 def random_prefix(info: dict[str, Any], num_tokens: int, seed: int) -> bytes:

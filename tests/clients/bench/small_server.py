@@ -27,14 +27,15 @@ class SmallServer:
     lag_s: float = 0.0
     """A new version answers only so long after its upload's 200."""
     stall_s: float = 0.0
-    """Streams stand still so long after an upload."""
+    """Streams stand still so long after a swap."""
     refuse_every: int = 0
     """One of so many requests gets a 429."""
     cut_short_every: int = 0
     """One of so many streams ends a token early."""
     bodies: list[dict[str, Any]] = field(default_factory=list)
-    versions: dict[str, list[float]] = field(default_factory=dict)
-    """When each version of a task was uploaded."""
+    num_versions: dict[str, int] = field(default_factory=dict)
+    swaps: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
+    """When a version of a task was made active, and which."""
 
     def app(self) -> Starlette:
         return Starlette(
@@ -45,16 +46,18 @@ class SmallServer:
                 Route("/info", self._info),
                 Route("/tasks/{task}", self._task),
                 Route("/tasks/{task}/prefix", self._upload, methods=["PUT"]),
+                Route("/tasks/{task}/activate", self._activate, methods=["POST"]),
             ]
         )
 
     def version(self, task: str) -> int:
         """The one that answers now."""
-        since = [at for at in self.versions.get(task, []) if time.monotonic() - at >= self.lag_s]
-        return max(1, len(since))
+        now = time.monotonic()
+        seen = [number for at, number in self.swaps.get(task, []) if now - at >= self.lag_s]
+        return seen[-1] if seen else 1
 
     async def _models(self, request: Request) -> Response:
-        return JSONResponse({"data": [{"id": BASE}, *({"id": name} for name in self.versions)]})
+        return JSONResponse({"data": [{"id": BASE}, *({"id": name} for name in self.swaps)]})
 
     async def _info(self, request: Request) -> Response:
         if not self.is_foreword:
@@ -63,19 +66,26 @@ class SmallServer:
 
     async def _task(self, request: Request) -> Response:
         task = request.path_params["task"]
-        if task not in self.versions:
+        if task not in self.swaps:
             return JSONResponse({"code": "unknown_task"}, 404)
         return JSONResponse({"active_version": self.version(task)})
 
     async def _upload(self, request: Request) -> Response:
         task, body = request.path_params["task"], await request.body()
         assert len(body) > 64
-        self.versions.setdefault(task, []).append(time.monotonic())
-        return JSONResponse({"version": len(self.versions[task])}, 201)
+        number = self.num_versions[task] = self.num_versions.get(task, 0) + 1
+        return self._swap(task, number, 201)
+
+    async def _activate(self, request: Request) -> Response:
+        return self._swap(request.path_params["task"], (await request.json())["version"], 200)
+
+    def _swap(self, task: str, number: int, status: int) -> Response:
+        self.swaps.setdefault(task, []).append((time.monotonic(), number))
+        return JSONResponse({"version": number}, status)
 
     async def _openai(self, request: Request) -> Response:
         body = await self._take(request)
-        if body["model"] != BASE and body["model"] not in self.versions:
+        if body["model"] != BASE and body["model"] not in self.swaps:
             return JSONResponse({"error": {"code": "unknown_task", "message": "no"}}, 404)
         if self._is_turn(self.refuse_every):
             return JSONResponse({"error": {"code": "overloaded", "message": "later"}}, 429)
@@ -113,9 +123,9 @@ class SmallServer:
 
     async def _next_token(self) -> None:
         await asyncio.sleep(GAP_S)
-        uploads = [at for times in self.versions.values() for at in times[1:]]
-        if uploads:
-            await asyncio.sleep(max(0.0, max(uploads) + self.stall_s - time.monotonic()))
+        swaps = [at for swaps in self.swaps.values() for at, _ in swaps[1:]]
+        if swaps:
+            await asyncio.sleep(max(0.0, max(swaps) + self.stall_s - time.monotonic()))
 
 
 def data(value: object) -> bytes:

@@ -119,7 +119,7 @@ async def test_another_server_gets_its_prefixes_as_text(small: SmallServer) -> N
 
     await load.run(where, Workload(num_requests=4, prompt_lengths=(5,), num_new_tokens=2))
 
-    assert small.versions == {}
+    assert small.swaps == {}
     prompts = [body["prompt"] for body in small.bodies[-4:]]
     assert [len(prompt) for prompt in prompts] == [12] * 4
     assert prompts[0][:7] == prompts[2][:7] != prompts[1][:7]

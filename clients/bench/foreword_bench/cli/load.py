@@ -46,10 +46,13 @@ def load(
         typer.Option(
             min=0.01,
             metavar="SECONDS",
-            help="Meanwhile give the first task a new version this often, and measure how soon it "
-            "answers and whether running streams stall. Needs --tasks and a Foreword server.",
+            help="Meanwhile give the first task another version this often, and measure how soon "
+            "it answers and whether running streams stall. Needs --tasks and a Foreword server.",
         ),
     ] = None,
+    swap_by: Annotated[
+        swap.By, typer.Option(help="Upload a version each time, or activate one of two in turn.")
+    ] = "upload",
     seed: options.Seed = 0,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds until a request failed.")] = 600,
     api_key: options.ApiKey = None,
@@ -58,8 +61,8 @@ def load(
     """Put load on a server and measure what comes back.
 
     Every prompt is another one, completions are streamed, greedy and of fixed length. Before the
-    clock starts, every task is asked once. Ends with 1 if any request failed, or if an old version
-    answered after a swap.
+    clock starts, every task is asked once. Ends with 1 if any request failed, or if the wrong
+    version answered after a swap.
     """
     if model and tasks:
         raise BenchError("--model or --tasks, not both")
@@ -80,13 +83,16 @@ def load(
         as_text=text_prompts,
         api_key=api_key,
     )
-    swapper = swap.Swapper(where, swap_every, api_key=api_key) if swap_every else None
+    swapper = None
+    if swap_every:
+        swapper = swap.Swapper(where, swap_every, by=swap_by, api_key=api_key)
     run = asyncio.run(
         loads.run(where, workload, api_key=api_key, timeout_s=timeout, beside=swapper)
     )
     figures = statistics.summary(run)
     if swapper is not None:
-        figures["swaps"] = swap.summary(swapper.swaps, run.answers) | {"every_s": swap_every}
+        how = {"every_s": swap_every, "by": swap_by}
+        figures["swaps"] = swap.summary(swapper.swaps, run.answers) | how
     result = report.result(
         "load",
         figures,
