@@ -41,7 +41,9 @@ class EngineProcess:
                 pass_fds=[theirs.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
                 env=_environment(config),
-                start_new_session=True,  # Ctrl-C is for the API process, which drains
+                # Ctrl-C is for the API process, which drains. Not a new session: Linux's autogroup
+                # would give that as much time as this one, whatever a thread's priority here.
+                process_group=0,
             )
         reader, writer = await asyncio.open_connection(sock=ours)
         writer.write(m.frame(config))

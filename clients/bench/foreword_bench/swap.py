@@ -95,7 +95,8 @@ class Swapper:
         swapped = await http.exchange(self._request(http, model))
         if swapped.status not in (200, 201):
             raise BenchError(f"swapping {model}: HTTP {swapped.status}: {swapped.body()[:200]!r}")
-        version: int = json.loads(swapped.body())["version"]
+        said = json.loads(swapped.body())
+        version: int = said["version" if self._by == "upload" else "active_version"]
         done_s = swapped.reads[-1][0]
         # Another workload than the load's, so that no probe's prompt is one of its prompts.
         probe = Workload(num_requests=1, num_new_tokens=1, seed=-1_000_000 - len(self.swaps))

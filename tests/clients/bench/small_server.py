@@ -74,14 +74,16 @@ class SmallServer:
         task, body = request.path_params["task"], await request.body()
         assert len(body) > 64
         number = self.num_versions[task] = self.num_versions.get(task, 0) + 1
-        return self._swap(task, number, 201)
+        self._swap(task, number)
+        return JSONResponse({"version": number}, 201)
 
     async def _activate(self, request: Request) -> Response:
-        return self._swap(request.path_params["task"], (await request.json())["version"], 200)
+        number = (await request.json())["version"]
+        self._swap(request.path_params["task"], number)
+        return JSONResponse({"active_version": number})
 
-    def _swap(self, task: str, number: int, status: int) -> Response:
+    def _swap(self, task: str, number: int) -> None:
         self.swaps.setdefault(task, []).append((time.monotonic(), number))
-        return JSONResponse({"version": number}, status)
 
     async def _openai(self, request: Request) -> Response:
         body = await self._take(request)
