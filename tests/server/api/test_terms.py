@@ -92,14 +92,18 @@ async def test_swaps_and_deletes_that_come_again_count_once(http: httpx.AsyncCli
 
     backs = await twice("POST", "/tasks/x/rollback")
     swaps = await twice("POST", "/tasks/x/activate", json={"version": 1})
+    splits = await twice("PUT", "/tasks/x/traffic", json={"weights": {"1": 1, "2": 3}})
+    wholes = await twice("DELETE", "/tasks/x/traffic")
     one_less = await twice("DELETE", "/tasks/x/versions/3")
     history = (await http.get("/tasks/x/versions")).json()["history"]
     none_left = await twice("DELETE", "/tasks/x")
 
     assert [r.json()["active_version"] for r in backs] == [2, 2]
     assert [r.json()["active_version"] for r in swaps] == [1, 1]
+    assert [r.json()["weights"] for r in splits] == [{"1": 1, "2": 3}] * 2
+    assert [r.json()["weights"] for r in wholes] == [None] * 2
     assert [r.status_code for r in (*one_less, *none_left)] == [204] * 4
-    assert [line["version"] for line in history] == [1, 2, 3, 2, 1]
+    assert [line["version"] for line in history] == [1, 1, 1, 2, 3, 2, 1]
 
 
 async def test_a_request_that_failed_may_come_again(http: httpx.AsyncClient) -> None:
@@ -150,6 +154,8 @@ async def test_a_task_says_its_state_and_takes_changes_of_that_state_only(
                 await http.post("/tasks/x/versions", **body | {"headers": ARTIFACT | match}),
                 await http.post("/tasks/x/activate", json={"version": 1}, headers=match),
                 await http.post("/tasks/x/rollback", headers=match),
+                await http.put("/tasks/x/traffic", json={"weights": {"1": 1}}, headers=match),
+                await http.delete("/tasks/x/traffic", headers=match),
                 await http.delete("/tasks/x/versions/1", headers=match),
                 await http.delete("/tasks/x", headers=match),
             )
@@ -158,9 +164,9 @@ async def test_a_task_says_its_state_and_takes_changes_of_that_state_only(
     assert changed.status_code == 200
     assert (await http.get("/tasks/x")).headers["ETag"] == new != old
     for tags in (old, f"W/{new}", '"other"', f'{old}, "0"'):
-        assert await attempt(tags) == [412] * 8
+        assert await attempt(tags) == [412] * 10
     for tags in ("x", '"', new.strip('"'), f"{new},"):
-        assert await attempt(tags) == [400] * 8
+        assert await attempt(tags) == [400] * 10
     replaced = await http.put("/tasks/x", json={}, headers={"If-Match": f"{old}, {new}"})
     assert replaced.status_code == 200
     assert replaced.headers["ETag"] not in (old, new)
