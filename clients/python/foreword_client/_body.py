@@ -8,6 +8,7 @@ import tarfile
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import anyio.to_thread
 
@@ -17,6 +18,7 @@ Source = str | os.PathLike[str] | bytes
 
 PEFT_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
+GOLDEN = "golden.jsonl"
 
 _CHUNK_BYTES = 1 << 20
 _JSON = "application/json"
@@ -64,20 +66,27 @@ def of_json(value: object) -> Body:
 
 
 def of_prefix(
-    source: Source | None, text: str | None, messages: Sequence[Mapping[str, str]] | None
+    source: Source | None,
+    text: str | None,
+    messages: Sequence[Mapping[str, str]] | None,
+    golden: Sequence[Mapping[str, Any]] = (),
 ) -> Body:
     """The upload of a prefix, from exactly one of the three. Raises `SourceError`."""
     if sum(given is not None for given in (source, text, messages)) != 1:
         raise SourceError("give exactly one of: a source, text=..., messages=...")
+    beside = {"golden": [dict(prompt) for prompt in golden]} if golden else {}
     if text is not None:
-        return of_json({"text": text})
+        return of_json({"text": text, **beside})
     if messages is not None:
-        return of_json({"messages": [dict(message) for message in messages]})
+        return of_json({"messages": [dict(message) for message in messages], **beside})
     assert source is not None
+    if not isinstance(source, bytes) and Path(source).is_dir():
+        return _of_folder(Path(source), golden)
+    if golden:
+        raise SourceError("golden prompts go with a folder, text or messages, not with a file")
     if isinstance(source, bytes):
         return Body(_media_type(source[:512], "the bytes"), (source,))
-    path = Path(source)
-    return _of_folder(path) if path.is_dir() else _of_file(path)
+    return _of_file(Path(source))
 
 
 def _of_file(path: Path) -> Body:
@@ -105,8 +114,9 @@ def _media_type(head: bytes, name: str) -> str:
     return _TAR if head[257:262] == b"ustar" or name.endswith(".tar") else _SAFETENSORS
 
 
-def _of_folder(folder: Path) -> Body:
-    """A PEFT folder as an uncompressed tar of the two files that matter, written as it is sent."""
+def _of_folder(folder: Path, golden: Sequence[Mapping[str, Any]]) -> Body:
+    """A PEFT folder as an uncompressed tar of the two files that matter, written as it is sent, and
+    of golden prompts: those that are given, or the folder's own."""
     files = [folder / PEFT_CONFIG, folder / PEFT_WEIGHTS]
     missing = [file.name for file in files if not file.is_file()]
     if PEFT_WEIGHTS in missing and (folder / "adapter_model.bin").is_file():
@@ -116,12 +126,15 @@ def _of_folder(folder: Path) -> Body:
         )
     if missing:
         raise SourceError(f"{folder} is no PEFT folder: it has no {' and no '.join(missing)}")
-    parts = [part for file in files for part in _tar_member(file)]
+    parts = [part for file in files for part in _tar_member(file.name, file)]
+    lines = "".join(f"{json.dumps(dict(prompt))}\n" for prompt in golden).encode()
+    if lines or (folder / GOLDEN).is_file():
+        parts += _tar_member(GOLDEN, lines or folder / GOLDEN)
     return Body(_TAR, (*parts, bytes(2 * tarfile.BLOCKSIZE)))
 
 
-def _tar_member(file: Path) -> tuple[bytes | Path, ...]:
+def _tar_member(name: str, content: bytes | Path) -> tuple[bytes | Path, ...]:
     """Header, content, and zeros up to a whole block; nothing of the owner or the clock."""
-    member = tarfile.TarInfo(file.name)
-    member.size = file.stat().st_size
-    return member.tobuf(), file, bytes(-member.size % tarfile.BLOCKSIZE)
+    member = tarfile.TarInfo(name)
+    member.size = len(content) if isinstance(content, bytes) else content.stat().st_size
+    return member.tobuf(), content, bytes(-member.size % tarfile.BLOCKSIZE)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from hashlib import sha256
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import quote
+from uuid import uuid4
 
 import httpx
 
@@ -44,12 +45,36 @@ def push(
     source: Source | None,
     text: str | None,
     messages: Sequence[Mapping[str, str]] | None,
+    golden: Sequence[Mapping[str, Any]],
     *,
     activate: bool,
+    if_match: int | None,
 ) -> Call[types.Uploaded]:
-    body = _body.of_prefix(source, text, messages)
+    body = _body.of_prefix(source, text, messages, golden)
+    verb, path = _upload(task, activate)
+    parse = _as(types.Uploaded)
+    return Call(verb, path, parse, body=body, once=_new_key(), if_match=if_match)
+
+
+def rehearse(
+    task: str,
+    source: Source | None,
+    text: str | None,
+    messages: Sequence[Mapping[str, str]] | None,
+    golden: Sequence[Mapping[str, Any]],
+    *,
+    activate: bool,
+) -> Call[types.Rehearsal]:
+    body = _body.of_prefix(source, text, messages, golden)
+    verb, path = _upload(task, activate)
+    params: dict[str, str | int] = {"dry_run": "true"}
+    parse = _as(types.Rehearsal)
+    return Call(verb, path, parse, params=params, body=body, repeatable=True)
+
+
+def _upload(task: str, activate: bool) -> tuple[str, str]:
     verb, last = ("PUT", "prefix") if activate else ("POST", "versions")
-    return Call(verb, _path("tasks", task, last), _as(types.Uploaded), body=body)
+    return verb, _path("tasks", task, last)
 
 
 def tasks(after: str | None) -> Call[types.TaskPage]:
@@ -67,36 +92,64 @@ def create_task(name: str, profile: Mapping[str, Any]) -> Call[types.Task]:
     return Call("PUT", _path("tasks", name), _as(types.Task), body=body, repeatable=True)
 
 
-def update_task(name: str, profile: Mapping[str, Any]) -> Call[types.Task]:
+def update_task(name: str, profile: Mapping[str, Any], if_match: int | None) -> Call[types.Task]:
     body = _body.of_json(_only(profile, types.ProfileFields.__annotations__))
-    return Call("PATCH", _path("tasks", name), _as(types.Task), body=body, repeatable=True)
+    path, parse = _path("tasks", name), _as(types.Task)
+    return Call("PATCH", path, parse, body=body, repeatable=True, if_match=if_match)
 
 
-def delete_task(name: str) -> Call[None]:
-    return Call("DELETE", _path("tasks", name), _nothing)
+def delete_task(name: str, if_match: int | None) -> Call[None]:
+    path = _path("tasks", name)
+    return Call("DELETE", path, _nothing, once=_new_key(), if_match=if_match)
 
 
 def versions(task: str) -> Call[types.Versions]:
     return Call("GET", _path("tasks", task, "versions"), _as(types.Versions), repeatable=True)
 
 
-def version(task: str, number: int) -> Call[types.Manifest]:
+def version(task: str, number: int) -> Call[types.Version]:
     path = _path("tasks", task, "versions", number)
-    return Call("GET", path, _as(types.Manifest), repeatable=True)
+    return Call("GET", path, _as(types.Version), repeatable=True)
 
 
-def activate(task: str, number: int) -> Call[types.Activated]:
+def activate(task: str, number: int, if_match: int | None) -> Call[types.Activated]:
     body = _body.of_json({"version": number})
-    path = _path("tasks", task, "activate")
-    return Call("POST", path, _as(types.Activated), body=body, repeatable=True)
+    path, parse = _path("tasks", task, "activate"), _as(types.Activated)
+    return Call("POST", path, parse, body=body, once=_new_key(), if_match=if_match)
 
 
-def rollback(task: str) -> Call[types.Activated]:
-    return Call("POST", _path("tasks", task, "rollback"), _as(types.Activated))
+def rollback(task: str, if_match: int | None) -> Call[types.Activated]:
+    path, parse = _path("tasks", task, "rollback"), _as(types.Activated)
+    return Call("POST", path, parse, once=_new_key(), if_match=if_match)
 
 
-def delete_version(task: str, number: int) -> Call[None]:
-    return Call("DELETE", _path("tasks", task, "versions", number), _nothing)
+def traffic(task: str) -> Call[types.Traffic]:
+    return Call("GET", _path("tasks", task, "traffic"), _as(types.Traffic), repeatable=True)
+
+
+def set_traffic(task: str, weights: Mapping[int, int], if_match: int | None) -> Call[types.Traffic]:
+    path, parse = _path("tasks", task, "traffic"), _as(types.Traffic)
+    if not weights:
+        return Call("DELETE", path, parse, once=_new_key(), if_match=if_match)
+    body = _body.of_json({"weights": {str(number): weight for number, weight in weights.items()}})
+    return Call("PUT", path, parse, body=body, once=_new_key(), if_match=if_match)
+
+
+def verify(task: str, number: int) -> Call[types.Report]:
+    path = _path("tasks", task, "versions", number, "verify")
+    return Call("POST", path, _as(types.Report), repeatable=True)
+
+
+def place(
+    task: str, number: int, how: Literal["warm", "pin", "unpin", "evict"]
+) -> Call[types.Residency]:
+    path = _path("tasks", task, "versions", number, how)
+    return Call("POST", path, _as(types.Residency), repeatable=True)
+
+
+def delete_version(task: str, number: int, if_match: int | None) -> Call[None]:
+    path = _path("tasks", task, "versions", number)
+    return Call("DELETE", path, _nothing, once=_new_key(), if_match=if_match)
 
 
 def download(task: str, number: int, format: str | None) -> Call[bytes]:
@@ -153,6 +206,10 @@ def _artifact(response: httpx.Response) -> bytes:
 
 def _nothing(response: httpx.Response) -> None:
     return None
+
+
+def _new_key() -> str:
+    return uuid4().hex
 
 
 def _path(*segments: str | int) -> str:

@@ -6,9 +6,17 @@ import random
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-from foreword_client.errors import NoServerError, OverloadedError, UnavailableError
+from foreword_client.errors import (
+    ConflictError,
+    ConnectionLostError,
+    NoServerError,
+    OverloadedError,
+    TimedOutError,
+    UnavailableError,
+)
 
 FIRST_DELAY_S = 0.1
+IN_PROGRESS_S = 1.0
 MAX_WAIT_S = 30.0
 """A server that asks for more patience gets none: the caller decides."""
 
@@ -17,12 +25,15 @@ class Retries:
     """The attempts of one call. Asked after each failure, it says how long to wait, or None.
 
     A connection that was never made is always worth another attempt: nothing was sent. A 429 or
-    503 is, if the call is `repeatable` and the server said when to come back.
+    503 is, if the call is `repeatable` and the server said when to come back. A connection that was
+    lost, or an answer that did not come in time, is if the call counts `once`: then it may have
+    been done, and is not done again.
     """
 
-    def __init__(self, max_retries: int, *, repeatable: bool) -> None:
+    def __init__(self, max_retries: int, *, repeatable: bool, once: bool = False) -> None:
         self._num_left = max_retries
-        self._repeatable = repeatable
+        self._repeatable = repeatable or once
+        self._once = once
         self._delay_s = FIRST_DELAY_S
 
     def delay_s(self, failure: Exception) -> float | None:
@@ -33,6 +44,10 @@ class Retries:
         match failure:
             case NoServerError():
                 return self._backoff_s()
+            case ConnectionLostError() | TimedOutError() if self._once:
+                return self._backoff_s()
+            case ConflictError(code="request_in_progress") if self._once:
+                return _spread(IN_PROGRESS_S)
             case OverloadedError() | UnavailableError() if self._repeatable:
                 asked_s = failure.retry_after_s
                 return None if asked_s is None or asked_s > MAX_WAIT_S else _spread(asked_s)

@@ -97,12 +97,21 @@ class Call(Generic[T]):
     body: Body | None = None
     repeatable: bool = False
     """Sending it again after a 429 or 503 does no harm."""
+    once: str | None = None
+    """Under this idempotency key it counts once, however often it is sent."""
+    if_match: int | None = None
+    """The revision of the task that the change is meant for."""
     timeout_s: float | None = None
     """None: the client's."""
 
     @property
     def headers(self) -> dict[str, str]:
-        return {} if self.body is None else self.body.headers
+        headers = {} if self.body is None else self.body.headers
+        if self.once is not None:
+            headers["Idempotency-Key"] = self.once
+        if self.if_match is not None:
+            headers["If-Match"] = f'"{self.if_match}"'
+        return headers
 
     @property
     def timeout(self) -> Any:

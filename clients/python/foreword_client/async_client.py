@@ -88,18 +88,40 @@ class AsyncClient:
         *,
         text: str | None = None,
         messages: Sequence[Mapping[str, str]] | None = None,
+        golden_prompts: Sequence[Mapping[str, Any]] = (),
         activate: bool = True,
+        if_match: int | None = None,
         **profile: Unpack[types.ProfileFields],
     ) -> types.Uploaded:
         """Upload a version; `activate` makes it answer, and creates the task if it is new.
 
         `source` is a PEFT folder, a .safetensors or .tar file, or its bytes; from `text` or
-        `messages` the server computes the prefix. Parts of the `profile` are changed afterwards.
+        `messages` the server computes the prefix. `golden_prompts`, `{"prompt": ..., "expect":
+        ...}`, are answered so before the version may be active. Parts of the `profile` are changed
+        afterwards. `if_match`: only if the task is still at this `revision`; else, here and in all
+        that follows, `PreconditionFailedError`.
         """
-        uploaded = await self._call(_calls.push(task, source, text, messages, activate=activate))
+        call = _calls.push(
+            task, source, text, messages, golden_prompts, activate=activate, if_match=if_match
+        )
+        uploaded = await self._call(call)
         if profile:
             await self.update_task(task, **profile)
         return uploaded
+
+    async def rehearse(
+        self,
+        task: str,
+        source: Source | None = None,
+        *,
+        text: str | None = None,
+        messages: Sequence[Mapping[str, str]] | None = None,
+        golden_prompts: Sequence[Mapping[str, Any]] = (),
+        activate: bool = True,
+    ) -> types.Rehearsal:
+        """What `push` would do: its checks, what it would take, and what would make room for it."""
+        call = _calls.rehearse(task, source, text, messages, golden_prompts, activate=activate)
+        return await self._call(call)
 
     async def tasks(self) -> list[types.Task]:
         """All tasks, in the order of their names."""
@@ -118,33 +140,71 @@ class AsyncClient:
         """Create a task without a version, or replace the whole profile of one."""
         return await self._call(_calls.create_task(name, profile))
 
-    async def update_task(self, name: str, **profile: Unpack[types.ProfileFields]) -> types.Task:
+    async def update_task(
+        self, name: str, *, if_match: int | None = None, **profile: Unpack[types.ProfileFields]
+    ) -> types.Task:
         """Change parts of a task's profile; None clears a part, one left out stays."""
-        return await self._call(_calls.update_task(name, profile))
+        return await self._call(_calls.update_task(name, profile, if_match))
 
-    async def delete_task(self, name: str) -> None:
+    async def delete_task(self, name: str, *, if_match: int | None = None) -> None:
         """Delete a task with all its versions. Requests that run already finish."""
-        await self._call(_calls.delete_task(name))
+        await self._call(_calls.delete_task(name, if_match))
 
     async def versions(self, task: str) -> types.Versions:
         """All versions of a task, and the history of its active one."""
         return await self._call(_calls.versions(task))
 
-    async def version(self, task: str, number: int) -> types.Manifest:
-        """One version's manifest."""
+    async def version(self, task: str, number: int) -> types.Version:
+        """One version's manifest, and where its prefix is."""
         return await self._call(_calls.version(task, number))
 
-    async def activate(self, task: str, number: int) -> types.Activated:
+    async def activate(
+        self, task: str, number: int, *, if_match: int | None = None
+    ) -> types.Activated:
         """Let a version answer from now on. Requests that run already finish on theirs."""
-        return await self._call(_calls.activate(task, number))
+        return await self._call(_calls.activate(task, number, if_match))
 
-    async def rollback(self, task: str) -> types.Activated:
+    async def rollback(self, task: str, *, if_match: int | None = None) -> types.Activated:
         """Back to the version that was active before."""
-        return await self._call(_calls.rollback(task))
+        return await self._call(_calls.rollback(task, if_match))
 
-    async def delete_version(self, task: str, number: int) -> None:
-        """Delete a version that is not active."""
-        await self._call(_calls.delete_version(task, number))
+    async def traffic(self, task: str) -> types.Traffic:
+        """Which versions share a task's traffic, if any do."""
+        return await self._call(_calls.traffic(task))
+
+    async def set_traffic(
+        self, task: str, weights: Mapping[int, int], *, if_match: int | None = None
+    ) -> types.Traffic:
+        """Let versions share the traffic: `{3: 90, 4: 10}`. `{}`: all of it to the active one.
+
+        It holds until the next activation or rollback. Requests with the same `traffic_key` get the
+        same version.
+        """
+        return await self._call(_calls.set_traffic(task, weights, if_match))
+
+    async def verify(self, task: str, number: int) -> types.Report:
+        """Check a stored version once more: its bytes, a run of the model, golden prompts."""
+        return await self._call(_calls.verify(task, number))
+
+    async def warm(self, task: str, number: int) -> types.Residency:
+        """Load a version's prefix before anyone asks for it."""
+        return await self._call(_calls.place(task, number, "warm"))
+
+    async def pin(self, task: str, number: int) -> types.Residency:
+        """Keep a version's prefix on the device, also after a restart."""
+        return await self._call(_calls.place(task, number, "pin"))
+
+    async def unpin(self, task: str, number: int) -> types.Residency:
+        """Let it be evicted again, when others need the room."""
+        return await self._call(_calls.place(task, number, "unpin"))
+
+    async def evict(self, task: str, number: int) -> types.Residency:
+        """Drop it from memory now. The next request loads it again."""
+        return await self._call(_calls.place(task, number, "evict"))
+
+    async def delete_version(self, task: str, number: int, *, if_match: int | None = None) -> None:
+        """Delete a version that gets no traffic."""
+        await self._call(_calls.delete_version(task, number, if_match))
 
     async def download(
         self, task: str, number: int, *, format: Literal["peft"] | None = None
@@ -193,7 +253,7 @@ class AsyncClient:
 
     async def _send(self, call: Call[Any]) -> httpx.Response:
         """The response, its body still to come, of the first attempt that succeeds."""
-        retries = Retries(self._max_retries, repeatable=call.repeatable)
+        retries = Retries(self._max_retries, repeatable=call.repeatable, once=call.once is not None)
         while True:
             try:
                 return await self._attempt(call)

@@ -22,6 +22,8 @@ What can go wrong between this client and a server.
       - NothingActiveError
       - NothingToRollBackError
       - BaseModelMismatchError
+      - GoldenPromptFailedError
+    + PreconditionFailedError  412
     + TooLargeError            413
     + UnprocessableError       422
       - InvalidUploadError
@@ -166,6 +168,14 @@ class BaseModelMismatchError(ConflictError):
     """The version was made for another base model than the one the server runs."""
 
 
+class GoldenPromptFailedError(ConflictError):
+    """The version does not answer a golden prompt as expected, so it gets no traffic."""
+
+
+class PreconditionFailedError(APIStatusError):
+    """The task has changed since the `revision` that `if_match` named. Nothing was done."""
+
+
 class TooLargeError(APIStatusError):
     """The body exceeds what the server takes."""
 
@@ -202,6 +212,7 @@ BY_CODE: dict[str, type[APIStatusError]] = {
     "nothing_active": NothingActiveError,
     "nothing_to_roll_back": NothingToRollBackError,
     "base_model_mismatch": BaseModelMismatchError,
+    "golden_prompt_failed": GoldenPromptFailedError,
     "prompt_too_long": PromptTooLongError,
     "invalid_upload": InvalidUploadError,
     "invalid_artifact": InvalidUploadError,
@@ -219,6 +230,7 @@ BY_STATUS: dict[int, type[APIStatusError]] = {
     403: PermissionDeniedError,
     404: NotFoundError,
     409: ConflictError,
+    412: PreconditionFailedError,
     413: TooLargeError,
     422: UnprocessableError,
     429: OverloadedError,

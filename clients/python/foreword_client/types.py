@@ -34,6 +34,8 @@ class GenerateOptions(TypedDict, total=False):
     """Go on to `max_tokens`, whatever the model says."""
     priority: int | None
     """Lower goes earlier, among the requests of one task; 0 where nothing is said."""
+    traffic_key: str | None
+    """Requests with the same key get the same version, where versions share the traffic."""
     return_token_ids: bool | None
 
 
@@ -49,6 +51,9 @@ class ProfileFields(TypedDict, total=False):
     """Sampling for what a request leaves out: max_tokens, temperature, top_p, top_k, seed, stop."""
     limits: dict[str, Any] | None
     """What a request may ask for at most: max_tokens, max_prompt_tokens; max_concurrency."""
+    golden: Sequence[Mapping[str, Any]] | None
+    """Prompts that a version must answer as expected before it may be active:
+    `{"prompt": ..., "expect": text or token ids}`."""
     weight: float | None
     """Tokens it gets for each of a task of weight 1, where there are not enough for both."""
 
@@ -129,6 +134,13 @@ class Check(Answer):
     detail: str = ""
 
 
+class GoldenPrompt(Answer):
+    """A prompt, and how its greedy answer must begin."""
+
+    prompt: str
+    expect: str | list[int]
+
+
 class Manifest(Answer):
     """One version of a task. Immutable."""
 
@@ -145,6 +157,8 @@ class Manifest(Answer):
     source_digest: str = ""
     """Of the bytes that were uploaded."""
     prompt: PromptFormat = PromptFormat()
+    golden: list[GoldenPrompt] = []
+    """Those that came with the upload."""
     verification: list[Check] = []
     created_at: datetime
     created_by: str | None = None
@@ -155,7 +169,57 @@ class Uploaded(Manifest):
 
     active: bool = False
     warning: str | None = None
-    """Why the prefix could not be loaded at once."""
+    """A check that did not pass, or why the prefix could not be loaded at once."""
+
+
+class Rehearsal(Uploaded):
+    """The version that a push would make, and what it would take."""
+
+    device_bytes: int
+    """Of its prefix, on the device, about."""
+    fits: bool
+    """Beside the prefixes that are in use or pinned."""
+    evicted: list[str]
+    """Digests of the prefixes that would make room for it."""
+
+
+class Version(Manifest):
+    """A version, and where its prefix is."""
+
+    residency: str | None = None
+    """`device`, `host` or `disk`."""
+    pinned: bool = False
+    """It stays on the device."""
+
+
+class Residency(Answer):
+    """Where a version's prefix is."""
+
+    task: str
+    version: int
+    digest: str
+    residency: str
+    """`device`, `host` or `disk`, as the engine last said."""
+    pinned: bool
+
+
+class Report(Answer):
+    """What was checked of a stored version, just now."""
+
+    task: str
+    version: int
+    digest: str
+    passed: bool
+    verification: list[Check]
+
+
+class Traffic(Answer):
+    """Who gets a task's requests: the versions with a weight, or all of them the active one."""
+
+    task: str
+    active_version: int | None = None
+    weights: dict[int, int] | None = None
+    warning: str | None = None
 
 
 class Defaults(Answer):
@@ -185,6 +249,7 @@ class Profile(Answer):
     chat: bool = False
     defaults: Defaults = Defaults()
     limits: TaskLimits = TaskLimits()
+    golden: list[GoldenPrompt] = []
     weight: float = 1.0
 
 
@@ -195,8 +260,12 @@ class Task(Answer):
     profile: Profile = Profile()
     active_version: int | None = None
     num_versions: int
+    revision: int | None = None
+    """Goes up with every change; `if_match` takes it."""
     created_at: datetime
     updated_at: datetime
+    weights: dict[int, int] | None = None
+    """Of the versions that share the traffic, if any do."""
     digest: str | None = None
     """Of the active version."""
     residency: str | None = None
@@ -216,7 +285,9 @@ class Activation(Answer):
     seq: int
     version: int
     action: str
-    """`activate` or `rollback`."""
+    """`activate`, `rollback` or `traffic`."""
+    weights: dict[int, int] | None = None
+    """Of the versions that share the traffic from here on."""
     at: datetime
     by: str | None = None
 
@@ -226,7 +297,9 @@ class Versions(Answer):
 
     task: str
     active_version: int | None = None
-    versions: list[Manifest]
+    versions: list[Version]
+    quarantined: list[int] = []
+    """Those whose stored bytes have changed. Pushing them again heals them."""
     history: list[Activation] = []
 
 

@@ -17,12 +17,14 @@ from foreword_client import (
     ForewordError,
     NoServerError,
     OverloadedError,
+    PreconditionFailedError,
     ServerFailureError,
     SetupError,
     TimedOutError,
     UnexpectedAnswerError,
     UnknownTaskError,
 )
+from tests.clients.python.fake_foreword import manifest
 
 Connect = Callable[..., Any]
 
@@ -177,28 +179,40 @@ def test_patience_has_an_end(connect: Connect) -> None:
     assert len(script.requests) == 4
 
 
-def test_an_upload_is_sent_again_only_if_nothing_of_it_was_sent(
-    connect: Connect, tmp_path: Path
-) -> None:
+def test_an_upload_is_sent_again_under_the_same_key(connect: Connect, tmp_path: Path) -> None:
     weights = tmp_path / "w.safetensors"
     weights.write_bytes(b"w" * 100)
-    script = Script(
-        httpx.ConnectError("refused"), _refusal(503, "draining", **{"Retry-After": "0"})
-    )
+    lost = httpx.ReadError("lost")
+    done = [httpx.Response(200, json=manifest("x", number)) for number in (1, 2)]
+    script = Script(httpx.ConnectError("refused"), lost, *done)
+    client = connect(script)
 
-    with pytest.raises(ServerFailureError):
-        connect(script).push("x", weights)
+    assert client.push("x", weights).version == 1
+    assert client.push("x", weights).version == 2
 
-    assert [request.content for request in script.requests] == [b"w" * 100] * 2
+    assert [request.content for request in script.requests] == [b"w" * 100] * 4
+    first, second, third, other = (r.headers["Idempotency-Key"] for r in script.requests)
+    assert first == second == third != other
+
+
+def test_a_change_can_be_meant_for_one_revision(connect: Connect) -> None:
+    script = Script(_refusal(412, "precondition_failed"))
+
+    with pytest.raises(PreconditionFailedError):
+        connect(script).activate("x", 1, if_match=7)
+
+    assert script.requests[0].headers["If-Match"] == '"7"'
 
 
 @pytest.mark.parametrize(
     ("call", "repeats"),
     [
-        (lambda client: client.rollback("x"), False),
-        (lambda client: client.delete_task("x"), False),
-        (lambda client: client.delete_version("x", 1), False),
-        (lambda client: client.push("x", text="t"), False),
+        (lambda client: client.create_key("x", ["read"]), False),
+        (lambda client: client.rollback("x"), True),
+        (lambda client: client.delete_task("x"), True),
+        (lambda client: client.delete_version("x", 1), True),
+        (lambda client: client.set_traffic("x", {1: 1, 2: 1}), True),
+        (lambda client: client.push("x", text="t"), True),
         (lambda client: client.activate("x", 1), True),
         (lambda client: client.tasks(), True),
         (lambda client: client.download("x", 1), True),

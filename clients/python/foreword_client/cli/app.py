@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from foreword_client._version import __version__
-from foreword_client.cli import generate, output, plugins, tasks, versions
+from foreword_client.cli import chat, generate, output, plugins, residency, tasks, traffic, versions
 from foreword_client.errors import APIStatusError, ForewordError, NoServerError
 
 _TASKS = "Tasks and versions"
@@ -106,22 +106,29 @@ def _options(
 
 def make_app() -> typer.Typer:
     """The whole command line."""
-    app = typer.Typer(cls=Commands, rich_markup_mode="rich", add_completion=False)
+    app = typer.Typer(cls=Commands, rich_markup_mode="rich", add_completion=True)
     app.callback(
         invoke_without_command=True,
         help=_HELP,
         context_settings={"help_option_names": ["--help", "-h"]},
     )(_options)
     app.command()(generate.generate)
+    app.command()(chat.chat)
     for command in (
         versions.push,
         tasks.tasks,
         tasks.task,
         versions.versions,
+        versions.verify,
         versions.activate,
         tasks.rollback,
+        traffic.traffic,
         versions.download,
         tasks.delete,
+        residency.warm,
+        residency.pin,
+        residency.unpin,
+        residency.evict,
     ):
         app.command(rich_help_panel=_TASKS)(command)
     app.command(rich_help_panel=plugins.PANEL)(tasks.info)

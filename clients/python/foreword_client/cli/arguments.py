@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -64,6 +64,22 @@ def messages(path: Path) -> list[dict[str, str]]:
         raise typer.BadParameter(f"{path} is not JSON") from None
     if not isinstance(found, list) or not all(_is_message(message) for message in found):
         raise typer.BadParameter(f'{path} is no list of {{"role": ..., "content": ...}}')
+    return found
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """JSON objects from a file, one a line."""
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError:
+            raise typer.BadParameter(f"{path}, line {number}, is not JSON") from None
+        if not isinstance(value, dict):
+            raise typer.BadParameter(f"{path}, line {number}, is no JSON object")
+        found.append(value)
     return found
 
 

@@ -79,6 +79,12 @@ def generate(
         int | None,
         typer.Option(metavar="N", help="Lower goes earlier within the task. Default: 0."),
     ] = None,
+    traffic_key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY", help="Same key, same version, where versions share the traffic."
+        ),
+    ] = None,
     stream: Annotated[
         bool | None,
         typer.Option(
@@ -107,6 +113,7 @@ def generate(
         "stop": stop or None,
         "ignore_eos": ignore_eos or None,
         "priority": priority,
+        "traffic_key": traffic_key,
     }
     if prompt == "-" or (prompt is None and messages is None and not field):
         prompt = _from_stdin()

@@ -1,11 +1,11 @@
-"""`foreword push`, `versions`, `activate` and `download`"""
+"""`foreword push`, `versions`, `verify`, `activate` and `download`"""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -38,6 +38,19 @@ def push(
             "--activate/--no-activate", help="Answer with it at once; a new task is created."
         ),
     ] = True,
+    golden: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            metavar="FILE",
+            help='What it must answer before it may be active: {"prompt": ..., "expect": ...} a '
+            "line.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check it, tell what it would take, keep nothing.")
+    ] = False,
     description: arguments.Description = None,
     template: arguments.Template = None,
     chat: arguments.Chat = None,
@@ -53,10 +66,17 @@ def push(
         raise typer.BadParameter("give exactly one of SOURCE, --text and --messages")
     chat_messages = None if messages is None else arguments.messages(messages)
     changes = arguments.profile(description, template, chat)
+    what: dict[str, Any] = {
+        "text": text,
+        "messages": chat_messages,
+        "golden_prompts": () if golden is None else arguments.json_lines(golden),
+        "activate": activate,
+    }
     with arguments.connect(ctx) as client:
-        uploaded = client.push(
-            task, source, text=text, messages=chat_messages, activate=activate, **changes
-        )
+        if dry_run:
+            _show_rehearsal(client.rehearse(task, source, **what), as_json=as_json)
+            return
+        uploaded = client.push(task, source, **what, **changes)
     if as_json:
         output.show_json(uploaded)
     else:
@@ -72,6 +92,45 @@ def _show_uploaded(uploaded: types.Uploaded) -> None:
     )
     if uploaded.warning:
         output.warn(uploaded.warning)
+
+
+def _show_rehearsal(rehearsed: types.Rehearsal, *, as_json: bool) -> None:
+    if as_json:
+        output.show_json(rehearsed)
+        return
+    show_checks(rehearsed.verification)
+    fits = "fits" if rehearsed.fits else "does not fit now, and is loaded when there is room"
+    evicted = f", {len(rehearsed.evicted)} others would make room" if rehearsed.evicted else ""
+    output.say(
+        f"{rehearsed.task}: would be v{rehearsed.version}; "
+        f"{output.size(rehearsed.device_bytes)} on the device, which {fits}{evicted}"
+    )
+
+
+def show_checks(checks: list[types.Check]) -> None:
+    """A verification, line by line."""
+    rows = [("ok" if check.passed else "FAILED", check.name, check.detail) for check in checks]
+    output.show_table(("", "CHECK", "DETAIL"), rows)
+
+
+def verify(
+    ctx: typer.Context,
+    task: arguments.Task,
+    version: arguments.Version,
+    as_json: arguments.AsJson = False,
+) -> None:
+    """Check a stored version once more: its bytes, a run of the model, golden prompts.
+
+    Ends with 1 if a check fails.
+    """
+    with arguments.connect(ctx) as client:
+        report = client.verify(task, version)
+    if as_json:
+        output.show_json(report)
+    else:
+        show_checks(report.verification)
+    if not report.passed:
+        raise typer.Exit(1)
 
 
 def versions(
@@ -91,22 +150,25 @@ def versions(
         rows = [_moment(line) for line in found.history]
         output.show_table(("WHEN", "VERSION", "ACTION", "BY"), rows)
     else:
-        rows = [_row(manifest, found.active_version) for manifest in found.versions]
-        output.show_table(("", "VERSION", "TOKENS", "SIZE", "CREATED", "DIGEST", "SOURCE"), rows)
+        rows = [_row(version, found) for version in found.versions]
+        columns = ("", "VERSION", "TOKENS", "SIZE", "CREATED", "DIGEST", "IS ON", "SOURCE")
+        output.show_table(columns, rows)
 
 
 def _moment(line: types.Activation) -> tuple[str, ...]:
     return output.when(line.at), f"v{line.version}", line.action, line.by or "-"
 
 
-def _row(manifest: types.Manifest, active_version: int | None) -> tuple[str, ...]:
+def _row(manifest: types.Version, found: types.Versions) -> tuple[str, ...]:
+    where = "quarantine" if manifest.version in found.quarantined else manifest.residency or "-"
     return (
-        "*" if manifest.version == active_version else "",
+        "*" if manifest.version == found.active_version else "",
         f"v{manifest.version}",
         str(manifest.num_virtual_tokens),
         output.size(manifest.num_bytes),
         output.when(manifest.created_at),
         output.short(manifest.digest),
+        f"{where} (pinned)" if manifest.pinned else where,
         manifest.source_format,
     )
 

@@ -1,0 +1,97 @@
+"""`foreword chat`"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Annotated
+
+import typer
+
+from foreword_client.cli import arguments, output
+from foreword_client.client import Client
+from foreword_client.errors import APIStatusError
+
+
+def chat(
+    ctx: typer.Context,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--task", "-t", metavar="TASK", help="The task. Default: the bare base model."
+        ),
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="A system message in front of it all.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="An answer ends here at the latest.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, metavar="X", help="0 is greedy.")
+    ] = None,
+) -> None:
+    """Talk to a task, a line at a time. It remembers what was said.
+
+    /new forgets it, /exit or the end of the input leaves. Ctrl-C stops an answer.
+    """
+    begin = [] if system is None else [{"role": "system", "content": system}]
+    said = list(begin)
+    with arguments.connect(ctx) as client:
+        if task is not None:
+            client.task(task)  # or the first line would be typed for nothing
+        for line in _lines():
+            if line == "/exit":
+                return
+            if line == "/new":
+                said = list(begin)
+                output.note("a new conversation")
+                continue
+            asked = [*said, {"role": "user", "content": line}]
+            try:
+                text = _answer(client, task, asked, max_tokens, temperature)
+            except APIStatusError as exc:
+                if not sys.stdin.isatty() or exc.status >= 500:
+                    raise
+                output.error(f"{exc} [{exc.code}]")
+                continue
+            said = [*asked, {"role": "assistant", "content": text}]
+
+
+def _lines() -> Iterator[str]:
+    """What somebody types, or what is piped in; empty lines say nothing."""
+    if sys.stdin.isatty():
+        import readline  # noqa: F401  # gives `input` a history and the arrow keys
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            output.write("\n")
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _answer(
+    client: Client,
+    task: str | None,
+    messages: list[dict[str, str]],
+    max_tokens: int | None,
+    temperature: float | None,
+) -> str:
+    """Written as it comes."""
+    texts: list[str] = []
+    with client.stream(
+        task=task, messages=messages, max_tokens=max_tokens, temperature=temperature
+    ) as stream:
+        try:
+            for token in stream:
+                texts.append(token.text)
+                output.write(token.text)
+        except KeyboardInterrupt:
+            output.note(" (stopped)")
+        finally:
+            output.write("\n")
+    return "".join(texts)
