@@ -204,6 +204,15 @@ def check_health(port: int) -> int:
     return subprocess.run(command, env={"FOREWORD_PORT": str(port)}, timeout=30).returncode
 
 
+def test_promises_name_tests_that_exist() -> None:
+    named = re.findall(r"`(tests/[\w/.]+)(?:::(\w+))?`", read("docs/promises.md"))
+
+    assert len(named) > 20
+    for path, test in named:
+        assert (ROOT / path).exists(), path
+        assert not test or re.search(rf"def {test}\(", read(path)), test
+
+
 def test_demo_tasks_are_whole_and_the_readme_uses_them() -> None:
     names = {task.name for task in DEMO_TASKS}
 
