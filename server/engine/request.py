@@ -10,16 +10,9 @@ FinishReason = Literal["stop", "length", "abort"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """How one request's tokens are chosen. `temperature` 0 is greedy."""
+class Wishes:
+    """What a request may ask for that no task prescribes."""
 
-    max_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    """0: all tokens."""
-    seed: int = 0
-    ignore_eos: bool = False
     min_tokens: int = 0
     """Before so many tokens there is no end of text."""
     presence_penalty: float = 0.0
@@ -33,6 +26,19 @@ class Sampling:
     """Log-probabilities of the completion's tokens and of so many of the likeliest; None: no."""
     prompt_logprobs: int | None = None
     """The same of the prompt's tokens from the second on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling(Wishes):
+    """How one request's tokens are chosen. `temperature` 0 is greedy."""
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    """0: all tokens."""
+    seed: int = 0
+    ignore_eos: bool = False
 
 
 BASE_MODEL = 0

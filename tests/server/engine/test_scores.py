@@ -103,7 +103,7 @@ def logits_of(
     """After every token, by transformers: [len(token_ids), V]."""
     num_prefix = prefix.num_tokens if prefix is not None else 0
     layers = [(kv[0][None], kv[1][None]) for kv in prefix.kv] if prefix else []
-    cache = DynamicCache(layers)  # type: ignore[no-untyped-call]
+    cache = DynamicCache(layers)
     positions = torch.arange(num_prefix, num_prefix + len(token_ids))[None]
     kwargs = {} if model.config.model_type == "opt" else {"position_ids": positions}
     mask = torch.ones(1, num_prefix + len(token_ids), dtype=torch.long)
