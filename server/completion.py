@@ -167,4 +167,5 @@ def joined(pieces: Sequence[Piece]) -> Piece:
 def _joined_scores(parts: Sequence[Scores]) -> Scores | None:
     if not parts:
         return None
-    logprobs, top_ids, top_logprobs = (chain.from_iterable(column) for column in zip(*parts))
+    columns = (chain.from_iterable(column) for column in zip(*parts, strict=True))
+    return Scores(*map(list, columns))

@@ -57,7 +57,7 @@ class Tokenizer:
         return text
 
     def token_text(self, token_id: int) -> str:
-        """What one token adds to a text; special tokens by their names, half a character as U+FFFD."""
+        """What one token adds to a text: special tokens their names, half a character U+FFFD."""
         if token_id not in self._texts:
             both = self._trusting.decode([*self._anchor, token_id], skip_special_tokens=False)
             self._texts[token_id] = both.removeprefix("a")

@@ -144,10 +144,9 @@ def _invalid(scope: Scope, error: RequestValidationError) -> Response:
         {"loc": [_plain(at) for at in e["loc"]], "msg": e["msg"], "type": e["type"]}
         for e in errors[:MAX_ERRORS]
     ]
-    where = ".".join(str(at) for at in listed[0]["loc"]) if listed else "request"
-    param = (
-        next((at for at in listed[0]["loc"][1:] if isinstance(at, str)), None) if listed else None
-    )
+    place = listed[0]["loc"] if listed else ["request"]
+    where = ".".join(str(at) for at in place)
+    param = next((at for at in place[1:] if isinstance(at, str)), None)
     detail = f"{where}: {listed[0]['msg']}" if listed else "the request is not valid"
     return _response(scope, 422, "validation_failed", detail, errors=listed, param=param)
 
