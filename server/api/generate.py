@@ -107,18 +107,12 @@ class Writer:
     def answer(self, whole: Piece) -> dict[str, Any]:
         """All but the text."""
         completion, target = self.completion, self.completion.target
-        prompt = None
-        if self.body.prompt_logprobs is not None:
-            tokens = scored(completion.prompt_token_ids, completion.prompt_logprobs)
-            prompt = plain(tokens, self.tokenizer)
-        return {
+        answer: dict[str, Any] = {
             "id": f"gen-{self.request.state.request_id}",
             "task": target.task,
             "version": target.version,
             "digest": None if target.digest is None else str(target.digest),
             "token_ids": whole.token_ids if self.body.return_token_ids else None,
-            "logprobs": self._logprobs(whole),
-            "prompt_logprobs": prompt,
             "finish_reason": completion.finish_reason,
             "usage": {
                 "prefix_tokens": target.num_prefix_tokens,
@@ -132,6 +126,12 @@ class Writer:
                 "total_ms": _ms(completion.total_s),
             },
         }
+        if (logprobs := self._logprobs(whole)) is not None:
+            answer["logprobs"] = logprobs
+        if self.body.prompt_logprobs is not None:
+            tokens = scored(completion.prompt_token_ids, completion.prompt_logprobs)
+            answer["prompt_logprobs"] = plain(tokens, self.tokenizer)
+        return answer
 
     def _logprobs(self, piece: Piece) -> list[dict[str, Any]] | None:
         if self.body.logprobs is None:

@@ -157,9 +157,10 @@ async def models(services: ServicesDep, principal: PrincipalDep) -> Response:
 @needs("generate", "read")
 async def model(model: str, services: ServicesDep, principal: PrincipalDep) -> Response:
     """One of them, or one version of a task."""
-    name, version = _target(model, services, principal)
-    if name is None:
+    if model == services.model_name:
         return _json(_base_model(services))
+    name, version = _target(model, services, principal)
+    assert name is not None, "only the base model is no task"
     task = await services.off_loop(services.store.get_task, name)
     manifest = await services.off_loop(services.store.resolve, name, version)
     entry = _model(services, task) | {"id": model}

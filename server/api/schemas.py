@@ -215,8 +215,8 @@ class GenerateResponse(BaseModel):
     digest: str | None
     text: str
     token_ids: list[int] | None
-    logprobs: list[ScoredToken] | None
-    prompt_logprobs: list[ScoredToken] | None
+    logprobs: list[ScoredToken] | None = Field(None, description="Present if asked for.")
+    prompt_logprobs: list[ScoredToken] | None = Field(None, description="Present if asked for.")
     finish_reason: Literal["stop", "length", "abort"]
     usage: Usage
     timings: Timings
