@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -86,6 +86,9 @@ class Answer:
         }
 
 
+NOTHING = Piece("", [], None)
+
+
 class Choice:
     """Writes one completion, whole or piece by piece."""
 
@@ -97,36 +100,36 @@ class Choice:
         """Characters written, as far as tokens with scores count them."""
         self._has_begun = False
 
-    def opening(self) -> dict[str, Any]:
-        """How a chat's stream begins."""
-        delta = {"role": "assistant", "content": ""}
-        return {"index": self._index, "delta": delta, "logprobs": None, "finish_reason": None}
-
     def whole(self, piece: Piece) -> dict[str, Any]:
         return self._written(piece, "message", {"role": "assistant", "content": piece.text})
 
-    def chunk(self, piece: Piece) -> dict[str, Any] | None:
-        """None for a piece that says nothing yet."""
-        if not (piece.text or piece.token_ids or piece.finish_reason):
-            return None
-        has_news = piece.text or piece.finish_reason or self._answer.has_scores or self._shows_ids
-        if not has_news and (self._has_begun or not self._answer.echo):
-            return None
-        return self._written(piece, "delta", {"content": piece.text})
+    def chunks(self, piece: Piece) -> Iterator[dict[str, Any]]:
+        """None of a piece that says nothing yet. A chat says who speaks with its first token, not
+        before: clients take the time of the first chunk for that token's."""
+        if not (piece.token_ids or piece.finish_reason):
+            return
+        if self._answer.is_chat and not self._has_begun:
+            yield self._written(NOTHING, "delta", {"role": "assistant", "content": ""})
+        wants_all = self._answer.has_scores or self._shows_ids
+        if wants_all or self._opens_with_echo or piece.text or piece.finish_reason:
+            yield self._written(piece, "delta", {"content": piece.text})
+
+    @property
+    def _opens_with_echo(self) -> bool:
+        return self._answer.echo and not self._has_begun
 
     @property
     def _shows_ids(self) -> bool:
         return bool(self._answer.body.return_token_ids)
 
     def _written(self, piece: Piece, where: str, said: dict[str, Any]) -> dict[str, Any]:
-        is_first, self._has_begun = not self._has_begun, True
+        echo, is_first, self._has_begun = self._opens_with_echo, not self._has_begun, True
         choice: dict[str, Any] = {"index": self._index, "finish_reason": piece.finish_reason}
         if self._shows_ids:
             choice["token_ids"] = piece.token_ids
             choice["prompt_token_ids"] = self._completion.prompt_token_ids if is_first else None
         if self._answer.is_chat:
             return choice | {where: said, "logprobs": self._logprobs(piece, echo=False)}
-        echo = is_first and self._answer.echo
         prompt = self._answer.tokenizer.decode(self._completion.prompt_token_ids) if echo else ""
         return choice | {"text": prompt + piece.text, "logprobs": self._logprobs(piece, echo=echo)}
 
@@ -260,12 +263,9 @@ async def _events(
         return sse.data(content)
 
     try:
-        if answer.is_chat:
-            for choice in choices:
-                yield chunk(choice.opening())
         async with aclosing(_interleaved(running)) as pieces:
             async for index, piece in pieces:
-                if (written := choices[index].chunk(piece)) is not None:
+                for written in choices[index].chunks(piece):
                     yield chunk(written)
         if options.include_usage:
             yield sse.data(envelope | {"choices": [], "usage": answer.usage(running)})
