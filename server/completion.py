@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from prefix_store.digest import Digest
 from server.detokenizer import Detokenizer, StopStrings
-from server.engine.request import Delta, FinishReason
+from server.engine.request import Delta, FinishReason, Scores
 from server.engine.stream import TokenStream
 from server.errors import ServerError
 
@@ -31,6 +32,8 @@ class Piece:
     token_ids: list[int]
     finish_reason: FinishReason | None
     """Set on the last piece."""
+    logprobs: Scores | None = None
+    """Of the token ids, if asked for."""
 
 
 class Completion:
@@ -44,14 +47,17 @@ class Completion:
         stream: TokenStream,
         *,
         target: Target,
-        num_prompt_tokens: int,
+        prompt_token_ids: list[int],
+        max_tokens: int,
+        min_tokens: int,
         detokenizer: Detokenizer,
         stops: StopStrings,
         arrived_s: float,
         on_end: Callable[[Completion], None],
     ) -> None:
         self.target = target
-        self.num_prompt_tokens = num_prompt_tokens
+        self.prompt_token_ids = prompt_token_ids
+        self._prompt_logprobs: list[Scores] = []
         self.num_cached_tokens = 0
         self.num_completion_tokens = 0
         self.finish_reason: FinishReason | None = None
@@ -59,11 +65,22 @@ class Completion:
         self.submitted_s = time.monotonic()
         self.first_token_s: float | None = None
         self.ended_s: float | None = None
+        self._max_tokens = max_tokens
+        self._min_tokens = min_tokens
         self._arrived_s = arrived_s
         self._stream = stream
         self._detokenizer = detokenizer
         self._stops = stops
         self._on_end = on_end
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.prompt_token_ids)
+
+    @property
+    def prompt_logprobs(self) -> Scores | None:
+        """Of the prompt's tokens from the second on, if asked for; whole with the first token."""
+        return _joined_scores(self._prompt_logprobs)
 
     @property
     def queue_s(self) -> float:
@@ -101,12 +118,7 @@ class Completion:
 
     async def collect(self) -> Piece:
         """The whole completion in one piece."""
-        texts: list[str] = []
-        token_ids: list[int] = []
-        async for piece in self:
-            texts.append(piece.text)
-            token_ids += piece.token_ids
-        return Piece("".join(texts), token_ids, self.finish_reason)
+        return joined([piece async for piece in self])
 
     def close(self) -> None:
         """End it here. Idempotent."""
@@ -116,18 +128,44 @@ class Completion:
             self._on_end(self)
 
     def _take(self, delta: Delta) -> Piece:
+        if delta.prompt_logprobs is not None:
+            self._prompt_logprobs.append(delta.prompt_logprobs)
+        if not delta.token_ids and delta.finish_reason is None:
+            return Piece("", [], None)
         if self.first_token_s is None and delta.token_ids:
             self.first_token_s = time.monotonic()
         self.num_cached_tokens = delta.num_reused
+        if self._max_tokens == 0:
+            self.finish_reason = "length"
+            return Piece("", [], "length")
         text = ""
         token_ids: list[int] = []
         for token_id in delta.token_ids:
             token_ids.append(token_id)
-            text += self._stops.push(self._detokenizer.push(token_id))
+            self.num_completion_tokens += 1
+            more = self._detokenizer.push(token_id)
+            has_to_go_on = self.num_completion_tokens <= self._min_tokens
+            text += more if has_to_go_on else self._stops.push(more)
             if self._stops.matched:
                 break
-        self.num_completion_tokens += len(token_ids)
         if delta.finish_reason is not None:
             text += self._stops.push(self._detokenizer.flush()) + self._stops.flush()
         self.finish_reason = "stop" if self._stops.matched else delta.finish_reason
-        return Piece(text, token_ids, self.finish_reason)
+        return Piece(text, token_ids, self.finish_reason, delta.logprobs)
+
+
+def joined(pieces: Sequence[Piece]) -> Piece:
+    """All pieces of a completion as one."""
+    return Piece(
+        text="".join(piece.text for piece in pieces),
+        token_ids=[token_id for piece in pieces for token_id in piece.token_ids],
+        finish_reason=pieces[-1].finish_reason if pieces else None,
+        logprobs=_joined_scores([piece.logprobs for piece in pieces if piece.logprobs]),
+    )
+
+
+def _joined_scores(parts: Sequence[Scores]) -> Scores | None:
+    if not parts:
+        return None
+    columns = (chain.from_iterable(column) for column in zip(*parts, strict=True))
+    return Scores(*map(list, columns))

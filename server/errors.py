@@ -6,6 +6,7 @@ What the server can refuse or fail to do. Nothing here knows about HTTP.
   x InvalidRequest
     + PromptTooLong
     + TemplateMismatch
+    + UnsupportedParameter
   x BaseModelMismatch
   x Overloaded
   x Unavailable
@@ -53,6 +54,8 @@ class InvalidRequest(ServerError):
     """The request parses, and still cannot be served."""
 
     code = "invalid_request"
+    param: str | None = None
+    """The field that is wrong, where it is one."""
 
 
 class PromptTooLong(InvalidRequest):
@@ -73,6 +76,16 @@ class TemplateMismatch(InvalidRequest):
     """The task's template and the request's fields do not fit together."""
 
     code = "template_mismatch"
+
+
+class UnsupportedParameter(InvalidRequest):
+    """A field that this server does not know, or a value of it that it does not serve."""
+
+    code = "unsupported_parameter"
+
+    def __init__(self, param: str, message: str | None = None) -> None:
+        super().__init__(message or f"`{param}` is not supported by this server")
+        self.param = param
 
 
 class BaseModelMismatch(ServerError):

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TypeVar
 
 from prefix_store.manifest import Profile, PromptFormat
 from server import template
 from server.engine.messages import EngineInfo
-from server.engine.request import BASE_MODEL, Sampling, Share
+from server.engine.request import BASE_MODEL, Sampling, Share, Wishes
 from server.errors import InvalidRequest, PromptTooLong, TemplateMismatch
 from server.template import Part
 from server.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 64
+NO_WISHES = Wishes()
 
 T = TypeVar("T")
 
@@ -27,6 +28,7 @@ class GenerateParams:
     messages: list[dict[str, str]] | None = None
     fields: dict[str, str] = field(default_factory=dict)
     max_tokens: int | None = None
+    """0: only the prompt's log-probabilities."""
     default_max_tokens: int = DEFAULT_MAX_TOKENS
     """For a request and a profile that say nothing."""
     temperature: float | None = None
@@ -37,6 +39,7 @@ class GenerateParams:
     ignore_eos: bool = False
     priority: int = 0
     """Lower goes earlier, among the requests of one task."""
+    wishes: Wishes = NO_WISHES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +58,8 @@ class Prepared:
 
     token_ids: list[int]
     sampling: Sampling
+    """Of one token, where none is wanted: the engine gives no prompt's scores without."""
+    max_tokens: int
     stop: tuple[str, ...]
     share: Share
 
@@ -69,15 +74,20 @@ def prepare(
     token_ids = _token_ids(params, behind, tokenizer)
     if not token_ids:
         raise InvalidRequest("the prompt has no tokens")
-    if isinstance(params.prompt, list) and max(token_ids) >= info.vocab_size:
+    given = params.prompt if isinstance(params.prompt, list) else []
+    biased = [token_id for token_id, _ in params.wishes.logit_bias]
+    if max([*given, *biased], default=0) >= info.vocab_size:
         raise InvalidRequest(f"a token id beyond the vocabulary of {info.vocab_size}")
     limit = behind.profile.limits.max_prompt_tokens
     if limit is not None and len(token_ids) > limit:
         raise InvalidRequest(f"{len(token_ids)} prompt tokens, this task takes {limit}")
     max_tokens = _max_tokens(params, behind, len(token_ids), info.max_model_len)
+    if params.wishes.min_tokens > max_tokens:
+        raise InvalidRequest(f"min_tokens is {params.wishes.min_tokens}, max_tokens {max_tokens}")
     return Prepared(
         token_ids,
-        _sampling(params, behind.profile, max_tokens),
+        _sampling(params, behind.profile, max(1, max_tokens)),
+        max_tokens,
         _first(params.stop, behind.profile.defaults.stop, ()),
         _share(params, behind),
     )
@@ -162,6 +172,7 @@ def _sampling(params: GenerateParams, profile: Profile, max_tokens: int) -> Samp
         top_k=_first(params.top_k, defaults.top_k, 0),
         seed=_first(params.seed, defaults.seed, secrets.randbits(63)),
         ignore_eos=params.ignore_eos,
+        **asdict(params.wishes),
     )
 
 

@@ -153,7 +153,9 @@ class Router:
         return Completion(
             stream,
             target=target,
-            num_prompt_tokens=len(prepared.token_ids),
+            prompt_token_ids=prepared.token_ids,
+            max_tokens=prepared.max_tokens,
+            min_tokens=prepared.sampling.min_tokens,
             detokenizer=self._tokenizer.detokenizer(),
             stops=StopStrings(prepared.stop),
             arrived_s=arrived_s,

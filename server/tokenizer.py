@@ -34,6 +34,9 @@ class Tokenizer:
         }
         self._unk_id = tokenizer.unk_token_id
         self._before, self._after = self._added_around()
+        self._texts: dict[int, str] = {}
+        # Alone, the tokens of some vocabularies lose the space that they begin with.
+        self._anchor: list[int] = backend.encode("a", add_special_tokens=False).ids
 
     @classmethod
     def load(cls, model: str) -> Tokenizer:
@@ -52,6 +55,16 @@ class Tokenizer:
         """Text of token ids, special tokens left out."""
         text: str = self._trusting.decode(token_ids, skip_special_tokens=True)
         return text
+
+    def token_text(self, token_id: int) -> str:
+        """What one token adds to a text: special tokens their names, half a character U+FFFD."""
+        if token_id not in self._texts:
+            both = self._trusting.decode([*self._anchor, token_id], skip_special_tokens=False)
+            self._texts[token_id] = both.removeprefix("a")
+        return self._texts[token_id]
+
+    def is_special(self, token_id: int) -> bool:
+        return token_id in self._specials
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a user's text; special tokens only as the model's tokenizer adds them."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 import msgspec
@@ -13,9 +15,11 @@ from server.api import problems, sse
 from server.api.access import PrincipalDep, needs
 from server.api.deps import JsonRoute, ServicesDep, TrafficKeyHeader, traffic_key
 from server.api.disconnect import until_disconnect
+from server.api.logprobs import plain, scored
 from server.api.schemas import GenerateRequest, GenerateResponse
-from server.completion import Completion
+from server.completion import Completion, Piece, joined
 from server.errors import MalformedRequest, ServerError
+from server.tokenizer import Tokenizer
 
 routes = APIRouter(tags=["generate"], route_class=JsonRoute)
 
@@ -29,11 +33,12 @@ VersionQuery = Annotated[
 ]
 
 
-class TokenEvent(msgspec.Struct):
+class TokenEvent(msgspec.Struct, omit_defaults=True):
     """A stream's `token`: some more of the text."""
 
     text: str
     token_ids: list[int] | None
+    logprobs: list[dict[str, Any]] | None = None
 
 
 @routes.post(
@@ -58,14 +63,16 @@ async def generate(
     completion = await services.router.admit(task, version, body.params(), key=key)
     headers = target_headers(completion)
     note(request, completion)
+    write = Writer(body, request, completion, services.tokenizer)
     if body.stream:
-        events = _events(completion, request, body.return_token_ids)
+        events = _events(completion, request, write)
         return sse.EventStream(events, close=completion.close, headers=headers)
     whole = await until_disconnect(request, completion.collect())
-    answer = _answer(completion, request, whole.token_ids if body.return_token_ids else None)
-    answer |= {"text": whole.text}
     note(request, completion)
-    return Response(_encoder.encode(answer), headers=headers, media_type="application/json")
+    work = partial(write.answer, whole)  # scores of a long prompt take a while
+    answer = await services.off_loop(work) if write.has_scores else work()
+    content = _encoder.encode(answer | {"text": whole.text})
+    return Response(content, headers=headers, media_type="application/json")
 
 
 def _check_parameters(request: Request) -> None:
@@ -76,48 +83,77 @@ def _check_parameters(request: Request) -> None:
         raise MalformedRequest("an unknown query parameter; known are: task, version")
 
 
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """Writes one completion as its request wants it."""
+
+    body: GenerateRequest
+    request: Request
+    completion: Completion
+    tokenizer: Tokenizer
+
+    @property
+    def has_scores(self) -> bool:
+        return self.body.logprobs is not None or self.body.prompt_logprobs is not None
+
+    def token(self, piece: Piece) -> TokenEvent | None:
+        """None for a piece that says nothing yet."""
+        token_ids = piece.token_ids if self.body.return_token_ids else None
+        logprobs = self._logprobs(piece)
+        if not (piece.text or token_ids or logprobs):
+            return None
+        return TokenEvent(piece.text, token_ids, logprobs)
+
+    def answer(self, whole: Piece) -> dict[str, Any]:
+        """All but the text."""
+        completion, target = self.completion, self.completion.target
+        answer: dict[str, Any] = {
+            "id": f"gen-{self.request.state.request_id}",
+            "task": target.task,
+            "version": target.version,
+            "digest": None if target.digest is None else str(target.digest),
+            "token_ids": whole.token_ids if self.body.return_token_ids else None,
+            "finish_reason": completion.finish_reason,
+            "usage": {
+                "prefix_tokens": target.num_prefix_tokens,
+                "prompt_tokens": completion.num_prompt_tokens,
+                "cached_tokens": completion.num_cached_tokens,
+                "completion_tokens": completion.num_completion_tokens,
+            },
+            "timings": {
+                "queue_ms": _ms(completion.queue_s),
+                "first_token_ms": _ms(completion.time_to_first_token_s),
+                "total_ms": _ms(completion.total_s),
+            },
+        }
+        if (logprobs := self._logprobs(whole)) is not None:
+            answer["logprobs"] = logprobs
+        if self.body.prompt_logprobs is not None:
+            tokens = scored(completion.prompt_token_ids, completion.prompt_logprobs)
+            answer["prompt_logprobs"] = plain(tokens, self.tokenizer)
+        return answer
+
+    def _logprobs(self, piece: Piece) -> list[dict[str, Any]] | None:
+        if self.body.logprobs is None:
+            return None
+        return plain(scored(piece.token_ids, piece.logprobs), self.tokenizer)
+
+
 async def _events(
-    completion: Completion, request: Request, return_token_ids: bool
+    completion: Completion, request: Request, write: Writer
 ) -> AsyncGenerator[bytes, None]:
     """The status line is long gone: what fails from here on is an `error` event."""
-    token_ids: list[int] = []
+    pieces: list[Piece] = []
     try:
         async for piece in completion:
-            token_ids += piece.token_ids
-            if piece.text or (return_token_ids and piece.token_ids):
-                ids = piece.token_ids if return_token_ids else None
-                yield sse.event("token", TokenEvent(piece.text, ids))
-        answer = _answer(completion, request, token_ids if return_token_ids else None)
-        yield sse.event("done", answer)
+            pieces.append(piece)
+            if (token := write.token(piece)) is not None:
+                yield sse.event("token", token)
+        yield sse.event("done", write.answer(joined(pieces)))
     except ServerError as exc:
         yield sse.event("error", problems.describe(exc, request.state.request_id))
     finally:
         note(request, completion)
-
-
-def _answer(
-    completion: Completion, request: Request, token_ids: list[int] | None
-) -> dict[str, Any]:
-    target = completion.target
-    return {
-        "id": f"gen-{request.state.request_id}",
-        "task": target.task,
-        "version": target.version,
-        "digest": None if target.digest is None else str(target.digest),
-        "token_ids": token_ids,
-        "finish_reason": completion.finish_reason,
-        "usage": {
-            "prefix_tokens": target.num_prefix_tokens,
-            "prompt_tokens": completion.num_prompt_tokens,
-            "cached_tokens": completion.num_cached_tokens,
-            "completion_tokens": completion.num_completion_tokens,
-        },
-        "timings": {
-            "queue_ms": _ms(completion.queue_s),
-            "first_token_ms": _ms(completion.time_to_first_token_s),
-            "total_ms": _ms(completion.total_s),
-        },
-    }
 
 
 def _ms(seconds: float | None) -> float | None:

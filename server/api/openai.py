@@ -6,63 +6,144 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from prefix_store.errors import UnknownTask
-from prefix_store.reference import MAX_VERSION
+from prefix_store.errors import InvalidName, UnknownTask
+from prefix_store.manifest import Task
+from prefix_store.reference import Reference
 from server.api import problems, sse
 from server.api.access import Principal, PrincipalDep, needs
 from server.api.deps import JsonRoute, Services, ServicesDep, TrafficKeyHeader, traffic_key
 from server.api.disconnect import until_disconnect
 from server.api.generate import note, target_headers
-from server.api.openai_schemas import ChatRequest, CompletionRequest
+from server.api.logprobs import of_chat, of_completion, scored
+from server.api.openai_schemas import ChatRequest, CompletionRequest, StreamOptions
 from server.completion import Completion, Piece
 from server.errors import ServerError
+from server.tokenizer import Tokenizer
 
 routes = APIRouter(prefix="/v1", tags=["openai"], route_class=JsonRoute)
 
 _encoder = msgspec.json.Encoder()
-_MODEL = re.compile(r"([a-z0-9_-]+)(?:@([0-9]{1,10}))?", re.ASCII)
 
 MAX_MODELS = 1000
 """Listed at most. A task need not be listed to be asked for."""
 
-Kind = Literal["text_completion", "chat.completion"]
-
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What all chunks of one answer share."""
+    """What all chunks of one answer share, and how its request wants it written."""
 
-    kind: Kind
-    model: str
+    body: CompletionRequest | ChatRequest
     request_id: str
     created: int
-    include_usage: bool
+    tokenizer: Tokenizer
+
+    @property
+    def is_chat(self) -> bool:
+        return isinstance(self.body, ChatRequest)
+
+    @property
+    def echo(self) -> bool:
+        return isinstance(self.body, CompletionRequest) and bool(self.body.echo)
+
+    @property
+    def has_scores(self) -> bool:
+        """`logprobs` is a number in completions, yes or no in chat."""
+        return self.body.logprobs is not None and self.body.logprobs is not False
+
+    @property
+    def stream_options(self) -> StreamOptions:
+        return self.body.stream_options or StreamOptions()
 
     def envelope(self, *, chunk: bool) -> dict[str, Any]:
-        is_chat = self.kind == "chat.completion"
+        kind = "chat.completion" if self.is_chat else "text_completion"
         return {
-            "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{self.request_id}",
-            "object": f"{self.kind}.chunk" if is_chat and chunk else self.kind,
+            "id": f"{'chatcmpl' if self.is_chat else 'cmpl'}-{self.request_id}",
+            "object": f"{kind}.chunk" if self.is_chat and chunk else kind,
             "created": self.created,
-            "model": self.model,
+            "model": self.body.model,
         }
 
-    def choice(self, index: int, piece: Piece, *, chunk: bool) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": index, "finish_reason": piece.finish_reason}
-        if self.kind == "text_completion":
-            return choice | {"text": piece.text, "logprobs": None}
-        said = {"content": piece.text} if chunk else {"role": "assistant", "content": piece.text}
-        return choice | {"delta" if chunk else "message": said, "logprobs": None}
+    def usage(self, running: Sequence[Completion]) -> dict[str, Any]:
+        """A prompt counts once, however many choices it has."""
+        prompts = running[:: self.body.num_choices]
+        num_prompt = sum(completion.num_prompt_tokens for completion in prompts)
+        num_cached = sum(completion.num_cached_tokens for completion in prompts)
+        num_completion = sum(completion.num_completion_tokens for completion in running)
+        return {
+            "prompt_tokens": num_prompt,
+            "completion_tokens": num_completion,
+            "total_tokens": num_prompt + num_completion,
+            "prompt_tokens_details": {"cached_tokens": num_cached},
+        }
+
+
+NOTHING = Piece("", [], None)
+
+
+class Choice:
+    """Writes one completion, whole or piece by piece."""
+
+    def __init__(self, answer: Answer, index: int, completion: Completion) -> None:
+        self._answer = answer
+        self._index = index
+        self._completion = completion
+        self._offset = 0
+        """Characters written, as far as tokens with scores count them."""
+        self._has_begun = False
+
+    def whole(self, piece: Piece) -> dict[str, Any]:
+        return self._written(piece, "message", {"role": "assistant", "content": piece.text})
+
+    def chunks(self, piece: Piece) -> Iterator[dict[str, Any]]:
+        """None of a piece that says nothing yet. A chat says who speaks with its first token, not
+        before: clients take the time of the first chunk for that token's."""
+        if not (piece.token_ids or piece.finish_reason):
+            return
+        if self._answer.is_chat and not self._has_begun:
+            yield self._written(NOTHING, "delta", {"role": "assistant", "content": ""})
+        wants_all = self._answer.has_scores or self._shows_ids
+        if wants_all or self._opens_with_echo or piece.text or piece.finish_reason:
+            yield self._written(piece, "delta", {"content": piece.text})
+
+    @property
+    def _opens_with_echo(self) -> bool:
+        return self._answer.echo and not self._has_begun
+
+    @property
+    def _shows_ids(self) -> bool:
+        return bool(self._answer.body.return_token_ids)
+
+    def _written(self, piece: Piece, where: str, said: dict[str, Any]) -> dict[str, Any]:
+        echo, is_first, self._has_begun = self._opens_with_echo, not self._has_begun, True
+        choice: dict[str, Any] = {"index": self._index, "finish_reason": piece.finish_reason}
+        if self._shows_ids:
+            choice["token_ids"] = piece.token_ids
+            choice["prompt_token_ids"] = self._completion.prompt_token_ids if is_first else None
+        if self._answer.is_chat:
+            return choice | {where: said, "logprobs": self._logprobs(piece, echo=False)}
+        prompt = self._answer.tokenizer.decode(self._completion.prompt_token_ids) if echo else ""
+        return choice | {"text": prompt + piece.text, "logprobs": self._logprobs(piece, echo=echo)}
+
+    def _logprobs(self, piece: Piece, *, echo: bool) -> dict[str, Any] | None:
+        answer, completion = self._answer, self._completion
+        if not answer.has_scores:
+            return None
+        tokens = scored(completion.prompt_token_ids, completion.prompt_logprobs) if echo else []
+        tokens += scored(piece.token_ids, piece.logprobs)
+        as_ids = bool(answer.body.return_tokens_as_token_ids)
+        if answer.is_chat:
+            return of_chat(tokens, answer.tokenizer, as_ids=as_ids)
+        written, self._offset = of_completion(tokens, answer.tokenizer, self._offset, as_ids=as_ids)
+        return written
 
 
 @routes.get("/models")
@@ -70,12 +151,29 @@ class Answer:
 async def models(services: ServicesDep, principal: PrincipalDep) -> Response:
     """The base model, and every task that has an active version."""
     tasks = await services.off_loop(services.store.list_tasks, None, MAX_MODELS, principal.globs)
-    entries = [_model(services.model_name, 0)] + [
-        _model(task.name, int(task.created_at.timestamp()))
-        for task in tasks
-        if task.active_version is not None
-    ]
+    entries = [_base_model(services)]
+    entries += [_model(services, task) for task in tasks if task.active_version is not None]
     return _json({"object": "list", "data": entries})
+
+
+@routes.get("/models/{model}")
+@needs("generate", "read")
+async def model(model: str, services: ServicesDep, principal: PrincipalDep) -> Response:
+    """One of them, or one version of a task."""
+    if model == services.model_name:
+        return _json(_base_model(services))
+    name, version = _target(model, services, principal)
+    assert name is not None, "only the base model is no task"
+    task = await services.off_loop(services.store.get_task, name)
+    manifest = await services.off_loop(services.store.resolve, name, version)
+    entry = _model(services, task) | {"id": model}
+    entry["max_model_len"] -= manifest.num_virtual_tokens
+    entry["metadata"] |= {
+        "version": manifest.version,
+        "digest": manifest.digest,
+        "prefix_tokens": manifest.num_virtual_tokens,
+    }
+    return _json(entry)
 
 
 @routes.post("/completions")
@@ -91,8 +189,7 @@ async def completions(
     task, version = _target(body.model, services, principal)
     key = traffic_key(key, request)
     running = await services.router.admit_all(task, version, body.params(), key=key)
-    answer = _answer("text_completion", body.model, request, body.include_usage)
-    return await _respond(answer, running, request, stream=bool(body.stream))
+    return await _respond(body, running, request, services)
 
 
 @routes.post("/chat/completions")
@@ -107,38 +204,44 @@ async def chat_completions(
     """Answer chat messages."""
     task, version = _target(body.model, services, principal)
     key = traffic_key(key, request)
-    running = [await services.router.admit(task, version, body.params(), key=key)]
-    answer = _answer("chat.completion", body.model, request, body.include_usage)
-    return await _respond(answer, running, request, stream=bool(body.stream))
+    running = await services.router.admit_all(task, version, body.params(), key=key)
+    return await _respond(body, running, request, services)
 
 
 def _target(model: str, services: Services, principal: Principal) -> tuple[str | None, int | None]:
     if model == services.model_name:
         principal.check_task(None)
         return None, None
-    match = _MODEL.fullmatch(model)
-    if match is None or int(match[2] or 1) not in range(1, MAX_VERSION + 1):
-        raise UnknownTask("no task, and not the base model, has this name")
-    principal.check_task(match[1])
-    return match[1], int(match[2]) if match[2] else None
-
-
-def _answer(kind: Kind, model: str, request: Request, include_usage: bool) -> Answer:
-    return Answer(kind, model, request.state.request_id, int(time.time()), include_usage)
+    try:
+        reference = Reference.parse(model)
+    except InvalidName:
+        raise UnknownTask("no task, and not the base model, has this name") from None
+    principal.check_task(reference.task)
+    return reference.task, reference.version
 
 
 async def _respond(
-    answer: Answer, running: Sequence[Completion], request: Request, *, stream: bool
+    body: CompletionRequest | ChatRequest,
+    running: Sequence[Completion],
+    request: Request,
+    services: Services,
 ) -> Response:
+    answer = Answer(body, request.state.request_id, int(time.time()), services.tokenizer)
+    choices = [Choice(answer, i, completion) for i, completion in enumerate(running)]
     headers = target_headers(running[0])
-    if stream:
-        events = _events(answer, running, request)
+    if body.stream:
+        events = _events(answer, choices, running, request)
         return sse.EventStream(events, close=lambda: _close(running), headers=headers)
     pieces = await until_disconnect(request, _collect(running))
     note(request, *running)
-    choices = [answer.choice(i, piece, chunk=False) for i, piece in enumerate(pieces)]
-    content = answer.envelope(chunk=False) | {"choices": choices, "usage": _usage(running)}
-    return _json(content, headers)
+
+    def written() -> list[dict[str, Any]]:
+        return [choice.whole(piece) for choice, piece in zip(choices, pieces, strict=True)]
+
+    # The scores of long prompts take a while.
+    listed = await services.off_loop(written) if answer.has_scores else written()
+    usage = answer.usage(running)
+    return _json(answer.envelope(chunk=False) | {"choices": listed, "usage": usage}, headers)
 
 
 async def _collect(running: Sequence[Completion]) -> list[Piece]:
@@ -149,21 +252,23 @@ async def _collect(running: Sequence[Completion]) -> list[Piece]:
 
 
 async def _events(
-    answer: Answer, running: Sequence[Completion], request: Request
+    answer: Answer, choices: Sequence[Choice], running: Sequence[Completion], request: Request
 ) -> AsyncGenerator[bytes, None]:
-    envelope = answer.envelope(chunk=True) | ({"usage": None} if answer.include_usage else {})
+    envelope, options = answer.envelope(chunk=True), answer.stream_options
+
+    def chunk(choice: dict[str, Any]) -> bytes:
+        content = envelope | {"choices": [choice]}
+        if options.include_usage:
+            content["usage"] = answer.usage(running) if options.continuous_usage_stats else None
+        return sse.data(content)
+
     try:
-        if answer.kind == "chat.completion":
-            opening = {"role": "assistant", "content": ""}
-            first = {"index": 0, "delta": opening, "logprobs": None, "finish_reason": None}
-            yield sse.data(envelope | {"choices": [first]})
         async with aclosing(_interleaved(running)) as pieces:
             async for index, piece in pieces:
-                if piece.text or piece.finish_reason:
-                    choice = answer.choice(index, piece, chunk=True)
-                    yield sse.data(envelope | {"choices": [choice]})
-        if answer.include_usage:
-            yield sse.data(envelope | {"choices": [], "usage": _usage(running)})
+                for written in choices[index].chunks(piece):
+                    yield chunk(written)
+        if options.include_usage:
+            yield sse.data(envelope | {"choices": [], "usage": answer.usage(running)})
     except ServerError as exc:
         yield sse.data(problems.openai_error(problems.status_of(exc), exc.code, str(exc)))
     finally:
@@ -204,20 +309,27 @@ def _close(running: Sequence[Completion]) -> None:
         completion.close()
 
 
-def _usage(running: Sequence[Completion]) -> dict[str, Any]:
-    num_prompt = sum(completion.num_prompt_tokens for completion in running)
-    num_cached = sum(completion.num_cached_tokens for completion in running)
-    num_completion = sum(completion.num_completion_tokens for completion in running)
+def _base_model(services: Services) -> dict[str, Any]:
     return {
-        "prompt_tokens": num_prompt,
-        "completion_tokens": num_completion,
-        "total_tokens": num_prompt + num_completion,
-        "prompt_tokens_details": {"cached_tokens": num_cached},
+        "id": services.model_name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "foreword",
+        "root": services.model_name,
+        "parent": None,
+        "max_model_len": services.engine.info.max_model_len,
+        "metadata": None,
     }
 
 
-def _model(name: str, created: int) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": created, "owned_by": "foreword"}
+def _model(services: Services, task: Task) -> dict[str, Any]:
+    """A task stands to the base model as an adapter does elsewhere."""
+    return _base_model(services) | {
+        "id": task.name,
+        "created": int(task.created_at.timestamp()),
+        "parent": services.model_name,
+        "metadata": {"version": task.active_version, "description": task.profile.description},
+    }
 
 
 def _json(content: object, headers: dict[str, str] | None = None) -> Response:

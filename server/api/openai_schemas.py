@@ -1,4 +1,7 @@
-"""OpenAI's request bodies, as far as they have a meaning here. Unknown fields are ignored."""
+"""OpenAI's request bodies, and vLLM's additions to them, as far as they have a meaning here.
+
+A field that would silently be something else is refused: `refuse_unsupported`.
+"""
 
 from __future__ import annotations
 
@@ -6,69 +9,120 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from server.api.schemas import MAX_TOKENS, Priority, StopString, TokenIds
-from server.errors import InvalidRequest
+from server.api.schemas import (
+    MAX_TOKENS,
+    LogitBias,
+    NumTop,
+    Penalty,
+    Priority,
+    RepetitionPenalty,
+    StopString,
+    TokenIds,
+    wishes,
+)
+from server.errors import InvalidRequest, UnsupportedParameter
 from server.prompt import DEFAULT_MAX_TOKENS, GenerateParams
 
 MAX_CHOICES = 64
 CHAT_MAX_TOKENS = 1024
 """A chat client expects a whole answer without saying how long it may be."""
 
+_WITHOUT_EFFECT = {
+    "metadata", "name", "prompt_cache_key", "request_id", "safety_identifier", "session_id", "user",
+}  # fmt: skip
+"""Fields that say nothing about the answer."""
+_AS_IT_IS_DONE: dict[str, tuple[object, ...]] = {
+    "add_generation_prompt": (True,),
+    "bad_words": ([],),
+    "continue_final_message": (False,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1,),
+    "min_p": (0,),
+    "modalities": (["text"],),
+    "parallel_tool_calls": (True, False),
+    "service_tier": ("auto", "default"),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "stop_token_ids": ([],),
+    "store": (False,),
+    "suffix": ("",),
+    "tool_calls": ([],),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "use_beam_search": (False,),
+}
+"""Fields that are not supported, and the values that ask for nothing else than is done anyway."""
 
-class Loose(BaseModel):
-    """What OpenAI's clients and their relatives send: more than we read."""
 
-    model_config = ConfigDict(extra="ignore")
+class Open(BaseModel):
+    """What OpenAI's clients and their relatives send: more than is listed here."""
+
+    model_config = ConfigDict(extra="allow")
+
+    def refuse_unsupported(self) -> None:
+        """Raises `UnsupportedParameter`."""
+        for name, value in (self.model_extra or {}).items():
+            harmless = value is None or name in _WITHOUT_EFFECT
+            if not harmless and value not in _AS_IT_IS_DONE.get(name, ()):
+                raise UnsupportedParameter(name if _is_plain(name) else "?")
 
 
-class StreamOptions(Loose):
-    """Whether a stream ends with a chunk that holds the usage."""
+class StreamOptions(Open):
+    """What a stream says about its tokens beside them."""
 
     include_usage: bool | None = None
+    """The usage in a chunk of its own at the end."""
     continuous_usage_stats: bool | None = None
+    """And in all chunks before."""
 
 
-class OpenAIRequest(Loose):
+class OpenAIRequest(Open):
     """The fields that completions and chat share."""
 
     model: str = Field(max_length=512)
     """A task, `task@version`, or the base model's name."""
-    max_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
     top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
     top_k: int | None = Field(None, ge=-1, le=1_000_000, description="-1 and 0: all tokens.")
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: StopString | list[StopString] | None = Field(None, description="At most 16 strings.")
     ignore_eos: bool | None = None
+    min_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
     priority: Priority | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: int | None = Field(None, ge=1, le=1_000_000)
-    presence_penalty: float | None = Field(None, ge=-2, le=2, allow_inf_nan=False)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2, allow_inf_nan=False)
-    logit_bias: dict[str, float] | None = None
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+    logit_bias: LogitBias | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
 
     def refuse_unsupported(self) -> None:
-        """Raises `InvalidRequest` for what would silently be something else."""
-        _refuse(n=self.n not in (None, 1), logit_bias=bool(self.logit_bias))
-        _refuse(presence_penalty=bool(self.presence_penalty))
-        _refuse(frequency_penalty=bool(self.frequency_penalty))
+        super().refuse_unsupported()
+        if self.stream_options is not None:
+            self.stream_options.refuse_unsupported()
+            if not self.stream:
+                raise UnsupportedParameter("stream_options", "`stream_options` go with `stream`")
 
     @property
-    def include_usage(self) -> bool:
-        return bool(self.stream_options and self.stream_options.include_usage)
+    def num_choices(self) -> int:
+        """For each prompt."""
+        return self.n or 1
 
-    def sampling(self) -> dict[str, Any]:
-        """These fields as `GenerateParams` takes them."""
+    def sampling(self, choice: int) -> dict[str, Any]:
+        """These fields as `GenerateParams` takes them. All choices of a prompt have own seeds."""
         stop = [self.stop] if isinstance(self.stop, str) else self.stop
         if stop is not None and len(stop) > 16:
             raise InvalidRequest("at most 16 stop strings")
         return {
-            "max_tokens": self.max_tokens,
             "temperature": self.temperature,
             "top_p": self.top_p,
             "top_k": None if self.top_k is None else max(0, self.top_k),
-            "seed": None if self.seed is None else self.seed % 2**63,
+            "seed": None if self.seed is None else (self.seed + choice) % 2**63,
             "stop": None if stop is None else tuple(stop),
             "ignore_eos": bool(self.ignore_eos),
             "priority": self.priority or 0,
@@ -76,7 +130,7 @@ class OpenAIRequest(Loose):
 
 
 class CompletionRequest(OpenAIRequest):
-    """One prompt or several; each gets a choice."""
+    """One prompt or several; each gets `n` choices."""
 
     prompt: (
         str
@@ -84,20 +138,34 @@ class CompletionRequest(OpenAIRequest):
         | Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES)]
         | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_CHOICES)]
     )
-    best_of: int | None = Field(None, ge=1, le=1_000_000)
+    max_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS, description="0 goes with `echo`.")
+    best_of: int | None = Field(None, ge=1, le=MAX_CHOICES, description="As many as `n`.")
     echo: bool | None = None
-    logprobs: int | None = Field(None, ge=0, le=1_000_000)
-    suffix: str | None = None
+    logprobs: NumTop | None = None
 
     def params(self) -> list[GenerateParams]:
-        """One for each prompt. Raises `InvalidRequest` for what is not supported."""
+        """One for each choice. Raises `InvalidRequest` for what is not supported."""
         self.refuse_unsupported()
-        _refuse(best_of=self.best_of not in (None, 1), echo=bool(self.echo))
-        _refuse(logprobs=self.logprobs is not None, suffix=bool(self.suffix))
-        sampling = self.sampling()
+        if self.best_of not in (None, self.num_choices):
+            raise UnsupportedParameter("best_of", "`best_of` other than `n` is not supported")
+        if self.max_tokens == 0 and not self.echo:
+            raise UnsupportedParameter("max_tokens", "`max_tokens` 0 goes with `echo` only")
+        prompts = self._prompts()
+        if len(prompts) * self.num_choices > MAX_CHOICES:
+            raise UnsupportedParameter("n", f"at most {MAX_CHOICES} choices in one request")
+        wished = wishes(
+            self, logprobs=self.logprobs, prompt_logprobs=self.logprobs if self.echo else None
+        )
         return [
-            GenerateParams(prompt=prompt, default_max_tokens=DEFAULT_MAX_TOKENS, **sampling)
-            for prompt in self._prompts()
+            GenerateParams(
+                prompt=prompt,
+                max_tokens=self.max_tokens,
+                default_max_tokens=DEFAULT_MAX_TOKENS,
+                wishes=wished,
+                **self.sampling(choice),
+            )
+            for prompt in prompts
+            for choice in range(self.num_choices)
         ]
 
     def _prompts(self) -> list[str | list[int]]:
@@ -108,21 +176,22 @@ class CompletionRequest(OpenAIRequest):
         return [prompt for prompt in self.prompt if not isinstance(prompt, int)]
 
 
-class TextPart(Loose):
+class TextPart(Open):
     """A part of a message's content. Only text is taken."""
 
     type: Literal["text"]
     text: str
 
 
-class OpenAIMessage(Loose):
+class OpenAIMessage(Open):
     """A chat message; `developer` is another word for `system`."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
 
     def plain(self) -> dict[str, str]:
-        """Role and text, as a chat template takes them."""
+        """Role and text, as a chat template takes them. Raises `UnsupportedParameter`."""
+        self.refuse_unsupported()
         role = "system" if self.role == "developer" else self.role
         if isinstance(self.content, str):
             return {"role": role, "content": self.content}
@@ -133,27 +202,38 @@ class ChatRequest(OpenAIRequest):
     """Messages for the base model's chat template, behind the task's prefix."""
 
     messages: list[OpenAIMessage] = Field(min_length=1, max_length=1000)
+    max_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
     logprobs: bool | None = None
-    tools: list[Any] | None = None
+    top_logprobs: NumTop | None = None
     response_format: dict[str, Any] | None = None
 
-    def params(self) -> GenerateParams:
-        """Raises `InvalidRequest` for what is not supported."""
+    def params(self) -> list[GenerateParams]:
+        """One for each choice. Raises `InvalidRequest` for what is not supported."""
         self.refuse_unsupported()
-        _refuse(logprobs=bool(self.logprobs), tools=bool(self.tools))
-        _refuse(response_format=(self.response_format or {}).get("type", "text") != "text")
-        sampling = self.sampling()
-        if self.max_completion_tokens is not None:
-            sampling["max_tokens"] = self.max_completion_tokens
-        return GenerateParams(
-            messages=[message.plain() for message in self.messages],
-            default_max_tokens=CHAT_MAX_TOKENS,
-            **sampling,
+        if (self.response_format or {}).get("type", "text") != "text":
+            raise UnsupportedParameter("response_format")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise UnsupportedParameter("top_logprobs", "`top_logprobs` go with `logprobs`")
+        max_tokens = self.max_completion_tokens
+        messages = [message.plain() for message in self.messages]
+        wished = wishes(
+            self,
+            logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+            prompt_logprobs=None,
         )
+        return [
+            GenerateParams(
+                messages=messages,
+                max_tokens=self.max_tokens if max_tokens is None else max_tokens,
+                default_max_tokens=CHAT_MAX_TOKENS,
+                wishes=wished,
+                **self.sampling(choice),
+            )
+            for choice in range(self.num_choices)
+        ]
 
 
-def _refuse(**fields: bool) -> None:
-    for name, is_set in fields.items():
-        if is_set:
-            raise InvalidRequest(f"`{name}` is not supported by this server")
+def _is_plain(name: str) -> bool:
+    """A client's own field name comes back only where it is harmless."""
+    return name.isascii() and name.isidentifier() and len(name) <= 64

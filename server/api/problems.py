@@ -56,6 +56,17 @@ STATUS: dict[type[Exception], int] = {
 
 MAX_ERRORS = 16
 _PLAIN = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
+_OPENAI_CODES = {
+    "invalid_name": "model_not_found",
+    "key_limit_reached": "rate_limit_exceeded",
+    "overloaded": "rate_limit_exceeded",
+    "prompt_too_long": "context_length_exceeded",
+    "too_many_attempts": "rate_limit_exceeded",
+    "unauthenticated": "invalid_api_key",
+    "unknown_task": "model_not_found",
+    "unknown_version": "model_not_found",
+}
+"""What OpenAI calls them. All others keep our code."""
 _FRAMEWORK_CODES = {404: "not_found", 405: "method_not_allowed", 400: "malformed_request"}
 
 
@@ -79,7 +90,8 @@ def respond(scope: Scope, error: Exception) -> Response:
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, server.HeadTooLarge | server.BodyTimeout | server.BodyTooLarge):
         headers["Connection"] = "close"
-    return _response(scope, status_of(error), error.code, str(error), headers=headers)
+    param = error.param if isinstance(error, server.InvalidRequest) else None
+    return _response(scope, status_of(error), error.code, str(error), headers=headers, param=param)
 
 
 def internal(scope: Scope) -> Response:
@@ -132,9 +144,11 @@ def _invalid(scope: Scope, error: RequestValidationError) -> Response:
         {"loc": [_plain(at) for at in e["loc"]], "msg": e["msg"], "type": e["type"]}
         for e in errors[:MAX_ERRORS]
     ]
-    where = ".".join(str(at) for at in listed[0]["loc"]) if listed else "request"
+    place = listed[0]["loc"] if listed else ["request"]
+    where = ".".join(str(at) for at in place)
+    param = next((at for at in place[1:] if isinstance(at, str)), None)
     detail = f"{where}: {listed[0]['msg']}" if listed else "the request is not valid"
-    return _response(scope, 422, "validation_failed", detail, errors=listed)
+    return _response(scope, 422, "validation_failed", detail, errors=listed, param=param)
 
 
 def _plain(at: str | int) -> str | int:
@@ -158,9 +172,13 @@ def _response(
     *,
     headers: dict[str, str] | None = None,
     errors: list[dict[str, Any]] | None = None,
+    param: str | None = None,
 ) -> Response:
     if scope["path"].startswith("/v1/"):
-        return _openai(status, code, detail, headers)
+        content = openai_error(status, code, detail, param)
+        status = 400 if status == 422 else status  # OpenAI has no 422
+        body = msgspec.json.encode(content)
+        return Response(body, status, headers, media_type="application/json")
     content = _problem(status, code, detail, scope["state"]["request_id"])
     if errors is not None:
         content["errors"] = errors
@@ -179,12 +197,9 @@ def _problem(status: int, code: str, detail: str, request_id: str) -> dict[str, 
     }
 
 
-def openai_error(status: int, code: str, detail: str) -> dict[str, Any]:
+def openai_error(status: int, code: str, detail: str, param: str | None = None) -> dict[str, Any]:
     """An error as OpenAI's clients read it."""
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    return {"error": {"message": detail, "type": kind, "param": None, "code": code}}
-
-
-def _openai(status: int, code: str, detail: str, headers: dict[str, str] | None) -> Response:
-    body = msgspec.json.encode(openai_error(status, code, detail))
-    return Response(body, status, headers, media_type="application/json")
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    kind = "rate_limit_error" if status == 429 else kind
+    code = _OPENAI_CODES.get(code, code)
+    return {"error": {"message": detail, "type": kind, "param": param, "code": code}}

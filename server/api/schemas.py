@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 from fastapi import Path, Query
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -20,6 +20,7 @@ from prefix_store.manifest import (
 )
 from prefix_store.reference import MAX_VERSION
 from prefix_store.traffic import MAX_VERSIONS, MAX_WEIGHT
+from server.engine.request import Wishes
 from server.prompt import GenerateParams
 
 MAX_TOKENS = 1_000_000
@@ -29,6 +30,16 @@ TokenId = Annotated[int, Strict(), Field(ge=0, lt=2**31)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_TOKENS)]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Priority = Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)]
+Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+RepetitionPenalty = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
+NumTop = Annotated[int, Field(ge=0, le=20)]
+LogitBias = Annotated[
+    dict[
+        Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")],
+        Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)],
+    ],
+    Field(max_length=1024),
+]
 FieldName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
 TrafficKey = Annotated[str, StringConstraints(max_length=256)]
@@ -37,6 +48,31 @@ VersionKey = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,8}$")]
 TaskPath = Annotated[str, Path(description="The task's name.", examples=["summarize"])]
 VersionPath = Annotated[int, Path(ge=1, le=MAX_VERSION, description="The version's number.")]
 Limit = Annotated[int, Query(ge=1, le=1000, description="Entries in one page.")]
+
+
+class Wishful(Protocol):
+    """The fields that all generating routes have in common."""
+
+    min_tokens: int | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    repetition_penalty: float | None
+    logit_bias: dict[str, float] | None
+
+
+def wishes(body: Wishful, *, logprobs: int | None, prompt_logprobs: int | None) -> Wishes:
+    """What a body asks for, as the engine takes it."""
+    biases = {int(token_id): bias for token_id, bias in (body.logit_bias or {}).items()}
+    penalty = body.repetition_penalty
+    return Wishes(
+        min_tokens=body.min_tokens or 0,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        repetition_penalty=1.0 if penalty is None else penalty,
+        logit_bias=tuple(biases.items()),
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+    )
 
 
 class Body(BaseModel):
@@ -56,6 +92,17 @@ class SamplingFields(Body):
     seed: int | None = Field(None, ge=0, lt=2**63)
     stop: StopString | list[StopString] | None = Field(None, description="At most 16 strings.")
     ignore_eos: bool | None = None
+    min_tokens: int | None = Field(
+        None, ge=0, le=MAX_TOKENS, description="Before so many tokens the text does not end."
+    )
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+    logit_bias: LogitBias | None = Field(None, description="By token id.")
+    logprobs: NumTop | None = Field(
+        None, description="Log-probabilities of the tokens, and of so many of the likeliest."
+    )
+    prompt_logprobs: NumTop | None = Field(None, description="The same of the prompt's tokens.")
     priority: Priority | None = Field(
         None, description="Lower goes earlier, among the requests of one task. Default: 0."
     )
@@ -78,6 +125,7 @@ class SamplingFields(Body):
             "stop": None if stop is None else tuple(stop),
             "ignore_eos": bool(self.ignore_eos),
             "priority": self.priority or 0,
+            "wishes": wishes(self, logprobs=self.logprobs, prompt_logprobs=self.prompt_logprobs),
         }
 
 
@@ -125,6 +173,22 @@ class GenerateRequest(SamplingFields):
         )
 
 
+class LikelyToken(BaseModel):
+    """A token that could have come."""
+
+    token_id: int
+    token: str
+    logprob: float
+
+
+class ScoredToken(LikelyToken):
+    """A token, and those that were likeliest in its place."""
+
+    logprob: float | None  # type: ignore[assignment]
+    """None for a prompt's first token: nothing is known of what comes before it."""
+    top: list[LikelyToken]
+
+
 class Usage(BaseModel):
     """Tokens of one request."""
 
@@ -151,6 +215,8 @@ class GenerateResponse(BaseModel):
     digest: str | None
     text: str
     token_ids: list[int] | None
+    logprobs: list[ScoredToken] | None = Field(None, description="Present if asked for.")
+    prompt_logprobs: list[ScoredToken] | None = Field(None, description="Present if asked for.")
     finish_reason: Literal["stop", "length", "abort"]
     usage: Usage
     timings: Timings

@@ -92,7 +92,7 @@ def make_runner(
     parts: Assembly, config: m.EngineConfig, prefix_of: Callable[[Digest], ResidentPrefix]
 ) -> Runner:
     """With graphs where there are any. Before any sequence runs: its tests write into the pool."""
-    runner = Runner(parts.loaded.model, parts.backend, prefix_of)
+    runner = Runner(parts.loaded.model, parts.backend, prefix_of, parts.loaded.eos_token_ids)
     device = parts.loaded.model.device
     if device.type == "cuda" and parts.backend.graph_safe:
         graphs = Graphs(

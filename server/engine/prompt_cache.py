@@ -24,11 +24,14 @@ class PromptCache:
 
     def find(self, seq: Sequence) -> list[int]:
         """Pages that hold the start of a sequence. At least one token is left to compute, or there
-        would be no logits."""
+        would be no logits; and all whose logits are asked for."""
         if seq.compiles or seq.verifies:
             return []
+        most = len(seq.token_ids) - 1
+        if seq.sampling.prompt_logprobs is not None:
+            most = min(most, seq.num_scored)
         found: list[int] = []
-        for label in self._labels(seq, (len(seq.token_ids) - 1) // self._allocator.page_size):
+        for label in self._labels(seq, most // self._allocator.page_size):
             if (page := self._allocator.find(label)) is None:
                 break
             found.append(page)

@@ -10,7 +10,26 @@ FinishReason = Literal["stop", "length", "abort"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
+class Wishes:
+    """What a request may ask for that no task prescribes."""
+
+    min_tokens: int = 0
+    """Before so many tokens there is no end of text."""
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    """Of what the completion holds already, as OpenAI defines both."""
+    repetition_penalty: float = 1.0
+    """Of what prompt and completion hold; above 1 makes it less likely."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Token ids, and what is added to their logits."""
+    logprobs: int | None = None
+    """Log-probabilities of the completion's tokens and of so many of the likeliest; None: no."""
+    prompt_logprobs: int | None = None
+    """The same of the prompt's tokens from the second on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling(Wishes):
     """How one request's tokens are chosen. `temperature` 0 is greedy."""
 
     max_tokens: int
@@ -46,11 +65,25 @@ class Share:
 ALONE = Share()
 
 
+class Scores(NamedTuple):
+    """Log-probabilities of tokens in a row, by the model's own distribution: before temperature,
+    penalties and biases."""
+
+    logprobs: list[float]
+    top_ids: list[list[int]]
+    """The likeliest in the place of each, likeliest first."""
+    top_logprobs: list[list[float]]
+
+
 class Delta(NamedTuple):
-    """New tokens of one request."""
+    """New tokens of one request. None, where only `prompt_logprobs` are new."""
 
     request_id: int
     token_ids: list[int]
     finish_reason: FinishReason | None
     num_reused: int = 0
     """Tokens of its prompt that were found computed."""
+    logprobs: Scores | None = None
+    """Of `token_ids`, for requests that ask."""
+    prompt_logprobs: Scores | None = None
+    """Of the next tokens of the prompt."""

@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from prefix_store.digest import Digest
-from server.engine import planner
+from server.engine import planner, scores
+from server.engine.adjust import adjusted
 from server.engine.attention.base import AttentionBackend, Span, Step
 from server.engine.batch import Batch
 from server.engine.graphs import Graphs
+from server.engine.model.head import Halves
+from server.engine.request import Scores
 from server.engine.residency import ResidentPrefix
 from server.engine.sampler import SampleRow, sample
+from server.engine.scores import PendingScores, PromptRows
 from server.engine.transfer import ToHost, to_device
 
 
 class Handle:
     """A step that was launched."""
 
-    def __init__(self, token_ids: Tensor) -> None:
+    def __init__(
+        self, token_ids: Tensor, logprobs: PendingScores, prompt_logprobs: PendingScores
+    ) -> None:
         self._token_ids = ToHost(token_ids)
+        self._logprobs = logprobs
+        self._prompt_logprobs = prompt_logprobs
 
     def tokens(self) -> list[int]:
         """One token for each of the batch's `sampled`, `sampler.INVALID` where the logits hold NaN.
         Waits until the device has run the step."""
         token_ids: list[int] = self._token_ids.wait().tolist()
         return token_ids
+
+    def logprobs(self) -> dict[int, Scores]:
+        """Of these tokens, by request, where it asks."""
+        return self._logprobs.wait()
+
+    def prompt_logprobs(self) -> dict[int, Scores]:
+        """Of tokens of the prompt, likewise."""
+        return self._prompt_logprobs.wait()
 
 
 class Runner:
@@ -43,10 +59,13 @@ class Runner:
         model: PreTrainedModel,
         backend: AttentionBackend,
         prefix_of: Callable[[Digest], ResidentPrefix],
+        eos_token_ids: Sequence[int] = (),
     ) -> None:
         self._model = model
+        self._halves = Halves(model)
         self._backend = backend
         self._prefix_of = prefix_of
+        self._eos_token_ids = eos_token_ids
         self.graphs: Graphs | None = None
         self.embeds: dict[int, Tensor] = {}
         self._sampled: dict[int, int] = {}
@@ -59,13 +78,18 @@ class Runner:
         tokens of this one are asked for."""
         step = planner.plan(batch, self._prefix_of, self._model.device)
         self._fill_in(batch, step)
-        logits = self.forward(step)
+        prompt_rows = PromptRows.of(batch, step)
+        if prompt_rows.rows:
+            logits, prompt_logprobs = self._forward_scoring(step, prompt_rows)
+        else:
+            logits, prompt_logprobs = self.forward(step), PendingScores([], [])
         self._keep_probed(batch, logits)
         rows = [SampleRow(c.seq.sampling, c.num_completion_tokens) for c in batch.sampled]
-        token_ids = sample(logits, rows)
+        token_ids = sample(adjusted(logits, batch.sampled, step, self._eos_token_ids), rows)
         self._sampled = {chunk.seq.request_id: row for row, chunk in enumerate(batch.sampled)}
         self._sampled_ids = token_ids.clamp(min=0)  # NaN is found out later: feed it some token
-        return Handle(token_ids)
+        logprobs = scores.of_sampled(batch, logits, self._sampled_ids)
+        return Handle(token_ids, logprobs, prompt_logprobs)
 
     @torch.inference_mode()
     def forward(self, step: Step) -> Tensor:
@@ -76,6 +100,16 @@ class Runner:
             if logits is not None:
                 return logits
         return self.run_model(step)
+
+    def _forward_scoring(self, step: Step, wanted: PromptRows) -> tuple[Tensor, PendingScores]:
+        """The same, and the scores of a prompt's tokens, from a block of logits at a time."""
+        self._backend.plan(step)
+        hidden = self._halves.hidden(**self._inputs(step), position_ids=step.position_ids)
+        columns = (to_device(x, torch.long, hidden.device) for x in (wanted.rows, wanted.token_ids))
+        blocks = zip(*(torch.split(x, scores.BLOCK_ROWS) for x in columns), strict=True)
+        scored = ((self._halves.logits(hidden[:, at]), token_ids) for at, token_ids in blocks)
+        prompt_logprobs = PendingScores(wanted.askers, scored)
+        return self._halves.logits(hidden[:, step.logit_rows]), prompt_logprobs
 
     def run_model(self, step: Step) -> Tensor:
         """The forward itself, planned already."""

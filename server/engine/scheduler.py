@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import count
 from typing import Protocol
 
@@ -14,10 +14,11 @@ from server.engine.in_flight import Flights, InFlight
 from server.engine.page_allocator import PageAllocator
 from server.engine.prompt_cache import PromptCache
 from server.engine.queues import Queues, by_rank
-from server.engine.request import Delta
+from server.engine.request import Delta, Scores
 from server.engine.sequence import Sequence, SequenceStatus
 from server.engine.turns import Turns
 
+NO_SCORES: Mapping[int, Scores] = {}
 AGEING_STEPS = 100
 """Steps of waiting that are worth one level of priority: nobody is overtaken for ever."""
 
@@ -129,18 +130,31 @@ class Scheduler:
         self._flights.put(batch)
         return batch
 
-    def commit(self, batch: Batch, token_ids: list[int]) -> list[Delta]:
-        """Take in what a step ran: `token_ids`, one for each of `batch.sampled`.
+    def commit(
+        self,
+        batch: Batch,
+        token_ids: list[int],
+        logprobs: Mapping[int, Scores] = NO_SCORES,
+        prompt_logprobs: Mapping[int, Scores] = NO_SCORES,
+    ) -> list[Delta]:
+        """Take in what a step ran: `token_ids`, one for each of `batch.sampled`, and what was asked
+        for beside them, by request.
 
         Sequences that ended or were preempted meanwhile are left out.
         """
         flight = self._flights.take_oldest(batch)
+        deltas: list[Delta] = []
         for chunk in batch.chunks:
-            if chunk.seq not in flight.gone:
-                chunk.seq.num_computed = chunk.end
-                chunk.seq.num_scheduled = max(chunk.seq.num_scheduled, chunk.end)
-        deltas = [
-            self._append(chunk.seq, token_id)
+            seq = chunk.seq
+            if seq in flight.gone:
+                continue
+            seq.num_computed = chunk.end
+            seq.num_scheduled = max(seq.num_scheduled, chunk.end)
+            if (scores := prompt_logprobs.get(seq.request_id)) is not None:
+                seq.num_scored = chunk.end
+                deltas.append(Delta(seq.request_id, [], None, prompt_logprobs=scores))
+        deltas += [
+            self._append(chunk.seq, token_id, logprobs.get(chunk.seq.request_id))
             for chunk, token_id in zip(batch.sampled, token_ids, strict=True)
             if chunk.seq not in flight.gone
         ]
@@ -263,14 +277,14 @@ class Scheduler:
 
     # --- what becomes of it ---
 
-    def _append(self, seq: Sequence, token_id: int) -> Delta:
+    def _append(self, seq: Sequence, token_id: int, scores: Scores | None) -> Delta:
         seq.token_ids.append(token_id)
         if self._prompt_cache is not None:
             self._prompt_cache.keep(seq)
         reason = seq.finish_reason_after(token_id, self.eos_token_ids)
         if reason is not None:
             self.finish(seq)
-        return Delta(seq.request_id, [token_id], reason, seq.num_reused or 0)
+        return Delta(seq.request_id, [token_id], reason, seq.num_reused or 0, scores)
 
     def _stop(self, seq: Sequence) -> None:
         """Run no more. Pages that a step in flight may write to are freed after it."""

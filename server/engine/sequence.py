@@ -41,6 +41,8 @@ class Sequence:
     page_labels: list[bytes] = field(default_factory=list)
     """What the prompt cache calls the first full pages, as far as it had to know."""
     num_labelled_pages: int = 0
+    num_scored: int = 0
+    """Leading tokens of the prompt after which the next one's log-probability was sent."""
     num_reused: int | None = None
     """Prompt tokens that were found computed; None before it was first admitted."""
 

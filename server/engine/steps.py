@@ -4,7 +4,7 @@ are known, so that the device never waits for the host."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 
 from server.engine.batch import Batch
-from server.engine.request import Delta
+from server.engine.request import Delta, Scores
 from server.engine.sampler import INVALID
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence, SequenceStatus
@@ -25,6 +25,14 @@ class Launched(Protocol):
 
     def tokens(self) -> list[int]:
         """One token for each of the batch's `sampled`. Waits for them."""
+        ...
+
+    def logprobs(self) -> Mapping[int, Scores]:
+        """Of these tokens, by request, where it asks."""
+        ...
+
+    def prompt_logprobs(self) -> Mapping[int, Scores]:
+        """Of tokens of the prompt, likewise."""
         ...
 
 
@@ -94,7 +102,7 @@ class Steps:
                 self._forget(then)
             self._recover(flight.batch, exc)
             return False
-        self._commit(flight.batch, token_ids)
+        self._commit(flight.batch, flight.handle, token_ids)
         return True
 
     def _forget(self, batch: Batch) -> None:
@@ -104,11 +112,13 @@ class Steps:
                 flight.handle.tokens()  # the device is done with its pages
         self._scheduler.abandon(batch)
 
-    def _commit(self, batch: Batch, token_ids: list[int]) -> None:
+    def _commit(self, batch: Batch, handle: Launched, token_ids: list[int]) -> None:
         for chunk, token_id in zip(batch.sampled, token_ids, strict=True):
             if token_id == INVALID and chunk.seq.status is not SequenceStatus.FINISHED:
                 self._failed(chunk.seq, "the model's output is not a number")
-        self._took(batch, self._scheduler.commit(batch, token_ids))
+        logprobs, prompt_logprobs = handle.logprobs(), handle.prompt_logprobs()
+        deltas = self._scheduler.commit(batch, token_ids, logprobs, prompt_logprobs)
+        self._took(batch, deltas)
 
     def _recover(self, batch: Batch, exc: Exception) -> None:
         """Nothing was committed, so every sequence can run again: out of memory, in smaller steps;
@@ -123,12 +133,13 @@ class Steps:
         for chunk in batch.chunks:
             alone = Batch([chunk])
             try:
-                token_ids = self._runner.launch(alone).tokens()
+                handle = self._runner.launch(alone)
+                token_ids = handle.tokens()
             except Exception:
                 logger.exception("request %d fails alone", chunk.seq.request_id)
                 self._failed(chunk.seq, "the model could not run this request")
             else:
-                self._commit(alone, token_ids)
+                self._commit(alone, handle, token_ids)
 
 
 def _is_out_of_memory(exc: Exception) -> bool:

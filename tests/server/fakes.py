@@ -17,7 +17,7 @@ from prefix_store import artifact
 from prefix_store.digest import Digest
 from prefix_store.prefix import BaseModelSpec, Prefix
 from server.engine.messages import Compiled, EngineInfo, EngineStats, Room
-from server.engine.request import ALONE, Delta, Sampling, Share
+from server.engine.request import ALONE, Delta, Sampling, Scores, Share
 from server.engine.stream import TokenStream
 from server.errors import EngineUnavailable, ServerError
 
@@ -166,7 +166,8 @@ class FakeEngine:
         self.shares.append(share)
         stream = TokenStream(cancel=lambda: self._cancel(number))
         made = self._make(prefix, token_ids, sampling)
-        self._running[number] = asyncio.create_task(self._run(number, stream, made, sampling))
+        run = self._run(number, stream, token_ids, made, sampling)
+        self._running[number] = asyncio.create_task(run)
         return stream
 
     async def load(self, prefix: Digest) -> None:
@@ -217,9 +218,18 @@ class FakeEngine:
         return expected_tokens(prefix, token_ids, sampling.max_tokens)
 
     async def _run(
-        self, number: int, stream: TokenStream, made: list[int], sampling: Sampling
+        self,
+        number: int,
+        stream: TokenStream,
+        prompt: list[int],
+        made: list[int],
+        sampling: Sampling,
     ) -> None:
         try:
+            if sampling.prompt_logprobs is not None:
+                for half in (prompt[1:3], prompt[3:]):  # as chunks of a prompt are computed
+                    scores = fake_scores(half, sampling.prompt_logprobs)
+                    stream.put(Delta(number, [], None, prompt_logprobs=scores))
             for i, token_id in enumerate(made[: sampling.max_tokens]):
                 await asyncio.sleep(self.delay_s)
                 if self.fail_after is not None and i >= self.fail_after[0]:
@@ -229,7 +239,8 @@ class FakeEngine:
                 is_last = i + 1 == min(len(made), sampling.max_tokens)
                 reason = "length" if len(made) >= sampling.max_tokens else "stop"
                 ends = reason if is_last else None
-                stream.put(Delta(number, [token_id], ends, self.num_reused))  # type: ignore[arg-type]
+                scores = fake_scores([token_id], sampling.logprobs)
+                stream.put(Delta(number, [token_id], ends, self.num_reused, scores))  # type: ignore[arg-type]
             if not made:
                 stream.put(Delta(number, [], "stop"))
         except asyncio.CancelledError:
@@ -241,6 +252,15 @@ class FakeEngine:
         self.num_cancelled += 1
         if (task := self._running.pop(number, None)) is not None:
             task.cancel()
+
+
+def fake_scores(token_ids: list[int], num_top: int | None) -> Scores | None:
+    """The token itself is the likeliest, then the one after it in the vocabulary, and so on."""
+    if num_top is None:
+        return None
+    tops = [[(token_id + i) % 256 for i in range(num_top)] for token_id in token_ids]
+    logprobs = [[-0.5 * (i + 1) for i in range(num_top)] for _ in token_ids]
+    return Scores([-0.5 for _ in token_ids], tops, logprobs)
 
 
 def expected_tokens(prefix: Digest | None, token_ids: list[int], num_tokens: int) -> list[int]:

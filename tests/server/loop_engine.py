@@ -24,6 +24,7 @@ from server.engine.kv_pool import KvPool
 from server.engine.loop import Closed, Inbox, StepLoop
 from server.engine.page_allocator import PageAllocator
 from server.engine.prompt_cache import PromptCache
+from server.engine.request import Scores
 from server.engine.residency import Residency, ResidentPrefix
 from server.engine.scheduler import Scheduler
 from tests.server.fakes import BASE, INFO
@@ -72,6 +73,12 @@ class Done:
 
     def tokens(self) -> list[int]:
         return self._token_ids
+
+    def logprobs(self) -> dict[int, Scores]:
+        return {}
+
+    def prompt_logprobs(self) -> dict[int, Scores]:
+        return {}
 
 
 class Device:

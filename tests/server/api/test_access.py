@@ -107,7 +107,7 @@ async def test_every_route_wants_a_scope(
         if needed in (None, PUBLIC):
             continue
         assert isinstance(route, APIRoute)
-        path = route.path.format(task="a-one", version=9, id="x" * 12)
+        path = route.path.format(task="a-one", model="a-one", version=9, id="x" * 12)
         for method in route.methods:
             for scope in SCOPES:
                 status = (await http.request(method, path, headers=headers[scope])).status_code
@@ -335,6 +335,8 @@ async def test_a_task_of_others_is_as_one_that_is_not_there(
         ("POST", "/v1/completions", {"model": "{}", "prompt": "hi"}),
         ("POST", "/v1/completions", {"model": "{}@2", "prompt": "hi"}),
         ("POST", "/v1/chat/completions", {"model": "{}", "messages": CHAT}),
+        ("GET", "/v1/models/{}", None),
+        ("GET", "/v1/models/{}@1", None),
     ):  # fmt: skip
         seen = []
         for task in ("b-secret", "b-nope"):
@@ -353,7 +355,8 @@ async def test_a_task_of_others_is_as_one_that_is_not_there(
             seen.append((response.status_code, told, names))
         assert seen[0] == seen[1], (method, path)
         assert seen[0][0] == 404, (method, path)
-        assert "unknown_task" in seen[0][1]
+        code = "model_not_found" if path.startswith("/v1/") else "unknown_task"
+        assert code in seen[0][1]
 
 
 async def test_lists_show_only_what_the_key_is_for(
@@ -660,7 +663,7 @@ async def test_openai_clients_authenticate_as_they_do(
     served = await http.post("/v1/completions", json=completion, headers=make("generate"))
 
     assert (refused.status_code, nobody.status_code, served.status_code) == (403, 401, 200)
-    assert nobody.json()["error"]["code"] == "unauthenticated"
+    assert nobody.json()["error"]["code"] == "invalid_api_key"
 
 
 def test_a_key_shows_as_little_as_it_must(keys: KeyStore) -> None:

@@ -16,7 +16,7 @@ from prefix_store.digest import Digest
 from server.engine.batch import Batch, Chunk
 from server.engine.page_allocator import PageAllocator
 from server.engine.prompt_cache import PromptCache
-from server.engine.request import Delta, Sampling, Share
+from server.engine.request import Delta, Sampling, Scores, Share
 from server.engine.sampler import INVALID
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence
@@ -141,6 +141,12 @@ class Launch:
 
     def tokens(self) -> list[int]:
         return self.device.execute(self)
+
+    def logprobs(self) -> dict[int, Scores]:
+        return {}
+
+    def prompt_logprobs(self) -> dict[int, Scores]:
+        return {}
 
 
 @dataclass

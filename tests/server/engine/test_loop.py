@@ -18,7 +18,7 @@ from server.engine.compiler import Compiler
 from server.engine.kv_pool import KvPool
 from server.engine.loop import Inbox, StepLoop
 from server.engine.page_allocator import PageAllocator
-from server.engine.request import Sampling
+from server.engine.request import Sampling, Scores
 from server.engine.residency import Residency, ResidentPrefix
 from server.engine.sampler import INVALID
 from server.engine.scheduler import Scheduler
@@ -35,6 +35,12 @@ class Sampled:
 
     def tokens(self) -> list[int]:
         return self.token_ids
+
+    def logprobs(self) -> dict[int, Scores]:
+        return {}
+
+    def prompt_logprobs(self) -> dict[int, Scores]:
+        return {}
 
 
 class FakeRunner:

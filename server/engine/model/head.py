@@ -1,0 +1,39 @@
+"""A model's forward in two halves, so that the logits of many rows need not exist at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+
+class Halves:
+    """`hidden`, then `logits` of some rows of it; together what the model computes."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._decoder: Any = model.get_decoder()
+
+    def hidden(self, **inputs: Any) -> Tensor:
+        """What comes out of the last norm: [1, T, hidden_size]."""
+        hidden: Tensor = self._decoder(**inputs, use_cache=False).last_hidden_state
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[1, T, hidden_size] -> [T, vocab_size].
+
+        By the model's own forward, with its layers left out: families do different things after
+        the head, such as a soft cap or a scale.
+        """
+
+        def computed(*args: Any, **kwargs: Any) -> BaseModelOutputWithPastAndCrossAttentions:
+            return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden)
+
+        self._decoder.forward = computed
+        try:
+            logits: Tensor = self._model(inputs_embeds=hidden, use_cache=False).logits
+        finally:
+            del self._decoder.forward
+        return logits[0]
