@@ -216,7 +216,7 @@ def test_a_long_prompt_is_scored_over_all_its_chunks(
 
 PENALTIES: list[dict[str, Any]] = [
     {"presence_penalty": 1.5},
-    {"frequency_penalty": 0.8},
+    {"frequency_penalty": 2.0},
     {"extra_body": {"repetition_penalty": 1.3}},
     {"logit_bias": {"253": -100, "28": 5}},
 ]
