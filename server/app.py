@@ -39,6 +39,7 @@ from server.api.deps import Services
 from server.api.middleware import BodyLimits, RequestContext
 from server.background import yield_to_steps
 from server.demo import DEMO_TASKS, DemoTask
+from server.drafts import Drafts
 from server.engine.client import EngineClient
 from server.engine.messages import EngineConfig
 from server.metrics import Metrics
@@ -47,6 +48,7 @@ from server.router import Router
 from server.settings import Settings
 from server.tokenizer import Tokenizer
 from server.uploads import Uploads
+from server.verification import Verification
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +114,14 @@ def create_app(
     metrics = Metrics(max_task_labels=settings.max_task_labels)
     metrics.watch_engine(lambda: engine.stats, lambda: engine.num_restarts)
     metrics.watch_quarantine(lambda: len(store.quarantined()))
+    drafts = Drafts(
+        store,
+        engine,
+        tokenizer,
+        executor=uploads,
+        model_name=model_name,
+        max_prefix_tokens=settings.max_prefix_tokens,
+    )
     services = Services(
         settings=settings,
         store=store,
@@ -130,11 +140,10 @@ def create_app(
         uploads=Uploads(
             store,
             engine,
-            tokenizer,
+            drafts,
+            Verification(engine, tokenizer, uploads),
             metrics,
             executor=uploads,
-            model_name=model_name,
-            max_prefix_tokens=settings.max_prefix_tokens,
         ),
         metrics=metrics,
         executor=requests,
