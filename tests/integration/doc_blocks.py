@@ -25,7 +25,6 @@ REASONS = {
     "minutes": "it measures, or tests, and takes minutes or hours",
     "needs a key": "the server of the tests is open",
     "needs an engine for containers": "there is none here",
-    "needs another machine": "a GPU, or a peer's environment, is not here",
     "starts it": "the server that the other blocks talk to is started so",
 }
 """Why a block is not run: after its language it says `not-run="..."`, with one of these."""

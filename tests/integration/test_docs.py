@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import re
 import subprocess
+import sys
 import tarfile
 import time
 from collections.abc import Iterator
@@ -50,7 +51,10 @@ def _wait_ready(process: subprocess.Popen[bytes], port: int) -> None:
 
 
 def put_what_readers_have(folder: Path, port: int) -> None:
-    """A folder that PEFT saved, under the names that the pages call it."""
+    """A folder that PEFT saved, under the names that the pages call it; a text; what `make serve`
+    installed."""
+    (folder / ".venv").symlink_to(sys.prefix)
+    (folder / "article.txt").write_text("The harbour was closed because of a storm.\n")
     url = f"http://127.0.0.1:{port}/tasks/pirate/versions/1/prefix?format=peft"
     with tarfile.open(fileobj=io.BytesIO(httpx.get(url).content)) as saved:
         for name in ("my_peft_folder", "runs/summarize"):
