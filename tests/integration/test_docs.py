@@ -3,6 +3,9 @@ README says, with the real SmolLM2."""
 
 from __future__ import annotations
 
+import asyncio
+import doctest
+import importlib
 import io
 import re
 import subprocess
@@ -136,3 +139,19 @@ def test_a_block_that_fails_is_noticed(
 
     with pytest.raises((AssertionError, ValueError)):
         run(block, port, smollm2, tmp_path)
+
+
+@pytest.mark.smollm2
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("module", ["client", "async_client"])
+def test_the_examples_in_the_clients_docstrings_are_true(
+    module: str, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOREWORD_URL", f"http://127.0.0.1:{port}")
+    found = importlib.import_module(f"foreword_client.{module}")
+
+    flags = doctest.IGNORE_EXCEPTION_DETAIL
+    results = doctest.testmod(found, extraglobs={"asyncio": asyncio}, optionflags=flags)
+
+    assert results.failed == 0
+    assert results.attempted >= 2
