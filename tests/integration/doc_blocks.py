@@ -58,11 +58,7 @@ def blocks_of(page: str, text: str) -> list[Block]:
 
 
 def all_blocks() -> list[Block]:
-    return [
-        block
-        for page in PAGES
-        for block in blocks_of(page, (ROOT / page).read_text("utf-8"))
-    ]
+    return [block for page in PAGES for block in blocks_of(page, (ROOT / page).read_text("utf-8"))]
 
 
 def run(block: Block, port: int, model: Path, folder: Path) -> str:

@@ -24,7 +24,8 @@ class Client:
     Every method raises a `ForewordError` when it cannot do what it says.
 
     >>> client = Client()
-    >>> pushed = client.push("colours", text="sky -> blue\\ngrass -> green\\n", template="{prompt} ->")
+    >>> text = "sky -> blue\\ngrass -> green\\n"
+    >>> pushed = client.push("colours", text=text, template="{prompt} ->")
     >>> pushed.version, pushed.active
     (1, True)
     >>> answer = client.generate("blood", task="colours", max_tokens=4, stop="\\n")

@@ -30,7 +30,7 @@ GREEDY = {
     "priority": "0",
     "max_tokens": str(DEFAULT_MAX_TOKENS),
 }
-"""What a field that is left out comes to in the end; the others have their default in the schema."""
+"""What a field that is left out comes to in the end; other defaults are in the schema."""
 
 
 def section(title: str) -> str:

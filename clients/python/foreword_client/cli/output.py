@@ -81,7 +81,9 @@ def bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
         yield None
         return
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(TextColumn("{task.description}"), *columns, console=console, transient=True) as bar:
+    with Progress(
+        TextColumn("{task.description}"), *columns, console=console, transient=True
+    ) as bar:
         line = bar.add_task(printable(what), total=None)
         yield lambda done, total: bar.update(line, completed=done, total=total)
 
