@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import difflib
 import ipaddress
 import os
 import signal
@@ -56,15 +57,31 @@ def read_settings(argv: list[str] | None) -> Settings:
     known = {f"{_ENV_PREFIX}{name.upper()}" for name in Settings.model_fields} | _CLIENT_VARIABLES
     given = {name for name in os.environ if name.upper().startswith(_ENV_PREFIX)}
     if unknown := sorted(name for name in given if name.upper() not in known):
-        raise StartError(f"unknown environment variable {unknown[0]}; see --help for the settings")
+        raise StartError(f"unknown environment variable {unknown[0]}{_meant(unknown[0], known)}")
+    argv = sys.argv[1:] if argv is None else argv
+    _check_options(argv)
     try:
-        return CliApp.run(Settings, cli_args=sys.argv[1:] if argv is None else argv)
+        return CliApp.run(Settings, cli_args=argv)
     except ValidationError as exc:
         first = exc.errors()[0]
         name = ".".join(str(at) for at in first["loc"]) or "settings"
         raise StartError(f"{name}: {first['msg']}") from None
     except SettingsError as exc:
         raise StartError(str(exc)) from None
+
+
+def _check_options(argv: list[str]) -> None:
+    """argparse would answer a misspelt option with all others. Raises `StartError`."""
+    names = [name.replace("_", "-") for name in Settings.model_fields]
+    known = {"--help", *(f"--{name}" for name in names), *(f"--no-{name}" for name in names)}
+    for option in (arg.partition("=")[0] for arg in argv if arg.startswith("--")):
+        if not any(name.startswith(option) for name in known):
+            raise StartError(f"unknown option {option}{_meant(option, known)}")
+
+
+def _meant(name: str, known: set[str]) -> str:
+    close = difflib.get_close_matches(name, sorted(known), 1)
+    return f"; did you mean {close[0]}?" if close else "; see --help for the settings"
 
 
 async def _serve(settings: Settings) -> None:
@@ -82,7 +99,7 @@ def _build(settings: Settings, address: str) -> FastAPI:
         settings.store.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise StartError(f"cannot use the store {settings.store}: {exc.strerror}") from None
-    _check_not_open(settings, address)
+    check_not_open(settings, address)
     is_default = settings.model == "default"
     model = str(ensure_default_model(settings.cache)) if is_default else settings.model
     if model.startswith(("/", ".", "~")) and not Path(model).is_dir():
@@ -94,7 +111,7 @@ def _build(settings: Settings, address: str) -> FastAPI:
         raise StartError(f"cannot load the model {model}: {said[0] if said else exc!r}") from None
 
 
-def _check_not_open(settings: Settings, address: str) -> None:
+def check_not_open(settings: Settings, address: str) -> None:
     """Raises `StartError` where strangers could reach a server that asks nobody for a key."""
     if settings.insecure_no_auth or ipaddress.ip_address(address).is_loopback:
         return

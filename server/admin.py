@@ -6,10 +6,12 @@ That is how the first key is made; no server need run. Whoever can write there n
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import get_args
@@ -47,7 +49,9 @@ def keys(argv: Sequence[str]) -> None:
     create.add_argument("--requests-per-s", type=float, metavar="X", help="At most, on average.")
     create.add_argument("--burst", type=int, metavar="N", help="That many may come at once.")
     create.add_argument("--max-concurrency", type=int, metavar="N", help="That many may run.")
-    _command(commands, "list", _list, "Show all keys, not what makes them work.")
+    create.add_argument("--json", action="store_true", help="Write JSON, for programs.")
+    list_ = _command(commands, "list", _list, "Show all keys, not what makes them work.")
+    list_.add_argument("--json", action="store_true", help="Write JSON, for programs.")
     revoke = _command(commands, "revoke", _revoke, "Make a key invalid, for good.")
     revoke.add_argument("id", help="What stands behind `fwd_`.")
     _run(parser, argv)
@@ -64,6 +68,7 @@ def audit(argv: Sequence[str]) -> None:
         metavar="SEQ:HASH",
         help="An end of the chain from the server's log: it must be part of this one.",
     )
+    verify.add_argument("--json", action="store_true", help="Write JSON, for programs.")
     _command(commands, "export", _export, "Write all rows, one JSON object a line.")
     _run(parser, argv)
 
@@ -120,14 +125,21 @@ def _create(args: argparse.Namespace) -> None:
     )
     with _opened(args, create=True) as (settings, registry):
         key, text = open_keys(settings, registry).create(grant, _BY)
+    if args.json:
+        _write_json(key.model_dump(mode="json") | {"key": text})
+        return
     sys.stderr.write(f"{_line(key)}\nThe key, which is shown only now:\n")
     sys.stdout.write(f"{text}\n")
 
 
 def _list(args: argparse.Namespace) -> None:
     with _opened(args) as (settings, registry):
-        for key in open_keys(settings, registry).list():
-            sys.stdout.write(f"{_line(key)}\n")
+        keys = open_keys(settings, registry).list()
+    if args.json:
+        _write_json([key.model_dump(mode="json") for key in keys])
+        return
+    for key in keys:
+        sys.stdout.write(f"{_line(key)}\n")
 
 
 def _revoke(args: argparse.Namespace) -> None:
@@ -140,6 +152,10 @@ def _verify(args: argparse.Namespace) -> None:
         log = AuditLog(registry.database)
         head = log.head()
         broken = log.verify(args.head)
+    if args.json:
+        found = None if broken is None else asdict(broken)
+        _write_json({"seq": head.seq, "hash": head.hash, "broken": found})
+        raise SystemExit(broken is not None)
     if broken is not None:
         sys.stdout.write(f"row {broken.seq}: {broken.reason}\n")
         raise SystemExit(1)
@@ -153,6 +169,10 @@ def _export(args: argparse.Namespace) -> None:
             for entry in page:
                 sys.stdout.write(f"{entry.model_dump_json()}\n")
             after = page[-1].seq
+
+
+def _write_json(value: object) -> None:
+    sys.stdout.write(f"{json.dumps(value, indent=2)}\n")
 
 
 def _line(key: Key) -> str:

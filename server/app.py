@@ -56,7 +56,7 @@ _CHORE_INTERVAL_S = 3600.0
 _GC_GRACE_S = 24 * 3600.0
 _STOP_TIMEOUT_S = 5.0
 _UPLOAD = re.compile(r"/tasks/[^/]+/(?:prefix|versions)")
-_ROUTERS = (
+ROUTERS = (
     generate.routes,
     tasks.routes,
     versions.routes,
@@ -170,12 +170,12 @@ def _assemble(services: Services, executors: list[Executor]) -> FastAPI:
     )
     app.state.services = services
     library = list(app.routes)
-    for router in _ROUTERS:
+    for router in ROUTERS:
         app.router.routes.extend(router.routes)
     access.guard(app, Access(services.keys, services.off_loop), library=library)
     problems.install(
         app,
-        [r for router in _ROUTERS for r in router.routes if isinstance(r, APIRoute)],
+        [r for router in ROUTERS for r in router.routes if isinstance(r, APIRoute)],
         services.metrics,
     )
     app.add_middleware(

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 
 from server.settings import Settings
 
-_MIN_FREE_BYTES = 600_000_000  # wheel 93 MB, GGUF 98 MB, folder 273 MB, and some air
+MIN_FREE_BYTES = 600_000_000  # wheel 93 MB, GGUF 98 MB, folder 273 MB, and some air
 _RECIPE = 1
 """Raised whenever the same wheel becomes another folder."""
 
@@ -66,7 +66,7 @@ def ensure_default_model(cache: Path, *, wheel: ModelWheel = SMOLLM2) -> Path:
     Safe to race: each process makes a folder of its own, the first rename wins, and a folder that
     is not complete never has the final name. Raises `DefaultModelError`.
     """
-    folder = cache / f"smollm2-135m-instruct-{_recipe_hash(wheel)}"
+    folder = default_folder(cache, wheel)
     if folder.is_dir():
         return folder
     try:
@@ -80,14 +80,19 @@ def ensure_default_model(cache: Path, *, wheel: ModelWheel = SMOLLM2) -> Path:
     return folder
 
 
+def default_folder(cache: Path, wheel: ModelWheel = SMOLLM2) -> Path:
+    """Where the default model is, once it is made."""
+    return cache / f"smollm2-135m-instruct-{_recipe_hash(wheel)}"
+
+
 def _recipe_hash(wheel: ModelWheel) -> str:
     return hashlib.sha256(f"{wheel.sha256} {_RECIPE}".encode()).hexdigest()[:8]
 
 
 def _require_space(cache: Path) -> None:
-    if (free := shutil.disk_usage(cache).free) < _MIN_FREE_BYTES:
+    if (free := shutil.disk_usage(cache).free) < MIN_FREE_BYTES:
         raise DefaultModelError(
-            f"the default model needs {_MIN_FREE_BYTES // 10**6} MB while it is made, the disk of "
+            f"the default model needs {MIN_FREE_BYTES // 10**6} MB while it is made, the disk of "
             f"{cache} has {free // 10**6} MB free; FOREWORD_CACHE names another folder"
         )
 

@@ -51,7 +51,7 @@ class RunningServer:
 @contextlib.contextmanager
 def running_server(model: Path | str, store: Path, *flags: str) -> Iterator[RunningServer]:
     """Ready to serve when the block begins, gone when it ends."""
-    port = _free_port()
+    port = free_port()
     log = (store.parent / f"{store.name}.log").open("ab")
     command = [sys.executable, "-m", "server", "--model", str(model), "--store", str(store)]
     process = subprocess.Popen(
@@ -71,7 +71,7 @@ def _environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if not key.startswith("OMP_")}
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -154,7 +154,7 @@ def test_a_server_without_keys_does_not_listen_beyond_loopback(tmp_path: Path) -
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.1.2.3", "::1"])
 def test_loopback_needs_no_key(address: str, settings: Settings, registry: Registry) -> None:
-    server_main._check_not_open(settings, address)
+    server_main.check_not_open(settings, address)
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "::", "10.0.0.1", "192.168.1.1"])
@@ -162,12 +162,12 @@ def test_beyond_loopback_a_key_or_a_word_is_needed(
     address: str, settings: Settings, registry: Registry
 ) -> None:
     with pytest.raises(StartError):
-        server_main._check_not_open(settings, address)
+        server_main.check_not_open(settings, address)
 
     told = settings.model_copy(update={"insecure_no_auth": True})
-    server_main._check_not_open(told, address)
+    server_main.check_not_open(told, address)
     open_keys(settings, registry).create(Grant(name="x", scopes=("read",)))
-    server_main._check_not_open(settings, address)
+    server_main.check_not_open(settings, address)
 
 
 # --- the pepper ---

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tarfile
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ import anyio.to_thread
 from foreword_client.errors import SourceError
 
 Source = str | os.PathLike[str] | bytes
+Progress = Callable[[int, int], None]
+"""Is told how many bytes of how many were handed to the connection."""
 
 PEFT_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
@@ -34,6 +36,7 @@ class Body:
 
     media_type: str
     parts: tuple[bytes | Path, ...]
+    progress: Progress | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -45,6 +48,21 @@ class Body:
 
     def chunks(self) -> Iterator[bytes]:
         """The bytes, a file in pieces."""
+        num_sent = 0
+        for chunk in self._read():
+            yield chunk
+            num_sent += len(chunk)
+            self._tell(num_sent)
+
+    async def async_chunks(self) -> AsyncIterator[bytes]:
+        """The same; files are read off the event loop."""
+        num_sent, chunks = 0, self._read()
+        while (chunk := await anyio.to_thread.run_sync(next, chunks, None)) is not None:
+            yield chunk
+            num_sent += len(chunk)
+            self._tell(num_sent)
+
+    def _read(self) -> Iterator[bytes]:
         for part in self.parts:
             if isinstance(part, bytes):
                 yield part
@@ -53,11 +71,9 @@ class Body:
                 while chunk := file.read(_CHUNK_BYTES):
                     yield chunk
 
-    async def async_chunks(self) -> AsyncIterator[bytes]:
-        """The same; files are read off the event loop."""
-        chunks = self.chunks()
-        while (chunk := await anyio.to_thread.run_sync(next, chunks, None)) is not None:
-            yield chunk
+    def _tell(self, num_sent: int) -> None:
+        if self.progress is not None:
+            self.progress(num_sent, self.num_bytes)
 
 
 def of_json(value: object) -> Body:

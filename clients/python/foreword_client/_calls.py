@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from hashlib import sha256
 from typing import Any, Literal, TypeVar
@@ -12,7 +13,7 @@ from uuid import uuid4
 import httpx
 
 from foreword_client import _body, types
-from foreword_client._body import Source
+from foreword_client._body import Progress, Source
 from foreword_client._wire import Call, read
 from foreword_client.errors import UnexpectedAnswerError
 
@@ -49,8 +50,9 @@ def push(
     *,
     activate: bool,
     if_match: int | None,
+    progress: Progress | None,
 ) -> Call[types.Uploaded]:
-    body = _body.of_prefix(source, text, messages, golden)
+    body = replace(_body.of_prefix(source, text, messages, golden), progress=progress)
     verb, path = _upload(task, activate)
     parse = _as(types.Uploaded)
     return Call(verb, path, parse, body=body, once=_new_key(), if_match=if_match)
@@ -186,6 +188,14 @@ def audit(after: int) -> Call[types.AuditPage]:
 
 def info() -> Call[types.Info]:
     return Call("GET", "/info", _as(types.Info), repeatable=True)
+
+
+def metrics() -> Call[str]:
+    return Call("GET", "/metrics", lambda response: response.text, repeatable=True)
+
+
+def is_alive() -> Call[bool]:
+    return Call("GET", "/livez", lambda response: True, timeout_s=10.0)
 
 
 def is_ready() -> Call[bool]:

@@ -9,7 +9,7 @@ import anyio
 import httpx
 
 from foreword_client import _calls, errors, types
-from foreword_client._body import Source
+from foreword_client._body import Progress, Source
 from foreword_client._retry import Retries
 from foreword_client._wire import DEFAULT_TIMEOUT, NOT_READY, Call, Target, error_of
 from foreword_client.streams import AsyncStream
@@ -21,7 +21,17 @@ class AsyncClient:
     """A connection to a Foreword server. Close it, or use it as an async context manager.
 
     `base_url` defaults to FOREWORD_URL, then http://127.0.0.1:8000; `api_key` to FOREWORD_API_KEY.
-    Every method raises a `ForewordError` when it cannot do what it says.
+    Every method raises a `ForewordError` when it cannot do what it says. All have the names and the
+    arguments of `Client`'s.
+
+    >>> async def ask() -> tuple[bool, str]:
+    ...     async with AsyncClient() as client:
+    ...         whole = await client.generate("1, 2, 3,", max_tokens=4)
+    ...         async with client.stream("1, 2, 3,", max_tokens=4) as stream:
+    ...             text = "".join([token.text async for token in stream])
+    ...         return whole.text == text, whole.finish_reason
+    >>> asyncio.run(ask())
+    (True, 'length')
     """
 
     def __init__(
@@ -91,6 +101,7 @@ class AsyncClient:
         golden_prompts: Sequence[Mapping[str, Any]] = (),
         activate: bool = True,
         if_match: int | None = None,
+        progress: Progress | None = None,
         **profile: Unpack[types.ProfileFields],
     ) -> types.Uploaded:
         """Upload a version; `activate` makes it answer, and creates the task if it is new.
@@ -99,10 +110,17 @@ class AsyncClient:
         `messages` the server computes the prefix. `golden_prompts`, `{"prompt": ..., "expect":
         ...}`, are answered so before the version may be active. Parts of the `profile` are changed
         afterwards. `if_match`: only if the task is still at this `revision`; else, here and in all
-        that follows, `PreconditionFailedError`.
+        that follows, `PreconditionFailedError`. `progress` is told bytes sent, and bytes in all.
         """
         call = _calls.push(
-            task, source, text, messages, golden_prompts, activate=activate, if_match=if_match
+            task,
+            source,
+            text,
+            messages,
+            golden_prompts,
+            activate=activate,
+            if_match=if_match,
+            progress=progress,
         )
         uploaded = await self._call(call)
         if profile:
@@ -237,6 +255,17 @@ class AsyncClient:
     async def info(self) -> types.Info:
         """The base model and the server around it."""
         return await self._call(_calls.info())
+
+    async def metrics(self) -> str:
+        """The server's metrics, in Prometheus' text format."""
+        return await self._call(_calls.metrics())
+
+    async def is_alive(self) -> bool:
+        """Whether a server answers and its engine turns. Does not raise when it does not."""
+        try:
+            return await self._call(_calls.is_alive())
+        except NOT_READY:
+            return False
 
     async def is_ready(self) -> bool:
         """Whether a server answers and can generate. Does not raise when it cannot."""

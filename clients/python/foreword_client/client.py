@@ -9,7 +9,7 @@ from typing import Any, Literal, Self, TypeVar, Unpack
 import httpx
 
 from foreword_client import _calls, errors, types
-from foreword_client._body import Source
+from foreword_client._body import Progress, Source
 from foreword_client._retry import Retries
 from foreword_client._wire import DEFAULT_TIMEOUT, NOT_READY, Call, Target, error_of
 from foreword_client.streams import Stream
@@ -22,6 +22,33 @@ class Client:
 
     `base_url` defaults to FOREWORD_URL, then http://127.0.0.1:8000; `api_key` to FOREWORD_API_KEY.
     Every method raises a `ForewordError` when it cannot do what it says.
+
+    >>> client = Client()
+    >>> text = "sky -> blue\\ngrass -> green\\n"
+    >>> pushed = client.push("colours", text=text, template="{prompt} ->")
+    >>> pushed.version, pushed.active
+    (1, True)
+    >>> answer = client.generate("blood", task="colours", max_tokens=4, stop="\\n")
+    >>> answer.version, answer.usage.completion_tokens <= 4
+    (1, True)
+    >>> with client.stream("snow", task="colours", max_tokens=4) as stream:
+    ...     text = "".join(token.text for token in stream)
+    >>> text == stream.result.text
+    True
+    >>> second = client.push("colours", text="sky -> BLUE\\n", activate=False)
+    >>> client.set_traffic("colours", {1: 90, second.version: 10}).weights
+    {1: 90, 2: 10}
+    >>> client.activate("colours", second.version).active_version
+    2
+    >>> client.rollback("colours").active_version
+    1
+    >>> client.verify("colours", 1).passed
+    True
+    >>> client.task("nobody")
+    Traceback (most recent call last):
+    foreword_client.errors.UnknownTaskError: there is no task nobody
+    >>> client.delete_task("colours")
+    >>> client.close()
     """
 
     def __init__(
@@ -91,6 +118,7 @@ class Client:
         golden_prompts: Sequence[Mapping[str, Any]] = (),
         activate: bool = True,
         if_match: int | None = None,
+        progress: Progress | None = None,
         **profile: Unpack[types.ProfileFields],
     ) -> types.Uploaded:
         """Upload a version; `activate` makes it answer, and creates the task if it is new.
@@ -99,10 +127,17 @@ class Client:
         `messages` the server computes the prefix. `golden_prompts`, `{"prompt": ..., "expect":
         ...}`, are answered so before the version may be active. Parts of the `profile` are changed
         afterwards. `if_match`: only if the task is still at this `revision`; else, here and in all
-        that follows, `PreconditionFailedError`.
+        that follows, `PreconditionFailedError`. `progress` is told bytes sent, and bytes in all.
         """
         call = _calls.push(
-            task, source, text, messages, golden_prompts, activate=activate, if_match=if_match
+            task,
+            source,
+            text,
+            messages,
+            golden_prompts,
+            activate=activate,
+            if_match=if_match,
+            progress=progress,
         )
         uploaded = self._call(call)
         if profile:
@@ -233,6 +268,17 @@ class Client:
     def info(self) -> types.Info:
         """The base model and the server around it."""
         return self._call(_calls.info())
+
+    def metrics(self) -> str:
+        """The server's metrics, in Prometheus' text format."""
+        return self._call(_calls.metrics())
+
+    def is_alive(self) -> bool:
+        """Whether a server answers and its engine turns. Does not raise when it does not."""
+        try:
+            return self._call(_calls.is_alive())
+        except NOT_READY:
+            return False
 
     def is_ready(self) -> bool:
         """Whether a server answers and can generate. Does not raise when it cannot."""

@@ -32,6 +32,18 @@ class GenerateOptions(TypedDict, total=False):
     stop: str | list[str] | None
     ignore_eos: bool | None
     """Go on to `max_tokens`, whatever the model says."""
+    min_tokens: int | None
+    """Before so many tokens the text does not end."""
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    repetition_penalty: float | None
+    """1 is none."""
+    logit_bias: Mapping[str, float] | None
+    """By token id."""
+    logprobs: int | None
+    """Log-probabilities of the tokens, and of so many of the likeliest in their places."""
+    prompt_logprobs: int | None
+    """The same of the prompt's tokens."""
     priority: int | None
     """Lower goes earlier, among the requests of one task; 0 where nothing is said."""
     traffic_key: str | None
@@ -88,6 +100,24 @@ class Timings(Answer):
     total_ms: float
 
 
+class LikelyToken(Answer):
+    """A token that could have come."""
+
+    token_id: int
+    token: str
+    logprob: float
+
+
+class ScoredToken(Answer):
+    """A token, and those that were likeliest in its place."""
+
+    token_id: int
+    token: str
+    logprob: float | None = None
+    """None for a prompt's first token."""
+    top: list[LikelyToken]
+
+
 class Generation(Answer):
     """A completion, and the version of the task that made it."""
 
@@ -98,6 +128,8 @@ class Generation(Answer):
     text: str
     token_ids: list[int] | None = None
     """Only where `return_token_ids` was asked for."""
+    logprobs: list[ScoredToken] | None = None
+    prompt_logprobs: list[ScoredToken] | None = None
     finish_reason: str
     """`stop` or `length`."""
     usage: Usage
@@ -109,6 +141,7 @@ class Token(Answer):
 
     text: str
     token_ids: list[int] | None = None
+    logprobs: list[ScoredToken] | None = None
 
 
 class Message(Answer):
@@ -320,7 +353,7 @@ class Key(Answer):
     name: str
     scopes: list[str]
     """Of generate, read, write, promote, delete, admin."""
-    tasks: list[str]
+    tasks: list[str] = ["*"]
     """Patterns of task names; `*` is all, and the base model."""
     expires_at: datetime | None = None
     requests_per_s: float | None = None

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -118,3 +119,22 @@ def test_exactly_one_source_is_wanted(tmp_path: Path) -> None:
 def test_json_has_no_nan() -> None:
     with pytest.raises(ValueError, match="JSON"):
         of_json({"temperature": float("nan")})
+
+
+def test_who_asks_is_told_how_much_was_sent(tmp_path: Path) -> None:
+    file = tmp_path / "w.safetensors"
+    file.write_bytes(bytes(3 << 20))
+    told: list[tuple[int, int]] = []
+
+    body = replace(of_prefix(file, None, None), progress=lambda *sent: told.append(sent))
+    assert sum(map(len, body.chunks())) == 3 << 20
+
+    assert told == [(n << 20, 3 << 20) for n in (1, 2, 3)]
+
+
+async def test_and_so_is_who_asks_asynchronously(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    body = replace(of_prefix(b"x" * 9, None, None), progress=lambda *sent: told.append(sent))
+
+    assert [chunk async for chunk in body.async_chunks()] == [b"x" * 9]
+    assert told == [(9, 9)]

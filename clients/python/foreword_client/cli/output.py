@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 
 import typer
 from pydantic import BaseModel
 from pydantic_core import to_json
 from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -68,6 +70,22 @@ def error(text: str) -> None:
     """One red line on standard error."""
     line = " ".join(f"error: {text}".split())
     _stderr().print(_cell(line), style="red", soft_wrap=True)
+
+
+@contextmanager
+def bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A progress bar on standard error, to be told bytes done and bytes in all. None where nobody
+    looks."""
+    console = _stderr()
+    if not console.is_terminal:
+        yield None
+        return
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(
+        TextColumn("{task.description}"), *columns, console=console, transient=True
+    ) as bar:
+        line = bar.add_task(printable(what), total=None)
+        yield lambda done, total: bar.update(line, completed=done, total=total)
 
 
 def printable(text: str) -> str:

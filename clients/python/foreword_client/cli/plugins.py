@@ -17,6 +17,8 @@ GROUP = "foreword.commands"
 PANEL = "Server"
 
 _HELP = {
+    "doctor": "Check whether a server would start here, and what to do if not.",
+    "bench": "Measure Foreword, and what people would use instead.",
     "serve": "Start the server: one base model, all tasks.",
     "keys": "Make, list and revoke keys, on the server's machine.",
     "audit": "Verify and export who changed what, on the server's machine.",

@@ -76,7 +76,8 @@ def push(
         if dry_run:
             _show_rehearsal(client.rehearse(task, source, **what), as_json=as_json)
             return
-        uploaded = client.push(task, source, **what, **changes)
+        with output.bar(f"{task}: upload") as progress:
+            uploaded = client.push(task, source, **what, progress=progress, **changes)
     if as_json:
         output.show_json(uploaded)
     else:
