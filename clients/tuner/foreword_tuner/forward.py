@@ -1,0 +1,145 @@
+"""One forward of the frozen model behind what is trained: the loss of completions, and no more.
+
+PEFT's own forward computes the logits of every token, of which only completions have targets, and
+copies a prefix for each row. Here the head sees the rows that count, and attention one prefix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+from foreword_tuner.attention import SharedPrefixAttention
+from foreword_tuner.batches import Batch, pack
+from foreword_tuner.encoding import Example
+from foreword_tuner.initial import ADAPTER
+from foreword_tuner.methods import Method
+
+IGNORED = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Of one batch. Greedy decoding gives a completion exactly if all its tokens come first."""
+
+    loss: Tensor
+    """Sum over the completions' tokens."""
+    num_targets: int
+    num_exact: int
+    """Examples whose whole completion greedy decoding would give."""
+
+
+class Forward(Protocol):
+    """How a family of models is run."""
+
+    def __call__(self, examples: Sequence[Example]) -> Outcome: ...
+
+
+class DecoderForward:
+    """Decoder-only models, with `attention` in their layers."""
+
+    def __init__(
+        self, model: PeftModel, method: Method | None, attention: SharedPrefixAttention, pad_id: int
+    ) -> None:
+        self._model = model
+        self._method = method
+        self._attention = attention
+        self._pad_id = pad_id
+        self._base: Any = model.get_base_model()
+        self._decoder: Any = self._base.get_decoder()
+
+    def __call__(self, examples: Sequence[Example]) -> Outcome:
+        batch = pack(examples, self._pad_id).to(self._base.device)
+        return _outcome(self.logits(batch), batch)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Of the tokens that precede a target: [N, vocab_size]."""
+        hidden = self._hidden(batch.token_ids)
+        return self._head(hidden.flatten(0, 1)[batch.rows])
+
+    def _hidden(self, token_ids: Tensor) -> Tensor:
+        """[B, T, hidden_size]."""
+        num_virtual = 0
+        inputs: dict[str, Tensor] = {"input_ids": token_ids}
+        self._attention.prefix = None
+        if self._method is not None and self._method.is_kv:
+            self._attention.prefix = self.keys_and_values()
+            num_virtual = self._attention.prefix.shape[3]
+        elif self._method in (Method.PROMPT, Method.PTUNING):
+            inputs = {"inputs_embeds": self._behind_embeddings(token_ids)}
+        width = next(iter(inputs.values())).shape[1]
+        positions = torch.arange(num_virtual, num_virtual + width, device=token_ids.device)[None]
+        hidden: Tensor = self._decoder(
+            **inputs, position_ids=positions, use_cache=False
+        ).last_hidden_state
+        return hidden[:, width - token_ids.shape[1] :]
+
+    def keys_and_values(self) -> Tensor:
+        """[num_layers, 2, num_kv_heads, L, head_dim], in the model's dtype."""
+        config: Any = self._model.peft_config[ADAPTER]
+        flat = self._virtual()
+        heads = config.num_attention_heads
+        slots = flat.view(len(flat), config.num_layers, 2, heads, config.token_dim // heads)
+        return slots.permute(1, 2, 3, 0, 4).to(self._base.dtype)
+
+    def _behind_embeddings(self, token_ids: Tensor) -> Tensor:
+        embeddings = self._base.get_input_embeddings()(token_ids)
+        virtual = self._virtual().to(embeddings.dtype)
+        return torch.cat((virtual.expand(len(token_ids), -1, -1), embeddings), dim=1)
+
+    def _virtual(self) -> Tensor:
+        """What the encoder makes of its parameters: [L, columns]."""
+        tokens = self._model.prompt_tokens[ADAPTER].to(self._base.device)[None]
+        virtual: Tensor = self._model.prompt_encoder[ADAPTER](tokens)[0]
+        return virtual
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        """By the model's own forward with its layers left out: some scale or cap their logits."""
+
+        def computed(*args: Any, **kwargs: Any) -> BaseModelOutputWithPastAndCrossAttentions:
+            return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden[None])
+
+        self._decoder.forward = computed
+        try:
+            logits: Tensor = self._base(inputs_embeds=hidden[None], use_cache=False).logits
+        finally:
+            del self._decoder.forward
+        return logits[0]
+
+
+class Seq2SeqForward:
+    """Encoder-decoder models such as T5, by PEFT's own forward."""
+
+    def __init__(self, model: PeftModel, pad_id: int) -> None:
+        self._model = model
+        self._pad_id = pad_id
+
+    def __call__(self, examples: Sequence[Example]) -> Outcome:
+        device = self._model.get_base_model().device
+        prompts = _padded([e.prompt_ids for e in examples], self._pad_id).to(device)
+        labels = _padded([e.completion_ids for e in examples], IGNORED).to(device)
+        lengths = torch.tensor([len(e.prompt_ids) for e in examples], device=device)
+        mask = (torch.arange(prompts.shape[1], device=device) < lengths[:, None]).long()
+        logits = self._model(input_ids=prompts, attention_mask=mask, labels=labels).logits
+        owners, places = (labels != IGNORED).nonzero(as_tuple=True)
+        targets = labels[owners, places]
+        return _outcome(logits[owners, places], Batch(prompts, places, targets, owners))
+
+
+def _padded(rows: Sequence[list[int]], pad_id: int) -> Tensor:
+    tensors = [torch.tensor(row) for row in rows]
+    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=pad_id)
+
+
+def _outcome(logits: Tensor, batch: Batch) -> Outcome:
+    logits = logits.float()
+    loss = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="sum")
+    wrong = logits.detach().argmax(dim=-1) != batch.targets
+    num_wrong = torch.unique(batch.owners[wrong]).numel()
+    return Outcome(loss, len(batch.targets), batch.num_examples - num_wrong)
