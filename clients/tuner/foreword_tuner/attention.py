@@ -26,7 +26,7 @@ class SharedPrefixAttention:
         self,
         module: Any,
         query: Tensor,  # [B, num_heads, T, head_dim]
-        key: Tensor,  # [B, num_kv_heads, T, head_dim]
+        key: Tensor,  # [B, num_kv_heads, S, head_dim], of which the last T are the queries' own
         value: Tensor,
         attention_mask: Tensor | None = None,
         scaling: float | None = None,
@@ -43,7 +43,7 @@ class SharedPrefixAttention:
         scale = scaling if scaling is not None else head_dim**-0.5
         # Query heads that share keys are more queries of one head.
         q = (query * scale).float().reshape(num_rows, num_kv_heads, -1, head_dim)
-        scores = q @ key.float().transpose(-1, -2)  # [B, num_kv_heads, group * T, T]
+        scores = q @ key.float().transpose(-1, -2)  # [B, num_kv_heads, group * T, S]
         num_prefix_tokens = 0
         if self.prefix is not None:
             keys, values = self.prefix[module.layer_idx].float()  # [num_kv_heads, L, head_dim]
@@ -51,7 +51,8 @@ class SharedPrefixAttention:
             scores = torch.cat((_shared(q, keys.transpose(-1, -2)), scores), dim=-1)
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
-        hidden = _hidden(num_prefix_tokens, num_tokens, sliding_window, query.device)
+        num_keys = num_prefix_tokens + key.shape[2]
+        hidden = _hidden(num_tokens, num_keys, sliding_window, query.device)
         group = num_heads // num_kv_heads
         weights = scores.masked_fill(hidden.repeat(group, 1), float("-inf")).softmax(dim=-1)
         out = weights[..., num_prefix_tokens:] @ value.float()
@@ -69,10 +70,10 @@ def _shared(rows: Tensor, matrix: Tensor) -> Tensor:
 
 
 def _hidden(
-    num_prefix_tokens: int, num_tokens: int, sliding_window: int | None, device: torch.device
+    num_tokens: int, num_keys: int, sliding_window: int | None, device: torch.device
 ) -> Tensor:
-    """Which keys a query does not see: [T, L + T]. Real tokens begin at position L."""
-    at = torch.arange(num_prefix_tokens + num_tokens, device=device)
-    distance = at[num_prefix_tokens:, None] - at[None]
+    """Which keys a query does not see: [T, num_keys]. The prefix takes the first positions."""
+    at = torch.arange(num_keys, device=device)
+    distance = at[num_keys - num_tokens :, None] - at[None]
     hidden = distance < 0
     return hidden if sliding_window is None else hidden | (distance >= sliding_window)

@@ -28,7 +28,9 @@ class Batch:
         return self.token_ids.shape[0]
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(*(t.to(device) for t in (self.token_ids, self.rows, self.targets, self.owners)))
+        return Batch(
+            *(t.to(device) for t in (self.token_ids, self.rows, self.targets, self.owners))
+        )
 
 
 def pack(examples: Sequence[Example], pad_id: int) -> Batch:

@@ -44,7 +44,7 @@ class DataFile:
     """Why lines were left out, where that was asked for."""
 
 
-def read(path: Path, *, skip_bad: bool = False) -> DataFile:
+def read(path: Path, *, skip_bad: bool = False, needs_completion: bool = True) -> DataFile:
     """All lines of a file. Raises `DataError` that names every bad one, unless they are skipped."""
     try:
         data = path.read_bytes()
@@ -54,7 +54,7 @@ def read(path: Path, *, skip_bad: bool = False) -> DataFile:
     for number, raw in enumerate(data.split(b"\n"), 1):
         if raw.strip():
             try:
-                lines.append(parse(raw, number))
+                lines.append(parse(raw, number, needs_completion=needs_completion))
             except DataError as exc:
                 problems.append(f"line {number}: {exc}")
     if problems and not skip_bad:
@@ -74,7 +74,7 @@ def refusal(path: Path, problems: Sequence[str]) -> DataError:
     )
 
 
-def parse(raw: bytes, number: int) -> Line:
+def parse(raw: bytes, number: int, *, needs_completion: bool = True) -> Line:
     """Raises `DataError`, which does not name the line."""
     try:
         value = json.loads(raw.decode())
@@ -86,7 +86,8 @@ def parse(raw: bytes, number: int) -> Line:
         raise DataError("not a JSON object")
     if "messages" in value:
         return _chat(value, number)
-    prompt, completion = _text(value, "prompt"), _text(value, "completion")
+    prompt = _text(value, "prompt")
+    completion = _text(value, "completion") if needs_completion else ""
     fields = {k: v for k, v in value.items() if isinstance(v, str) and k != "completion"}
     return Line(number, completion, prompt, fields)
 

@@ -58,27 +58,32 @@ class DecoderForward:
         batch = pack(examples, self._pad_id).to(self._base.device)
         return _outcome(self.logits(batch), batch)
 
+    @property
+    def device(self) -> torch.device:
+        return self._base.device
+
     def logits(self, batch: Batch) -> Tensor:
         """Of the tokens that precede a target: [N, vocab_size]."""
-        hidden = self._hidden(batch.token_ids)
-        return self._head(hidden.flatten(0, 1)[batch.rows])
-
-    def _hidden(self, token_ids: Tensor) -> Tensor:
-        """[B, T, hidden_size]."""
-        num_virtual = 0
-        inputs: dict[str, Tensor] = {"input_ids": token_ids}
-        self._attention.prefix = None
         if self._method is not None and self._method.is_kv:
-            self._attention.prefix = self.keys_and_values()
-            num_virtual = self._attention.prefix.shape[3]
-        elif self._method in (Method.PROMPT, Method.PTUNING):
-            inputs = {"inputs_embeds": self._behind_embeddings(token_ids)}
+            return self.behind(batch, self.keys_and_values())
+        self._attention.prefix = None
+        if self._method in (Method.PROMPT, Method.PTUNING):
+            return self._run(batch, inputs_embeds=self._behind_embeddings(batch.token_ids))
+        return self._run(batch, input_ids=batch.token_ids)
+
+    def behind(self, batch: Batch, prefix: Tensor) -> Tensor:
+        """The same behind any keys and values: [num_layers, 2, num_kv_heads, L, head_dim]."""
+        self._attention.prefix = prefix
+        return self._run(batch, prefix.shape[3], input_ids=batch.token_ids)
+
+    def _run(self, batch: Batch, start: int = 0, **inputs: Tensor) -> Tensor:
         width = next(iter(inputs.values())).shape[1]
-        positions = torch.arange(num_virtual, num_virtual + width, device=token_ids.device)[None]
+        positions = torch.arange(start, start + width, device=batch.token_ids.device)[None]
         hidden: Tensor = self._decoder(
             **inputs, position_ids=positions, use_cache=False
-        ).last_hidden_state
-        return hidden[:, width - token_ids.shape[1] :]
+        ).last_hidden_state  # [B, T, hidden_size]
+        own = hidden[:, width - batch.token_ids.shape[1] :]
+        return self._head(own.flatten(0, 1)[batch.rows])
 
     def keys_and_values(self) -> Tensor:
         """[num_layers, 2, num_kv_heads, L, head_dim], in the model's dtype."""
@@ -140,6 +145,10 @@ def _padded(rows: Sequence[list[int]], pad_id: int) -> Tensor:
 def _outcome(logits: Tensor, batch: Batch) -> Outcome:
     logits = logits.float()
     loss = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="sum")
+    return Outcome(loss, len(batch.targets), num_exact(logits, batch))
+
+
+def num_exact(logits: Tensor, batch: Batch) -> int:
+    """Examples all of whose targets come first."""
     wrong = logits.detach().argmax(dim=-1) != batch.targets
-    num_wrong = torch.unique(batch.owners[wrong]).numel()
-    return Outcome(loss, len(batch.targets), batch.num_examples - num_wrong)
+    return batch.num_examples - torch.unique(batch.owners[wrong]).numel()

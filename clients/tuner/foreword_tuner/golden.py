@@ -1,4 +1,4 @@
-"""Golden prompts of a training: held-out lines that its result answers exactly, the surest first."""
+"""Golden prompts of a training: held-out lines that it answers exactly, the surest first."""
 
 from __future__ import annotations
 

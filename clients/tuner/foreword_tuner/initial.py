@@ -1,4 +1,4 @@
-"""Where training begins: keys and values of real text, or chance; and how long a step is from there.
+"""Where training begins, keys and values of real text or chance, and how long a step is there.
 
 Keys and values differ in size from layer to layer by two orders of magnitude, and Adam's steps are
 as long as the learning rate whatever they are taken on. So what is trained is the distance from the
@@ -15,7 +15,7 @@ from peft import PeftModel
 from peft.tuners.cartridge.utils import initialize_kv_prefix_from_past_key_values
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
 from foreword_tuner.methods import Method
 
@@ -50,17 +50,24 @@ def fill(token_ids: Sequence[int], num_tokens: int) -> list[int]:
 
 
 @torch.no_grad()
+def keys_and_values(base: PreTrainedModel, token_ids: Sequence[int]) -> Tensor:
+    """Of a text, as they lie in the cache: [num_layers, 2, num_kv_heads, num_tokens, head_dim]."""
+    cache = DynamicCache(config=base.config)
+    ids = torch.tensor([token_ids], device=base.device)
+    base(input_ids=ids, past_key_values=cache, use_cache=True)
+    layers: Any = cache.layers
+    return torch.stack([torch.stack((layer.keys[0], layer.values[0])) for layer in layers])
+
+
+@torch.no_grad()
 def from_text(model: PeftModel, method: Method, token_ids: Sequence[int]) -> None:
     """Virtual tokens become those of a real text: its keys and values, or its embeddings."""
     base = model.get_base_model()
-    ids = torch.tensor([token_ids], device=base.device)
     if method.is_kv:
-        cache = DynamicCache(config=base.config)
-        base(input_ids=ids, past_key_values=cache, use_cache=True)
-        layers = [(layer.keys, layer.values) for layer in cache.layers]
+        layers = [(keys[None], values[None]) for keys, values in keys_and_values(base, token_ids)]
         initialize_kv_prefix_from_past_key_values(model, past_key_values=layers)
     else:
-        embeddings = base.get_input_embeddings()(ids)[0]
+        embeddings = base.get_input_embeddings()(torch.tensor(token_ids, device=base.device))
         model.prompt_encoder[ADAPTER].embedding.weight.copy_(embeddings)
 
 

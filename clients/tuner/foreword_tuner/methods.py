@@ -1,4 +1,4 @@
-"""The methods that can be trained, and the defaults that were measured for each (docs/tuning.md)."""
+"""The methods that can be trained, and what was measured to be best for each (docs/tuning.md)."""
 
 from __future__ import annotations
 

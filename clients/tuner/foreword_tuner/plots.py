@@ -18,7 +18,9 @@ def draw(
     figure = Figure(figsize=(7.5, 4.5), dpi=120, layout="constrained")
     figure.suptitle(title, fontsize=9, color="#444444")
     axes = figure.add_subplot()
-    axes.plot([p["step"] for p in curve], [p["loss"] for p in curve], color="#9db8dc", label="train")
+    axes.plot(
+        [p["step"] for p in curve], [p["loss"] for p in curve], color="#9db8dc", label="train"
+    )
     steps = [p["step"] for p in held_out]
     axes.plot(steps, [p["loss"] for p in held_out], "o-", color="#2458a6", label="held out")
     axes.set(xlabel="step", ylabel="loss per token", ylim=(0, None))

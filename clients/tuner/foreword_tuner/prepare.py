@@ -38,9 +38,7 @@ class Examples:
 
 def examples(base: Base, file: DataFile, settings: Settings, *, skip_bad: bool) -> Examples:
     """Raises `DataError`, by line, unless bad lines are skipped."""
-    encoder = Encoder(
-        base.tokenizer, base.eos_id, template=settings.template, chat=settings.chat
-    )
+    encoder = Encoder(base.tokenizer, base.eos_id, template=settings.template, chat=settings.chat)
     encoded, problems = encoder.examples(file.lines, max_tokens=settings.max_tokens)
     if problems and not skip_bad:
         raise data.refusal(file.path, problems)
@@ -57,9 +55,7 @@ def examples(base: Base, file: DataFile, settings: Settings, *, skip_bad: bool) 
     )
 
 
-def _init_ids(
-    base: Base, encoder: Encoder, train: Sequence[Line], settings: Settings
-) -> list[int]:
+def _init_ids(base: Base, encoder: Encoder, train: Sequence[Line], settings: Settings) -> list[int]:
     if settings.init == "random":
         return []
     if settings.init.startswith(TEXT_INIT):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import typer
-from foreword_client import Client, UnknownTaskError
 
+from foreword_client import Client, UnknownTaskError
 from foreword_tuner.errors import TunerError
 from foreword_tuner.tune import Tuned
 

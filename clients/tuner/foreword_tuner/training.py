@@ -90,7 +90,7 @@ class Training:
         self.state = State()
 
     def resume(self) -> bool:
-        """Go on from the checkpoint, if there is one. Raises `TunerError` if it is of another run."""
+        """Go on from a checkpoint, if there is one. Raises `TunerError` if of another run."""
         if not self._path.is_file():
             return False
         tensors, saved = checkpoint.load(self._path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ import peft
 
 from foreword_tuner import base as bases
 from foreword_tuner import checkpoint, data, golden, plots, prepare, result
-from foreword_tuner.base import Base
 from foreword_tuner.data import DataFile
 from foreword_tuner.forward import Forward
 from foreword_tuner.prepare import Examples
@@ -53,21 +52,38 @@ class Tuned:
 
 def run(what: Run) -> Tuned:
     """Train, or go on with a training that was interrupted. Raises `TunerError`."""
-    settings, folder = what.settings, what.folder
+    settings = what.settings
     file = data.read(what.data, skip_bad=what.skip_bad)
     base = bases.load(settings.base, settings.dtype)
     examples = prepare.examples(base, file, settings, skip_bad=what.skip_bad)
-    for problem in examples.skipped:
-        what.say(f"left out: {problem}")
     tuned = prepare.model(base, settings, examples.init_ids)
     forward = prepare.forward(base, tuned, settings.method)
-    training = _training(what, file, tuned, forward, examples)
+    return train(what, file, tuned, forward, examples)
+
+
+def train(
+    what: Run,
+    file: DataFile,
+    tuned: peft.PeftModel,
+    forward: Forward,
+    examples: Examples,
+    *beside: str,
+) -> Tuned:
+    """The training and what it leaves. What `beside` says is part of its identity."""
+    for problem in examples.skipped:
+        what.say(f"left out: {problem}")
+    training = _training(what, file, tuned, forward, examples, beside)
     training.run()
     return _finish(what, file, tuned, forward, examples, training)
 
 
 def _training(
-    what: Run, file: DataFile, tuned: peft.PeftModel, forward: Forward, examples: Examples
+    what: Run,
+    file: DataFile,
+    tuned: peft.PeftModel,
+    forward: Forward,
+    examples: Examples,
+    beside: Sequence[str],
 ) -> Training:
     folder = what.folder
     folder.path.mkdir(parents=True, exist_ok=True)
@@ -80,7 +96,7 @@ def _training(
         examples.held_out,
         what.settings,
         path=folder.checkpoint,
-        identity=what.settings.identity(file.sha256),
+        identity=what.settings.identity(file.sha256, *beside),
         tell=what.tell,
     )
     num_parameters = sum(p.numel() for p in checkpoint.trainable(tuned).values())

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable
 
 import typer
-from foreword_client import ForewordError
 
+from foreword_client import ForewordError
 from foreword_tuner.errors import TunerError
 
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
+from foreword_tuner.errors import TunerError
 from foreword_tuner.methods import Method
+from foreword_tuner.settings import DType
+
+MAX_TOKENS = 1024
+WARMUP = 0.03
+CLIP = 1.0
 
 BaseModel = Annotated[
     str, typer.Option(metavar="MODEL", help="The frozen base model: a folder or a hub id.")
@@ -15,9 +21,7 @@ BaseModel = Annotated[
 Task = Annotated[str, typer.Option(metavar="NAME", help="The task's name on the server.")]
 Output = Annotated[
     Path | None,
-    typer.Option(
-        "--output", "-o", metavar="DIR", help="Default: runs/TASK.", show_default=False
-    ),
+    typer.Option("--output", "-o", metavar="DIR", help="Default: runs/TASK.", show_default=False),
 ]
 Push = Annotated[
     str | None,
@@ -59,14 +63,25 @@ HeldOut = Annotated[
     float, typer.Option(min=0, max=0.9, help="Share of the lines that is only measured on.")
 ]
 Seed = Annotated[int, typer.Option(help="Of everything random.")]
-Restart = Annotated[
-    bool, typer.Option("--restart", help="Begin anew where a checkpoint is found.")
-]
-SkipBad = Annotated[
-    bool, typer.Option("--skip-bad", help="Leave bad lines out, and name them.")
-]
+Restart = Annotated[bool, typer.Option("--restart", help="Begin anew where a checkpoint is found.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave bad lines out, and name them.")]
 MethodOption = Annotated[Method, typer.Option(help="What is trained.")]
 ApiKey = Annotated[
     str | None,
     typer.Option(envvar="FOREWORD_API_KEY", metavar="KEY", show_default=False),
 ]
+DTypeOption = Annotated[
+    str, typer.Option("--dtype", help="What the base model computes in: bfloat16 or float32.")
+]
+
+
+def dtype_of(name: str) -> DType:
+    """Raises `TunerError`."""
+    if name not in ("bfloat16", "float32"):
+        raise TunerError("--dtype is bfloat16 or float32")
+    return cast(DType, name)
+
+
+def unescaped(template: str) -> str:
+    """As a shell brings it, with a new line as two characters."""
+    return template.replace("\\n", "\n")

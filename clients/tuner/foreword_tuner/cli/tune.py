@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 
@@ -12,7 +12,7 @@ from foreword_tuner.encoding import DEFAULT_TEMPLATE
 from foreword_tuner.errors import TunerError
 from foreword_tuner.methods import DEFAULTS, PROJECTED, Method
 from foreword_tuner.progress import Teller
-from foreword_tuner.settings import TEXT_INIT, DType, Folder, Settings
+from foreword_tuner.settings import TEXT_INIT, Folder, Settings
 
 
 def tune(
@@ -43,18 +43,20 @@ def tune(
     held_out: options.HeldOut = 0.05,
     max_tokens: Annotated[
         int, typer.Option(min=2, help="Of one line; a longer one is a bad line.")
-    ] = 1024,
+    ] = options.MAX_TOKENS,
     learning_rate: options.Lr = None,
-    warmup: Annotated[float, typer.Option(min=0, max=0.9, help="Share of the training.")] = 0.03,
+    warmup: Annotated[float, typer.Option(min=0, max=0.9, help="Share of the training.")] = (
+        options.WARMUP
+    ),
     weight_decay: Annotated[float, typer.Option(min=0)] = 0.0,
-    clip: Annotated[float, typer.Option(min=0, help="Longest gradient.")] = 1.0,
+    clip: Annotated[float, typer.Option(min=0, help="Longest gradient.")] = options.CLIP,
     batch_tokens: options.BatchTokens = 320,
     accumulate: options.Accumulate = 1,
     epochs: options.Epochs = 5.0,
     minutes: options.Minutes = None,
     eval_every: options.EvalEvery = 200,
     patience: options.Patience = 5,
-    dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
+    dtype: options.DTypeOption = "bfloat16",
     seed: options.Seed = 0,
     output: options.Output = None,
     push: options.Push = None,
@@ -73,7 +75,7 @@ def tune(
         num_virtual_tokens=virtual_tokens or defaults.num_virtual_tokens,
         projection=projection,
         init=init or defaults.init,
-        template=template.replace("\\n", "\n"),
+        template=options.unescaped(template),
         chat=chat,
         held_out=held_out,
         max_tokens=max_tokens,
@@ -87,7 +89,7 @@ def tune(
         max_minutes=minutes,
         eval_every=eval_every,
         patience=patience,
-        dtype=_dtype(dtype),
+        dtype=options.dtype_of(dtype),
         seed=seed,
     )
     _check(settings, push)
@@ -108,12 +110,6 @@ def tune(
     publish.tell(tuned)
     if push:
         publish.push(tuned, task, url=push, api_key=api_key)
-
-
-def _dtype(name: str) -> DType:
-    if name not in ("bfloat16", "float32"):
-        raise TunerError("--dtype is bfloat16 or float32")
-    return cast(DType, name)
 
 
 def _check(settings: Settings, push: str | None) -> None:
