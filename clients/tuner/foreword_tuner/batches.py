@@ -22,15 +22,18 @@ class Batch:
     rows: Tensor  # [N], into the B * T places
     targets: Tensor  # [N]
     owners: Tensor  # [N], which of the B examples
+    numbers: list[int]
+    """Of the examples."""
+    lengths: list[int]
+    """Of the rows, padding left out."""
 
     @property
     def num_examples(self) -> int:
-        return self.token_ids.shape[0]
+        return len(self.numbers)
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(
-            *(t.to(device) for t in (self.token_ids, self.rows, self.targets, self.owners))
-        )
+        tensors = (self.token_ids, self.rows, self.targets, self.owners)
+        return Batch(*(tensor.to(device) for tensor in tensors), self.numbers, self.lengths)
 
 
 def pack(examples: Sequence[Example], pad_id: int) -> Batch:
@@ -47,7 +50,14 @@ def pack(examples: Sequence[Example], pad_id: int) -> Batch:
         rows += range(first, first + len(example.completion_ids))
         targets += example.completion_ids
         owners += [i] * len(example.completion_ids)
-    return Batch(token_ids, torch.tensor(rows), torch.tensor(targets), torch.tensor(owners))
+    return Batch(
+        token_ids,
+        torch.tensor(rows),
+        torch.tensor(targets),
+        torch.tensor(owners),
+        [example.number for example in examples],
+        [example.num_tokens for example in examples],
+    )
 
 
 def in_order(examples: Sequence[Example], max_tokens: int) -> Iterator[list[Example]]:

@@ -69,8 +69,11 @@ def run(what: Run, text: Text) -> Tuned:
         raise TunerError(f"{text.name} has no more than {len(text_ids)} tokens: push it as it is")
     train_lines, held_lines = data.split(_unique(file.lines), settings.held_out, settings.seed)
     lines = [*train_lines, *held_lines]
-    tuned = prepare.model(base, settings, initial.fill(text_ids, settings.num_virtual_tokens))
-    student = DecoderForward(tuned, settings.method, base.attention, base.pad_id)
+    init_ids = initial.fill(text_ids, settings.num_virtual_tokens)
+    trainee = prepare.trainee(base, settings, init_ids)
+    student = prepare.forward(base, trainee.model, settings)
+    if not isinstance(student, DecoderForward):
+        raise TunerError("only decoders can be distilled")
     teacher = Teacher(base, text_ids, student.behind)
     what.say(f"{len(text_ids)} tokens of text; the model answers {len(lines)} prompts behind them")
     by_number = _answers(teacher, encoder, lines, what, text)
@@ -84,7 +87,7 @@ def run(what: Run, text: Text) -> Tuned:
         list(file.skipped),
     )
     forward = DistillForward(student, base.pad_id, found)
-    return tune.train(what, file, tuned, forward, examples, text.content)
+    return tune.train(what, file, trainee, forward, examples, text.content)
 
 
 def _answers(

@@ -17,6 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 
 from foreword_tuner.attention import SharedPrefixAttention
 from foreword_tuner.batches import Batch, pack
+from foreword_tuner.cut import Cut
 from foreword_tuner.encoding import Example
 from foreword_tuner.initial import ADAPTER
 from foreword_tuner.methods import Method
@@ -42,10 +43,17 @@ class Forward(Protocol):
 
 
 class DecoderForward:
-    """Decoder-only models, with `attention` in their layers."""
+    """Decoder-only models, with `attention` in their layers. Those below `first_layer` have a
+    constant prefix, or none."""
 
     def __init__(
-        self, model: PeftModel, method: Method | None, attention: SharedPrefixAttention, pad_id: int
+        self,
+        model: PeftModel,
+        method: Method,
+        attention: SharedPrefixAttention,
+        pad_id: int,
+        *,
+        first_layer: int = 0,
     ) -> None:
         self._model = model
         self._method = method
@@ -53,6 +61,7 @@ class DecoderForward:
         self._pad_id = pad_id
         self._base: Any = model.get_base_model()
         self._decoder: Any = self._base.get_decoder()
+        self._cut = Cut(self._decoder, first_layer) if first_layer else None
 
     def __call__(self, examples: Sequence[Example]) -> Outcome:
         batch = pack(examples, self._pad_id).to(self._base.device)
@@ -60,11 +69,12 @@ class DecoderForward:
 
     @property
     def device(self) -> torch.device:
-        return self._base.device
+        device: torch.device = self._base.device
+        return device
 
     def logits(self, batch: Batch) -> Tensor:
         """Of the tokens that precede a target: [N, vocab_size]."""
-        if self._method is not None and self._method.is_kv:
+        if self._method.is_kv:
             return self.behind(batch, self.keys_and_values())
         self._attention.prefix = None
         if self._method in (Method.PROMPT, Method.PTUNING):
@@ -76,12 +86,15 @@ class DecoderForward:
         self._attention.prefix = prefix
         return self._run(batch, prefix.shape[3], input_ids=batch.token_ids)
 
-    def _run(self, batch: Batch, start: int = 0, **inputs: Tensor) -> Tensor:
+    def _run(self, batch: Batch, start: int = 0, **inputs: Any) -> Tensor:
         width = next(iter(inputs.values())).shape[1]
-        positions = torch.arange(start, start + width, device=batch.token_ids.device)[None]
-        hidden: Tensor = self._decoder(
-            **inputs, position_ids=positions, use_cache=False
-        ).last_hidden_state  # [B, T, hidden_size]
+        inputs["position_ids"] = torch.arange(start, start + width, device=self.device)[None]
+        inputs["use_cache"] = False
+        hidden: Tensor  # [B, T, hidden_size]
+        if self._cut is not None:
+            hidden = self._cut(batch, **inputs)
+        else:
+            hidden = self._decoder(**inputs).last_hidden_state
         own = hidden[:, width - batch.token_ids.shape[1] :]
         return self._head(own.flatten(0, 1)[batch.rows])
 
@@ -134,7 +147,9 @@ class Seq2SeqForward:
         logits = self._model(input_ids=prompts, attention_mask=mask, labels=labels).logits
         owners, places = (labels != IGNORED).nonzero(as_tuple=True)
         targets = labels[owners, places]
-        return _outcome(logits[owners, places], Batch(prompts, places, targets, owners))
+        numbers = [example.number for example in examples]
+        batch = Batch(prompts, places, targets, owners, numbers, lengths.tolist())
+        return _outcome(logits[owners, places], batch)
 
 
 def _padded(rows: Sequence[list[int]], pad_id: int) -> Tensor:

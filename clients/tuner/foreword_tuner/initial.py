@@ -39,8 +39,8 @@ class Distance(nn.Module):
     def right_inverse(self, parameter: Tensor) -> Tensor:
         begin: Any = self.begin
         unit: Any = self.unit
-        distance: Tensor = (parameter - begin) / unit
-        return distance
+        distance = (parameter - begin) / unit
+        return torch.where(unit == 0, 0.0, distance)
 
 
 def fill(token_ids: Sequence[int], num_tokens: int) -> list[int]:
@@ -71,22 +71,33 @@ def from_text(model: PeftModel, method: Method, token_ids: Sequence[int]) -> Non
         model.prompt_encoder[ADAPTER].embedding.weight.copy_(embeddings)
 
 
-def measure_in_units(model: PeftModel, method: Method) -> None:
-    """From here on the parameters are distances from where they are now."""
+def measure_in_units(model: PeftModel, method: Method, *, first_layer: int = 0) -> int:
+    """From here on the parameters are distances from where they are now. Those of the layers below
+    `first_layer` stay there. How many can move.
+    """
     encoder = model.prompt_encoder[ADAPTER]
     if method is Method.CARTRIDGE:
         module, name = encoder, "trainable_embedding"
     else:
         module, name = encoder.embedding, "weight"
     begin = getattr(module, name).detach()
-    unit = _rms_of_slots(begin, model) if method.is_kv else _rms_of_embeddings(begin, model)
+    if method.is_kv:
+        unit = _rms_of_slots(begin, model)
+        unit[:, : unit.shape[1] // _num_layers(model) * first_layer] = 0
+    else:
+        unit = _rms_of_embeddings(begin, model)
     parametrize.register_parametrization(module, name, Distance(begin, unit))
+    return int((unit.expand(begin.shape) != 0).sum())
+
+
+def _num_layers(model: PeftModel) -> int:
+    config: Any = model.peft_config[ADAPTER]
+    return int(config.num_layers)
 
 
 def _rms_of_slots(begin: Tensor, model: PeftModel) -> Tensor:
     """Of the keys of each layer, and of its values: [1, 2 * num_layers * width]."""
-    config: Any = model.peft_config[ADAPTER]
-    slots = begin.view(len(begin), 2 * config.num_layers, -1)
+    slots = begin.view(len(begin), 2 * _num_layers(model), -1)
     rms = slots.pow(2).mean(dim=(0, 2)).sqrt()
     return rms.repeat_interleave(slots.shape[2])[None]
 

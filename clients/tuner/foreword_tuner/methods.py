@@ -8,6 +8,7 @@ from typing import Any
 
 import peft
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 
 class Method(StrEnum):
@@ -59,7 +60,11 @@ def config(
     common: dict[str, Any] = {"task_type": "SEQ_2_SEQ_LM" if is_seq2seq else "CAUSAL_LM"}
     if method is Method.LORA:
         return peft.LoraConfig(
-            r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules="all-linear", **common
+            r=LORA_RANK,
+            lora_alpha=2 * LORA_RANK,
+            target_modules="all-linear",
+            fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+            **common,
         )
     common["num_virtual_tokens"] = num_virtual_tokens
     width = model.get_input_embeddings().weight.shape[1]

@@ -9,7 +9,7 @@ from typing import Any
 import peft
 import torch
 
-from foreword_tuner import data, initial, methods
+from foreword_tuner import checkpoint, data, initial, methods
 from foreword_tuner.base import Base
 from foreword_tuner.data import DataFile, Line
 from foreword_tuner.encoding import Encoder, Example
@@ -69,8 +69,17 @@ def _init_ids(base: Base, encoder: Encoder, train: Sequence[Line], settings: Set
     return initial.fill(ids, settings.num_virtual_tokens)
 
 
-def model(base: Base, settings: Settings, init_ids: Sequence[int]) -> peft.PeftModel:
-    """The base model with what is to be trained beside it, at its beginning."""
+@dataclass(frozen=True, slots=True)
+class Trainee:
+    """The base model with what is to be trained beside it."""
+
+    model: peft.PeftModel
+    num_parameters: int
+    """That are trained."""
+
+
+def trainee(base: Base, settings: Settings, init_ids: Sequence[int]) -> Trainee:
+    """At its beginning."""
     torch.manual_seed(settings.seed)
     method = settings.method
     config = methods.config(
@@ -79,13 +88,16 @@ def model(base: Base, settings: Settings, init_ids: Sequence[int]) -> peft.PeftM
     tuned: Any = peft.get_peft_model(base.model, config)
     if init_ids:
         initial.from_text(tuned, method, init_ids)
+    num_parameters = sum(p.numel() for p in checkpoint.trainable(tuned).values())
     if method in (Method.PREFIX, Method.CARTRIDGE, Method.PROMPT) and not settings.projection:
-        initial.measure_in_units(tuned, method)
-    return tuned.eval()
+        num_parameters = initial.measure_in_units(tuned, method, first_layer=settings.first_layer)
+    return Trainee(tuned.eval(), num_parameters)
 
 
-def forward(base: Base, tuned: peft.PeftModel, method: Method) -> Forward:
+def forward(base: Base, tuned: peft.PeftModel, settings: Settings) -> Forward:
     """How this family is run."""
     if base.attention is None:
         return Seq2SeqForward(tuned, base.pad_id)
-    return DecoderForward(tuned, method, base.attention, base.pad_id)
+    return DecoderForward(
+        tuned, settings.method, base.attention, base.pad_id, first_layer=settings.first_layer
+    )

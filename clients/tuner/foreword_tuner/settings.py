@@ -25,6 +25,8 @@ class Settings:
     projection: bool
     init: str
     """`random`, `examples` (the first lines of the training data), or `text:...`."""
+    first_layer: int
+    """The lowest that is trained; those below keep the keys and values of the beginning."""
     template: str
     chat: bool
     held_out: float

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import peft
-
 from foreword_tuner import base as bases
-from foreword_tuner import checkpoint, data, golden, plots, prepare, result
+from foreword_tuner import data, golden, plots, prepare, result
 from foreword_tuner.data import DataFile
 from foreword_tuner.forward import Forward
-from foreword_tuner.prepare import Examples
+from foreword_tuner.prepare import Examples, Trainee
 from foreword_tuner.settings import Folder, Settings
 from foreword_tuner.training import Report, Training
 
@@ -56,15 +54,15 @@ def run(what: Run) -> Tuned:
     file = data.read(what.data, skip_bad=what.skip_bad)
     base = bases.load(settings.base, settings.dtype)
     examples = prepare.examples(base, file, settings, skip_bad=what.skip_bad)
-    tuned = prepare.model(base, settings, examples.init_ids)
-    forward = prepare.forward(base, tuned, settings.method)
-    return train(what, file, tuned, forward, examples)
+    trainee = prepare.trainee(base, settings, examples.init_ids)
+    forward = prepare.forward(base, trainee.model, settings)
+    return train(what, file, trainee, forward, examples)
 
 
 def train(
     what: Run,
     file: DataFile,
-    tuned: peft.PeftModel,
+    trainee: Trainee,
     forward: Forward,
     examples: Examples,
     *beside: str,
@@ -72,15 +70,15 @@ def train(
     """The training and what it leaves. What `beside` says is part of its identity."""
     for problem in examples.skipped:
         what.say(f"left out: {problem}")
-    training = _training(what, file, tuned, forward, examples, beside)
+    training = _training(what, file, trainee, forward, examples, beside)
     training.run()
-    return _finish(what, file, tuned, forward, examples, training)
+    return _finish(what, file, trainee, forward, examples, training)
 
 
 def _training(
     what: Run,
     file: DataFile,
-    tuned: peft.PeftModel,
+    trainee: Trainee,
     forward: Forward,
     examples: Examples,
     beside: Sequence[str],
@@ -90,7 +88,7 @@ def _training(
     if what.restart:
         folder.checkpoint.unlink(missing_ok=True)
     training = Training(
-        tuned,
+        trainee.model,
         forward,
         examples.train,
         examples.held_out,
@@ -99,10 +97,9 @@ def _training(
         identity=what.settings.identity(file.sha256, *beside),
         tell=what.tell,
     )
-    num_parameters = sum(p.numel() for p in checkpoint.trainable(tuned).values())
     what.say(
         f"{len(examples.train)} lines to train on, {len(examples.held_out)} held out; "
-        f"{num_parameters:,} parameters"
+        f"{trainee.num_parameters:,} parameters"
     )
     if training.resume():
         what.say(f"going on after step {training.state.step}")
@@ -112,7 +109,7 @@ def _training(
 def _finish(
     what: Run,
     file: DataFile,
-    tuned: peft.PeftModel,
+    trainee: Trainee,
     forward: Forward,
     examples: Examples,
     training: Training,
@@ -120,7 +117,7 @@ def _finish(
     folder, settings, state = what.folder, what.settings, training.state
     chosen = golden.choose(forward, examples.held_out_lines, examples.held_out)
     result.write_golden(folder.golden, chosen)
-    num_bytes = result.save_peft(tuned, folder)
+    num_bytes = result.save_peft(trainee.model, folder)
     best = next(m for m in reversed(state.held_out) if m["step"] == state.best_step)
     evaluation = {
         "num_examples": len(examples.held_out),
@@ -133,7 +130,7 @@ def _finish(
         "data": {"name": file.path.name, "sha256": file.sha256, "left_out": examples.skipped},
         "num_train": len(examples.train),
         "num_held_out": len(examples.held_out),
-        "num_parameters": sum(p.numel() for p in checkpoint.trainable(tuned).values()),
+        "num_parameters": trainee.num_parameters,
         "num_bytes": num_bytes,
         "max_answer_tokens": int(longest * _SPARE_TOKENS),
         "steps": state.step,

@@ -56,6 +56,7 @@ def distill(
         num_virtual_tokens=virtual_tokens or defaults.num_virtual_tokens,
         projection=False,
         init="text",
+        first_layer=0,
         template=options.unescaped(template),
         chat=chat,
         held_out=held_out,

@@ -38,6 +38,14 @@ def tune(
             show_default=False,
         ),
     ] = None,
+    first_layer: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="The lowest layer that is trained. What those below compute is then constant, and "
+            "computed once.",
+        ),
+    ] = 0,
     template: options.Template = DEFAULT_TEMPLATE,
     chat: options.Chat = False,
     held_out: options.HeldOut = 0.05,
@@ -75,6 +83,7 @@ def tune(
         num_virtual_tokens=virtual_tokens or defaults.num_virtual_tokens,
         projection=projection,
         init=init or defaults.init,
+        first_layer=first_layer,
         template=options.unescaped(template),
         chat=chat,
         held_out=held_out,
@@ -122,5 +131,7 @@ def _check(settings: Settings, push: str | None) -> None:
     fixed = settings.projection or method in (Method.PTUNING, Method.LORA)
     if settings.init != "random" and fixed:
         raise TunerError("--init: a network or a LoRA can only begin at random")
+    if settings.first_layer and (fixed or not method.is_kv):
+        raise TunerError("--first-layer goes with keys and values that are trained themselves")
     if push and not method.is_servable:
         raise TunerError("a LoRA changes weights, and cannot be pushed: it is for comparison")
