@@ -12,6 +12,7 @@ import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -100,7 +101,7 @@ def _bleu(answered: Sequence[Answered]) -> _Parts:
     most = max(len(one.references) for one in answered)
     bleu = BLEU()
     hypotheses = [one.answer.strip() for one in answered]
-    references = [
+    references: list[list[Any]] = [  # sacrebleu takes none for a reference that is not there
         [one.references[i] if i < len(one.references) else None for one in answered]
         for i in range(most)
     ]
