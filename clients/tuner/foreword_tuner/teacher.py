@@ -43,7 +43,7 @@ class Teacher:
         self._behind = behind
         self._text = initial.keys_and_values(base.model, text_ids)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def answers(
         self, prompts: Sequence[list[int]], *, max_tokens: int, batch_tokens: int
     ) -> Iterator[tuple[int, list[int]]]:
@@ -57,7 +57,7 @@ class Teacher:
                 rows = self._decode([prompts[n] for n in group], max_tokens)
                 yield from zip(group, rows, strict=True)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def targets(self, examples: Sequence[Example], batch_tokens: int) -> dict[int, Targets]:
         """Of every token of the examples' completions, by the example's number."""
         found: dict[int, Targets] = {}

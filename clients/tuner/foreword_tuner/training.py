@@ -32,7 +32,8 @@ class State:
     place: int = 0
     """Batches of this epoch that are done."""
     elapsed_s: float = 0.0
-    """Time spent training, over all its processes, evaluations left out."""
+    """Time spent training, over all its processes, evaluations left out. On a CPU the processor's,
+    which others on the same machine cannot lengthen."""
     num_tokens: int = 0
     stale: int = 0
     """Evaluations since the best one."""
@@ -87,6 +88,7 @@ class Training:
         )
         self._best = checkpoint.snapshot(model, "best.")
         self._num_batches = 1
+        self._is_cpu = model.device.type == "cpu"
         self.state = State()
 
     def resume(self) -> bool:
@@ -140,7 +142,7 @@ class Training:
             state.epoch, state.place = state.epoch + 1, 0
 
     def _step(self, group: list[list[Example]]) -> None:
-        begin_s = time.monotonic()
+        begin_s = self._now_s()
         for options in self._optimizer.param_groups:
             options["lr"] = self._settings.learning_rate * self._schedule()
         loss = self._backward(group)
@@ -149,7 +151,7 @@ class Training:
         self._optimizer.zero_grad()
         state = self.state
         state.step += 1
-        state.elapsed_s += time.monotonic() - begin_s
+        state.elapsed_s += self._now_s() - begin_s
         num_tokens = sum(example.num_tokens for examples in group for example in examples)
         state.num_tokens += num_tokens
         self._note(loss)
@@ -190,6 +192,11 @@ class Training:
         fields: dict[str, Any] = dataclasses.asdict(state)
         checkpoint.save(self._path, tensors, fields | {"identity": self._identity})
         return measured
+
+    def _now_s(self) -> float:
+        if self._is_cpu:
+            return time.process_time() / torch.get_num_threads()
+        return time.monotonic()
 
     def _note(self, loss: float) -> None:
         curve, state = self.state.curve, self.state

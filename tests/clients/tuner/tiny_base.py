@@ -16,8 +16,8 @@ from tests.server.fakes import make_transformers_tokenizer
 
 CITIES = [("Paris", "France"), ("Rome", "Italy"), ("Oslo", "Norway"), ("Bern", "Swiss")]
 _SIZES: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
+    "hidden_size": 64,
+    "intermediate_size": 96,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "max_position_embeddings": 256,
@@ -45,18 +45,18 @@ def _model(family: str, common: dict[str, Any]) -> Any:
         case "llama":
             return T.LlamaForCausalLM(T.LlamaConfig(**gqa))
         case "qwen3":
-            return T.Qwen3ForCausalLM(T.Qwen3Config(**gqa, head_dim=8))
+            return T.Qwen3ForCausalLM(T.Qwen3Config(**gqa, head_dim=16))
         case "gemma2":
-            sizes = {"head_dim": 8, "sliding_window": 16, "query_pre_attn_scalar": 8}
+            sizes = {"head_dim": 16, "sliding_window": 16, "query_pre_attn_scalar": 16}
             return T.Gemma2ForCausalLM(T.Gemma2Config(**gqa, **sizes))
         case "gpt2":
-            sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
+            sizes = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}
             return T.GPT2LMHeadModel(T.GPT2Config(**sizes, **common))
         case "opt":
-            sizes = _SIZES | {"ffn_dim": 48, "word_embed_proj_dim": 32}
+            sizes = _SIZES | {"ffn_dim": 96, "word_embed_proj_dim": 64}
             return T.OPTForCausalLM(T.OPTConfig(**sizes, **common))
         case "t5":
-            sizes = {"d_model": 32, "d_ff": 48, "d_kv": 8, "num_layers": 2, "num_heads": 4}
+            sizes = {"d_model": 64, "d_ff": 96, "d_kv": 16, "num_layers": 2, "num_heads": 4}
             config = T.T5Config(**sizes, **common, decoder_start_token_id=0)
             return T.T5ForConditionalGeneration(config)
     raise AssertionError(family)
