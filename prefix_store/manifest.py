@@ -63,7 +63,7 @@ Score = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Evaluation(BaseModel):
-    """What was measured before the upload, by whoever trained the prefix. Taken down, not checked."""
+    """What was measured before the upload, by whoever trained the prefix; not checked here."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

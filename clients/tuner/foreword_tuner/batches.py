@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,8 +32,13 @@ class Batch:
         return len(self.numbers)
 
     def to(self, device: torch.device) -> Batch:
-        tensors = (self.token_ids, self.rows, self.targets, self.owners)
-        return Batch(*(tensor.to(device) for tensor in tensors), self.numbers, self.lengths)
+        return replace(
+            self,
+            token_ids=self.token_ids.to(device),
+            rows=self.rows.to(device),
+            targets=self.targets.to(device),
+            owners=self.owners.to(device),
+        )
 
 
 def pack(examples: Sequence[Example], pad_id: int) -> Batch:

@@ -29,7 +29,7 @@ class Cut:
     """A decoder cut before `first_layer`."""
 
     def __init__(self, decoder: Any, first_layer: int) -> None:
-        layers = getattr(decoder, "layers", None) or getattr(decoder, "h", ())
+        layers: Any = getattr(decoder, "layers", None) or getattr(decoder, "h", ())
         if not 0 < first_layer < len(layers):
             raise TunerError(f"--first-layer: this model has {len(layers)} layers")
         self._decoder = decoder

@@ -81,10 +81,10 @@ def _prompt(line: Line) -> str:
 
 
 def _options(line: Line, max_tokens: int | None) -> GenerateOptions:
-    options: dict[str, Any] = {"temperature": 0.0, "max_tokens": max_tokens}
+    options: GenerateOptions = {"temperature": 0.0, "max_tokens": max_tokens}
     if line.messages:
         options["messages"] = line.messages
     beside = {name: text for name, text in line.fields.items() if name != "prompt"}
     if beside:
         options["fields"] = beside
-    return GenerateOptions(**options)  # type: ignore[typeddict-item]
+    return options

@@ -66,7 +66,8 @@ class Teacher:
             best = self._behind(batch, self._text).float().topk(NUM_KEPT)
             log_probs = best.values.log_softmax(dim=-1)
             counts = [len(example.completion_ids) for example in group]
-            pieces = zip(best.indices.split(counts), log_probs.split(counts), strict=True)
+            both: Any = (best.indices.split(counts), log_probs.split(counts))
+            pieces = zip(*both, strict=True)
             for example, (ids, logs) in zip(group, pieces, strict=True):
                 found[example.number] = Targets(ids.clone(), logs.clone())
         return found

@@ -110,7 +110,9 @@ class Training:
     def run(self) -> None:
         """Train to the end; what is then in the model is the best on the held-out lines."""
         if not self.state.held_out:
-            self.state.held_out.append({"step": 0, **self.evaluate()})
+            measured = self.evaluate()
+            self.state.held_out.append({"step": 0, **measured})
+            self.state.best_loss = measured["loss"]
         steps = self._steps()
         while not self.state.is_done:
             self._step(next(steps))
