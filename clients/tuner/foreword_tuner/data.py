@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,10 @@ class Line:
     fields: Mapping[str, str] = field(default_factory=dict)
     messages: tuple[dict[str, str], ...] = ()
 
-    @property
-    def key(self) -> str:
-        """Lines with the same question belong on the same side of a split."""
-        return json.dumps([self.prompt, dict(self.fields), self.messages], sort_keys=True)
+    def question(self, fields: Collection[str] = ()) -> str:
+        """What is asked, with those of its fields that a template has; the same for the same."""
+        asked = {name: self.fields.get(name) for name in sorted(fields)}
+        return json.dumps([self.prompt, asked, self.messages])
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,21 +121,21 @@ def _chat(value: Mapping[str, Any], number: int) -> Line:
 
 
 def split(lines: Sequence[Line], share: float, seed: int) -> tuple[list[Line], list[Line]]:
-    """Lines to train on and lines held out; those with the same question stay together.
+    """Lines to train on and lines held out; those with the same prompt stay together.
 
     `share` of the lines is held out, at least one and never all. Raises `DataError` where all
     lines ask the same.
     """
-    keys = sorted({line.key for line in lines})
+    keys = sorted({line.question() for line in lines})
     if len(keys) < 2:
         raise DataError("nothing can be held out: all lines have the same prompt")
     random.Random(seed).shuffle(keys)
     counts = dict.fromkeys(keys, 0)
     for line in lines:
-        counts[line.key] += 1
+        counts[line.question()] += 1
     held = set(_up_to(keys[:-1], counts, share * len(lines)))
-    train = [line for line in lines if line.key not in held]
-    return train, [line for line in lines if line.key in held]
+    train = [line for line in lines if line.question() not in held]
+    return train, [line for line in lines if line.question() in held]
 
 
 def _up_to(keys: Sequence[str], counts: Mapping[str, int], wanted: float) -> Iterator[str]:

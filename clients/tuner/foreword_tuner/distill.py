@@ -7,7 +7,7 @@ of every token, of which the answers alone would show it one draw.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from foreword_tuner import base as bases
@@ -67,7 +67,9 @@ def run(what: Run, text: Text) -> Tuned:
     text_ids = base.tokenizer(text.content).input_ids
     if settings.num_virtual_tokens >= len(text_ids):
         raise TunerError(f"{text.name} has no more than {len(text_ids)} tokens: push it as it is")
-    train_lines, held_lines = data.split(_unique(file.lines), settings.held_out, settings.seed)
+    train_lines, held_lines = data.split(
+        _unique(file.lines, encoder.fields), settings.held_out, settings.seed
+    )
     lines = [*train_lines, *held_lines]
     init_ids = initial.fill(text_ids, settings.num_virtual_tokens)
     trainee = prepare.trainee(base, settings, init_ids)
@@ -100,9 +102,9 @@ def _answers(
     return {lines[i].number: Example(lines[i].number, prompts[i], answer) for i, answer in answers}
 
 
-def _unique(lines: Sequence[Line]) -> list[Line]:
-    """Every prompt once: the teacher's answer is always the same."""
-    return list({line.key: line for line in lines}.values())
+def _unique(lines: Sequence[Line], fields: Collection[str]) -> list[Line]:
+    """Every question once: the teacher's answer is always the same."""
+    return list({line.question(fields): line for line in lines}.values())
 
 
 def _answered(base: Base, line: Line, example: Example) -> Line:

@@ -10,7 +10,8 @@ from typing import Any
 from foreword_tuner.data import Line
 from foreword_tuner.errors import DataError, TunerError
 
-DEFAULT_TEMPLATE = "{prompt}\n"
+PLAIN = "{prompt}"
+_LINE = "{prompt}\n"
 """So that a completion is a line of its own, without a space that the answer would begin with."""
 
 
@@ -37,7 +38,7 @@ class Encoder:
         self._eos_id = eos_id
         self._template = template
         self._chat = chat
-        self._fields = _fields(template)
+        self.fields = fields_of(template)
         self._specials = [text for text in tokenizer.all_special_tokens if text]
 
     def examples(
@@ -64,6 +65,8 @@ class Encoder:
     def prompt_ids(self, line: Line) -> list[int]:
         """Of everything before the completion. Raises `DataError`."""
         if line.messages:
+            if not self._chat:
+                raise DataError("`messages` need --chat")
             return self._chat_ids(line.messages)
         text = self.render(line)
         if self._chat:
@@ -72,9 +75,9 @@ class Encoder:
 
     def render(self, line: Line) -> str:
         """The template filled in. Raises `DataError`."""
-        if missing := sorted(self._fields - line.fields.keys()):
+        if missing := sorted(self.fields - line.fields.keys()):
             raise DataError(f"the template needs the fields: {', '.join(missing)}")
-        for name in self._fields:
+        for name in self.fields:
             self._check_specials(line.fields[name])
         return self._template.format_map(dict(line.fields))
 
@@ -103,7 +106,8 @@ class Encoder:
         return ids
 
 
-def _fields(template: str) -> set[str]:
+def fields_of(template: str) -> frozenset[str]:
+    """The names in its braces. Raises `TunerError` where the server would refuse it."""
     try:
         pieces = list(Formatter().parse(template))
     except ValueError:
@@ -111,4 +115,11 @@ def _fields(template: str) -> set[str]:
     for _, name, spec, conversion in pieces:
         if name is not None and (not name.isidentifier() or spec or conversion):
             raise TunerError("--template: fields are plain names such as {prompt}")
-    return {name for _, name, _, _ in pieces if name is not None}
+    return frozenset(name for _, name, _, _ in pieces if name is not None)
+
+
+def template_or_default(template: str | None, *, chat: bool) -> str:
+    """As a shell brings it, with a new line as two characters, or what suits most data."""
+    if template is None:
+        return PLAIN if chat else _LINE
+    return template.replace("\\n", "\n")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import anyio
 
@@ -24,14 +23,15 @@ class Asked:
     seconds: float
 
 
-def questions(lines: Sequence[Line]) -> list[tuple[Line, tuple[str, ...]]]:
+def questions(lines: Sequence[Line], fields: Collection[str]) -> list[tuple[Line, tuple[str, ...]]]:
     """Every question once, with all completions that the file has for it."""
     references: dict[str, list[str]] = {}
     first: dict[str, Line] = {}
     for line in lines:
-        references.setdefault(line.key, []).append(line.completion)
-        first.setdefault(line.key, line)
-    return [(line, tuple(references[key])) for key, line in first.items()]
+        question = line.question(fields)
+        references.setdefault(question, []).append(line.completion)
+        first.setdefault(question, line)
+    return [(line, tuple(references[question])) for question, line in first.items()]
 
 
 async def ask(
@@ -42,12 +42,11 @@ async def ask(
     version: int | None,
     max_tokens: int | None,
     concurrency: int,
-    prompt_of: Callable[[Line], str] | None = None,
-    tell: Callable[[], None] = lambda: None,
+    fields: Collection[str] = (),
 ) -> Asked:
     """Greedy answers in the order of the questions. Raises `ForewordError` of the first failure.
 
-    `prompt_of` makes prompts where the server has no task to do it.
+    `fields` are those of the task's template.
     """
     found: list[Generation | None] = [None] * len(asked)
     slots = anyio.CapacityLimiter(concurrency)
@@ -55,12 +54,11 @@ async def ask(
     async def one(i: int, line: Line) -> None:
         async with slots:
             found[i] = await client.generate(
-                None if line.messages else (prompt_of or _prompt)(line),
+                None if line.messages else line.prompt,
                 task=task,
                 version=version,
-                **_options(line, max_tokens),
+                **_options(line, max_tokens, fields),
             )
-            tell()
 
     begin_s = time.perf_counter()
     try:
@@ -76,15 +74,11 @@ async def ask(
     return Asked(answered, generations, seconds)
 
 
-def _prompt(line: Line) -> str:
-    return line.prompt
-
-
-def _options(line: Line, max_tokens: int | None) -> GenerateOptions:
+def _options(line: Line, max_tokens: int | None, fields: Collection[str]) -> GenerateOptions:
     options: GenerateOptions = {"temperature": 0.0, "max_tokens": max_tokens}
     if line.messages:
         options["messages"] = line.messages
-    beside = {name: text for name, text in line.fields.items() if name != "prompt"}
-    if beside:
+    beside = {name: line.fields[name] for name in fields if name in line.fields}
+    if beside and not line.messages:
         options["fields"] = beside
     return options

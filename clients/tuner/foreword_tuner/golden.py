@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 
@@ -18,13 +18,18 @@ _MAX_CHARS = 10_000
 
 @torch.inference_mode()
 def choose(
-    forward: Forward, lines: Sequence[Line], examples: Sequence[Example]
+    forward: Forward,
+    lines: Sequence[Line],
+    examples: Sequence[Example],
+    fields: Collection[str],
 ) -> list[dict[str, str]]:
     """`{"prompt": ..., "expect": ...}`, as an upload brings them.
 
-    The surest, since the server may compute in another precision. Lines that need more than a
-    `prompt` are left out: a golden prompt is no more.
+    The surest, since the server may compute in another precision. A golden prompt is one text: so
+    none where the template has other `fields`, and no chats of several messages.
     """
+    if set(fields) - {"prompt"}:
+        return []
     sure: list[tuple[float, Line]] = []
     pairs = [(line, e) for line, e in zip(lines, examples, strict=True) if _is_plain(line)]
     for line, example in pairs[:_NUM_TRIED]:
@@ -36,8 +41,4 @@ def choose(
 
 
 def _is_plain(line: Line) -> bool:
-    return (
-        len(line.messages) <= 1
-        and set(line.fields) <= {"prompt"}
-        and max(len(line.prompt), len(line.completion)) <= _MAX_CHARS
-    )
+    return len(line.messages) <= 1 and max(len(line.prompt), len(line.completion)) <= _MAX_CHARS

@@ -10,6 +10,7 @@ from typing import Any
 from foreword_tuner import base as bases
 from foreword_tuner import data, golden, plots, prepare, result
 from foreword_tuner.data import DataFile
+from foreword_tuner.encoding import PLAIN
 from foreword_tuner.forward import Forward
 from foreword_tuner.prepare import Examples, Trainee
 from foreword_tuner.settings import Folder, Settings
@@ -43,7 +44,7 @@ class Tuned:
     def profile(self) -> dict[str, Any]:
         """Of a task that serves it: prompts have to look as they did in training."""
         settings = self.record["settings"]
-        template = None if settings["template"] == "{prompt}" else settings["template"]
+        template = None if settings["template"] == PLAIN else settings["template"]
         defaults = {"temperature": 0.0, "max_tokens": self.record["max_answer_tokens"]}
         return {"template": template, "chat": settings["chat"], "defaults": defaults}
 
@@ -115,7 +116,9 @@ def _finish(
     training: Training,
 ) -> Tuned:
     folder, settings, state = what.folder, what.settings, training.state
-    chosen = golden.choose(forward, examples.held_out_lines, examples.held_out)
+    chosen = golden.choose(
+        forward, examples.held_out_lines, examples.held_out, examples.encoder.fields
+    )
     result.write_golden(folder.golden, chosen)
     num_bytes = result.save_peft(trainee.model, folder)
     best = next(m for m in reversed(state.held_out) if m["step"] == state.best_step)

@@ -59,9 +59,9 @@ def test_messages_of_a_chat() -> None:
     tokenizer = make_transformers_tokenizer()
     line = Line(1, "c", "q", {}, ({"role": "system", "content": "Be brief."}, USER))
 
-    ids = encoder(tokenizer).prompt_ids(line)
+    ids = encoder(tokenizer, chat=True).prompt_ids(line)
 
-    assert ids == served(tokenizer, Profile(), messages=list(line.messages))
+    assert ids == served(tokenizer, Profile(chat=True), messages=list(line.messages))
 
 
 def test_a_completion_ends_with_the_token_that_ends_it() -> None:
@@ -80,6 +80,7 @@ def test_a_completion_ends_with_the_token_that_ends_it() -> None:
         (Line(4, "a", "<s>", {"prompt": "<s>"}), "line 4: holds the special token <s>"),
         (Line(5, "a", "p", {"prompt": "p" * 99}), "line 5: 100 tokens, the limit is 50"),
         (Line(6, "a", "p", {}), "line 6: the template needs the fields: prompt"),
+        (Line(7, "a", "p", {}, (USER,)), "line 7: `messages` need --chat"),
     ],
 )
 def test_what_cannot_be_trained_on_is_told_by_line(line: Line, said: str) -> None:

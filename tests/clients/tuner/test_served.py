@@ -92,6 +92,51 @@ def test_a_tuned_task_answers_as_peft_does(
     assert profile.defaults.temperature == 0
 
 
+def test_a_chat_is_served_as_it_was_trained(
+    base: Path, server: RunningServer, tmp_path: Path
+) -> None:
+    lines = [
+        {
+            "messages": [
+                {"role": "user", "content": f"{i} is"},
+                {"role": "assistant", "content": "ab"},
+            ]
+        }
+        for i in range(24)
+    ]
+    data = write_lines(tmp_path / "train.jsonl", lines)
+    common = ("--data", data, "--base", base, "--task", "chat", "-o", tmp_path / "run", *QUICK)
+
+    run(tune, *common, "--chat", "--epochs", 20, "--push", server.url)
+
+    with Client(server.url) as client:
+        answer = client.generate("7 is", task="chat")
+        same = client.generate(messages=[{"role": "user", "content": "7 is"}], task="chat")
+        golden = client.version("chat", 1).golden
+    assert answer.text == same.text == "ab"
+    assert answer.finish_reason == "stop"
+    assert [line.expect for line in golden] == ["ab"] * 6
+
+
+def test_fields_of_a_template_are_trained_and_evaluated(
+    base: Path, server: RunningServer, tmp_path: Path
+) -> None:
+    lines = [
+        {"prompt": f"{i}", "lang": lang, "completion": lang, "id": f"n{i}"}
+        for i in range(12)
+        for lang in ("de", "fr")
+    ]
+    data, out = write_lines(tmp_path / "train.jsonl", lines), tmp_path / "result.json"
+    common = ("--data", data, "--base", base, "--task", "fields", "-o", tmp_path / "run", *QUICK)
+
+    run(tune, *common, "--template", "{prompt} {lang}:\\n", "--epochs", 3, "--push", server.url)
+    run(evaluate, "--data", data, "--task", "fields", "--url", server.url, "--json", out)
+
+    with Client(server.url) as client:
+        assert client.task("fields").profile.template == "{prompt} {lang}:\n"
+    assert json.loads(out.read_text())["num_questions"] == 24
+
+
 def test_golden_prompts_go_along_and_hold(
     base: Path, server: RunningServer, tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from foreword_tuner.cli import options
-from foreword_tuner.encoding import DEFAULT_TEMPLATE
+from foreword_tuner.encoding import template_or_default
 from foreword_tuner.errors import TunerError
 from foreword_tuner.methods import DEFAULTS, Method
 from foreword_tuner.progress import Teller
@@ -27,7 +27,7 @@ def distill(
     task: options.Task,
     virtual_tokens: options.VirtualTokens = None,
     answer_tokens: Annotated[int, typer.Option(min=1, help="Of the model's own answers.")] = 32,
-    template: options.Template = DEFAULT_TEMPLATE,
+    template: options.Template = None,
     chat: options.Chat = False,
     held_out: options.HeldOut = 0.05,
     learning_rate: options.Lr = None,
@@ -57,7 +57,7 @@ def distill(
         projection=False,
         init="text",
         first_layer=0,
-        template=options.unescaped(template),
+        template=template_or_default(template, chat=chat),
         chat=chat,
         held_out=held_out,
         max_tokens=options.MAX_TOKENS,

@@ -17,6 +17,7 @@ from foreword_client import AsyncClient
 from foreword_tuner import data as datafile
 from foreword_tuner import scores
 from foreword_tuner.cli import options
+from foreword_tuner.encoding import fields_of
 from foreword_tuner.errors import TunerError
 from foreword_tuner.evaluate import Asked, ask, questions
 
@@ -49,17 +50,19 @@ def evaluate(
     if unknown := [name for name in metrics if name not in scores.METRICS]:
         raise TunerError(f"no such metric: {', '.join(unknown)}")
     file = datafile.read(data, skip_bad=skip_bad)
-    asked = questions(file.lines)[:limit]
 
     async def run() -> Asked:
         async with AsyncClient(url, api_key=api_key) as client:
+            template = (await client.task(task)).profile.template
+            fields = fields_of(template or "") - {"prompt"}
             return await ask(
                 client,
-                asked,
+                questions(file.lines, fields)[:limit],
                 task=task,
                 version=version,
                 max_tokens=max_tokens,
                 concurrency=concurrency,
+                fields=fields,
             )
 
     done = anyio.run(run)

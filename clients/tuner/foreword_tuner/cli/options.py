@@ -35,11 +35,12 @@ VirtualTokens = Annotated[
     typer.Option(min=1, help="Length of the prefix. Default: 20.", show_default=False),
 ]
 Template = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="TEXT",
         help="What goes around a prompt, with the line's fields in braces. \\n is a new line. "
-        "The task's profile gets it.",
+        "The task's profile gets it. Default: the prompt and a new line; in a chat the prompt.",
+        show_default=False,
     ),
 ]
 Chat = Annotated[
@@ -80,8 +81,3 @@ def dtype_of(name: str) -> DType:
     if name not in ("bfloat16", "float32"):
         raise TunerError("--dtype is bfloat16 or float32")
     return cast(DType, name)
-
-
-def unescaped(template: str) -> str:
-    """As a shell brings it, with a new line as two characters."""
-    return template.replace("\\n", "\n")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from foreword_tuner.cli import options
-from foreword_tuner.encoding import DEFAULT_TEMPLATE
+from foreword_tuner.encoding import template_or_default
 from foreword_tuner.errors import TunerError
 from foreword_tuner.methods import DEFAULTS, PROJECTED, Method
 from foreword_tuner.progress import Teller
@@ -46,7 +46,7 @@ def tune(
             "computed once.",
         ),
     ] = 0,
-    template: options.Template = DEFAULT_TEMPLATE,
+    template: options.Template = None,
     chat: options.Chat = False,
     held_out: options.HeldOut = 0.05,
     max_tokens: Annotated[
@@ -84,7 +84,7 @@ def tune(
         projection=projection,
         init=init or defaults.init,
         first_layer=first_layer,
-        template=options.unescaped(template),
+        template=template_or_default(template, chat=chat),
         chat=chat,
         held_out=held_out,
         max_tokens=max_tokens,
