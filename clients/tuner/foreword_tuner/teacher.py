@@ -63,13 +63,14 @@ class Teacher:
         found: dict[int, Targets] = {}
         for group in batches.in_order(examples, batch_tokens):
             batch = batches.pack(group, self._base.pad_id).to(self._base.model.device)
-            best = self._behind(batch, self._text).float().topk(NUM_KEPT)
-            log_probs = best.values.log_softmax(dim=-1)
+            logits = self._behind(batch, self._text).float()
+            best = logits.topk(min(NUM_KEPT, logits.shape[1]))
             counts = [len(example.completion_ids) for example in group]
-            both: Any = (best.indices.split(counts), log_probs.split(counts))
-            pieces = zip(*both, strict=True)
-            for example, (ids, logs) in zip(group, pieces, strict=True):
-                found[example.number] = Targets(ids.clone(), logs.clone())
+            ids: Any = best.indices
+            logs: Any = best.values.log_softmax(dim=-1)
+            pieces = zip(group, ids.split(counts), logs.split(counts), strict=True)
+            for example, own_ids, own_logs in pieces:
+                found[example.number] = Targets(own_ids.clone(), own_logs.clone())
         return found
 
     def _decode(self, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
