@@ -48,11 +48,11 @@ bench: $(INSTALLED) ## Measure the CPU tables of docs/benchmarks.md (VLLM=DIR wi
 clean: ## Remove .venv and every cache. The default model in ~/.cache/foreword stays.
 	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
-$(INSTALLED): pyproject.toml clients/python/pyproject.toml clients/bench/pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml clients/python/pyproject.toml clients/bench/pyproject.toml clients/tuner/pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Foreword needs Python 3.11 or newer. Name one with: make PYTHON=python3.11")'
 	@echo "Setting up .venv: a few minutes, once."
 	@$(PYTHON) -m venv .venv
 	@$(PIP) torch
-	@$(PIP) --editable '.[dev]' --editable clients/python --editable 'clients/bench[plots]'
+	@$(PIP) --editable '.[dev]' --editable clients/python --editable 'clients/bench[plots]' --editable clients/tuner
 	@touch $@
 	@echo "Done: 'make serve' starts the server, 'make test' runs the tests."

@@ -58,6 +58,19 @@ class GoldenPrompt(BaseModel):
 
 GoldenPrompts = Annotated[tuple[GoldenPrompt, ...], Field(max_length=16)]
 
+ScoreName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_.-]{1,64}$")]
+Score = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Evaluation(BaseModel):
+    """What was measured before the upload, by whoever trained the prefix; not checked here."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    num_examples: int = Field(ge=1)
+    """Lines that were not trained on."""
+    scores: dict[ScoreName, Score] = Field(max_length=32)
+
 
 class Identity(BaseModel):
     """Which version of which task."""
@@ -87,6 +100,8 @@ class Draft(BaseModel):
     verification: tuple[Check, ...] = ()
     golden: GoldenPrompts = ()
     """What came with the upload; those of the task's profile count beside these."""
+    evaluation: Evaluation | None = None
+    """What came with the upload."""
 
     def as_version(self, task: str, version: int, *, at: datetime, by: str | None) -> Manifest:
         """The manifest of this draft as a version of a task."""

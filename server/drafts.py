@@ -55,8 +55,9 @@ class Drafts:
         )
         source = await self._off_loop(Digest.of, body)
         golden = await self._off_loop(formats.read_golden, body, media_type)
+        evaluation = await self._off_loop(formats.read_evaluation, body)
         draft = await self._kept(upload, base, source)
-        return draft.model_copy(update={"golden": golden})
+        return draft.model_copy(update={"golden": golden, "evaluation": evaluation})
 
     async def _kept(self, upload: formats.Upload, base: BaseModelSpec, source: Digest) -> Draft:
         match upload:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from prefix_store import artifact
 from prefix_store.digest import Digest
 from prefix_store.errors import InvalidArtifact, UnsupportedMediaType
-from prefix_store.formats import golden, peft, tar, text
-from prefix_store.manifest import GoldenPrompt
+from prefix_store.formats import evaluation, golden, peft, tar, text
+from prefix_store.manifest import Evaluation, GoldenPrompt
 from prefix_store.prefix import BaseModelSpec, Prefix, SoftPrompt, TextPrompt
 from prefix_store.safetensors_gate import read_tensors
 
@@ -43,6 +43,11 @@ def read_golden(data: bytes, media_type: str) -> tuple[GoldenPrompt, ...]:
     if kind == JSON:
         return golden.of_json(data)
     return golden.of_tar(data) if tar.is_tar(data) else ()
+
+
+def read_evaluation(data: bytes) -> Evaluation | None:
+    """What a body that `read` has taken says about its prefix. Raises `InvalidArtifact`."""
+    return evaluation.of_tar(data) if tar.is_tar(data) else None
 
 
 def _read_safetensors(data: bytes, base: BaseModelSpec, *, max_prefix_tokens: int) -> Upload:

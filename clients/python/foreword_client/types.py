@@ -174,6 +174,13 @@ class GoldenPrompt(Answer):
     expect: str | list[int]
 
 
+class Evaluation(Answer):
+    """What was measured before an upload, by whoever trained the prefix."""
+
+    num_examples: int
+    scores: dict[str, float]
+
+
 class Manifest(Answer):
     """One version of a task. Immutable."""
 
@@ -192,6 +199,7 @@ class Manifest(Answer):
     prompt: PromptFormat = PromptFormat()
     golden: list[GoldenPrompt] = []
     """Those that came with the upload."""
+    evaluation: Evaluation | None = None
     verification: list[Check] = []
     created_at: datetime
     created_by: str | None = None

@@ -42,13 +42,18 @@ def tar_of(files: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def peft_tar(*, base_model: str = "somebody/Tiny", golden: bytes | None = None) -> bytes:
+def peft_tar(
+    *,
+    base_model: str = "somebody/Tiny",
+    golden: bytes | None = None,
+    beside: dict[str, bytes] | None = None,
+) -> bytes:
     written = peft.write_tar(make_prefix(), BASE)
     with tarfile.open(fileobj=io.BytesIO(written)) as archive:
         files = {m.name: archive.extractfile(m).read() for m in archive}  # type: ignore[union-attr]
     config = json.loads(files[peft.CONFIG]) | {"base_model_name_or_path": base_model}
     files[peft.CONFIG] = json.dumps(config).encode()
-    return tar_of(files | ({} if golden is None else {"golden.jsonl": golden}))
+    return tar_of(files | ({} if golden is None else {"golden.jsonl": golden}) | (beside or {}))
 
 
 def checks_of(answer: httpx.Response) -> dict[str, bool]:
@@ -149,6 +154,34 @@ async def test_the_name_that_peft_wrote_is_a_hint(
     warning = answer.json()["warning"]
     assert warning is None if passed else warning == "trained for other-7b, served by tiny"
     assert "/home" not in answer.text
+
+
+# --- what was measured before ---
+
+
+async def test_an_evaluation_stands_in_the_manifest_as_it_came(http: httpx.AsyncClient) -> None:
+    measured = {"num_examples": 500, "scores": {"exact_match": 0.86, "loss": 0.21}}
+    body = peft_tar(beside={"evaluation.json": json.dumps(measured).encode()})
+
+    answer = await http.put("/tasks/x/prefix", content=body, headers=TAR)
+    manifest = (await http.get("/tasks/x/versions/1")).json()
+
+    assert answer.json()["evaluation"] == manifest["evaluation"] == measured
+
+
+@pytest.mark.parametrize(
+    "measured",
+    [b"no JSON", b"[]", b'{"num_examples": 0, "scores": {}}', b'{"num_examples": 1}',
+     b'{"num_examples": 1, "scores": {"f1": NaN}}', b'{"num_examples": 1, "scores": {"F 1": 1}}'],
+)  # fmt: skip
+async def test_an_evaluation_that_cannot_be_read_is_refused(
+    http: httpx.AsyncClient, measured: bytes
+) -> None:
+    body = peft_tar(beside={"evaluation.json": measured})
+
+    answer = await http.put("/tasks/x/prefix", content=body, headers=TAR)
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_artifact")
 
 
 # --- golden prompts ---

@@ -1,0 +1,62 @@
+"""The frozen base model, with our attention in it, and its tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+)
+
+from foreword_tuner.attention import SharedPrefixAttention
+from foreword_tuner.errors import TunerError
+from foreword_tuner.settings import DType
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What training needs of a base model."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: Any
+    attention: SharedPrefixAttention | None
+    """Of decoders; encoder-decoders run as PEFT runs them."""
+    eos_id: int
+    pad_id: int
+
+
+def load(name: str, dtype: DType) -> Base:
+    """From a folder or a hub id. Raises `TunerError`."""
+    try:
+        config = AutoConfig.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        attention = None if config.is_encoder_decoder else SharedPrefixAttention()
+        kind = AutoModelForCausalLM if attention else AutoModelForSeq2SeqLM
+        options = {"attn_implementation": attention.name} if attention else {}
+        model = kind.from_pretrained(name, dtype=getattr(torch, dtype), **options)
+    except (OSError, ValueError) as exc:
+        raise TunerError(f"cannot load the base model {name}: {exc}") from None
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = model.eval().requires_grad_(requires_grad=False).to(device)
+    eos_id = _eos_id(model, tokenizer)
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_id
+    return Base(name, model, tokenizer, attention, eos_id, pad_id)
+
+
+def _eos_id(model: PreTrainedModel, tokenizer: Any) -> int:
+    """The token that ends an answer on the server, which reads the same field."""
+    found = model.generation_config.eos_token_id if model.generation_config else None
+    if found is None:
+        found = tokenizer.eos_token_id
+    if isinstance(found, list):
+        found = found[0] if found else None
+    if found is None:
+        raise TunerError("the base model names no token that ends a text")
+    return int(found)

@@ -1,0 +1,1 @@
+"""The commands `foreword tune`, `foreword evaluate` and `foreword distill`."""

@@ -1,0 +1,102 @@
+"""`foreword distill`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from foreword_tuner.cli import options
+from foreword_tuner.encoding import template_or_default
+from foreword_tuner.errors import TunerError
+from foreword_tuner.methods import DEFAULTS, Method
+from foreword_tuner.progress import Teller
+from foreword_tuner.settings import Folder, Settings
+
+
+def distill(
+    text: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="The long text that prompts come behind today."),
+    ],
+    data: Annotated[
+        Path, typer.Option(metavar="FILE", help="JSON lines with a `prompt`, as users send them.")
+    ],
+    base: options.BaseModel,
+    task: options.Task,
+    virtual_tokens: options.VirtualTokens = None,
+    answer_tokens: Annotated[int, typer.Option(min=1, help="Of the model's own answers.")] = 32,
+    template: options.Template = None,
+    chat: options.Chat = False,
+    held_out: options.HeldOut = 0.05,
+    learning_rate: options.Lr = None,
+    batch_tokens: options.BatchTokens = 320,
+    epochs: options.Epochs = 5.0,
+    minutes: options.Minutes = None,
+    eval_every: options.EvalEvery = 100,
+    patience: options.Patience = 5,
+    dtype: options.DTypeOption = "bfloat16",
+    seed: options.Seed = 0,
+    output: options.Output = None,
+    push: options.Push = None,
+    api_key: options.ApiKey = None,
+    restart: options.Restart = False,
+    skip_bad: options.SkipBad = False,
+) -> None:
+    """Compress a long text into a short prefix that the base model answers alike behind.
+
+    The data needs no completions: the model's own answers behind the text are what is learnt.
+    """
+    content = _content(text)
+    defaults = DEFAULTS[Method.PREFIX]
+    settings = Settings(
+        base=base,
+        method=Method.PREFIX,
+        num_virtual_tokens=virtual_tokens or defaults.num_virtual_tokens,
+        projection=False,
+        init="text",
+        first_layer=0,
+        template=template_or_default(template, chat=chat),
+        chat=chat,
+        held_out=held_out,
+        max_tokens=options.MAX_TOKENS,
+        learning_rate=learning_rate or defaults.learning_rate,
+        warmup=options.WARMUP,
+        weight_decay=0.0,
+        clip=options.CLIP,
+        batch_tokens=batch_tokens,
+        accumulate=1,
+        max_epochs=epochs,
+        max_minutes=minutes,
+        eval_every=eval_every,
+        patience=patience,
+        dtype=options.dtype_of(dtype),
+        seed=seed,
+    )
+    from foreword_tuner import distill, publish, tune  # torch only where it is needed
+
+    with Teller() as teller:
+        what = tune.Run(
+            settings=settings,
+            data=data,
+            folder=Folder(output or Path("runs") / task),
+            skip_bad=skip_bad,
+            restart=restart,
+            say=teller.say,
+            tell=teller.tell,
+        )
+        tuned = distill.run(what, distill.Text(text.name, content, answer_tokens))
+    publish.tell(tuned)
+    if push:
+        publish.push(tuned, task, url=push, api_key=api_key)
+
+
+def _content(path: Path) -> str:
+    try:
+        content = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise TunerError(f"{path}: {exc}") from None
+    if not content.strip():
+        raise TunerError(f"{path} is empty")
+    return content

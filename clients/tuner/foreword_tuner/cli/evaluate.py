@@ -1,0 +1,118 @@
+"""`foreword evaluate`"""
+
+from __future__ import annotations
+
+import dataclasses
+import json as json_
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import anyio
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from foreword_client import AsyncClient
+from foreword_tuner import data as datafile
+from foreword_tuner import scores
+from foreword_tuner.cli import options
+from foreword_tuner.encoding import fields_of
+from foreword_tuner.errors import TunerError
+from foreword_tuner.evaluate import Asked, ask, questions
+
+
+def evaluate(
+    data: Annotated[Path, typer.Option(metavar="FILE", help="JSON lines, as for `foreword tune`.")],
+    task: options.Task,
+    version: Annotated[int | None, typer.Option(min=1, help="Default: the active one.")] = None,
+    url: Annotated[
+        str | None, typer.Option(envvar="FOREWORD_URL", metavar="URL", show_default=False)
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Of {', '.join(scores.METRICS)}. Repeatable. Default: all."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first questions.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Of an answer. Default: the task's.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 32,
+    answers: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write every answer here, a line each.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the result.")] = None,
+    api_key: options.ApiKey = None,
+    skip_bad: options.SkipBad = False,
+) -> None:
+    """Ask a task all questions of a file, and score its answers, with 95 % intervals."""
+    metrics = metric or list(scores.METRICS)
+    if unknown := [name for name in metrics if name not in scores.METRICS]:
+        raise TunerError(f"no such metric: {', '.join(unknown)}")
+    file = datafile.read(data, skip_bad=skip_bad)
+
+    async def run() -> Asked:
+        async with AsyncClient(url, api_key=api_key) as client:
+            template = (await client.task(task)).profile.template
+            fields = fields_of(template or "") - {"prompt"}
+            return await ask(
+                client,
+                questions(file.lines, fields)[:limit],
+                task=task,
+                version=version,
+                max_tokens=max_tokens,
+                concurrency=concurrency,
+                fields=fields,
+            )
+
+    done = anyio.run(run)
+    if answers is not None:
+        _write_answers(answers, done)
+    found = scores.score(done.answered, metrics)
+    result = _result(file, done, task, found)
+    if json is not None:
+        json.write_text(json_.dumps(result, indent=2) + "\n", "utf-8")
+    _show(result, found)
+
+
+def _result(
+    file: datafile.DataFile, done: Asked, task: str, found: dict[str, scores.Score]
+) -> dict[str, Any]:
+    versions = sorted({g.version for g in done.generations if g.version is not None})
+    num_tokens = sum(g.usage.completion_tokens for g in done.generations)
+    return {
+        "task": task,
+        "versions": versions,
+        "data": {"name": file.path.name, "sha256": file.sha256},
+        "num_questions": len(done.answered),
+        "num_cut": sum(g.finish_reason == "length" for g in done.generations),
+        "seconds": round(done.seconds, 2),
+        "completion_tokens": num_tokens,
+        "scores": {name: dataclasses.asdict(score) for name, score in found.items()},
+    }
+
+
+def _show(result: dict[str, Any], found: dict[str, scores.Score]) -> None:
+    table = Table(title=_title(result), title_justify="left", box=None)
+    table.add_column("score")
+    table.add_column("", justify="right")
+    table.add_column("95 %", justify="right")
+    for name, score in found.items():
+        table.add_row(name, f"{score.value:.1f}", f"{score.low:.1f} to {score.high:.1f}")
+    Console().print(table)
+
+
+def _title(result: dict[str, Any]) -> str:
+    versions: Sequence[int] = result["versions"]
+    named = f"{result['task']}@{','.join(map(str, versions))}"
+    cut = f", {result['num_cut']} cut short" if result["num_cut"] else ""
+    rate = result["num_questions"] / result["seconds"]
+    return f"{named}: {result['num_questions']} questions{cut}, {rate:.1f} a second"
+
+
+def _write_answers(path: Path, done: Asked) -> None:
+    rows = [
+        {"answer": one.answer, "references": one.references, "tokens": g.usage.completion_tokens}
+        for one, g in zip(done.answered, done.generations, strict=True)
+    ]
+    path.write_text("".join(f"{json_.dumps(row)}\n" for row in rows), "utf-8")

@@ -1,0 +1,169 @@
+"""One forward of the frozen model behind what is trained: the loss of completions, and no more.
+
+PEFT's own forward computes the logits of every token, of which only completions have targets, and
+copies a prefix for each row. Here the head sees the rows that count, and attention one prefix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+from foreword_tuner.attention import SharedPrefixAttention
+from foreword_tuner.batches import Batch, pack
+from foreword_tuner.cut import Cut
+from foreword_tuner.encoding import Example
+from foreword_tuner.initial import ADAPTER
+from foreword_tuner.methods import Method
+
+IGNORED = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Of one batch. Greedy decoding gives a completion exactly if all its tokens come first."""
+
+    loss: Tensor
+    """Sum over the completions' tokens."""
+    num_targets: int
+    num_exact: int
+    """Examples whose whole completion greedy decoding would give."""
+
+
+class Forward(Protocol):
+    """How a family of models is run."""
+
+    def __call__(self, examples: Sequence[Example]) -> Outcome: ...
+
+
+class DecoderForward:
+    """Decoder-only models, with `attention` in their layers. Those below `first_layer` have a
+    constant prefix, or none."""
+
+    def __init__(
+        self,
+        model: PeftModel,
+        method: Method,
+        attention: SharedPrefixAttention,
+        pad_id: int,
+        *,
+        first_layer: int = 0,
+    ) -> None:
+        self._model = model
+        self._method = method
+        self._attention = attention
+        self._pad_id = pad_id
+        self._base: Any = model.get_base_model()
+        self._decoder: Any = self._base.get_decoder()
+        self._cut = Cut(self._decoder, first_layer) if first_layer else None
+
+    def __call__(self, examples: Sequence[Example]) -> Outcome:
+        batch = pack(examples, self._pad_id).to(self._base.device)
+        return _outcome(self.logits(batch), batch)
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self._base.device
+        return device
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Of the tokens that precede a target: [N, vocab_size]."""
+        if self._method.is_kv:
+            return self.behind(batch, self.keys_and_values())
+        self._attention.prefix = None
+        if self._method in (Method.PROMPT, Method.PTUNING):
+            return self._run(batch, inputs_embeds=self._behind_embeddings(batch.token_ids))
+        return self._run(batch, input_ids=batch.token_ids)
+
+    def behind(self, batch: Batch, prefix: Tensor) -> Tensor:
+        """The same behind any keys and values: [num_layers, 2, num_kv_heads, L, head_dim]."""
+        self._attention.prefix = prefix
+        return self._run(batch, prefix.shape[3], input_ids=batch.token_ids)
+
+    def _run(self, batch: Batch, start: int = 0, **inputs: Any) -> Tensor:
+        width = next(iter(inputs.values())).shape[1]
+        inputs["position_ids"] = torch.arange(start, start + width, device=self.device)[None]
+        inputs["use_cache"] = False
+        hidden: Tensor  # [B, T, hidden_size]
+        if self._cut is not None:
+            hidden = self._cut(batch, **inputs)
+        else:
+            hidden = self._decoder(**inputs).last_hidden_state
+        own = hidden[:, width - batch.token_ids.shape[1] :]
+        return self._head(own.flatten(0, 1)[batch.rows])
+
+    def keys_and_values(self) -> Tensor:
+        """[num_layers, 2, num_kv_heads, L, head_dim], in the model's dtype."""
+        config: Any = self._model.peft_config[ADAPTER]
+        flat = self._virtual()
+        heads = config.num_attention_heads
+        slots = flat.view(len(flat), config.num_layers, 2, heads, config.token_dim // heads)
+        return slots.permute(1, 2, 3, 0, 4).to(self._base.dtype)
+
+    def _behind_embeddings(self, token_ids: Tensor) -> Tensor:
+        embeddings = self._base.get_input_embeddings()(token_ids)
+        virtual = self._virtual().to(embeddings.dtype)
+        return torch.cat((virtual.expand(len(token_ids), -1, -1), embeddings), dim=1)
+
+    def _virtual(self) -> Tensor:
+        """What the encoder makes of its parameters: [L, columns]."""
+        tokens = self._model.prompt_tokens[ADAPTER].to(self._base.device)[None]
+        virtual: Tensor = self._model.prompt_encoder[ADAPTER](tokens)[0]
+        return virtual
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        """By the model's own forward with its layers left out: some scale or cap their logits."""
+
+        def computed(*args: Any, **kwargs: Any) -> BaseModelOutputWithPastAndCrossAttentions:
+            return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden[None])
+
+        self._decoder.forward = computed
+        try:
+            logits: Tensor = self._base(inputs_embeds=hidden[None], use_cache=False).logits
+        finally:
+            del self._decoder.forward
+        return logits[0]
+
+
+class Seq2SeqForward:
+    """Encoder-decoder models such as T5, by PEFT's own forward."""
+
+    def __init__(self, model: PeftModel, pad_id: int) -> None:
+        self._model = model
+        self._pad_id = pad_id
+
+    def __call__(self, examples: Sequence[Example]) -> Outcome:
+        device = self._model.get_base_model().device
+        prompts = _padded([e.prompt_ids for e in examples], self._pad_id).to(device)
+        labels = _padded([e.completion_ids for e in examples], IGNORED).to(device)
+        lengths = torch.tensor([len(e.prompt_ids) for e in examples], device=device)
+        mask = (torch.arange(prompts.shape[1], device=device) < lengths[:, None]).long()
+        logits = self._model(input_ids=prompts, attention_mask=mask, labels=labels).logits
+        owners, places = (labels != IGNORED).nonzero(as_tuple=True)
+        targets = labels[owners, places]
+        numbers = [example.number for example in examples]
+        batch = Batch(prompts, places, targets, owners, numbers, lengths.tolist())
+        return _outcome(logits[owners, places], batch)
+
+
+def _padded(rows: Sequence[list[int]], pad_id: int) -> Tensor:
+    tensors = [torch.tensor(row) for row in rows]
+    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=pad_id)
+
+
+def _outcome(logits: Tensor, batch: Batch) -> Outcome:
+    logits = logits.float()
+    loss = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="sum")
+    return Outcome(loss, len(batch.targets), num_exact(logits, batch))
+
+
+def num_exact(logits: Tensor, batch: Batch) -> int:
+    """Examples all of whose targets come first."""
+    wrong = logits.detach().argmax(dim=-1) != batch.targets
+    return batch.num_examples - len(set(batch.owners[wrong].tolist()))

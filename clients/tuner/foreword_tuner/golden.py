@@ -1,0 +1,44 @@
+"""Golden prompts of a training: held-out lines that it answers exactly, the surest first."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import torch
+
+from foreword_tuner.data import Line
+from foreword_tuner.encoding import Example
+from foreword_tuner.forward import Forward
+
+MAX_GOLDEN = 8
+_NUM_TRIED = 64
+_MAX_CHARS = 10_000
+"""What the server takes of a golden prompt."""
+
+
+@torch.inference_mode()
+def choose(
+    forward: Forward,
+    lines: Sequence[Line],
+    examples: Sequence[Example],
+    fields: Collection[str],
+) -> list[dict[str, str]]:
+    """`{"prompt": ..., "expect": ...}`, as an upload brings them.
+
+    The surest, since the server may compute in another precision. A golden prompt is one text: so
+    none where the template has other `fields`, and no chats of several messages.
+    """
+    if set(fields) - {"prompt"}:
+        return []
+    sure: list[tuple[float, Line]] = []
+    pairs = [(line, e) for line, e in zip(lines, examples, strict=True) if _is_plain(line)]
+    for line, example in pairs[:_NUM_TRIED]:
+        outcome = forward([example])
+        if outcome.num_exact:
+            sure.append((float(outcome.loss) / outcome.num_targets, line))
+    sure.sort(key=lambda pair: pair[0])
+    return [{"prompt": line.prompt, "expect": line.completion} for _, line in sure[:MAX_GOLDEN]]
+
+
+def _is_plain(line: Line) -> bool:
+    return len(line.messages) <= 1 and max(len(line.prompt), len(line.completion)) <= _MAX_CHARS

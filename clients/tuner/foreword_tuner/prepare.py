@@ -1,0 +1,103 @@
+"""From settings and data to a training that can begin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import peft
+import torch
+
+from foreword_tuner import checkpoint, data, initial, methods
+from foreword_tuner.base import Base
+from foreword_tuner.data import DataFile, Line
+from foreword_tuner.encoding import Encoder, Example
+from foreword_tuner.errors import TunerError
+from foreword_tuner.forward import DecoderForward, Forward, Seq2SeqForward
+from foreword_tuner.methods import Method
+from foreword_tuner.settings import TEXT_INIT, Settings
+
+_NUM_SHOTS = 64
+"""Lines whose text is surely as long as a prefix."""
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Both sides of the split, as lines and as token ids."""
+
+    train: list[Example]
+    held_out: list[Example]
+    held_out_lines: list[Line]
+    encoder: Encoder
+    init_ids: list[int]
+    """Of the text that training begins from; empty for chance."""
+    skipped: list[str]
+    """Why lines were left out."""
+
+
+def examples(base: Base, file: DataFile, settings: Settings, *, skip_bad: bool) -> Examples:
+    """Raises `DataError`, by line, unless bad lines are skipped."""
+    encoder = Encoder(base.tokenizer, base.eos_id, template=settings.template, chat=settings.chat)
+    encoded, problems = encoder.examples(file.lines, max_tokens=settings.max_tokens)
+    if problems and not skip_bad:
+        raise data.refusal(file.path, problems)
+    by_number = {example.number: example for example in encoded}
+    kept = [line for line in file.lines if line.number in by_number]
+    train, held_out = data.split(kept, settings.held_out, settings.seed)
+    return Examples(
+        [by_number[line.number] for line in train],
+        [by_number[line.number] for line in held_out],
+        held_out,
+        encoder,
+        _init_ids(base, encoder, train, settings),
+        [*file.skipped, *problems],
+    )
+
+
+def _init_ids(base: Base, encoder: Encoder, train: Sequence[Line], settings: Settings) -> list[int]:
+    if settings.init == "random":
+        return []
+    if settings.init.startswith(TEXT_INIT):
+        text = settings.init.removeprefix(TEXT_INIT)
+    else:
+        step = max(1, len(train) // _NUM_SHOTS)  # files are often in the order of their labels
+        text = "".join(encoder.shot(line) for line in train[::step])
+    ids = base.tokenizer(text).input_ids
+    if not ids:
+        raise TunerError("the text to begin from has no tokens")
+    return initial.fill(ids, settings.num_virtual_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Trainee:
+    """The base model with what is to be trained beside it."""
+
+    model: peft.PeftModel
+    num_parameters: int
+    """That are trained."""
+
+
+def trainee(base: Base, settings: Settings, init_ids: Sequence[int]) -> Trainee:
+    """At its beginning."""
+    torch.manual_seed(settings.seed)
+    method = settings.method
+    config = methods.config(
+        method, base.model, settings.num_virtual_tokens, projection=settings.projection
+    )
+    tuned: Any = peft.get_peft_model(base.model, config)
+    if init_ids:
+        initial.from_text(tuned, method, init_ids)
+    num_parameters = sum(p.numel() for p in checkpoint.trainable(tuned).values())
+    if method in (Method.PREFIX, Method.CARTRIDGE, Method.PROMPT) and not settings.projection:
+        num_parameters = initial.measure_in_units(tuned, method, first_layer=settings.first_layer)
+    return Trainee(tuned.eval(), num_parameters)
+
+
+def forward(base: Base, tuned: peft.PeftModel, settings: Settings) -> Forward:
+    """How this family is run."""
+    if base.attention is None:
+        return Seq2SeqForward(tuned, base.pad_id)
+    return DecoderForward(
+        tuned, settings.method, base.attention, base.pad_id, first_layer=settings.first_layer
+    )

@@ -1,0 +1,152 @@
+"""A training from its data file to its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from foreword_tuner import base as bases
+from foreword_tuner import data, golden, plots, prepare, result
+from foreword_tuner.data import DataFile
+from foreword_tuner.encoding import PLAIN
+from foreword_tuner.forward import Forward
+from foreword_tuner.prepare import Examples, Trainee
+from foreword_tuner.settings import Folder, Settings
+from foreword_tuner.training import Report, Training
+
+_SPARE_TOKENS = 1.5
+"""An answer may be so many times as long as the longest in the data."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What to do, and how to tell of it."""
+
+    settings: Settings
+    data: Path
+    folder: Folder
+    skip_bad: bool
+    restart: bool
+    say: Callable[[str], None]
+    tell: Callable[[Report], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """A finished training."""
+
+    folder: Folder
+    record: dict[str, Any]
+
+    @property
+    def profile(self) -> dict[str, Any]:
+        """Of a task that serves it: prompts have to look as they did in training."""
+        settings = self.record["settings"]
+        template = None if settings["template"] == PLAIN else settings["template"]
+        defaults = {"temperature": 0.0, "max_tokens": self.record["max_answer_tokens"]}
+        return {"template": template, "chat": settings["chat"], "defaults": defaults}
+
+
+def run(what: Run) -> Tuned:
+    """Train, or go on with a training that was interrupted. Raises `TunerError`."""
+    settings = what.settings
+    file = data.read(what.data, skip_bad=what.skip_bad)
+    base = bases.load(settings.base, settings.dtype)
+    examples = prepare.examples(base, file, settings, skip_bad=what.skip_bad)
+    trainee = prepare.trainee(base, settings, examples.init_ids)
+    forward = prepare.forward(base, trainee.model, settings)
+    return train(what, file, trainee, forward, examples)
+
+
+def train(
+    what: Run,
+    file: DataFile,
+    trainee: Trainee,
+    forward: Forward,
+    examples: Examples,
+    *beside: str,
+) -> Tuned:
+    """The training and what it leaves. What `beside` says is part of its identity."""
+    for problem in examples.skipped:
+        what.say(f"left out: {problem}")
+    training = _training(what, file, trainee, forward, examples, beside)
+    training.run()
+    return _finish(what, file, trainee, forward, examples, training)
+
+
+def _training(
+    what: Run,
+    file: DataFile,
+    trainee: Trainee,
+    forward: Forward,
+    examples: Examples,
+    beside: Sequence[str],
+) -> Training:
+    folder = what.folder
+    folder.path.mkdir(parents=True, exist_ok=True)
+    if what.restart:
+        folder.checkpoint.unlink(missing_ok=True)
+    training = Training(
+        trainee.model,
+        forward,
+        examples.train,
+        examples.held_out,
+        what.settings,
+        path=folder.checkpoint,
+        identity=what.settings.identity(file.sha256, *beside),
+        tell=what.tell,
+    )
+    what.say(
+        f"{len(examples.train)} lines to train on, {len(examples.held_out)} held out; "
+        f"{trainee.num_parameters:,} parameters"
+    )
+    if training.resume():
+        what.say(f"going on after step {training.state.step}")
+    return training
+
+
+def _finish(
+    what: Run,
+    file: DataFile,
+    trainee: Trainee,
+    forward: Forward,
+    examples: Examples,
+    training: Training,
+) -> Tuned:
+    folder, settings, state = what.folder, what.settings, training.state
+    chosen = golden.choose(
+        forward, examples.held_out_lines, examples.held_out, examples.encoder.fields
+    )
+    result.write_golden(folder.golden, chosen)
+    num_bytes = result.save_peft(trainee.model, folder)
+    best = next(m for m in reversed(state.held_out) if m["step"] == state.best_step)
+    evaluation = {
+        "num_examples": len(examples.held_out),
+        "scores": {key: value for key, value in best.items() if key != "step"},
+    }
+    result.write_json(folder.evaluation, evaluation)
+    longest = max(len(e.completion_ids) for e in (*examples.train, *examples.held_out))
+    record = {
+        "settings": settings.as_json(),
+        "data": {"name": file.path.name, "sha256": file.sha256, "left_out": examples.skipped},
+        "num_train": len(examples.train),
+        "num_held_out": len(examples.held_out),
+        "num_parameters": trainee.num_parameters,
+        "num_bytes": num_bytes,
+        "max_answer_tokens": int(longest * _SPARE_TOKENS),
+        "steps": state.step,
+        "epochs": state.epoch + 1,
+        "training_s": round(state.elapsed_s, 1),
+        "tokens_per_s": round(state.num_tokens / state.elapsed_s, 1),
+        "best_step": state.best_step,
+        "evaluation": evaluation,
+        "curve": state.curve,
+        "held_out": state.held_out,
+        "versions": result.versions(),
+    }
+    result.write_json(folder.record, record)
+    title = f"{settings.method} on {file.path.name}, {settings.num_virtual_tokens} virtual tokens"
+    plots.draw(folder.plot, title, state.curve, state.held_out)
+    return Tuned(folder, record)
