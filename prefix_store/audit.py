@@ -159,8 +159,8 @@ class AuditLog:
         )  # one statement: it sees one state of the chain and its end
         expected = Head(0, _BEFORE_THE_FIRST)
         stored: Head | None = None
-        with self._database.read() as connection:
-            for row in connection.execute(chain).mappings():
+        with self._database.read() as connection, connection.execute(chain) as found:
+            for row in found.mappings():
                 stored = Head(row["last"], row["last_hash"])
                 if row["seq"] is None:
                     break
