@@ -20,7 +20,7 @@ import pytest
 
 from prefix_store.database import Database
 
-PASSWORD = "a password that no log may show"  # noqa: S105
+PASSWORD = "a password that no log may show"
 _DURABILITY_OFF = ("-c", "fsync=off", "-c", "full_page_writes=off")
 _TEMPLATE = "foreword_template"
 
