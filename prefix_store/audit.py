@@ -89,6 +89,14 @@ class Broken:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What rows of the audit are about."""
+
+    tasks: frozenset[str]
+    keys: bool
+
+
 def append(
     connection: Connection,
     by: Actor,
@@ -120,6 +128,25 @@ def append(
     connection.execute(update(audit_head).values(seq=entry["seq"], hash=hash))
 
 
+def read_head(connection: Connection) -> Head:
+    """Raises `StorageFailure` where the chain has no end."""
+    found = connection.execute(select(audit_head)).one_or_none()
+    if found is None:
+        raise StorageFailure("the end of the audit is missing")
+    return Head(found.seq, found.hash)
+
+
+def changed_since(connection: Connection, known: Head) -> Changes | None:
+    """What the rows behind `known` have changed; None if it is not part of this chain."""
+    query = select(audit.c.hash).where(audit.c.seq == known.seq)
+    if connection.scalar(query) != (known.hash if known.seq else None):
+        return None
+    since = select(audit.c.task, audit.c.key).where(audit.c.seq > known.seq).distinct()
+    found = connection.execute(since).all()
+    tasks = frozenset(row.task for row in found if row.task is not None)
+    return Changes(tasks, any(row.key is not None for row in found))
+
+
 def _hash(prev_hash: str, entry: Mapping[str, Any]) -> str:
     text = json.dumps(entry, sort_keys=True, separators=(",", ":"), default=repr)
     return hashlib.sha256(f"{prev_hash}{text}".encode()).hexdigest()
@@ -134,10 +161,7 @@ class AuditLog:
     def head(self) -> Head:
         """Raises `StorageFailure` where the chain has no end."""
         with self._database.read() as connection:
-            found = connection.execute(select(audit_head)).one_or_none()
-        if found is None:
-            raise StorageFailure("the end of the audit is missing")
-        return Head(found.seq, found.hash)
+            return read_head(connection)
 
     def entries(self, after: int = 0, limit: int = 100) -> list[Entry]:
         """At most `limit` rows behind the row `after`, in order."""
@@ -159,8 +183,8 @@ class AuditLog:
         )  # one statement: it sees one state of the chain and its end
         expected = Head(0, _BEFORE_THE_FIRST)
         stored: Head | None = None
-        with self._database.read() as connection:
-            for row in connection.execute(chain).mappings():
+        with self._database.read() as connection, connection.execute(chain) as found:
+            for row in found.mappings():
                 stored = Head(row["last"], row["last_hash"])
                 if row["seq"] is None:
                     break

@@ -41,6 +41,14 @@ class BlobStore(Protocol):
         """The blobs that were found rotten and not put again."""
         ...
 
+    def check(self) -> None:
+        """Return if it answers, or did when it was last asked."""
+        ...
+
+    def look(self) -> None:
+        """Find out anew what `quarantined` and `check` say, where that is remembered."""
+        ...
+
     def exists(self, digest: Digest) -> bool: ...
 
     def delete(self, digest: Digest, *, older_than_s: float = 0.0) -> bool:
@@ -112,6 +120,13 @@ class FileBlobStore:
                     found.add(Digest(f"sha256:{path.name}"))
         return {digest for digest in found if not self.exists(digest)}
 
+    def check(self) -> None:
+        with _refused("be read"):
+            self._quarantine.stat()
+
+    def look(self) -> None:
+        """Nothing is remembered."""
+
     def exists(self, digest: Digest) -> bool:
         with _refused("be read"):
             return self._path(digest).is_file()
@@ -134,6 +149,19 @@ class FileBlobStore:
             except FileNotFoundError:
                 raise UnknownDigest(f"no blob {digest}") from None
         return max(0.0, time.time() - written_at)
+
+    def touch(self, digest: Digest) -> None:
+        """Make a blob as young as a `put` does, if it is there."""
+        with _refused("be written"), suppress(FileNotFoundError):
+            os.utime(self._path(digest))
+
+    def num_bytes(self, digest: Digest) -> int:
+        """Raises `UnknownDigest`."""
+        with _refused("be read"):
+            try:
+                return self._path(digest).stat().st_size
+            except FileNotFoundError:
+                raise UnknownDigest(f"no blob {digest}") from None
 
     def __iter__(self) -> Iterator[Digest]:
         with _refused("be listed"):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from sqlite3 import Connection as SqliteConnection
 
@@ -12,10 +13,11 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from prefix_store import migrations
+from prefix_store import migrations, postgres
 from prefix_store.errors import StorageFailure
 
 BUSY_TIMEOUT_S = 5
+_UPGRADE_TIMEOUT_S = 60
 
 
 class Database:
@@ -25,7 +27,8 @@ class Database:
         """`may_create`: make the tables where there are none; else that is a `StorageFailure`."""
         self._file = _File(url)
         self.engine = _open(url, self._file)
-        self._writer = self.engine.execution_options(writes=True)
+        self.after_write: Callable[[], None] = _nothing
+        """Called when a change is durable, before whoever made it learns of that."""
         try:
             self._prepare(may_create)
         except StorageFailure:
@@ -47,13 +50,34 @@ class Database:
             yield connection
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
-        """One transaction: durable where the block ends, undone where it raises."""
+    def read_at_once(self) -> Iterator[Connection]:
+        """For statements that must all see the same state of the database."""
+        reader = self.engine.execution_options(at_once=True)
+        with _refused(), reader.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def write(self, patience_s: int = BUSY_TIMEOUT_S) -> Iterator[Connection]:
+        """One transaction: durable where the block ends, undone where it raises.
+
+        `patience_s`: how long PostgreSQL waits for another writer.
+        """
+        writer = self.engine.execution_options(writes=True, patience_s=patience_s)
         with _refused():
             self._file.check()
-            with self._writer.begin() as connection:
+            with writer.begin() as connection:
                 yield connection
             self._file.check()  # what was written to a deleted file is lost
+        self.after_write()
+
+    @contextmanager
+    def listening(self) -> Iterator[Callable[[float], None]]:
+        """Call what it yields to wait for a change, by whomever, and at most so many seconds."""
+        if self.engine.dialect.name != "postgresql":
+            yield time.sleep
+            return
+        with _refused(), postgres.listening(self.engine) as wait:
+            yield wait
 
     def _prepare(self, may_create: bool) -> None:
         with self.read() as connection:
@@ -64,7 +88,7 @@ class Database:
                     "back, or move the blobs away to begin anew"
                 )
         if not is_current:
-            with self.write() as connection:
+            with self.write(_UPGRADE_TIMEOUT_S) as connection:
                 migrations.upgrade(connection)
         self._file.remember()
 
@@ -104,8 +128,8 @@ class _File:
 
 def _open(url: str, file: _File) -> Engine:
     """An engine whose transactions are durable when they are committed."""
-    if make_url(url).get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True)
+    if (parsed := make_url(url)).get_backend_name() != "sqlite":
+        return postgres.open_engine(parsed)
     engine = create_engine(url, pool_size=16, max_overflow=64)
     event.listen(engine, "do_connect", file.check)
     event.listen(engine, "connect", _set_pragmas)
@@ -123,9 +147,16 @@ def _set_pragmas(connection: SqliteConnection, record: object) -> None:
 
 def _begin(connection: Connection) -> None:
     # A transaction that reads first and then writes fails at once where another writer came
-    # between; one that begins as a writer waits. Reads are single statements and need no BEGIN.
-    if connection.get_execution_options().get("writes"):
+    # between; one that begins as a writer waits. Single statements need no BEGIN.
+    options = connection.get_execution_options()
+    if options.get("writes"):
         connection.exec_driver_sql("BEGIN IMMEDIATE")
+    elif options.get("at_once"):
+        connection.exec_driver_sql("BEGIN")
+
+
+def _nothing() -> None:
+    pass
 
 
 @contextmanager

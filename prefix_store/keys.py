@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from threading import Lock
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Protocol, Self
 from uuid import uuid4
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import Connection, Row, insert, select, update
 
 from prefix_store import audit, rows
 from prefix_store.audit import NOBODY, Actor
@@ -98,6 +98,14 @@ class Found:
     """Monotonic, before it was read."""
 
 
+class HeldKeys(Protocol):
+    """Keys without the database, such as `prefix_store.replica.Replica` has them."""
+
+    def find_key(self, id: str) -> Found | None: ...
+
+    def keys_exist(self) -> bool: ...
+
+
 class KeyStore:
     """Keys in the registry's database. Safe to call from any number of threads.
 
@@ -106,15 +114,17 @@ class KeyStore:
     that is one HMAC and one comparison.
     """
 
-    def __init__(self, database: Database, pepper: bytes) -> None:
+    def __init__(self, database: Database, pepper: bytes, held: HeldKeys | None = None) -> None:
+        """`held`: where keys are looked up, in place of the database."""
         self._database = database
         self._pepper = pepper
+        self._held = held
         self._remembered: OrderedDict[tuple[str, bytes], Found] = OrderedDict()
         self._lock = Lock()
 
     def exist(self) -> bool:
         """Whether a key was ever created, revoked ones among them."""
-        return keys_exist(self._database)
+        return keys_exist(self._database) if self._held is None else self._held.keys_exist()
 
     def create(self, grant: Grant, by: Actor = NOBODY) -> tuple[Key, str]:
         """A new key, and the text of it that is kept nowhere."""
@@ -178,9 +188,11 @@ class KeyStore:
         return found
 
     def find(self, attempt: Attempt) -> Found | None:
-        """What the database has under the attempt's id."""
+        """What is kept under the attempt's id."""
         if not attempt.id:
             return None
+        if self._held is not None:
+            return self._held.find_key(attempt.id)
         read_s = time.monotonic()
         with self._database.read() as connection:
             row = connection.execute(select(keys).where(keys.c.id == attempt.id)).one_or_none()
@@ -218,6 +230,13 @@ def _as_key(row: Row[Any]) -> Key:
         created_by=row.created_by,
         revoked_at=row.revoked_at,
     )
+
+
+def read_keys(connection: Connection) -> dict[str, Found]:
+    """All of them, by id."""
+    read_s = time.monotonic()
+    found = connection.execute(select(keys))
+    return {row.id: Found(_as_key(row), row.digest, read_s) for row in found}
 
 
 def keys_exist(database: Database) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
 from datetime import timedelta
 
 from sqlalchemy import or_, select
@@ -25,6 +26,14 @@ from prefix_store.reference import check_task_name
 from prefix_store.schema import activations, tasks, versions
 from prefix_store.terms import ANY, Once, Terms
 from prefix_store.traffic import choose
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a request goes, and how its task treats prompts."""
+
+    manifest: Manifest
+    profile: Profile
 
 
 class Registry:
@@ -326,6 +335,22 @@ class Registry:
         if version is None:
             raise NothingActive(f"{task} has no active version")
         raise UnknownVersion(f"{task} has no version {version}")
+
+    def route(self, task: str, version: int | None, key: str) -> Route:
+        """What `resolve` finds, and the task's profile."""
+        return Route(self.resolve(task, version, key), self.get_task(task).profile)
+
+    def check(self) -> None:
+        """`ping`, as a replica is asked."""
+        self.ping()
+
+    def age_s(self) -> float:
+        """Each request asks anew."""
+        return 0.0
+
+    def is_lost(self) -> bool:
+        """Likewise."""
+        return False
 
     def digests(self, *, deleted_within_s: float = 0.0) -> set[Digest]:
         """The blobs of all versions, and of those deleted less than that long ago."""

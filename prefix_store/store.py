@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from prefix_store.audit import NOBODY, Actor
 from prefix_store.blobs import BlobStore
 from prefix_store.digest import Digest
-from prefix_store.errors import UnknownDigest
+from prefix_store.errors import StorageFailure, UnknownDigest
 from prefix_store.manifest import Activation, Draft, Manifest, Profile, Task
-from prefix_store.registry import Registry
+from prefix_store.registry import Registry, Route
 from prefix_store.terms import ANY, Once, Terms
 
 if TYPE_CHECKING:
@@ -19,15 +19,29 @@ if TYPE_CHECKING:
 _ANSWERS_KEPT_S = 24 * 3600.0
 
 
+class Routes(Protocol):
+    """Who tells requests where to go: the registry, or a replica of it."""
+
+    def route(self, task: str, version: int | None, key: str) -> Route: ...
+
+    def check(self) -> None: ...
+
+    def age_s(self) -> float: ...
+
+    def is_lost(self) -> bool: ...
+
+
 class PrefixStore:
     """Blobs and a registry, in the order that survives a crash: bytes first, then the row.
 
     Safe to call from any number of threads. What it raises is in `prefix_store.errors`.
     """
 
-    def __init__(self, blobs: BlobStore, registry: Registry) -> None:
+    def __init__(self, blobs: BlobStore, registry: Registry, routes: Routes | None = None) -> None:
+        """`routes`: where requests are resolved, in place of the registry."""
         self._blobs = blobs
         self._registry = registry
+        self._routes: Routes = routes or registry
 
     def put(self, prefix: Prefix) -> tuple[Digest, int]:
         """Keep a prefix's artifact: its digest and its size in bytes. Push it within the grace.
@@ -79,6 +93,11 @@ class PrefixStore:
         Raises `UnknownTask`, `UnknownVersion`, `NothingActive`.
         """
         return self._registry.resolve(task, version, key)
+
+    def route(self, task: str, version: int | None = None, key: str = "") -> Route:
+        """The version a request gets, as `resolve` says, and its task's profile. Never waits for a
+        network."""
+        return self._routes.route(task, version, key)
 
     def set_traffic(
         self, task: str, weights: Mapping[int, int], by: Actor = NOBODY, terms: Terms = ANY
@@ -180,6 +199,24 @@ class PrefixStore:
         garbage = {*self._blobs, *self._blobs.quarantined()} - kept
         return sum(self._blobs.delete(digest, older_than_s=grace_s) for digest in garbage)
 
-    def ping(self) -> None:
-        """Return if the registry can be read. Raises `StorageFailure`."""
-        self._registry.ping()
+    def look(self) -> None:
+        """What a server does every few seconds where blobs are remote: see `BlobStore.look`."""
+        self._blobs.look()
+
+    def age_s(self) -> float:
+        """Seconds since what requests are resolved by was read."""
+        return self._routes.age_s()
+
+    def is_lost(self) -> bool:
+        """Whether requests cannot be resolved any more."""
+        return self._routes.is_lost()
+
+    def troubles(self) -> dict[str, str]:
+        """Which part is away, `registry` or `blobs`, and why. Never waits for a network."""
+        found = {}
+        for part, check in (("registry", self._routes.check), ("blobs", self._blobs.check)):
+            try:
+                check()
+            except StorageFailure as exc:
+                found[part] = str(exc)
+        return found

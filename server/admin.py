@@ -104,9 +104,9 @@ def _opened(
     settings = Settings(_cli_parse_args=False, **given)
     if create:
         settings.store.mkdir(parents=True, exist_ok=True)
-    elif not (settings.store / "registry.db").is_file():
+    elif settings.registry is None and not (settings.store / "registry.db").is_file():
         raise StorageFailure(f"there is no registry in {settings.store}")
-    registry = open_registry(settings)
+    registry = open_registry(settings, create=create)
     try:
         yield settings, registry
     finally:

@@ -21,6 +21,7 @@ from prefix_store import formats
 from prefix_store.audit import AuditLog
 from prefix_store.errors import PrefixStoreError, UnknownTask
 from prefix_store.keys import KeyStore
+from prefix_store.replica import Replica
 from prefix_store.store import PrefixStore
 from server.api import (
     access,
@@ -43,7 +44,7 @@ from server.drafts import Drafts
 from server.engine.client import EngineClient
 from server.engine.messages import EngineConfig
 from server.metrics import Metrics
-from server.registry import open_blobs, open_keys, open_registry
+from server.registry import open_storage, where_blobs_are
 from server.router import Router
 from server.settings import Settings
 from server.tokenizer import Tokenizer
@@ -52,7 +53,7 @@ from server.verification import Verification
 
 logger = logging.getLogger(__name__)
 
-_CHORE_INTERVAL_S = 3600.0
+Chore = Callable[[Services], Awaitable[None]]
 _GC_GRACE_S = 24 * 3600.0
 _STOP_TIMEOUT_S = 5.0
 _UPLOAD = re.compile(r"/tasks/[^/]+/(?:prefix|versions)")
@@ -74,20 +75,21 @@ def build(settings: Settings, model: str) -> FastAPI:
     Raises `OSError` and `ValueError` for a model, `PrefixStoreError` for a store that cannot be
     opened. Nothing runs before the app's lifespan begins.
     """
-    registry = open_registry(settings)
+    storage = open_storage(settings)
     engine = EngineClient(
-        _engine_config(settings, model, settings.store / "blobs"),
+        _engine_config(settings, model),
         start_timeout_s=settings.engine_start_timeout_s,
         hang_timeout_s=settings.engine_hang_timeout_s,
     )
     return create_app(
         settings,
-        PrefixStore(open_blobs(settings), registry),
-        open_keys(settings, registry),
-        AuditLog(registry.database),
+        storage.store,
+        storage.keys,
+        storage.audit,
         engine,
         Tokenizer.load(model),
         public_name(settings.model),
+        storage.replica,
     )
 
 
@@ -106,9 +108,11 @@ def create_app(
     engine: EngineClient,
     tokenizer: Tokenizer,
     model_name: str,
+    replica: Replica | None = None,
 ) -> FastAPI:
-    """The app around its parts, with small thread pools: for requests, uploads and changes."""
+    """The app around its parts, with small thread pools: for requests, reads, uploads, changes."""
     requests = ThreadPoolExecutor(4, "request")
+    readers = ThreadPoolExecutor(4, "reader")
     uploads = ThreadPoolExecutor(2, "upload", yield_to_steps)
     writers = ThreadPoolExecutor(4, "writer")
     metrics = Metrics(max_task_labels=settings.max_task_labels)
@@ -122,6 +126,7 @@ def create_app(
         model_name=model_name,
         max_prefix_tokens=settings.max_prefix_tokens,
     )
+    metrics.watch_storage(store.troubles, store.age_s)
     services = Services(
         settings=settings,
         store=store,
@@ -147,11 +152,13 @@ def create_app(
         ),
         metrics=metrics,
         executor=requests,
+        readers=readers,
         writers=writers,
+        replica=replica,
         model_name=model_name,
         version=_version(),
     )
-    return _assemble(services, [requests, uploads, writers])
+    return _assemble(services, [requests, readers, uploads, writers])
 
 
 def _assemble(services: Services, executors: list[Executor]) -> FastAPI:
@@ -172,7 +179,7 @@ def _assemble(services: Services, executors: list[Executor]) -> FastAPI:
     library = list(app.routes)
     for router in ROUTERS:
         app.router.routes.extend(router.routes)
-    access.guard(app, Access(services.keys, services.off_loop), library=library)
+    access.guard(app, Access(services.keys, services.promptly), library=library)
     problems.install(
         app,
         [r for router in ROUTERS for r in router.routes if isinstance(r, APIRoute)],
@@ -190,20 +197,25 @@ def _assemble(services: Services, executors: list[Executor]) -> FastAPI:
 @contextlib.asynccontextmanager
 async def _running(services: Services, executors: list[Executor]) -> AsyncIterator[None]:
     chores: list[asyncio.Task[None]] = []
+    if services.replica is not None:
+        services.replica.start()
     try:
         pinned = await services.off_loop(services.store.pinned)
         services.engine.pinned.update(digest for _, _, digest in pinned)
         await services.engine.start()
         if services.settings.demo:
             await _seed(services)
-        for chore in (_collect_garbage, _log_audit_head):
-            chores.append(asyncio.create_task(_hourly(services, chore), name=chore.__name__))
+        for chore, interval_s in _CHORES.items():
+            run = _regularly(services, chore, interval_s)
+            chores.append(asyncio.create_task(run, name=chore.__name__))
         yield
     finally:
         services.router.drain()
         for task in chores:
             task.cancel()
         await _log_audit_head(services)
+        if services.replica is not None:
+            await services.promptly(services.replica.close)
         await services.engine.stop(_STOP_TIMEOUT_S)
         for executor in executors:
             executor.shutdown(cancel_futures=True)
@@ -220,10 +232,14 @@ async def _seed(services: Services) -> None:
             await services.uploads.push(demo.name, _body(demo), formats.JSON, activate=True)
 
 
-async def _hourly(services: Services, chore: Callable[[Services], Awaitable[None]]) -> None:
+async def _regularly(services: Services, chore: Chore, interval_s: float) -> None:
     while True:
-        await asyncio.sleep(_CHORE_INTERVAL_S)
+        await asyncio.sleep(interval_s)
         await chore(services)
+
+
+async def _look_at_blobs(services: Services) -> None:
+    await services.off_loop(services.store.look)
 
 
 async def _collect_garbage(services: Services) -> None:
@@ -243,6 +259,13 @@ async def _log_audit_head(services: Services) -> None:
         logger.info("audit head", extra={"seq": head.seq, "hash": head.hash})
 
 
+_CHORES: dict[Chore, float] = {
+    _look_at_blobs: 5.0,
+    _collect_garbage: 3600.0,
+    _log_audit_head: 3600.0,
+}
+
+
 def _body(demo: DemoTask) -> bytes:
     if demo.messages is None:
         return msgspec.json.encode({"text": demo.text})
@@ -254,10 +277,12 @@ def _max_bytes(settings: Settings, scope: Scope) -> int:
     return settings.max_upload_bytes if is_upload else settings.max_body_bytes
 
 
-def _engine_config(settings: Settings, model: str, blobs: Path) -> EngineConfig:
+def _engine_config(settings: Settings, model: str) -> EngineConfig:
     return EngineConfig(
         model=model,
-        blobs=str(blobs),
+        blobs=where_blobs_are(settings),
+        blob_cache=str(settings.store / "blob-cache"),
+        blob_cache_bytes=settings.blob_cache_bytes,
         device=settings.device,
         dtype=settings.dtype,
         attention=settings.attention,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -96,6 +97,25 @@ class Metrics:
         )
         gauge.set_function(count)
 
+    def watch_storage(
+        self, troubles: Callable[[], Collection[str]], age_s: Callable[[], float]
+    ) -> None:
+        """Tell which part of the store is away whenever the metrics are asked for."""
+        away = Gauge(
+            "foreword_storage_away",
+            "1 while the registry, or the blobs, cannot be reached.",
+            ["part"],
+            registry=self.registry,
+        )
+        for part in ("registry", "blobs"):
+            away.labels(part).set_function(partial(_is_in, part, troubles))
+        age = Gauge(
+            "foreword_registry_age_seconds",
+            "Since a shared registry was last read; 0 where it is read for every request.",
+            registry=self.registry,
+        )
+        age.set_function(age_s)
+
     def render(self) -> bytes:
         """Prometheus' text format."""
         return generate_latest(self.registry)
@@ -134,6 +154,10 @@ class Metrics:
     def _seconds(self, name: str, text: str) -> Histogram:
         name = f"foreword_{name}_seconds"
         return Histogram(name, text, buckets=_SECONDS, registry=self.registry)
+
+
+def _is_in(name: str, names: Callable[[], Collection[str]]) -> float:
+    return name in names()
 
 
 class _EngineCollector(Collector):

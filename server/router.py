@@ -113,15 +113,15 @@ class Router:
             if version is not None:
                 raise InvalidRequest("a `version` needs a `task`")
             return Target(None, None, None, 0), Behind()
-        manifest = self._store.resolve(task, version, key)
-        profile = self._store.get_task(task).profile
+        route = self._store.route(task, version, key)
+        manifest = route.manifest
         self._check_base_model(manifest)
         num_tokens = manifest.num_virtual_tokens
         target = Target(manifest.task, manifest.version, Digest(manifest.digest), num_tokens)
         behind = Behind(
             num_prefix_tokens=num_tokens,
             prompt_format=manifest.prompt,
-            profile=profile,
+            profile=route.profile,
             queue=_queue_of(manifest.task),
         )
         return target, behind

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _GIB = 1 << 30
@@ -36,6 +36,25 @@ class Settings(BaseSettings):
     )
     store: Path = Field(
         default_factory=_data_home, description="Folder of the prefix store: registry and blobs."
+    )
+    registry: SecretStr | None = Field(
+        None,
+        description="`postgresql+psycopg://USER@HOST/DATABASE`, for servers that share a registry. "
+        "Default: SQLite in the store.",
+    )
+    blobs: str | None = Field(
+        None,
+        description="Where prefixes are kept, as fsspec names it: `s3://BUCKET/FOLDER`. Default: "
+        "`blobs` in the store.",
+    )
+    blob_cache_bytes: int = Field(
+        10 * _GIB, ge=0, description="Copies of remote blobs, in `blob-cache` in the store."
+    )
+    max_registry_age_s: float = Field(
+        3600.0,
+        gt=0,
+        description="Seconds that a shared registry may be away until requests for tasks are "
+        "refused.",
     )
     cache: Path = Field(
         default_factory=_cache_home,
@@ -149,6 +168,19 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log line that is written."
     )
+
+    @field_validator("registry")
+    @classmethod
+    def _a_registry_is_postgresql(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and not url.get_secret_value().startswith("postgresql+psycopg://"):
+            raise ValueError("must begin with postgresql+psycopg://")
+        return url
+
+    @model_validator(mode="after")
+    def _servers_of_a_registry_share_a_pepper(self) -> Self:
+        if self.registry is not None and self.key_pepper_file is None:
+            raise ValueError("a shared registry needs key_pepper_file, the same for all servers")
+        return self
 
     @model_validator(mode="after")
     def _a_step_fits_a_token_of_every_sequence(self) -> Self:

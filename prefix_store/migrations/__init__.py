@@ -41,8 +41,6 @@ def is_empty(connection: Connection) -> bool:
 
 def upgrade(connection: Connection) -> None:
     """Bring the tables up to date within the connection's transaction, which must be a writer's."""
-    if connection.dialect.name == "postgresql":  # SQLite has but one writer
-        connection.execute(text("SELECT pg_advisory_xact_lock(0x666f7265)"))
     if is_current(connection):  # another process was faster
         return
     # A start with nothing to do, which is nearly every start, need not import it.

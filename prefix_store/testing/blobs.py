@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from prefix_store.blobs import BlobStore
 from prefix_store.digest import Digest
-from prefix_store.errors import UnknownDigest
+from prefix_store.errors import DigestMismatch, UnknownDigest
+
+Rot = Callable[[Digest, bytes], None]
 
 
 class BlobStoreContract:
-    """Needs the fixture `blobs`, an empty store."""
+    """Needs the fixtures `blobs`, an empty store, and `rot`, which gives a blob other bytes behind
+    the store's back."""
 
     def test_put_then_get(self, blobs: BlobStore) -> None:
         digest = blobs.put(b"hello")
@@ -57,3 +61,42 @@ class BlobStoreContract:
 
         assert digests == {Digest.of(data)} == set(blobs)
         assert blobs.get(Digest.of(data)) == data
+
+    def test_a_rotten_blob_is_set_aside_until_it_is_put_again(
+        self, blobs: BlobStore, rot: Rot
+    ) -> None:
+        digest, other = blobs.put(b"hello"), blobs.put(b"other")
+        rot(digest, b"jello")
+
+        for _ in range(2):
+            with pytest.raises(DigestMismatch):
+                blobs.get(digest)
+        blobs.look()
+        assert blobs.quarantined() == {digest}
+        assert (list(blobs), blobs.exists(digest), blobs.get(other)) == ([other], False, b"other")
+
+        blobs.put(b"hello")
+        assert (blobs.quarantined(), blobs.get(digest)) == (set(), b"hello")
+
+    def test_a_blob_in_quarantine_can_be_deleted(self, blobs: BlobStore, rot: Rot) -> None:
+        digest = blobs.put(b"hello")
+        rot(digest, b"jello")
+        with pytest.raises(DigestMismatch):
+            blobs.get(digest)
+
+        assert blobs.delete(digest)
+        blobs.look()
+        assert blobs.quarantined() == set()
+        with pytest.raises(UnknownDigest):
+            blobs.get(digest)
+
+    def test_putting_a_rotten_blob_again_mends_it(self, blobs: BlobStore, rot: Rot) -> None:
+        for rotten in (b"jello", b"hell", b""):
+            digest = blobs.put(b"hello")
+            rot(digest, rotten)
+            blobs.put(b"hello")
+            assert blobs.get(digest) == b"hello"
+
+    def test_it_answers(self, blobs: BlobStore) -> None:
+        blobs.look()
+        blobs.check()

@@ -15,6 +15,7 @@ from fastapi.routing import APIRoute
 from prefix_store import strict_json
 from prefix_store.audit import AuditLog
 from prefix_store.keys import KeyStore
+from prefix_store.replica import Replica
 from prefix_store.store import PrefixStore
 from server.engine.client import EngineClient
 from server.errors import InvalidRequest, MalformedRequest, UnsupportedBody
@@ -44,17 +45,26 @@ class Services:
     uploads: Uploads
     metrics: Metrics
     executor: Executor
+    """For requests: nothing on it waits for a network."""
+    readers: Executor
     writers: Executor
     """For what changes the registry, and may have to wait for another writer."""
     model_name: str
     """What clients call the base model; never a path."""
     version: str
     """Of the server."""
+    replica: Replica | None
+    """Of a shared registry."""
     in_progress: set[tuple[str, ...]] = field(default_factory=set)
     """Requests with an idempotency key that are not answered yet."""
 
     async def off_loop(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run blocking work, such as a look into the registry, on a thread."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.readers, partial(work, *args, **kwargs))
+
+    async def promptly(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The same for what a request needs: it does not wait behind a database that is away."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.executor, partial(work, *args, **kwargs))
 

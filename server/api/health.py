@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -32,7 +33,7 @@ async def livez(services: ServicesDep) -> Response:
 async def readyz(services: ServicesDep) -> Response:
     """Whether requests are taken: all of them, or but for what `reasons` say."""
     reasons = _reasons(services)
-    troubles = [] if reasons else await services.off_loop(_troubles, services)
+    troubles = [] if reasons else await services.promptly(_troubles, services)
     return _health(reasons, troubles)
 
 
@@ -84,17 +85,18 @@ def _reasons(services: Services) -> list[str]:
         reasons.append("the server is shutting down")
     if not services.engine.is_ready:
         reasons.append("the engine is starting")
+    if services.store.is_lost():
+        reasons.append("the registry has been away for too long")
     return reasons
 
 
 def _troubles(services: Services) -> list[str]:
     """What is not as it should be, while requests are taken."""
-    try:
-        services.store.ping()
-        quarantined = services.store.quarantined()
-    except StorageFailure as exc:
-        return [str(exc)]
-    return [f"{len(quarantined)} damaged blobs in quarantine"] if quarantined else []
+    troubles = list(services.store.troubles().values())
+    with suppress(StorageFailure):
+        if quarantined := services.store.quarantined():
+            troubles.append(f"{len(quarantined)} damaged blobs in quarantine")
+    return troubles
 
 
 def _health(reasons: list[str], troubles: list[str] | None = None) -> Response:

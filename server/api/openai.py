@@ -239,7 +239,7 @@ async def _respond(
         return [choice.whole(piece) for choice, piece in zip(choices, pieces, strict=True)]
 
     # The scores of long prompts take a while.
-    listed = await services.off_loop(written) if answer.has_scores else written()
+    listed = await services.promptly(written) if answer.has_scores else written()
     usage = answer.usage(running)
     return _json(answer.envelope(chunk=False) | {"choices": listed, "usage": usage}, headers)
 

@@ -55,6 +55,7 @@ STATUS: dict[type[Exception], int] = {
 """Looked up along an error's bases, nearest first."""
 
 MAX_ERRORS = 16
+_STORAGE_RETRY_S = 5
 _PLAIN = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
 _OPENAI_CODES = {
     "invalid_name": "model_not_found",
@@ -86,6 +87,8 @@ def respond(scope: Scope, error: Exception) -> Response:
     headers: dict[str, str] = {}
     if isinstance(error, server.ServerError) and error.retry_after_s is not None:
         headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, store.StorageFailure):
+        headers["Retry-After"] = str(_STORAGE_RETRY_S)
     if isinstance(error, server.Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, server.HeadTooLarge | server.BodyTimeout | server.BodyTooLarge):

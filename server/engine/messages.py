@@ -23,7 +23,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str
     blobs: str
-    """Root folder of the blob store."""
+    """Root folder of the blob store, or its URL."""
+    blob_cache: str = ""
+    """Folder for copies of remote blobs."""
+    blob_cache_bytes: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     attention: Literal["auto", "ref", "cpu", "native", "triton"] = "auto"

@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
 from prefix_store import artifact
-from prefix_store.blobs import BlobStore, FileBlobStore
+from prefix_store.blobs import BlobStore
+from prefix_store.cached_blobs import open_blobs
 from prefix_store.digest import Digest
 from server import logs
 from server.engine import messages as m
@@ -80,7 +81,7 @@ def build(
         torch.set_num_threads(config.num_threads)
     parts = assemble(config)
     spec, size = parts.loaded.spec, parts.size
-    blobs = FileBlobStore(Path(config.blobs))
+    blobs = open_blobs(config.blobs, Path(config.blob_cache), config.blob_cache_bytes)
     residency = Residency(
         lambda digest: _read_prefix(blobs, digest, spec.dtype, parts.layout),
         inbox.put,

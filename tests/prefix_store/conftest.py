@@ -1,9 +1,36 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
 
 from prefix_store.prefix import BaseModelSpec, Prefix
+from prefix_store.registry import Registry
+from tests.postgres import Postgres, running_postgres
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Of a registry that nobody has used before; in turn of each kind there is."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'registry.db'}"
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.new_database()
+
+
+@pytest.fixture
+def registry(database_url: str) -> Iterator[Registry]:
+    registry = Registry(database_url)
+    yield registry
+    registry.close()
 
 
 @pytest.fixture

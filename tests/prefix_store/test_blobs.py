@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import stat
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,13 @@ def blobs(root: Path) -> FileBlobStore:
 
 
 class TestFileBlobStore(BlobStoreContract):
-    pass
+    @pytest.fixture
+    def rot(self, root: Path) -> Callable[[Digest, bytes], None]:
+        return lambda digest, data: _write(file_of(root, digest), data)
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
 
 
 def file_of(root: Path, digest: Digest) -> Path:

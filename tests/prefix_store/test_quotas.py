@@ -20,11 +20,11 @@ Open = Callable[..., Registry]
 
 
 @pytest.fixture
-def limited(tmp_path: Path) -> Iterator[Open]:
+def limited(database_url: str) -> Iterator[Open]:
     opened: list[Registry] = []
 
     def limited(**quotas: int) -> Registry:
-        opened.append(Registry(f"sqlite:///{tmp_path / 'registry.db'}", quotas=Quotas(**quotas)))
+        opened.append(Registry(database_url, quotas=Quotas(**quotas)))
         return opened[-1]
 
     yield limited

@@ -26,21 +26,33 @@ def registry(path: Path) -> Iterator[Registry]:
     registry.close()
 
 
-class TestRegistry(RegistryContract):
-    pass
-
-
-def test_what_was_written_is_there_after_a_restart(registry: Registry, path: Path) -> None:
-    manifest = registry.add_version("x", draft(), activate=True, create=True)
+@pytest.fixture
+def any_registry(database_url: str) -> Iterator[Registry]:
+    """Of either kind."""
+    registry = Registry(database_url)
+    yield registry
     registry.close()
-    again = Registry(f"sqlite:///{path}")
+
+
+class TestRegistry(RegistryContract):
+    @pytest.fixture
+    def registry(self, any_registry: Registry) -> Registry:
+        return any_registry
+
+
+def test_what_was_written_is_there_after_a_restart(
+    any_registry: Registry, database_url: str
+) -> None:
+    manifest = any_registry.add_version("x", draft(), activate=True, create=True)
+    any_registry.close()
+    again = Registry(database_url)
 
     assert again.resolve("x") == manifest
     again.close()
 
 
-def test_two_registries_share_a_database(registry: Registry, path: Path) -> None:
-    other = Registry(f"sqlite:///{path}")
+def test_two_registries_share_a_database(any_registry: Registry, database_url: str) -> None:
+    registry, other = any_registry, Registry(database_url)
     numbers = [
         r.add_version("x", draft(), activate=True, create=True).version
         for r in (registry, other, registry, other)

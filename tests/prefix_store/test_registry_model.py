@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import hypothesis.strategies as st
@@ -20,7 +21,8 @@ from prefix_store.errors import (
     VersionActive,
 )
 from prefix_store.manifest import Profile
-from prefix_store.registry import Registry
+from prefix_store.registry import Registry, Route
+from prefix_store.replica import Replica
 from prefix_store.testing import draft
 
 NAMES = st.sampled_from(["a", "b"])
@@ -37,11 +39,21 @@ class ModelTask:
     """Versions that share the traffic."""
 
 
+def answer(route: Callable[..., Route], *asked: object) -> Route | type[PrefixStoreError]:
+    try:
+        return route(*asked)
+    except PrefixStoreError as exc:
+        return type(exc)
+
+
 class RegistryMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
         self.registry = Registry(f"sqlite:///{self.folder.name}/registry.db")
+        self.replica = Replica(self.registry, max_age_s=3600)
+        self.late_replica = Replica(self.registry, max_age_s=3600)
+        self.registry.database.after_write = self.replica.refresh
         self.tasks: dict[str, ModelTask] = {}
         self.last: dict[str, int] = {}
 
@@ -155,6 +167,24 @@ class RegistryMachine(RuleBasedStateMachine):
         else:
             self.registry.delete_version(task, number)
             self.tasks[task].alive.remove(number)
+
+    @rule()
+    def catch_up(self) -> None:
+        """Another server reads what has changed since it last did."""
+        self.late_replica.refresh()
+        self.compare(self.late_replica)
+
+    @invariant()
+    def a_replica_routes_as_the_registry_does(self) -> None:
+        self.compare(self.replica)
+
+    def compare(self, replica: Replica) -> None:
+        asked = [(number, key) for number in (None, 1, 2, 3, 4, 5) for key in "abcd"]
+        for task in ("a", "b"):
+            for number, key in asked:
+                routes = (self.registry.route, replica.route)
+                here, there = (answer(route, task, number, key) for route in routes)
+                assert here == there
 
     @invariant()
     def the_registry_says_what_the_model_says(self) -> None:

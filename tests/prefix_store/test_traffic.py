@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
@@ -77,13 +74,6 @@ def test_tasks_are_drawn_independently() -> None:
 
 
 # --- as the registry keeps it ---
-
-
-@pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
-    registry = Registry(f"sqlite:///{tmp_path / 'registry.db'}")
-    yield registry
-    registry.close()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from prefix_store import artifact
-from prefix_store.blobs import FileBlobStore
+from prefix_store.blobs import BlobStore
 from prefix_store.digest import Digest
 from prefix_store.prefix import Prefix
 from server.engine import messages as m
@@ -114,7 +114,7 @@ class Device:
 class LoopEngine(EngineClient):
     """The client with the step loop on a thread, where the process would be."""
 
-    def __init__(self, blobs: FileBlobStore, *, forgets_mask: bool = False) -> None:
+    def __init__(self, blobs: BlobStore, *, forgets_mask: bool = False) -> None:
         config = m.EngineConfig(model="tiny", blobs=str(Path("unused")))
         super().__init__(config, start_timeout_s=10, hang_timeout_s=60)
         self._inbox: Inbox = Inbox()
