@@ -24,6 +24,7 @@ from prefix_store.keys import KeyStore
 from prefix_store.store import PrefixStore
 from server.api import (
     access,
+    console,
     generate,
     health,
     openai,
@@ -37,6 +38,7 @@ from server.api import keys as keys_api
 from server.api.access import Access
 from server.api.deps import Services
 from server.api.middleware import BodyLimits, RequestContext
+from server.assets import load_assets
 from server.background import yield_to_steps
 from server.demo import DEMO_TASKS, DemoTask
 from server.engine.client import EngineClient
@@ -63,6 +65,7 @@ _ROUTERS = (
     openai.routes,
     keys_api.routes,
     health.routes,
+    console.routes,
 )
 
 
@@ -141,6 +144,7 @@ def create_app(
         writers=writers,
         model_name=model_name,
         version=_version(),
+        console=load_assets() if settings.console else {},
     )
     return _assemble(services, [requests, uploads, writers])
 
