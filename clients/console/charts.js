@@ -8,10 +8,11 @@ const LEFT = 52;
 const RIGHT = 12;
 const TOP = 12;
 const BOTTOM = 24;
-const SPAN_MS = 5 * 60_000;
+const MIN_SPAN_MS = 60_000;
+const MAX_SPAN_MS = 5 * 60_000;
 
 /**
- * A chart of the last five minutes. `series`: `{name, get, format}`, the first one drawn strongest.
+ * A chart of the last one to five minutes. `series`: `{name, get, format}`, the first one drawn strongest.
  * `get` takes a point and returns a number, or null where there is none.
  */
 export function chart({ title, hint, series, format }) {
@@ -52,9 +53,10 @@ function scaled(points, series, width) {
   const end = points.at(-1)?.atMs ?? Date.now();
   const numbers = points.flatMap((point) => (point.isGap ? [] : series.map(({ get }) => get(point) ?? 0)));
   const top = roundUp(Math.max(0, ...numbers));
-  const x = (ms) => LEFT + ((ms - end + SPAN_MS) / SPAN_MS) * (width - LEFT - RIGHT);
+  const spanMs = Math.min(MAX_SPAN_MS, Math.max(MIN_SPAN_MS, end - (points[0]?.atMs ?? end)));
+  const x = (ms) => LEFT + ((ms - end + spanMs) / spanMs) * (width - LEFT - RIGHT);
   const y = (value) => HEIGHT - BOTTOM - (value / top) * (HEIGHT - TOP - BOTTOM);
-  return { width, top, x, y, end };
+  return { width, top, x, y, end, spanMs };
 }
 
 /** To 1, 2 or 5 times a power of ten: marks on the axis are then numbers that people say. */
@@ -64,7 +66,7 @@ function roundUp(value) {
   return power * [1, 2, 5, 10].find((step) => step * power >= value);
 }
 
-function grid({ width, top, x, y, end }, format) {
+function grid({ width, top, x, y, end, spanMs }, format) {
   const rows = [0, 0.5, 1].flatMap((part) => {
     const at = y(part * top);
     return [
@@ -72,9 +74,11 @@ function grid({ width, top, x, y, end }, format) {
       svg("text", { class: "mark", x: LEFT - 8, y: at + 4, "text-anchor": "end" }, part === 0 ? "0" : format(part * top)),
     ];
   });
-  const columns = [4, 3, 2, 1].map((minutes) => {
-    const at = x(end - minutes * 60_000);
-    return svg("text", { class: "mark", x: at, y: HEIGHT - 6, "text-anchor": "middle" }, `−${minutes} min`);
+  const stepS = spanMs > 2 * MIN_SPAN_MS ? 60 : 15;
+  const steps = Array.from({ length: Math.ceil(spanMs / 1000 / stepS) - 1 }, (_, i) => (i + 1) * stepS);
+  const columns = steps.map((s) => {
+    const words = s % 60 ? `−${s} s` : `−${s / 60} min`;
+    return svg("text", { class: "mark", x: x(end - s * 1000), y: HEIGHT - 6, "text-anchor": "middle" }, words);
   });
   return [...rows, ...columns];
 }

@@ -3,11 +3,11 @@
 import { chart } from "./charts.js";
 import { h, replace } from "./dom.js";
 import { current, feed, watch } from "./feed.js";
-import { bytes, figure, millis, percent, plural } from "./format.js";
+import { DASH, bytes, figure, millis, plural } from "./format.js";
 import { definitions, problemBox } from "./parts.js";
 
-const perS = (value) => (value === null ? "–" : `${figure(value)} / s`);
-const count = (value) => figure(value);
+const perS = (value) => (value === null ? DASH : `${figure(value)} / s`);
+const count = (value) => (Number.isInteger(value) ? String(value) : figure(value));
 
 const CHARTS = [
   {
@@ -66,9 +66,8 @@ export function live(view) {
 function totals() {
   const engine = (name) => current(`foreword_engine_${name}`);
   if (engine("kv_pages") === null) return [["State", "nothing read yet"]];
-  const used = engine("kv_pages_used") / Math.max(1, engine("kv_pages"));
   return [
-    ["KV pool", `${percent(used)} of ${plural(engine("kv_pages"), "page")}`],
+    ["KV pool", `${engine("kv_pages_used")} of ${plural(engine("kv_pages"), "page")} in use`],
     ["Prefixes on the device", `${engine("prefixes_on_device")}, ${bytes(engine("prefix_device_bytes"))}`],
     ["Prefixes in host memory", `${engine("prefixes_on_host")}, ${bytes(engine("prefix_host_bytes"))}`],
     ["Sequences in the last step", String(engine("batch_size"))],

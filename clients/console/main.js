@@ -1,7 +1,7 @@
 // The frame around the views: which one is shown, the server's state, the key, light and dark.
 
 import { call, key } from "./api.js";
-import { announce, h, replace, setText } from "./dom.js";
+import { h, replace, setText } from "./dom.js";
 import { restart } from "./feed.js";
 import { live } from "./live.js";
 import { askForKey } from "./parts.js";
@@ -34,6 +34,7 @@ function show() {
   const view = VIEWS[name] ?? tasks;
   const element = h("div", { class: `view ${name}` });
   main.replaceChildren(element);
+  main.setAttribute("aria-label", name);
   leave = view(element, argument, query);
   mark(name);
   scrollTo(0, 0);
@@ -109,7 +110,6 @@ function start() {
   window.addEventListener("hashchange", () => {
     show();
     main.focus({ preventScroll: true });
-    announce(document.title);
   });
   showKey();
   show();

@@ -15,7 +15,7 @@ const NUMBERS = [
 const last = { prompt: "", values: {}, fields: {}, panes: [null, null] };
 
 export function playground(view, _, query) {
-  const prompt = h("textarea", { rows: "4", value: last.prompt, on: { keydown: shortcut } });
+  const prompt = h("textarea", { rows: "3", on: { keydown: shortcut } });
   prompt.value = last.prompt;
   const numbers = NUMBERS.map(([name, label, limits]) => [name, label, h("input", { type: "number", value: last.values[name] ?? "", ...limits })]);
   const stop = h("input", { type: "text", value: last.values.stop ?? "", spellcheck: "false", autocomplete: "off" });

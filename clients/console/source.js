@@ -67,7 +67,8 @@ function missing(files) {
 
 /** All files of a drop, folders walked through: a list of `{file, path}`. */
 export async function dropped(transfer) {
-  const entries = [...transfer.items].map((item) => item.webkitGetAsEntry()).filter(Boolean);
+  const files = [...transfer.items].filter((item) => item.kind === "file");
+  const entries = files.map((item) => item.webkitGetAsEntry()).filter(Boolean); // now: it is empty later
   return (await Promise.all(entries.map((entry) => walked(entry)))).flat();
 }
 

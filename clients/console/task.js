@@ -95,7 +95,7 @@ export function task(view, name) {
     }
   }
 
-  view.append(h("p", { class: "path" }, h("a", { href: "#/tasks" }, "Tasks"), " / "), head, problems, traffic, versions, about);
+  view.append(h("p", { class: "path" }, h("a", { href: "#/tasks" }, "Tasks")), head, problems, traffic, versions, about);
   head.append(heading(name, "", []));
   restart();
   const unwatch = watch(() => shown.task && updateShares(view));
