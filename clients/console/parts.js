@@ -2,11 +2,13 @@
 
 import { announce, button, field, h } from "./dom.js";
 import { key } from "./api.js";
+import { DASH } from "./format.js";
 
 const WHERE = { device: "on the device", host: "in host memory", disk: "on disk" };
 
-/** Where a prefix is. */
+/** Where a prefix is. undefined: not known; null: there is none. */
 export function residency(where) {
+  if (where === undefined) return DASH;
   return h("span", { class: `badge ${where ?? "none"}` }, WHERE[where] ?? "nothing yet");
 }
 

@@ -10,8 +10,10 @@ import { every } from "./poll.js";
 
 const PAGE = 25;
 const EVERY_MS = 4000;
+const STALE_MS = 10_000;
 
 export function tasks(view) {
+  descriptions.clear(); // the key may be another one
   const summary = h("p", { class: "summary" });
   const rows = h("div", { class: "card" });
   const pages = h("div", { class: "buttons" });
@@ -71,18 +73,24 @@ export function tasks(view) {
   };
 }
 
+const descriptions = new Map();
+
 /** With residency and split, which the list does not have. A few at a time: keys have limits. */
 async function described(found) {
-  const waiting = found.map((task, i) => [task, i]);
-  const all = [...found];
+  const waiting = found.filter(isStale);
   async function work() {
-    for (let next = waiting.shift(); next; next = waiting.shift()) {
-      const [task, i] = next;
-      all[i] = await call("GET", `tasks/${seg(task.name)}`).catch(() => task);
+    for (let task = waiting.shift(); task; task = waiting.shift()) {
+      const value = await call("GET", `tasks/${seg(task.name)}`).catch(() => task);
+      descriptions.set(task.name, { value, revision: task.revision, atMs: Date.now() });
     }
   }
   await Promise.all([work(), work(), work(), work()]);
-  return all;
+  return found.map(({ name }) => descriptions.get(name).value);
+}
+
+function isStale({ name, revision }) {
+  const known = descriptions.get(name);
+  return known?.revision !== revision || Date.now() - known.atMs > STALE_MS;
 }
 
 function table(found) {
