@@ -12,10 +12,11 @@ const MIN_SPAN_MS = 60_000;
 const MAX_SPAN_MS = 5 * 60_000;
 
 /**
- * A chart of the last one to five minutes. `series`: `{name, get, format}`, the first one drawn strongest.
- * `get` takes a point and returns a number, or null where there is none.
+ * A chart of the last one to five minutes. `series`: `{name, get}`, the first one drawn strongest; `get`
+ * takes a point and returns a number, or null where there is none. `format` writes a value in the
+ * legend, `axis` one beside the drawing.
  */
-export function chart({ title, hint, series, format }) {
+export function chart({ title, hint, series, format, axis }) {
   const values = series.map(() => h("output", { class: "value" }));
   const times = h("span", { class: "time" });
   const legend = series.map(({ name }, i) => h("li", { class: `series-${i}` }, name, values[i]));
@@ -33,7 +34,7 @@ export function chart({ title, hint, series, format }) {
     setText(times, pointedAt !== null && shown ? `at ${clock(shown.atMs)}` : "now");
     canvas.setAttribute("aria-label", `${title}: ${series.map(({ name }, i) => `${name} ${values[i].textContent}`).join(", ")}`);
     canvas.setAttribute("viewBox", `0 0 ${plot.width} ${HEIGHT}`);
-    canvas.replaceChildren(...grid(plot, format), ...lines(points, series, plot), ...marker(shown, pointedAt, plot));
+    canvas.replaceChildren(...grid(plot, axis), ...lines(points, series, plot), ...marker(shown, pointedAt, plot));
   }
 
   canvas.addEventListener("pointermove", (event) => {
@@ -66,12 +67,12 @@ function roundUp(value) {
   return power * [1, 2, 5, 10].find((step) => step * power >= value);
 }
 
-function grid({ width, top, x, y, end, spanMs }, format) {
+function grid({ width, top, x, y, end, spanMs }, axis) {
   const rows = [0, 0.5, 1].flatMap((part) => {
     const at = y(part * top);
     return [
       svg("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: at, y2: at }),
-      svg("text", { class: "mark", x: LEFT - 8, y: at + 4, "text-anchor": "end" }, part === 0 ? "0" : format(part * top)),
+      svg("text", { class: "mark", x: LEFT - 8, y: at + 4, "text-anchor": "end" }, part === 0 ? "0" : axis(part * top)),
     ];
   });
   const stepS = spanMs > 2 * MIN_SPAN_MS ? 60 : 15;

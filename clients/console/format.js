@@ -20,9 +20,15 @@ export function figure(value) {
   return value.toFixed(value >= 10 ? 1 : 2);
 }
 
+/** With three digits at most, as on an axis. */
+export function short(value) {
+  return String(Number(value.toPrecision(3)));
+}
+
 export function millis(ms) {
   if (ms === null || ms === undefined || Number.isNaN(ms)) return DASH;
-  return ms >= 10_000 ? `${(ms / 1000).toFixed(1)} s` : `${ms >= 100 ? Math.round(ms) : ms.toFixed(1)} ms`;
+  if (ms >= 1000) return `${short(ms / 1000)} s`;
+  return `${ms >= 100 ? Math.round(ms) : ms.toFixed(1)} ms`;
 }
 
 export function percent(part) {

@@ -3,17 +3,18 @@
 import { chart } from "./charts.js";
 import { h, replace } from "./dom.js";
 import { current, feed, watch } from "./feed.js";
-import { DASH, bytes, figure, millis, plural } from "./format.js";
+import { DASH, bytes, figure, millis, plural, short } from "./format.js";
 import { definitions, problemBox } from "./parts.js";
 
 const perS = (value) => (value === null ? DASH : `${figure(value)} / s`);
-const count = (value) => (Number.isInteger(value) ? String(value) : figure(value));
+const count = (value) => (value === null ? DASH : String(value));
 
 const CHARTS = [
   {
     title: "Throughput",
     hint: "Tokens that the engine computes in a second.",
     format: perS,
+    axis: short,
     series: [
       { name: "Generated", get: (point) => point.decoded },
       { name: "Prompts", get: (point) => point.prefilled },
@@ -23,6 +24,7 @@ const CHARTS = [
     title: "Queue",
     hint: "Requests in the batch, and those that wait for room in it.",
     format: count,
+    axis: short,
     series: [
       { name: "Running", get: (point) => point.running },
       { name: "Waiting", get: (point) => point.waiting },
@@ -32,6 +34,7 @@ const CHARTS = [
     title: "Time to first token",
     hint: "Of the requests that ended in the last ten seconds.",
     format: millis,
+    axis: millis,
     series: [
       { name: "Half below", get: (point) => point.ttft50Ms },
       { name: "95 % below", get: (point) => point.ttft95Ms },

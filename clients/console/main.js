@@ -47,7 +47,7 @@ function mark(name) {
     else link.removeAttribute("aria-current");
   }
   const heading = main.querySelector("h1")?.textContent;
-  document.title = heading ? `${heading} – Foreword` : "Foreword";
+  document.title = heading ? `${heading} · Foreword` : "Foreword";
 }
 
 /** The server's model and whether it takes requests. A key is not needed for the latter. */

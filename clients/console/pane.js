@@ -2,7 +2,7 @@
 
 import { Problem, call, seg, send } from "./api.js";
 import { field, h, replace, setText } from "./dom.js";
-import { figure, millis, plural, shortDigest } from "./format.js";
+import { figure, millis, plural } from "./format.js";
 import { problemBox } from "./parts.js";
 import { events } from "./sse.js";
 
@@ -117,7 +117,7 @@ function measured({ usage, timings, finish_reason, version, digest }) {
     fact("Speed", `${figure(perS)} tokens / s`),
     fact("Completion", `${plural(usage.completion_tokens, "token")}, ${finish_reason}`),
     fact("Prompt", `${plural(usage.prompt_tokens, "token")}${cached}`),
-    fact("Prefix", digest ? `${plural(usage.prefix_tokens, "token")}, v${version}, ${shortDigest(digest)}` : "none"),
+    fact("Prefix", digest ? `${plural(usage.prefix_tokens, "token")}, v${version}` : "none"),
   ];
 }
 

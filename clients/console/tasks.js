@@ -13,7 +13,7 @@ const EVERY_MS = 4000;
 const STALE_MS = 10_000;
 
 export function tasks(view) {
-  descriptions.clear(); // the key may be another one
+  const known = new Map();
   const summary = h("p", { class: "summary" });
   const rows = h("div", { class: "card" });
   const pages = h("div", { class: "buttons" });
@@ -32,7 +32,7 @@ export function tasks(view) {
       rows.replaceChildren(problemBox(problem, restart));
       throw problem;
     }
-    const found = await described(page.tasks);
+    const found = await described(page.tasks, known);
     const said = JSON.stringify([found, page.next_after]);
     if (said !== shown) replace(rows, found.length ? table(found) : nothing(before.length > 0));
     shown = said;
@@ -73,24 +73,21 @@ export function tasks(view) {
   };
 }
 
-const descriptions = new Map();
-
 /** With residency and split, which the list does not have. A few at a time: keys have limits. */
-async function described(found) {
-  const waiting = found.filter(isStale);
+async function described(found, known) {
+  const waiting = found.filter((task) => isStale(task, known.get(task.name)));
   async function work() {
     for (let task = waiting.shift(); task; task = waiting.shift()) {
       const value = await call("GET", `tasks/${seg(task.name)}`).catch(() => task);
-      descriptions.set(task.name, { value, revision: task.revision, atMs: Date.now() });
+      known.set(task.name, { value, revision: task.revision, atMs: Date.now() });
     }
   }
   await Promise.all([work(), work(), work(), work()]);
-  return found.map(({ name }) => descriptions.get(name).value);
+  return found.map(({ name }) => known.get(name).value);
 }
 
-function isStale({ name, revision }) {
-  const known = descriptions.get(name);
-  return known?.revision !== revision || Date.now() - known.atMs > STALE_MS;
+function isStale({ revision }, last) {
+  return last?.revision !== revision || Date.now() - last.atMs > STALE_MS;
 }
 
 function table(found) {

@@ -25,6 +25,7 @@ from tests.server.conftest import (
 from tests.server.live import LiveServer
 
 playwright = pytest.importorskip("playwright.sync_api")
+playwright.expect.set_options(timeout=20_000)  # a slow machine is not a broken page
 
 __all__ = ["app", "audit", "engine", "keys", "live", "registry", "settings", "store", "tokenizer"]
 
@@ -46,7 +47,7 @@ def browser() -> Iterator[playwright.Browser]:
 def watched(browser: playwright.Browser, url: str, **options: object) -> Iterator[playwright.Page]:
     """A page in a context of its own. Fails if the page errs, or asks any other server."""
     context = browser.new_context(base_url=f"{url}/console/", reduced_motion="reduce", **options)
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(20_000)
     page = context.new_page()
     found: list[str] = []
     page.found = found

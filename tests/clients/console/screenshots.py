@@ -111,7 +111,7 @@ def take_live(browser: Browser, url: str, seconds: float) -> None:
     with page(browser, url, "light") as live:
         live.goto("#/live")
         live.wait_for_timeout(seconds * 1000)
-        save(live, "console-live")
+        save(live, "console-live", height=880)
 
 
 def take_tasks(light: Page) -> None:

@@ -14,7 +14,7 @@ from tests.running_server import RunningServer, running_server
 playwright = pytest.importorskip("playwright.sync_api")
 expect = playwright.expect
 
-pytestmark = pytest.mark.smollm2
+pytestmark = [pytest.mark.smollm2, pytest.mark.timeout(300)]  # the model is loaded first
 
 
 @pytest.fixture

@@ -67,7 +67,9 @@ def test_a_version_is_activated_and_rolled_back(open_page: Open, http: httpx.Cli
     page = open_page("/task/alpha")
 
     page.get_by_role("button", name="Activate v2").click()
-    expect(page.locator("article", has_text="active").get_by_role("button", name="v2")).to_be_visible()
+    expect(
+        page.locator("article", has_text="active").get_by_role("button", name="v2")
+    ).to_be_visible()
     assert http.get("/tasks/alpha").json()["active_version"] == 2
     expect(page.locator("#toast")).to_have_text("v2 answers now.")
 
@@ -177,5 +179,5 @@ def test_what_others_write_is_text(open_page: Open, http: httpx.Client) -> None:
     page.get_by_role("link", name="alpha").click()
     expect(page.locator(".heading .description")).to_have_text(HOSTILE)
     expect(page.locator("dd pre")).to_contain_text("<script>")
-    expect(page).to_have_title("alpha – Foreword")
+    expect(page).to_have_title("alpha · Foreword")
     assert page.locator("main img, main script").count() == 0

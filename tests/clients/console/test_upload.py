@@ -15,6 +15,7 @@ from tests.server.fakes import INFO, FakeEngine
 playwright = pytest.importorskip("playwright.sync_api")
 expect = playwright.expect
 
+
 def drop(page: playwright.Page, *paths: Path) -> None:
     """As if they came from the desktop: files, or folders."""
     page.get_by_role("heading", name="Upload a prefix").wait_for()
@@ -85,7 +86,9 @@ def test_a_peft_folder_becomes_a_tar_without_its_checkpoints(
         drop(page, folder)
     else:
         page.get_by_label("Folder", exact=True).set_input_files(folder)
-    expect(page.locator(".chosen")).to_contain_text("adapter_config.json, adapter_model.safetensors")
+    expect(page.locator(".chosen")).to_contain_text(
+        "adapter_config.json, adapter_model.safetensors"
+    )
 
     page.get_by_role("button", name="Upload", exact=True).click()
 
@@ -121,9 +124,7 @@ def test_text_and_messages_are_computed_by_the_server(
     assert len(engine.compiled) == 1
 
 
-def test_checking_only_changes_nothing(
-    open_page: Open, http: httpx.Client, tmp_path: Path
-) -> None:
+def test_checking_only_changes_nothing(open_page: Open, http: httpx.Client, tmp_path: Path) -> None:
     push(http, "alpha", 1)
     page = open_page("/upload?task=alpha")
     drop(page, written(tmp_path / "two.safetensors", artifact_bytes(2)))
