@@ -17,6 +17,7 @@ RUN python -m venv /opt/foreword/venv \
 COPY pyproject.toml README.md LICENSE ./
 COPY server server
 COPY prefix_store prefix_store
+COPY clients/console clients/console
 COPY clients/python clients/python
 RUN pip install --constraint constraints.txt . ./clients/python \
     && FOREWORD_CACHE=/opt/foreword/cache python -m server.default_model

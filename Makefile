@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install --constr
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-crash lint format type contracts docker-lint check bench bench-gpu clean
+.PHONY: help install serve test test-crash screenshots lint format type contracts docker-lint check bench bench-gpu clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1: /p' Makefile
@@ -21,6 +21,9 @@ test: $(INSTALLED) ## Run the tests (ARGS="-k store -x").
 test-crash: $(INSTALLED) ## Kill, cut and starve the store at every system call (minutes).
 	@command -v strace > /dev/null || echo "The crash tests need strace and are skipped without it: apt-get install strace"
 	@$(BIN)/pytest -m crash -rs tests/crash $(ARGS)
+
+screenshots: $(INSTALLED) ## Take the pictures in docs/images (minutes; chromium and, for the same look, fonts-inter).
+	@$(BIN)/python -m tests.clients.console.screenshots
 
 bench-gpu: ## On a CUDA machine: GPU checks and benchmarks into bench-gpu.json. Uses python3 as it is.
 	@$(PYTHON) -m tests.gpu.benchmarks $(ARGS)

@@ -156,6 +156,8 @@ async def _announce(services: Services, listener: socket.socket) -> None:
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"Foreword serves {services.model_name} on {url}", markup=False)
     console.print(f"Tasks: {', '.join(names) or 'none yet'}", markup=False)
+    if services.console:
+        console.print(f"Console: {url}/console", markup=False)
     console.print(f"API: {url}/docs", markup=False)
     if not await services.off_loop(services.keys.exist):
         console.print("Keys: none, so everybody who can connect may do everything", markup=False)

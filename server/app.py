@@ -25,6 +25,7 @@ from prefix_store.replica import Replica
 from prefix_store.store import PrefixStore
 from server.api import (
     access,
+    console,
     generate,
     health,
     openai,
@@ -38,6 +39,7 @@ from server.api import keys as keys_api
 from server.api.access import Access
 from server.api.deps import Services
 from server.api.middleware import BodyLimits, RequestContext
+from server.assets import load_assets
 from server.background import yield_to_steps
 from server.demo import DEMO_TASKS, DemoTask
 from server.drafts import Drafts
@@ -66,6 +68,7 @@ ROUTERS = (
     openai.routes,
     keys_api.routes,
     health.routes,
+    console.routes,
 )
 
 
@@ -157,6 +160,7 @@ def create_app(
         replica=replica,
         model_name=model_name,
         version=_version(),
+        console=load_assets() if settings.console else {},
     )
     return _assemble(services, [requests, readers, uploads, writers])
 

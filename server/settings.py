@@ -65,6 +65,9 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
 
+    console: bool = Field(
+        True, description="Serve the web console at /console. Its files are for everybody."
+    )
     insecure_no_auth: bool = Field(
         False,
         description="Listen beyond loopback although there is no key: whoever reaches the port may "

@@ -150,6 +150,15 @@ def test_the_image_runs_unprivileged_and_gets_its_signals() -> None:
     assert re.search(r'^HEALTHCHECK .*\\\n +CMD \["python"', dockerfile, re.M)
 
 
+def test_the_console_is_in_the_wheel_and_in_the_image() -> None:
+    wheel = tomllib.loads(read("pyproject.toml"))["tool"]["hatch"]["build"]["targets"]["wheel"]
+    install = read("Dockerfile").index("pip install --constraint constraints.txt .")
+
+    assert wheel["force-include"] == {"clients/console": "server/console"}  # see server/assets.py
+    assert read("Dockerfile").index("COPY clients/console clients/console") < install
+    assert "!clients/console" in read(".dockerignore").splitlines()
+
+
 def test_the_container_has_no_more_rights_than_it_needs() -> None:
     server = yaml.safe_load(read("docker/compose.yml"))["services"]["server"]
     drain_timeout_s = int(server["environment"]["FOREWORD_DRAIN_TIMEOUT_S"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +17,7 @@ from prefix_store.audit import AuditLog
 from prefix_store.keys import KeyStore
 from prefix_store.replica import Replica
 from prefix_store.store import PrefixStore
+from server.assets import Asset
 from server.engine.client import EngineClient
 from server.errors import InvalidRequest, MalformedRequest, UnsupportedBody
 from server.metrics import Metrics
@@ -55,6 +56,8 @@ class Services:
     """Of the server."""
     replica: Replica | None
     """Of a shared registry."""
+    console: Mapping[str, Asset]
+    """The web console's files by name; none where it is switched off."""
     in_progress: set[tuple[str, ...]] = field(default_factory=set)
     """Requests with an idempotency key that are not answered yet."""
 

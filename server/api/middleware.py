@@ -88,7 +88,8 @@ def _write_log_line(scope: Scope, duration_s: float) -> None:
         "status": state["status"],
         "duration_ms": round(duration_s * 1000, 1),
     }
-    level = logging.DEBUG if route in ("/livez", "/readyz", "/metrics") else logging.INFO
+    is_quiet = route in ("/livez", "/readyz", "/metrics") or str(route).startswith("/console")
+    level = logging.DEBUG if is_quiet else logging.INFO
     logger.log(level, "request", extra=extra | state["log"])
 
 

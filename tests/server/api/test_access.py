@@ -29,6 +29,8 @@ from server.app import create_app
 from tests.server.fakes import ARTIFACT, FakeEngine, make_prefix
 from tests.server.live import LiveServer, connect, read_all, serve
 
+CONSOLE = {"/console", "/console/", "/console/{name}"}
+"""Files of a page that hold no data: what the page asks for, it asks with a key."""
 OPEN = {"/livez", "/readyz", "/health"}
 SCOPES = ("generate", "read", "write", "promote", "delete", "admin")
 GENERATE = {"prompt": "hi", "max_tokens": 2}
@@ -81,7 +83,7 @@ def routes(app: FastAPI) -> Iterator[tuple[str, str]]:
 # --- every route, A8 ---
 
 
-async def test_every_route_but_the_health_checks_wants_a_key(
+async def test_every_route_but_health_checks_and_console_files_wants_a_key(
     app: FastAPI, http: httpx.AsyncClient, everything: dict[str, str]
 ) -> None:
     found = {(method, path) for method, path in routes(app)}
@@ -92,6 +94,8 @@ async def test_every_route_but_the_health_checks_wants_a_key(
         status = (await http.request(method, path)).status_code
         if path in OPEN:
             assert status in (200, 405), (method, path)
+        elif path.startswith("/console"):
+            assert status in (200, 307, 404, 405), (method, path)
         else:
             assert status in (401, 405), (method, path)
             assert method == "OPTIONS" or status == 401, (method, path)
@@ -122,7 +126,7 @@ def test_the_library_routes_are_guarded_too(app: FastAPI) -> None:
         "/openapi.json", "/docs", "/docs/oauth2-redirect", "/static-offline-docs",
     }  # fmt: skip
     assert all(isinstance(route.app, access._Gate) for route in app.routes)  # type: ignore[attr-defined]
-    assert {route.path for route in app.routes if need_of(route) == PUBLIC} == OPEN  # type: ignore[attr-defined]
+    assert {route.path for route in app.routes if need_of(route) == PUBLIC} == OPEN | CONSOLE  # type: ignore[attr-defined]
 
 
 def test_a_route_that_declares_nothing_keeps_the_server_from_starting(

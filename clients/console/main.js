@@ -1,0 +1,119 @@
+// The frame around the views: which one is shown, the server's state, the key, light and dark.
+
+import { call, key } from "./api.js";
+import { h, replace, setText } from "./dom.js";
+import { restart } from "./feed.js";
+import { live } from "./live.js";
+import { askForKey } from "./parts.js";
+import { playground } from "./playground.js";
+import { every } from "./poll.js";
+import { task } from "./task.js";
+import { tasks } from "./tasks.js";
+import { upload } from "./upload.js";
+
+const VIEWS = { tasks, task, upload, playground, live };
+const THEMES = ["system", "light", "dark"];
+const THEME = "foreword.theme";
+
+const main = document.getElementById("main");
+let leave = () => {};
+let server = null;
+let hasAsked = false;
+
+/** `#/task/pirate?x=1`: the view, its argument, its parameters. */
+function parts() {
+  const [path, query] = location.hash.slice(2).split("?");
+  const [name, argument] = path.split("/");
+  return { name: name || "tasks", argument: decodeURIComponent(argument ?? ""), query: new URLSearchParams(query) };
+}
+
+/** Views put themselves into their element and return what ends them. */
+function show() {
+  leave();
+  const { name, argument, query } = parts();
+  const view = VIEWS[name] ?? tasks;
+  const element = h("div", { class: `view ${name}` });
+  main.replaceChildren(element);
+  main.setAttribute("aria-label", name);
+  leave = view(element, argument, query);
+  mark(name);
+  scrollTo(0, 0);
+}
+
+function mark(name) {
+  const place = name === "task" ? "tasks" : name;
+  for (const link of document.querySelectorAll("nav a")) {
+    if (link.hash === `#/${place}`) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  const heading = main.querySelector("h1")?.textContent;
+  document.title = heading ? `${heading} · Foreword` : "Foreword";
+}
+
+/** The server's model and whether it takes requests. A key is not needed for the latter. */
+async function lookAtServer() {
+  const place = document.getElementById("server");
+  const health = await fetch("../readyz").then((r) => r.json()).catch(() => ({ status: "gone", reasons: ["it does not answer"] }));
+  server ??= await describeServer();
+  const state = health.status === "ok" ? "ready" : `${health.status}: ${health.reasons.join("; ")}`;
+  const words = server ? `${server}, ${state}` : state;
+  if (place.dataset.words !== words) replace(place, h("span", { class: `dot ${health.status}` }), h("span", {}, words));
+  place.dataset.words = words;
+}
+
+/** Empty where this key may not know, and not asked again until there is another one. */
+async function describeServer() {
+  try {
+    const info = await call("GET", "info");
+    return `${info.model} on ${info.device}`;
+  } catch (problem) {
+    return [401, 403].includes(problem.status) ? "" : null;
+  }
+}
+
+function setTheme(theme) {
+  document.documentElement.dataset.theme = theme;
+  localStorage.setItem(THEME, theme);
+  const toggle = document.getElementById("theme");
+  setText(toggle, { system: "Auto", light: "Light", dark: "Dark" }[theme]);
+  toggle.setAttribute("aria-label", `Colours: ${theme}. Change`);
+}
+
+function nextTheme() {
+  const at = THEMES.indexOf(document.documentElement.dataset.theme);
+  setTheme(THEMES[(at + 1) % THEMES.length]);
+}
+
+function showKey() {
+  setText(document.getElementById("key"), key.get() ? "Key set" : "Key");
+}
+
+function start() {
+  setTheme(THEMES.includes(localStorage.getItem(THEME)) ? localStorage.getItem(THEME) : "system");
+  document.getElementById("theme").addEventListener("click", nextTheme);
+  document.getElementById("key").addEventListener("click", askForKey);
+  document.querySelector(".skip").addEventListener("click", (event) => {
+    event.preventDefault(); // the address names the view
+    main.focus();
+  });
+  window.addEventListener("key-wanted", () => {
+    if (!key.get() && !hasAsked) askForKey();
+    hasAsked = true;
+  });
+  window.addEventListener("key-changed", () => {
+    server = null;
+    showKey();
+    restart();
+    show();
+    lookAtServer();
+  });
+  window.addEventListener("hashchange", () => {
+    show();
+    main.focus({ preventScroll: true });
+  });
+  showKey();
+  show();
+  every(5000, lookAtServer);
+}
+
+start();

@@ -1,0 +1,130 @@
+// What several views show: badges, problems, dialogs.
+
+import { announce, button, field, h } from "./dom.js";
+import { key } from "./api.js";
+import { DASH } from "./format.js";
+
+const WHERE = { device: "on the device", host: "in host memory", disk: "on disk" };
+
+/** Where a prefix is. undefined: not known; null: there is none. */
+export function residency(where) {
+  if (where === undefined) return DASH;
+  return h("span", { class: `badge ${where ?? "none"}` }, WHERE[where] ?? "nothing yet");
+}
+
+export function badge(text, kind = "") {
+  return h("span", { class: `badge ${kind}` }, text);
+}
+
+/** How the traffic is split, as a bar and in words. `weights`: by version. */
+export function split(weights) {
+  const all = Object.values(weights).reduce((sum, weight) => sum + weight, 0) || 1;
+  const parts = Object.entries(weights).map(([version, weight], i) => {
+    const part = h("span", { class: `part part-${i % 4}` });
+    part.style.setProperty("flex-grow", weight);
+    return { part, words: `v${version} ${Math.round((100 * weight) / all)} %` };
+  });
+  const bar = h("span", { class: "split", "aria-hidden": "true" }, parts.map(({ part }) => part));
+  return h("span", { class: "splitting" }, bar, parts.map(({ words }) => words).join(" · "));
+}
+
+/** A list of names and values; those without a value are left out. */
+export function definitions(facts) {
+  const known = facts.filter(([, value]) => value);
+  return h("dl", {}, known.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+}
+
+/** A problem as the server put it, and what can be done about it. */
+export function problemBox(problem, retry = null) {
+  const listed = problem.errors?.length > 1 ? problem.errors.map((e) => h("li", {}, `${e.loc.join(".")}: ${e.msg}`)) : [];
+  const small = [problem.code, problem.requestId && `request ${problem.requestId}`].filter(Boolean).join(" · ");
+  return h(
+    "div",
+    { class: "problem", role: "alert" },
+    h("p", { class: "title" }, problem.title ?? problem.name),
+    h("p", {}, problem.detail || problem.message || ""),
+    listed.length > 0 && h("ul", {}, listed),
+    advice(problem) && h("p", { class: "advice" }, advice(problem)),
+    small && h("p", { class: "small" }, small),
+    problem.status === 401 && button("Enter a key", () => askForKey()),
+    retry && problem.status !== 401 && button("Try again", retry),
+  );
+}
+
+function advice(problem) {
+  if (problem.status === 401) return "This server asks for a key.";
+  if (problem.status === 403) {
+    return "The key in use does not allow this. Ask an admin for one that does, or go on with what this one allows.";
+  }
+  if (problem.status === 412) return "Somebody has changed the task in the meantime. Look at it again, then decide.";
+  if (problem.status === 429 && problem.retryAfterS) return `Come back in ${problem.retryAfterS} s.`;
+  return "";
+}
+
+export function empty(title, text, ...next) {
+  return h("div", { class: "empty" }, h("p", { class: "title" }, title), h("p", {}, text), next);
+}
+
+/** A dialog that asks first. Resolves to whether it was confirmed. */
+export function confirm({ title, text, verb }) {
+  return ask(title, (close) => [
+    h("p", {}, text),
+    h(
+      "div",
+      { class: "buttons" },
+      button("Cancel", () => close(false), { autofocus: true }),
+      button(verb, () => close(true), { class: "danger" }),
+    ),
+  ]);
+}
+
+/** Asks for the server's key; one dialog at a time. */
+export function askForKey() {
+  if (document.querySelector("dialog[open]")) return Promise.resolve(false);
+  const input = h("input", { type: "password", autocomplete: "off", spellcheck: "false", required: true });
+  return ask("Key of this server", (close) => {
+    function keep(event) {
+      event.preventDefault();
+      key.set(input.value.trim());
+      close(true);
+      announce("The key is kept until this tab is closed.");
+      window.dispatchEvent(new CustomEvent("key-changed"));
+    }
+    function forget() {
+      key.set("");
+      close(true);
+      announce("The key is forgotten.");
+      window.dispatchEvent(new CustomEvent("key-changed"));
+    }
+    return h(
+      "form",
+      { on: { submit: keep } },
+      field("Key", input, "Begins with fwd_. Kept in this tab only, and sent to this server only."),
+      h(
+        "div",
+        { class: "buttons" },
+        key.get() && button("Forget the key", forget),
+        button("Cancel", () => close(false)),
+        h("button", { type: "submit", class: "primary" }, "Use this key"),
+      ),
+    );
+  });
+}
+
+function ask(title, content) {
+  return new Promise((resolve) => {
+    let answer = false;
+    const dialog = h("dialog", { "aria-label": title, on: { close: finish } });
+    function close(value) {
+      answer = value;
+      dialog.close();
+    }
+    function finish() {
+      dialog.remove();
+      resolve(answer);
+    }
+    dialog.append(h("h2", {}, title), ...[content(close)].flat());
+    document.body.append(dialog);
+    dialog.showModal();
+  });
+}

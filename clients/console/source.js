@@ -1,0 +1,98 @@
+// What was dropped, chosen or written, as the body of an upload.
+
+import { tar } from "./tar.js";
+
+const WEIGHTS = "adapter_model.safetensors";
+const CONFIG = "adapter_config.json";
+const GOLDEN = "golden.jsonl";
+
+/** `{body, type, words}` of files with their paths. Throws an `Error` that says what to do. */
+export async function ofFiles(files) {
+  if (files.length === 1) return ofFile(files[0].file);
+  const found = inOutermost(files);
+  if (!found.has(WEIGHTS)) throw new Error(missing(files));
+  const wanted = [CONFIG, WEIGHTS, GOLDEN].filter((name) => found.has(name));
+  if (!found.has(CONFIG)) return ofFile(found.get(WEIGHTS));
+  const body = tar(wanted.map((name) => ({ name, blob: found.get(name) })));
+  return { body, type: "application/x-tar", words: `PEFT directory: ${wanted.join(", ")}` };
+}
+
+async function ofFile(file) {
+  const name = file.name.toLowerCase();
+  if (name.endsWith(".safetensors")) return { body: file, type: "application/vnd.safetensors", words: file.name };
+  if (name.endsWith(".tar")) return { body: file, type: "application/x-tar", words: file.name };
+  if (name.endsWith(".json")) return ofJson(await file.text(), file.name);
+  if (name.endsWith(".txt") || name.endsWith(".md")) return ofText(await file.text());
+  throw new Error(`${file.name} is no prefix. Take a .safetensors, a .tar, a PEFT directory, a .txt or a .json.`);
+}
+
+function ofJson(text, name) {
+  const body = new Blob([text], { type: "application/json" });
+  return { body, type: "application/json", words: name };
+}
+
+export function ofText(text) {
+  if (!text) throw new Error("Write the text first.");
+  return { ...ofJson(JSON.stringify({ text }), "text"), words: `text of ${text.length} characters` };
+}
+
+export function ofMessages(text) {
+  let messages;
+  try {
+    messages = JSON.parse(text);
+  } catch (error) {
+    throw new Error(`The messages are not JSON: ${error.message}`);
+  }
+  if (!Array.isArray(messages)) throw new Error("Write a list of messages: [{\"role\": \"system\", \"content\": \"...\"}]");
+  return { ...ofJson(JSON.stringify({ messages }), "messages"), words: `${messages.length} chat messages` };
+}
+
+/** Files of the folder nearest to the top that has any we know: trainings keep checkpoints below. */
+function inOutermost(files) {
+  const known = files.filter(({ file }) => [WEIGHTS, CONFIG].includes(file.name));
+  const depth = ({ path }) => path.split("/").length;
+  const top = Math.min(...known.map(depth));
+  const folder = (path) => path.slice(0, path.lastIndexOf("/") + 1);
+  const chosen = known.find((entry) => depth(entry) === top);
+  const same = files.filter(({ path }) => chosen && folder(path) === folder(chosen.path));
+  return new Map(same.map(({ file }) => [file.name, file]));
+}
+
+function missing(files) {
+  const isPickled = files.some(({ file }) => /\.(bin|pt|pth|ckpt)$/i.test(file.name));
+  return isPickled
+    ? `There is no ${WEIGHTS}, but a pickle, which is never opened here: save with safe_serialization=True.`
+    : `There is no ${WEIGHTS} among these ${files.length} files.`;
+}
+
+/** All files of a drop, folders walked through: a list of `{file, path}`. */
+export async function dropped(transfer) {
+  const files = [...transfer.items].filter((item) => item.kind === "file");
+  const entries = files.map((item) => item.webkitGetAsEntry()).filter(Boolean); // now: it is empty later
+  return (await Promise.all(entries.map((entry) => walked(entry)))).flat();
+}
+
+/** All files of an `<input type="file">`, with `webkitdirectory` or without. */
+export function picked(input) {
+  return [...input.files].map((file) => ({ file, path: file.webkitRelativePath || file.name }));
+}
+
+async function walked(entry, depth = 0) {
+  if (entry.isFile) {
+    const file = await new Promise((resolve, reject) => entry.file(resolve, reject));
+    return [{ file, path: entry.fullPath }];
+  }
+  if (depth > 4) return [];
+  const inside = await listed(entry.createReader());
+  return (await Promise.all(inside.map((child) => walked(child, depth + 1)))).flat();
+}
+
+/** A reader gives a hundred entries at a time. */
+async function listed(reader) {
+  const all = [];
+  for (;;) {
+    const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
+    if (!some.length) return all;
+    all.push(...some);
+  }
+}

@@ -1,0 +1,144 @@
+// One task: who answers, its versions, how its prompts are made, what happened.
+
+import { call, seg } from "./api.js";
+import { announce, button, h, replace } from "./dom.js";
+import { watch } from "./feed.js";
+import { ago, plural } from "./format.js";
+import { confirm, definitions, empty, problemBox } from "./parts.js";
+import { every } from "./poll.js";
+import { trafficForm } from "./traffic.js";
+import { updateShares, versionList } from "./versions.js";
+
+const EVERY_MS = 4000;
+
+export function task(view, name) {
+  const problems = h("div");
+  const head = h("div");
+  const traffic = h("section", { class: "card", "aria-label": "Traffic" });
+  const versions = h("section", { class: "card", "aria-label": "Versions" });
+  const about = h("div", { class: "columns" });
+  const opened = new Set();
+  let shown = {};
+  let stop = () => {};
+  let hasLeft = false;
+
+  async function load() {
+    try {
+      const [found, listed] = await Promise.all([
+        call("GET", `tasks/${seg(name)}`),
+        call("GET", `tasks/${seg(name)}/versions`),
+      ]);
+      render(found, listed);
+    } catch (problem) {
+      if (!shown.task) replace(head, heading(name, "", []), problemBox(problem, restart));
+      throw problem;
+    }
+  }
+
+  function restart() {
+    stop();
+    if (!hasLeft) stop = every(EVERY_MS, load);
+  }
+
+  /** Parts are made anew only where they say something else: a form in use stays as it is. */
+  function render(found, listed) {
+    const part = (key, value, make) => {
+      const said = JSON.stringify(value);
+      if (shown[key] !== said) make();
+      shown[key] = said;
+    };
+    const context = { task: found, listed, act, opened, render: () => ((shown.versions = ""), render(found, listed)) };
+    part("task", [found.profile.description, found.active_version, found.num_versions, found.revision], () =>
+      replace(head, heading(name, found.profile.description, actions(found, listed))),
+    );
+    part("traffic", [found.revision, found.weights], () => replace(traffic, trafficForm(context)));
+    part("versions", [listed, found.weights, found.revision], () => replace(versions, versionList(context)));
+    part("about", [found.profile, listed.history], () => replace(about, prompts(found.profile), history(listed.history)));
+    updateShares(view, found);
+  }
+
+  /** Do something to the task, say so, and look again. `work` gets the revision that is shown. */
+  async function act(said, work) {
+    problems.replaceChildren();
+    try {
+      const answer = await work();
+      announce(answer?.warning ? `${said} Warning: ${answer.warning}` : said);
+      return answer;
+    } catch (problem) {
+      problems.replaceChildren(problemBox(problem));
+      problems.scrollIntoView({ block: "nearest" });
+      return null;
+    } finally {
+      restart();
+    }
+  }
+
+  function actions(found, listed) {
+    const revision = found.revision;
+    const rollBack = () =>
+      act("Rolled back.", () => call("POST", `tasks/${seg(name)}/rollback`, { revision }));
+    return [
+      h("a", { class: "button primary", href: `#/playground?a=${seg(name)}` }, "Try it"),
+      h("a", { class: "button", href: `#/upload?task=${seg(name)}` }, "Upload a version"),
+      button("Roll back", rollBack, { disabled: listed.history.length < 2, "data-key": "rollback" }),
+      button("Delete task", remove, { class: "danger", "data-key": "delete" }),
+    ];
+
+    async function remove() {
+      const text = `${name} with its ${plural(found.num_versions, "version")} is gone for new requests. Requests that run finish.`;
+      if (!(await confirm({ title: `Delete ${name}?`, text, verb: "Delete the task" }))) return;
+      const gone = await act(`${name} is deleted.`, async () => {
+        await call("DELETE", `tasks/${seg(name)}`, { revision });
+        return {};
+      });
+      if (gone) location.hash = "#/tasks";
+    }
+  }
+
+  view.append(h("p", { class: "path" }, h("a", { href: "#/tasks" }, "Tasks")), head, problems, traffic, versions, about);
+  head.append(heading(name, "", []));
+  restart();
+  const unwatch = watch(() => shown.task && updateShares(view));
+  return () => {
+    hasLeft = true;
+    stop();
+    unwatch();
+  };
+}
+
+function heading(name, description, actions) {
+  return h(
+    "div",
+    { class: "heading" },
+    h("div", {}, h("h1", {}, name), description && h("p", { class: "description" }, description)),
+    h("div", { class: "buttons" }, actions),
+  );
+}
+
+function prompts(profile) {
+  const { defaults, limits } = profile;
+  const facts = [
+    ["Prompt", profile.chat ? "one user message of the model's chat template" : "text, as it is"],
+    ["Template", profile.template && h("pre", {}, profile.template)],
+    ["Defaults", listed(defaults)],
+    ["Limits", listed(limits)],
+    ["Weight", String(profile.weight)],
+    ["Golden prompts", String(profile.golden.length)],
+  ];
+  return h("section", { class: "card" }, h("h2", {}, "Prompts"), definitions(facts));
+}
+
+function listed(settings) {
+  const given = Object.entries(settings).filter(([, value]) => value !== null);
+  return given.map(([name, value]) => `${name} ${JSON.stringify(value)}`).join(", ");
+}
+
+function history(activations) {
+  const lines = activations.slice(-12).reverse().map(({ action, version, weights, at }) => {
+    const split = weights && Object.entries(weights).map(([v, weight]) => `v${v} ${weight}`).join(" : ");
+    const words = { activate: `v${version} activated`, rollback: `rolled back to v${version}`, traffic: split ? `traffic ${split}` : `all traffic to v${version}` };
+    return h("li", {}, h("span", {}, words[action]), h("time", { datetime: at }, ago(at)));
+  });
+  const list = lines.length ? h("ol", { class: "history" }, lines) : empty("Nothing yet", "Activate a version, and it answers.");
+  return h("section", { class: "card" }, h("h2", {}, "History"), list);
+}

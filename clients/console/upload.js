@@ -1,0 +1,238 @@
+// A prefix on its way in, and the report on it.
+
+import { call, freshKey, seg, upload as send } from "./api.js";
+import { announce, button, field, freshId, h, replace } from "./dom.js";
+import { bytes, percent, plural } from "./format.js";
+import { definitions, empty, problemBox } from "./parts.js";
+import { checks } from "./report.js";
+import { dropped, ofFiles, ofMessages, ofText, picked } from "./source.js";
+
+const EXAMPLE = '[{"role": "system", "content": "Answer in one short sentence."}]';
+const KINDS = [["files", "File or folder"], ["text", "Text"], ["messages", "Chat messages"]];
+
+export function upload(view, _, query) {
+  const names = h("datalist", { id: freshId() });
+  const task = h("input", {
+    type: "text",
+    required: true,
+    pattern: "[a-z0-9][a-z0-9_\\-]{0,62}",
+    list: names.id,
+    value: query.get("task") ?? "",
+    autocomplete: "off",
+    spellcheck: "false",
+  });
+  const activate = h("input", { type: "checkbox", checked: !query.get("task") });
+  const text = h("textarea", { rows: "8", placeholder: "go -> went\nsee -> saw\nplay -> played\n" });
+  const messages = h("textarea", { rows: "8", class: "code", spellcheck: "false", placeholder: EXAMPLE });
+  const zone = dropZone();
+  const panels = {
+    files: zone.element,
+    text: field("Text", text, "Computed once, by one forward pass. It costs no prompt tokens after that."),
+    messages: field("Chat messages, as JSON", messages, "Requests of the task continue this chat."),
+  };
+  const kinds = kindChoice(panels);
+  const progress = h("progress", { max: 1, value: 0, "aria-label": "Upload" });
+  const doing = h("p", { class: "hint" });
+  const running = h("div", { class: "running", hidden: true }, progress, doing, button("Cancel", () => cancelling?.abort()));
+  const outcome = h("div", { class: "outcome-place" });
+  const tryOut = h("button", { type: "submit", value: "dry" }, "Check only");
+  const go = h("button", { type: "submit", value: "go", class: "primary" }, "Upload");
+  let cancelling = null;
+  let once = freshKey();
+
+  function source() {
+    const kind = kinds.value();
+    if (kind === "text") return ofText(text.value);
+    return kind === "messages" ? ofMessages(messages.value) : zone.source();
+  }
+
+  async function submit(event) {
+    event.preventDefault();
+    if (cancelling) return;
+    const isDry = event.submitter?.value === "dry";
+    cancelling = new AbortController();
+    busy(true);
+    try {
+      const answer = await push(await source(), isDry);
+      once = freshKey();
+      show(isDry ? rehearsed(answer) : uploaded(answer));
+    } catch (problem) {
+      if (problem.name === "AbortError") announce("The upload is cancelled.");
+      else show(failed(problem));
+    }
+    cancelling = null;
+    busy(false);
+  }
+
+  async function push({ body, type }, isDry) {
+    const name = task.value;
+    const isNew = !activate.checked && (await isMissing(name));
+    if (isNew && !isDry) await call("PUT", `tasks/${seg(name)}`, { json: {} });
+    const isShort = activate.checked || (isNew && isDry); // the way that needs no task to exist
+    const path = `tasks/${seg(name)}/${isShort ? "prefix" : "versions"}${isDry ? "?dry_run=true" : ""}`;
+    const options = { body, type, once: isDry ? freshKey() : once, onProgress, signal: cancelling.signal };
+    return send(isShort ? "PUT" : "POST", path, options);
+  }
+
+  function onProgress(part) {
+    progress.value = part;
+    doing.textContent = part < 1 ? `Sending, ${percent(part)}` : "The server reads it and runs the model behind it";
+  }
+
+  function busy(isBusy) {
+    running.hidden = !isBusy;
+    go.disabled = tryOut.disabled = isBusy;
+    onProgress(0);
+  }
+
+  function show(report) {
+    replace(outcome, report);
+    outcome.querySelector("h2, .title").setAttribute("tabindex", "-1");
+    outcome.querySelector("h2, .title").focus();
+  }
+
+  const form = h(
+    "form",
+    { class: "card", on: { submit, input: () => (once = freshKey()) } },
+    field("Task", task, "A new name makes a new task. 1 to 63 of a-z, 0-9, _ and -."),
+    names,
+    kinds.element,
+    Object.values(panels),
+    h("label", { class: "check" }, activate, "Make it the active version at once"),
+    running,
+    h("div", { class: "buttons" }, tryOut, go),
+  );
+  view.append(h("div", { class: "heading" }, h("h1", {}, "Upload a prefix")), h("div", { class: "columns" }, form, outcome));
+  outcome.append(h("section", { class: "card" }, empty("No report yet", "Each upload is verified before it is a version: its file, its shapes, its numbers, and a run of the model behind it. What came out is written here. “Check only” changes nothing.")));
+  const stopDrops = wholePage(zone.take, () => kinds.choose("files"));
+  suggest(names);
+  return () => {
+    cancelling?.abort();
+    stopDrops();
+  };
+}
+
+function kindChoice(panels) {
+  const group = freshId();
+  const radios = KINDS.map(([kind], i) => h("input", { type: "radio", name: group, value: kind, checked: i === 0 }));
+  const value = () => radios.find((radio) => radio.checked).value;
+  function change() {
+    for (const [kind, panel] of Object.entries(panels)) panel.hidden = kind !== value();
+  }
+  function choose(kind) {
+    radios.find((radio) => radio.value === kind).checked = true;
+    change();
+  }
+  const labels = KINDS.map(([, words], i) => h("label", {}, radios[i], words));
+  change();
+  return { element: h("fieldset", { class: "choice", on: { change } }, h("legend", {}, "From"), labels), value, choose };
+}
+
+function dropZone() {
+  let source = null;
+  const files = h("input", { type: "file", multiple: true, class: "unseen", tabindex: "-1", "aria-label": "Files" });
+  const folder = h("input", { type: "file", class: "unseen", tabindex: "-1", "aria-label": "Folder", webkitdirectory: true });
+  const chosen = h("p", { class: "chosen", role: "status" });
+  const element = h(
+    "div",
+    { class: "drop" },
+    h("p", {}, "Drop a .safetensors, a .tar or a PEFT directory here"),
+    h("div", { class: "buttons" }, button("Choose a file", () => files.click()), button("Choose a folder", () => folder.click())),
+    files,
+    folder,
+    chosen,
+  );
+
+  async function take(found) {
+    source = ofFiles(found);
+    try {
+      const { body, words } = await source;
+      chosen.textContent = `${words}, ${bytes(body.size)}`;
+      chosen.classList.remove("bad");
+    } catch (error) {
+      chosen.textContent = error.message;
+      chosen.classList.add("bad");
+    }
+  }
+
+  for (const input of [files, folder]) input.addEventListener("change", () => input.files.length && take(picked(input)));
+  return { element, take, source: () => source ?? Promise.reject(new Error("Drop or choose a file first.")) };
+}
+
+/** Files may be dropped anywhere: missing the zone would make the browser open them. */
+function wholePage(take, before) {
+  const page = document.body;
+  function over(event) {
+    event.preventDefault();
+    page.classList.toggle("dropping", event.type !== "dragleave");
+  }
+  async function drop(event) {
+    over(event);
+    page.classList.remove("dropping");
+    before();
+    await take(await dropped(event.dataTransfer));
+  }
+  const listeners = { dragover: over, dragleave: over, drop };
+  for (const [name, listener] of Object.entries(listeners)) page.addEventListener(name, listener);
+  return () => {
+    for (const [name, listener] of Object.entries(listeners)) page.removeEventListener(name, listener);
+  };
+}
+
+/** Whether there is no such task; a key that may not look gets the server's word on the upload. */
+async function isMissing(name) {
+  return call("GET", `tasks/${seg(name)}`).then(() => false, (problem) => problem.status === 404);
+}
+
+async function suggest(names) {
+  const page = await call("GET", "tasks?limit=200").catch(() => ({ tasks: [] }));
+  names.append(...page.tasks.map(({ name }) => h("option", { value: name })));
+}
+
+function uploaded(answer) {
+  const place = `${seg(answer.task)}@${answer.version}`;
+  return h(
+    "section",
+    { class: "card" },
+    h("h2", {}, `v${answer.version} of ${answer.task} ${answer.active ? "is active" : "is stored"}`),
+    body(answer),
+    h(
+      "div",
+      { class: "buttons" },
+      h("a", { class: "button primary", href: `#/playground?a=${place}` }, "Try it"),
+      h("a", { class: "button", href: `#/task/${seg(answer.task)}` }, answer.active ? "See the task" : "Activate it, or send it some traffic"),
+    ),
+  );
+}
+
+function rehearsed(answer) {
+  const room = answer.evicted.length ? `yes, ${plural(answer.evicted.length, "other prefix", "other prefixes")} would make room` : "yes";
+  const facts = [["On the device", `${bytes(answer.device_bytes)}, fits: ${answer.fits ? room : "no"}`]];
+  return h(
+    "section",
+    { class: "card" },
+    h("h2", {}, `It would be v${answer.version} of ${answer.task}`),
+    h("p", { class: "hint" }, "Nothing was changed."),
+    definitions(facts),
+    body(answer),
+  );
+}
+
+function body(answer) {
+  const facts = [
+    ["Virtual tokens", String(answer.num_virtual_tokens)],
+    ["Source", answer.source_format],
+    ["Stored as", `${answer.dtype}, ${bytes(answer.num_bytes)}`],
+    ["Digest", h("code", {}, answer.digest)],
+  ];
+  return [
+    answer.warning && h("p", { class: "warning", role: "alert" }, answer.warning),
+    definitions(facts),
+    h("h3", {}, "Verification"),
+    checks(answer.verification),
+  ];
+}
+
+function failed(problem) {
+  return h("section", { class: "card" }, problemBox(problem.status === undefined ? { title: "Not sent", detail: problem.message } : problem));
+}
