@@ -41,6 +41,7 @@ from server.background import yield_to_steps
 from server.demo import DEMO_TASKS, DemoTask
 from server.engine.client import EngineClient
 from server.engine.messages import EngineConfig
+from server.grammar_check import GrammarCheck
 from server.metrics import Metrics
 from server.registry import open_blobs, open_keys, open_registry
 from server.router import Router
@@ -109,6 +110,8 @@ def create_app(
     requests = ThreadPoolExecutor(4, "request")
     uploads = ThreadPoolExecutor(2, "upload", yield_to_steps)
     writers = ThreadPoolExecutor(4, "writer")
+    compilers = ThreadPoolExecutor(2, "grammar", yield_to_steps)
+    grammars = GrammarCheck(tokenizer, lambda: engine.info, executor=compilers)
     metrics = Metrics(max_task_labels=settings.max_task_labels)
     metrics.watch_engine(lambda: engine.stats, lambda: engine.num_restarts)
     metrics.watch_quarantine(lambda: len(store.quarantined()))
@@ -124,6 +127,7 @@ def create_app(
             engine,
             tokenizer,
             metrics,
+            grammars=grammars,
             executor=requests,
             max_in_flight=settings.max_num_seqs + settings.max_waiting,
         ),
@@ -136,13 +140,14 @@ def create_app(
             model_name=model_name,
             max_prefix_tokens=settings.max_prefix_tokens,
         ),
+        grammars=grammars,
         metrics=metrics,
         executor=requests,
         writers=writers,
         model_name=model_name,
         version=_version(),
     )
-    return _assemble(services, [requests, uploads, writers])
+    return _assemble(services, [requests, uploads, writers, compilers])
 
 
 def _assemble(services: Services, executors: list[Executor]) -> FastAPI:

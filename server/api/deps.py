@@ -18,6 +18,7 @@ from prefix_store.keys import KeyStore
 from prefix_store.store import PrefixStore
 from server.engine.client import EngineClient
 from server.errors import InvalidRequest, MalformedRequest, UnsupportedBody
+from server.grammar_check import GrammarCheck
 from server.metrics import Metrics
 from server.router import Router
 from server.settings import Settings
@@ -42,6 +43,7 @@ class Services:
     tokenizer: Tokenizer
     router: Router
     uploads: Uploads
+    grammars: GrammarCheck
     metrics: Metrics
     executor: Executor
     writers: Executor

@@ -1,5 +1,5 @@
 """What requests want changed about their logits before a token is chosen: biases, penalties, no end
-of text too early.
+of text too early, nothing that their grammar forbids.
 
 Nothing here waits for the device, and steps in which nobody asks pass through untouched.
 """
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from server.engine.attention.base import Step
 from server.engine.batch import Chunk
+from server.engine.masks import mask
 from server.engine.transfer import to_device
 
 
@@ -21,7 +22,7 @@ def adjusted(
 ) -> Tensor:
     """`logits` [num_sampled, vocab_size] as the requests want them; a float32 copy where one does.
 
-    In the order of vLLM: biases, the repetition penalty, then OpenAI's two.
+    In the order of vLLM: biases, the repetition penalty, then OpenAI's two. Grammars come last.
     """
     rows = [i for i, chunk in enumerate(sampled) if _asks(chunk)]
     if not rows:
@@ -37,6 +38,9 @@ def adjusted(
         changed = _with_repetition_penalty(changed, chunks, last_ids)
     if any(_counts(chunk) for chunk in chunks):
         changed -= _penalties(changed, chunks, last_ids)
+    if matchers := {i: m for i, chunk in enumerate(chunks) if (m := chunk.seq.matcher) is not None}:
+        bound = to_device([*matchers], torch.long, logits.device)
+        changed[bound] = mask(changed[bound], [*matchers.values()])
     logits[at] = changed
     return logits
 
@@ -44,7 +48,8 @@ def adjusted(
 def _asks(chunk: Chunk) -> bool:
     sampling = chunk.seq.sampling
     return bool(
-        sampling.logit_bias
+        chunk.seq.matcher is not None
+        or sampling.logit_bias
         or sampling.repetition_penalty != 1.0
         or _counts(chunk)
         or chunk.num_completion_tokens < sampling.min_tokens
