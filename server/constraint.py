@@ -61,7 +61,7 @@ def of_fields(given: Mapping[str, Any]) -> Constraint | None:
         case {"choice": value}:
             return Constraint(choice=_distinct("choice", value))
         case {"choices": value}:
-            by = given.get("rank_by") or "sum"
+            by: RankBy = given.get("rank_by") or "sum"
             return Constraint(choices=_distinct("choices", value), rank_by=by)
     return None
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from server.engine.attention.base import Step
 from server.engine.batch import Chunk
-from server.engine.masks import mask
+from server.engine.masks import forbid
 from server.engine.transfer import to_device
 
 
@@ -24,10 +24,24 @@ def adjusted(
 
     In the order of vLLM: biases, the repetition penalty, then OpenAI's two. Grammars come last.
     """
+    matchers = {i: m for i, chunk in enumerate(sampled) if (m := chunk.seq.matcher) is not None}
     rows = [i for i, chunk in enumerate(sampled) if _asks(chunk)]
-    if not rows:
-        return logits
-    logits = logits.to(torch.float32, copy=True)
+    if rows or matchers:
+        logits = logits.to(torch.float32, copy=True)
+    if rows:
+        _adjust(logits, rows, sampled, step, eos_token_ids)
+    if matchers:
+        forbid(logits, matchers)
+    return logits
+
+
+def _adjust(
+    logits: Tensor,
+    rows: list[int],
+    sampled: list[Chunk],
+    step: Step,
+    eos_token_ids: Sequence[int],
+) -> None:
     at = to_device(rows, torch.long, logits.device)
     chunks = [sampled[i] for i in rows]
     changed = logits[at]
@@ -38,18 +52,13 @@ def adjusted(
         changed = _with_repetition_penalty(changed, chunks, last_ids)
     if any(_counts(chunk) for chunk in chunks):
         changed -= _penalties(changed, chunks, last_ids)
-    if matchers := {i: m for i, chunk in enumerate(chunks) if (m := chunk.seq.matcher) is not None}:
-        bound = to_device([*matchers], torch.long, logits.device)
-        changed[bound] = mask(changed[bound], [*matchers.values()])
     logits[at] = changed
-    return logits
 
 
 def _asks(chunk: Chunk) -> bool:
     sampling = chunk.seq.sampling
     return bool(
-        chunk.seq.matcher is not None
-        or sampling.logit_bias
+        sampling.logit_bias
         or sampling.repetition_penalty != 1.0
         or _counts(chunk)
         or chunk.num_completion_tokens < sampling.min_tokens

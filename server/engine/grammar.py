@@ -18,12 +18,11 @@ V = TypeVar("V")
 
 MAX_GRAMMAR_BYTES = 64 << 10
 """Of a grammar's text. One as large as that compiles in less than half a second."""
-_LIMITS = {
-    "max_lexer_states": 10_000,  # 1 to 2 KiB each
-    "step_lexer_fuel": 100_000,  # about 7 ms of one mask
-    "step_max_items": 25_000,
-    "verbose_errors": False,
-}
+_MAX_LEXER_STATES = 10_000
+"""1 to 2 KiB each."""
+_STEP_LEXER_FUEL, _STEP_MAX_ITEMS = 100_000, 25_000
+"""About 8 ms of one mask."""
+_NUM_TRIED = 16
 _JSON_STYLE = {
     # One line: free white space is what a model at a high temperature never comes out of.
     "whitespace_flexible": False,
@@ -81,25 +80,36 @@ class Vocabulary:
         """`tokenizer_json`: of a fast tokenizer. Raises `ValueError` and `ImportError`."""
         from llguidance import LLParserLimits, LLTokenizer
 
-        self._limits = LLParserLimits(**_LIMITS)
+        self._limits = LLParserLimits(
+            max_lexer_states=_MAX_LEXER_STATES,
+            step_lexer_fuel=_STEP_LEXER_FUEL,
+            step_max_items=_STEP_MAX_ITEMS,
+            verbose_errors=False,
+        )
         num_known = 1 + max(_token_ids(tokenizer_json), default=0)
         self._tokens = LLTokenizer(
             tokenizer_json, n_vocab=max(vocab_size, num_known), eos_token=list(eos_token_ids)
         )
 
     def compile(self, grammar: str) -> Matcher:
-        """A grammar, and that some text begins as it wants. Raises `GrammarError`."""
+        """A grammar that at least one text can follow for some tokens. Raises `GrammarError`."""
         from llguidance import LLMatcher
 
         compiled = LLMatcher(self._tokens, grammar, log_level=0, limits=self._limits)
-        if not compiled.is_error():
-            # A copy, so that the original stays where it begins.
-            first = compiled.deep_copy()
-            first.compute_bitmask()
-            if not first.is_error():
-                return Matcher(compiled, self._tokens.vocab_size)
-            raise GrammarError(first.get_error())
-        raise GrammarError(compiled.get_error())
+        _walk(compiled.deep_copy(), self._tokens.vocab_size)
+        return Matcher(compiled, self._tokens.vocab_size)
+
+
+def _walk(matcher: LLMatcher, vocab_size: int) -> None:
+    """Some limits show only on the way."""
+    for _ in range(_NUM_TRIED):
+        allowed = 0 if matcher.is_error() else int.from_bytes(matcher.compute_bitmask(), "little")
+        if matcher.is_error():
+            raise GrammarError(matcher.get_error())
+        allowed &= (1 << vocab_size) - 1
+        if matcher.is_stopped() or not allowed:
+            return
+        matcher.consume_token(allowed.bit_length() - 1)
 
 
 def _token_ids(tokenizer_json: str) -> list[int]:
