@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
@@ -116,8 +116,11 @@ class Manifest(Draft, Identity):
     created_by: str | None = None
 
 
+ChoiceText = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+
+
 class Defaults(BaseModel):
-    """Sampling parameters for what a request leaves out."""
+    """Sampling parameters, and what answers have to be, for what a request leaves out."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -129,6 +132,15 @@ class Defaults(BaseModel):
     stop: tuple[Annotated[str, StringConstraints(min_length=1, max_length=256)], ...] | None = (
         Field(None, max_length=16)
     )
+    response_format: dict[str, Any] | None = None
+    """In OpenAI's shape. At most one of this and the next three is set."""
+    regex: str | None = Field(None, min_length=1, max_length=65_536)
+    choice: tuple[ChoiceText, ...] | None = Field(None, min_length=1, max_length=1000)
+    """Answers are generated, and each is one of these."""
+    choices: tuple[ChoiceText, ...] | None = Field(None, min_length=1, max_length=64)
+    """Answers are not generated: each is the likeliest of these."""
+    rank_by: Literal["sum", "mean"] | None = None
+    """Of the log-probabilities of a choice's tokens."""
 
 
 class Limits(BaseModel):

@@ -45,6 +45,7 @@ from server.demo import DEMO_TASKS, DemoTask
 from server.drafts import Drafts
 from server.engine.client import EngineClient
 from server.engine.messages import EngineConfig
+from server.grammar_check import GrammarCheck
 from server.metrics import Metrics
 from server.registry import open_storage, where_blobs_are
 from server.router import Router
@@ -118,6 +119,8 @@ def create_app(
     readers = ThreadPoolExecutor(4, "reader")
     uploads = ThreadPoolExecutor(2, "upload", yield_to_steps)
     writers = ThreadPoolExecutor(4, "writer")
+    compilers = ThreadPoolExecutor(2, "grammar", yield_to_steps)
+    grammars = GrammarCheck(tokenizer, lambda: engine.info, executor=compilers)
     metrics = Metrics(max_task_labels=settings.max_task_labels)
     metrics.watch_engine(lambda: engine.stats, lambda: engine.num_restarts)
     metrics.watch_quarantine(lambda: len(store.quarantined()))
@@ -142,6 +145,7 @@ def create_app(
             engine,
             tokenizer,
             metrics,
+            grammars=grammars,
             executor=requests,
             max_in_flight=settings.max_num_seqs + settings.max_waiting,
         ),
@@ -153,6 +157,7 @@ def create_app(
             metrics,
             executor=uploads,
         ),
+        grammars=grammars,
         metrics=metrics,
         executor=requests,
         readers=readers,
@@ -162,7 +167,7 @@ def create_app(
         version=_version(),
         console=load_assets() if settings.console else {},
     )
-    return _assemble(services, [requests, readers, uploads, writers])
+    return _assemble(services, [requests, readers, uploads, writers, compilers])
 
 
 def _assemble(services: Services, executors: list[Executor]) -> FastAPI:

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 from prefix_store.digest import Digest
 from server.detokenizer import Detokenizer, StopStrings
@@ -36,6 +37,17 @@ class Piece:
     """Of the token ids, if asked for."""
 
 
+class ChoiceScore(NamedTuple):
+    """One of the texts that an answer was chosen from."""
+
+    text: str
+    logprob: float
+    """The sum over its tokens."""
+    num_tokens: int
+    probability: float
+    """Beside those of the others."""
+
+
 class Completion:
     """Iterate over it for the pieces; afterwards the result is in its attributes.
 
@@ -62,6 +74,8 @@ class Completion:
         self.num_completion_tokens = 0
         self.finish_reason: FinishReason | None = None
         self.error: ServerError | None = None
+        self.choice_scores: list[ChoiceScore] | None = None
+        """Where the answer was chosen from texts, known at the end."""
         self.submitted_s = time.monotonic()
         self.first_token_s: float | None = None
         self.ended_s: float | None = None
@@ -80,7 +94,7 @@ class Completion:
     @property
     def prompt_logprobs(self) -> Scores | None:
         """Of the prompt's tokens from the second on, if asked for; whole with the first token."""
-        return _joined_scores(self._prompt_logprobs)
+        return joined_scores(self._prompt_logprobs)
 
     @property
     def queue_s(self) -> float:
@@ -160,11 +174,12 @@ def joined(pieces: Sequence[Piece]) -> Piece:
         text="".join(piece.text for piece in pieces),
         token_ids=[token_id for piece in pieces for token_id in piece.token_ids],
         finish_reason=pieces[-1].finish_reason if pieces else None,
-        logprobs=_joined_scores([piece.logprobs for piece in pieces if piece.logprobs]),
+        logprobs=joined_scores([piece.logprobs for piece in pieces if piece.logprobs]),
     )
 
 
-def _joined_scores(parts: Sequence[Scores]) -> Scores | None:
+def joined_scores(parts: Sequence[Scores]) -> Scores | None:
+    """Those of tokens in a row as one; None where there are none."""
     if not parts:
         return None
     columns = (chain.from_iterable(column) for column in zip(*parts, strict=True))

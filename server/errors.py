@@ -7,6 +7,7 @@ What the server can refuse or fail to do. Nothing here knows about HTTP.
     + PromptTooLong
     + TemplateMismatch
     + UnsupportedParameter
+    + InvalidGrammar
   x BaseModelMismatch
   x Overloaded
   x Unavailable
@@ -86,6 +87,19 @@ class UnsupportedParameter(InvalidRequest):
     def __init__(self, param: str, message: str | None = None) -> None:
         super().__init__(message or f"`{param}` is not supported by this server")
         self.param = param
+
+
+class InvalidGrammar(InvalidRequest):
+    """What the answer is to be cannot be understood, or takes too much to follow."""
+
+    code = "invalid_grammar"
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"the schema, expression or choice cannot be served: {why}")
+
+    @classmethod
+    def not_installed(cls) -> InvalidGrammar:
+        return cls("the package `llguidance` is not installed on this server")
 
 
 class BaseModelMismatch(ServerError):

@@ -8,9 +8,11 @@ from typing import TypeVar
 
 from prefix_store.manifest import Profile, PromptFormat
 from server import template
+from server.constraint import Constraint, of_profile
 from server.engine.messages import EngineInfo
 from server.engine.request import BASE_MODEL, Sampling, Share, Wishes
 from server.errors import InvalidRequest, PromptTooLong, TemplateMismatch
+from server.ranking import Candidates
 from server.template import Part
 from server.tokenizer import Tokenizer
 
@@ -39,6 +41,8 @@ class GenerateParams:
     ignore_eos: bool = False
     priority: int = 0
     """Lower goes earlier, among the requests of one task."""
+    constraint: Constraint | None = None
+    """What the answer has to be."""
     wishes: Wishes = NO_WISHES
 
 
@@ -62,6 +66,8 @@ class Prepared:
     max_tokens: int
     stop: tuple[str, ...]
     share: Share
+    candidates: Candidates | None = None
+    """Instead of a completion: the texts to choose from."""
 
 
 def prepare(
@@ -69,7 +75,7 @@ def prepare(
 ) -> Prepared:
     """Render, tokenise, fill in defaults, check limits. Slow for long prompts: off the event loop.
 
-    Raises `TemplateMismatch`, `PromptTooLong` and `InvalidRequest`.
+    Raises `TemplateMismatch`, `PromptTooLong`, `InvalidGrammar` and `InvalidRequest`.
     """
     token_ids = _token_ids(params, behind, tokenizer)
     if not token_ids:
@@ -81,40 +87,56 @@ def prepare(
     limit = behind.profile.limits.max_prompt_tokens
     if limit is not None and len(token_ids) > limit:
         raise InvalidRequest(f"{len(token_ids)} prompt tokens, this task takes {limit}")
+    constraint = params.constraint or of_profile(behind.profile.defaults)
+    if constraint.choices:
+        candidates = _candidates(params, behind, tokenizer, constraint, token_ids)
+        return _ranked(params, behind, token_ids, candidates, info.max_model_len)
     max_tokens = _max_tokens(params, behind, len(token_ids), info.max_model_len)
     if params.wishes.min_tokens > max_tokens:
         raise InvalidRequest(f"min_tokens is {params.wishes.min_tokens}, max_tokens {max_tokens}")
+    grammar = constraint.grammar()
+    if grammar is not None and params.wishes.min_tokens:
+        raise InvalidRequest("min_tokens does not go with an answer whose form says where it ends")
     return Prepared(
         token_ids,
-        _sampling(params, behind.profile, max(1, max_tokens)),
+        _sampling(params, behind.profile, max(1, max_tokens), grammar),
         max_tokens,
         _first(params.stop, behind.profile.defaults.stop, ()),
         _share(params, behind),
     )
 
 
-def check_profile(profile: Profile) -> None:
-    """Raises `TemplateMismatch` for a template that no request could fill in."""
+def check_profile(profile: Profile) -> str | None:
+    """The grammar of its answers, if they have one.
+
+    Raises `TemplateMismatch` for a template that no request could fill in, and `InvalidRequest` for
+    answers that cannot be.
+    """
     if profile.template is not None:
         template.parse(profile.template)
+    return of_profile(profile.defaults).grammar()
 
 
 # --- the prompt ---
 
 
-def _token_ids(params: GenerateParams, behind: Behind, tokenizer: Tokenizer) -> list[int]:
+def _token_ids(
+    params: GenerateParams, behind: Behind, tokenizer: Tokenizer, then: str = ""
+) -> list[int]:
+    """`then`: a text behind the prompt, as part of it."""
     profile = behind.profile
     if isinstance(params.prompt, list) or params.messages is not None:
         if params.fields:
             raise TemplateMismatch("`fields` go with a text `prompt` only")
         if isinstance(params.prompt, list):
-            return params.prompt
+            return params.prompt + tokenizer.encode(then, add_special_tokens=False)
     if params.messages is not None:
-        return _chat_ids(params.messages, behind, tokenizer)
+        return _chat_ids(params.messages, behind, tokenizer, then)
     parts = _parts(params, profile)
     if profile.chat:
         content = "".join(part.text for part in parts)
-        return _chat_ids([{"role": "user", "content": content}], behind, tokenizer)
+        return _chat_ids([{"role": "user", "content": content}], behind, tokenizer, then)
+    parts = [*parts, Part(then, trusted=False)] if then else parts
     add_special_tokens = behind.prompt_format.add_special_tokens
     return tokenizer.encode_parts(parts, add_special_tokens=add_special_tokens)
 
@@ -131,12 +153,52 @@ def _parts(params: GenerateParams, profile: Profile) -> list[Part]:
     return [Part(prompt["prompt"], trusted=False)]
 
 
-def _chat_ids(messages: list[dict[str, str]], behind: Behind, tokenizer: Tokenizer) -> list[int]:
+def _chat_ids(
+    messages: list[dict[str, str]], behind: Behind, tokenizer: Tokenizer, then: str
+) -> list[int]:
     held = [{"role": m.role, "content": m.content} for m in behind.prompt_format.messages or ()]
-    token_ids = tokenizer.encode_chat(messages, after=held)
+    token_ids = tokenizer.encode_chat(messages, after=held, then=then)
     if held or behind.prompt_format.add_special_tokens:
         return token_ids
     return tokenizer.without_bos(token_ids)
+
+
+# --- choices ---
+
+
+def _candidates(
+    params: GenerateParams,
+    behind: Behind,
+    tokenizer: Tokenizer,
+    constraint: Constraint,
+    prompt_ids: list[int],
+) -> Candidates:
+    """Every choice is tokenised together with the prompt, as a text that goes on would be: the last
+    tokens of the prompt may differ then, and are scored with all of them."""
+    wholes = [_token_ids(params, behind, tokenizer, text) for text in constraint.choices]
+    num_shared = min(_num_shared(prompt_ids, whole) for whole in wholes)
+    if num_shared == 0 or any(len(whole) == num_shared for whole in wholes):
+        raise InvalidRequest("a choice leaves no token of the prompt as it is, or adds none to it")
+    return Candidates(constraint.choices, wholes, num_shared, constraint.rank_by)
+
+
+def _num_shared(one: list[int], other: list[int]) -> int:
+    pairs = zip(one, other, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
+def _ranked(
+    params: GenerateParams,
+    behind: Behind,
+    prompt_ids: list[int],
+    candidates: Candidates,
+    max_model_len: int,
+) -> Prepared:
+    num_tokens = max(map(len, candidates.token_ids)) - len(prompt_ids) + 1
+    _check_room(behind, len(prompt_ids), num_tokens, max_model_len)
+    wishes = Wishes(prompt_logprobs=params.wishes.logprobs or 0, first_scored=candidates.num_shared)
+    sampling = Sampling(max_tokens=1, **asdict(wishes))
+    return Prepared(prompt_ids, sampling, 0, (), _share(params, behind), candidates)
 
 
 # --- sampling and limits ---
@@ -153,17 +215,25 @@ def _max_tokens(
     room = max_model_len - behind.num_prefix_tokens - num_prompt_tokens
     default = _first(behind.profile.defaults.max_tokens, params.default_max_tokens)
     num_tokens = asked if asked is not None else max(1, min(default, room, limit or default))
-    if num_tokens > room:
+    _check_room(behind, num_prompt_tokens, num_tokens, max_model_len)
+    return num_tokens
+
+
+def _check_room(
+    behind: Behind, num_prompt_tokens: int, num_tokens: int, max_model_len: int
+) -> None:
+    if behind.num_prefix_tokens + num_prompt_tokens + num_tokens > max_model_len:
         raise PromptTooLong(
             prefix_tokens=behind.num_prefix_tokens,
             prompt_tokens=num_prompt_tokens,
             max_tokens=num_tokens,
             limit=max_model_len,
         )
-    return num_tokens
 
 
-def _sampling(params: GenerateParams, profile: Profile, max_tokens: int) -> Sampling:
+def _sampling(
+    params: GenerateParams, profile: Profile, max_tokens: int, grammar: str | None
+) -> Sampling:
     defaults = profile.defaults
     return Sampling(
         max_tokens=max_tokens,
@@ -172,6 +242,7 @@ def _sampling(params: GenerateParams, profile: Profile, max_tokens: int) -> Samp
         top_k=_first(params.top_k, defaults.top_k, 0),
         seed=_first(params.seed, defaults.seed, secrets.randbits(63)),
         ignore_eos=params.ignore_eos,
+        grammar=grammar,
         **asdict(params.wishes),
     )
 

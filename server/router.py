@@ -7,6 +7,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from typing import Any
 
 from prefix_store.digest import Digest
 from prefix_store.errors import PrefixStoreError
@@ -15,9 +16,12 @@ from prefix_store.store import PrefixStore
 from server.completion import Completion, Target
 from server.detokenizer import StopStrings
 from server.engine.client import EngineClient
+from server.engine.stream import TokenStream
 from server.errors import BaseModelMismatch, Draining, InvalidRequest, Overloaded, ServerError
+from server.grammar_check import GrammarCheck
 from server.metrics import Metrics
 from server.prompt import Behind, GenerateParams, Prepared, prepare
+from server.ranking import CandidateStream, Ranking
 from server.tokenizer import Tokenizer
 
 
@@ -31,6 +35,7 @@ class Router:
         tokenizer: Tokenizer,
         metrics: Metrics,
         *,
+        grammars: GrammarCheck,
         executor: Executor,
         max_in_flight: int,
     ) -> None:
@@ -38,6 +43,7 @@ class Router:
         self._engine = engine
         self._tokenizer = tokenizer
         self._metrics = metrics
+        self._grammars = grammars
         self._executor = executor
         self._max_in_flight = max_in_flight
         self._num_preparing = 0
@@ -75,6 +81,7 @@ class Router:
         arrived_s = time.monotonic()
         try:
             target, prepared = await self._prepare(task, version, params, key)
+            await self._check_grammars(prepared)
             self.check_open()
             return self._submit_all(target, prepared, arrived_s)
         except (ServerError, PrefixStoreError) as exc:
@@ -93,6 +100,12 @@ class Router:
             )
         finally:
             self._num_preparing -= len(params)
+
+    async def _check_grammars(self, prepared: Sequence[Prepared]) -> None:
+        grammars = {one.sampling.grammar for one in prepared}
+        for grammar in grammars - {None}:
+            assert grammar is not None
+            await self._grammars.check(grammar)
 
     def _check_room(self, num_requests: int) -> None:
         num_in_flight = self._engine.num_in_flight + self._num_preparing
@@ -147,20 +160,23 @@ class Router:
         return completions
 
     def _submit(self, target: Target, prepared: Prepared, arrived_s: float) -> Completion:
-        stream = self._engine.submit(
-            target.digest, prepared.token_ids, prepared.sampling, prepared.share
-        )
-        return Completion(
-            stream,
-            target=target,
-            prompt_token_ids=prepared.token_ids,
-            max_tokens=prepared.max_tokens,
-            min_tokens=prepared.sampling.min_tokens,
-            detokenizer=self._tokenizer.detokenizer(),
-            stops=StopStrings(prepared.stop),
-            arrived_s=arrived_s,
-            on_end=self._metrics.completed,
-        )
+        def submit(token_ids: list[int]) -> TokenStream:
+            return self._engine.submit(target.digest, token_ids, prepared.sampling, prepared.share)
+
+        details: dict[str, Any] = {
+            "target": target,
+            "prompt_token_ids": prepared.token_ids,
+            "max_tokens": prepared.max_tokens,
+            "min_tokens": prepared.sampling.min_tokens,
+            "detokenizer": self._tokenizer.detokenizer(),
+            "stops": StopStrings(prepared.stop),
+            "arrived_s": arrived_s,
+            "on_end": self._metrics.completed,
+        }
+        if (candidates := prepared.candidates) is not None:
+            stream = CandidateStream(candidates, submit)
+            return Ranking(stream, candidates, **details)
+        return Completion(submit(prepared.token_ids), **details)
 
 
 def _queue_of(task: str) -> int:

@@ -63,6 +63,11 @@ class Tokenizer:
             self._texts[token_id] = both.removeprefix("a")
         return self._texts[token_id]
 
+    def backend_json(self) -> str:
+        """All of it but the chat template, as the `tokenizers` library writes it."""
+        written: str = self._trusting.to_str()
+        return written
+
     def is_special(self, token_id: int) -> bool:
         return token_id in self._specials
 
@@ -94,26 +99,28 @@ class Tokenizer:
         *,
         after: ChatMessages = (),
         add_generation_prompt: bool = True,
+        then: str = "",
     ) -> list[int]:
         """Token ids of messages in the base model's chat template.
 
-        `after`: messages that a prefix holds already; the ids continue them. Raises
+        `after`: messages that a prefix holds already; the ids continue them. `then`: a text that
+        comes behind all that the template writes. Raises
         `TemplateMismatch` where the template cannot continue them, or takes no such messages.
         """
         head = self._render(after, add_generation_prompt=False) if after else ""
         marks = [mark(message["content"]) for message in messages]
+        end = mark(then) if then else ""
         marked = [
             {**message, "content": stand_in}
             for message, stand_in in zip(messages, marks, strict=True)
         ]
-        plain = self._continued([*after, *messages], head, add_generation_prompt)
-        skeleton = self._continued([*after, *marked], head, add_generation_prompt)
+        plain = self._continued([*after, *messages], head, add_generation_prompt) + then
+        skeleton = self._continued([*after, *marked], head, add_generation_prompt) + end
         found = self._trusting.encode(plain, add_special_tokens=False).ids
         if self._special_ids(found) == self._specials_in(skeleton):
             return list(found)
-        parts = unmarked(
-            skeleton, {m: msg["content"] for m, msg in zip(marks, messages, strict=True)}
-        )
+        contents = {m: msg["content"] for m, msg in zip(marks, messages, strict=True)}
+        parts = unmarked(skeleton, contents | ({end: then} if then else {}))
         return self.encode_parts(parts, add_special_tokens=False)
 
     def without_bos(self, token_ids: list[int]) -> list[int]:

@@ -20,6 +20,7 @@ from prefix_store.store import PrefixStore
 from server.assets import Asset
 from server.engine.client import EngineClient
 from server.errors import InvalidRequest, MalformedRequest, UnsupportedBody
+from server.grammar_check import GrammarCheck
 from server.metrics import Metrics
 from server.router import Router
 from server.settings import Settings
@@ -44,6 +45,7 @@ class Services:
     tokenizer: Tokenizer
     router: Router
     uploads: Uploads
+    grammars: GrammarCheck
     metrics: Metrics
     executor: Executor
     """For requests: nothing on it waits for a network."""

@@ -126,6 +126,8 @@ class Writer:
                 "total_ms": _ms(completion.total_s),
             },
         }
+        if (choices := scored_choices(completion)) is not None:
+            answer["choices"] = choices
         if (logprobs := self._logprobs(whole)) is not None:
             answer["logprobs"] = logprobs
         if self.body.prompt_logprobs is not None:
@@ -158,6 +160,12 @@ async def _events(
 
 def _ms(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds * 1000, 2)
+
+
+def scored_choices(completion: Completion) -> list[dict[str, Any]] | None:
+    """What the answer was chosen from, if it was."""
+    scores = completion.choice_scores
+    return None if scores is None else [choice._asdict() for choice in scores]
 
 
 def target_headers(completion: Completion) -> dict[str, str]:

@@ -22,7 +22,7 @@ from server.api import problems, sse
 from server.api.access import Principal, PrincipalDep, needs
 from server.api.deps import JsonRoute, Services, ServicesDep, TrafficKeyHeader, traffic_key
 from server.api.disconnect import until_disconnect
-from server.api.generate import note, target_headers
+from server.api.generate import note, scored_choices, target_headers
 from server.api.logprobs import of_chat, of_completion, scored
 from server.api.openai_schemas import ChatRequest, CompletionRequest, StreamOptions
 from server.completion import Completion, Piece
@@ -128,6 +128,8 @@ class Choice:
         if self._shows_ids:
             choice["token_ids"] = piece.token_ids
             choice["prompt_token_ids"] = self._completion.prompt_token_ids if is_first else None
+        if (scores := scored_choices(self._completion)) is not None:
+            choice["scores"] = scores
         if self._answer.is_chat:
             return choice | {where: said, "logprobs": self._logprobs(piece, echo=False)}
         prompt = self._answer.tokenizer.decode(self._completion.prompt_token_ids) if echo else ""

@@ -9,17 +9,22 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from prefix_store import strict_json
 from server.api.schemas import (
     MAX_TOKENS,
     LogitBias,
     NumTop,
+    OneOf,
     Penalty,
     Priority,
+    Ranked,
+    Regex,
     RepetitionPenalty,
     StopString,
     TokenIds,
     wishes,
 )
+from server.constraint import ANYTHING, Constraint, RankBy, of_fields
 from server.errors import InvalidRequest, UnsupportedParameter
 from server.prompt import DEFAULT_MAX_TOKENS, GenerateParams
 
@@ -78,6 +83,39 @@ class StreamOptions(Open):
     """And in all chunks before."""
 
 
+class StructuredOutputs(Open):
+    """As vLLM has it."""
+
+    json_: dict[str, Any] | str | None = Field(None, alias="json")
+    """A schema, or its text."""
+    json_object: bool | None = None
+    regex: Regex | None = None
+    choice: OneOf | None = None
+
+    def constraint(self) -> Constraint | None:
+        """Raises `InvalidRequest` and `UnsupportedParameter`."""
+        self.refuse_unsupported()
+        schema = _schema(self.json_)
+        if self.json_object:
+            schema = {"type": "object"} if schema is None else schema
+        form = None
+        if schema is not None:
+            form = {"type": "json_schema", "json_schema": {"schema": schema}}
+        return of_fields({"response_format": form, "regex": self.regex, "choice": self.choice})
+
+
+def _schema(given: dict[str, Any] | str | None) -> dict[str, Any] | None:
+    if not isinstance(given, str):
+        return given
+    try:
+        schema = strict_json.parse(given.encode())
+    except ValueError:
+        schema = None
+    if not isinstance(schema, dict):
+        raise InvalidRequest("a JSON schema is an object, or the text of one")
+    return schema
+
+
 class OpenAIRequest(Open):
     """The fields that completions and chat share."""
 
@@ -98,6 +136,15 @@ class OpenAIRequest(Open):
     frequency_penalty: Penalty | None = None
     repetition_penalty: RepetitionPenalty | None = None
     logit_bias: LogitBias | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: Regex | None = None
+    guided_choice: OneOf | None = None
+    choices: Ranked | None = Field(
+        None, description="Nothing is generated: the answer is the likeliest of these."
+    )
+    rank_by: RankBy | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
 
@@ -126,7 +173,25 @@ class OpenAIRequest(Open):
             "stop": None if stop is None else tuple(stop),
             "ignore_eos": bool(self.ignore_eos),
             "priority": self.priority or 0,
+            "constraint": self._constraint(),
         }
+
+    def _constraint(self) -> Constraint | None:
+        """OpenAI's way, vLLM's, vLLM's old one, and ours for what they lack. Raises
+        `InvalidRequest`."""
+        one = self.structured_outputs or StructuredOutputs()
+        old = StructuredOutputs(
+            json=self.guided_json, regex=self.guided_regex, choice=self.guided_choice
+        )
+        said = [
+            of_fields({"response_format": self.response_format}),
+            of_fields({"choices": self.choices, "rank_by": self.rank_by}),
+            *(each.constraint() for each in (one, old)),
+        ]
+        found = [each for each in said if each not in (None, ANYTHING)]
+        if len(found) > 1:
+            raise InvalidRequest("what the answer is to be is said twice")
+        return found[0] if found else said[0]
 
 
 class CompletionRequest(OpenAIRequest):
@@ -206,13 +271,10 @@ class ChatRequest(OpenAIRequest):
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
     logprobs: bool | None = None
     top_logprobs: NumTop | None = None
-    response_format: dict[str, Any] | None = None
 
     def params(self) -> list[GenerateParams]:
         """One for each choice. Raises `InvalidRequest` for what is not supported."""
         self.refuse_unsupported()
-        if (self.response_format or {}).get("type", "text") != "text":
-            raise UnsupportedParameter("response_format")
         if self.top_logprobs is not None and not self.logprobs:
             raise UnsupportedParameter("top_logprobs", "`top_logprobs` go with `logprobs`")
         max_tokens = self.max_completion_tokens

@@ -13,6 +13,7 @@ from prefix_store.keys import Key
 from prefix_store.manifest import (
     Activation,
     Check,
+    ChoiceText,
     GoldenPrompts,
     Manifest,
     Message,
@@ -20,6 +21,8 @@ from prefix_store.manifest import (
 )
 from prefix_store.reference import MAX_VERSION
 from prefix_store.traffic import MAX_VERSIONS, MAX_WEIGHT
+from server import constraint
+from server.constraint import RankBy
 from server.engine.request import Wishes
 from server.prompt import GenerateParams
 
@@ -40,6 +43,16 @@ LogitBias = Annotated[
     ],
     Field(max_length=1024),
 ]
+ResponseFormat = Annotated[
+    dict[str, Any],
+    Field(
+        description="In OpenAI's shape: the answer is JSON, of a schema.",
+        examples=[{"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}],
+    ),
+]
+Regex = Annotated[str, StringConstraints(min_length=1, max_length=65_536)]
+OneOf = Annotated[list[ChoiceText], Field(min_length=1, max_length=1000)]
+Ranked = Annotated[list[ChoiceText], Field(min_length=1, max_length=64)]
 FieldName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
 TrafficKey = Annotated[str, StringConstraints(max_length=256)]
@@ -103,6 +116,15 @@ class SamplingFields(Body):
         None, description="Log-probabilities of the tokens, and of so many of the likeliest."
     )
     prompt_logprobs: NumTop | None = Field(None, description="The same of the prompt's tokens.")
+    response_format: ResponseFormat | None = None
+    regex: Regex | None = Field(None, description="The answer matches it from start to end.")
+    choice: OneOf | None = Field(None, description="The answer is generated, and is one of these.")
+    choices: Ranked | None = Field(
+        None, description="Nothing is generated: the answer is the likeliest of these."
+    )
+    rank_by: RankBy | None = Field(
+        None, description="Of the log-probabilities of a choice's tokens. Default: sum."
+    )
     priority: Priority | None = Field(
         None, description="Lower goes earlier, among the requests of one task. Default: 0."
     )
@@ -125,6 +147,7 @@ class SamplingFields(Body):
             "stop": None if stop is None else tuple(stop),
             "ignore_eos": bool(self.ignore_eos),
             "priority": self.priority or 0,
+            "constraint": constraint.of_fields(dict(self)),
             "wishes": wishes(self, logprobs=self.logprobs, prompt_logprobs=self.prompt_logprobs),
         }
 
@@ -189,6 +212,15 @@ class ScoredToken(LikelyToken):
     top: list[LikelyToken]
 
 
+class ScoredChoice(BaseModel):
+    """One of the texts that an answer was chosen from."""
+
+    text: str
+    logprob: float = Field(description="Of the text behind the prompt: the sum over its tokens.")
+    num_tokens: int
+    probability: float = Field(description="Beside the others; those of all add up to 1.")
+
+
 class Usage(BaseModel):
     """Tokens of one request."""
 
@@ -220,6 +252,9 @@ class GenerateResponse(BaseModel):
     finish_reason: Literal["stop", "length", "abort"]
     usage: Usage
     timings: Timings
+    choices: list[ScoredChoice] | None = Field(
+        None, description="Where the text was chosen: all it was chosen from."
+    )
 
 
 class ActivateRequest(Body):

@@ -13,7 +13,7 @@ from prefix_store.errors import TaskExists
 from prefix_store.manifest import Activation, Manifest, Profile, Task
 from prefix_store.terms import Terms
 from server.api.access import PrincipalDep, needs
-from server.api.deps import JsonRoute, ServicesDep
+from server.api.deps import JsonRoute, Services, ServicesDep
 from server.api.residency import residency
 from server.api.schemas import (
     ActivateRequest,
@@ -70,7 +70,7 @@ async def put_task(
     principal: PrincipalDep,
 ) -> Response:
     """Create a task, or replace its profile."""
-    check_profile(profile)
+    await _check(profile, services)
     by = principal.actor
     if not asked.must_exist:
         with suppress(TaskExists):
@@ -94,7 +94,7 @@ async def patch_task(
     """Change parts of a task's profile (RFC 7396)."""
     found = await services.off_loop(services.store.get_task, task)
     profile = _patched(found.profile, patch)
-    check_profile(profile)
+    await _check(profile, services)
     terms = Terms(asked.revisions)
     changed = await services.write(
         services.store.set_profile, task, profile, terms, by=principal.actor
@@ -171,6 +171,12 @@ async def rollback(
         return answered.model_copy(update={"warning": warning})
 
     return await make_change(services, request, task, asked, work, _json)
+
+
+async def _check(profile: Profile, services: Services) -> None:
+    """Refuse what no request could be served with."""
+    if (grammar := await services.off_loop(check_profile, profile)) is not None:
+        await services.grammars.check(grammar)
 
 
 def _activated(manifest: Manifest, warning: str | None) -> ActivationResponse:

@@ -1,5 +1,5 @@
 """What requests want changed about their logits before a token is chosen: biases, penalties, no end
-of text too early.
+of text too early, nothing that their grammar forbids.
 
 Nothing here waits for the device, and steps in which nobody asks pass through untouched.
 """
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from server.engine.attention.base import Step
 from server.engine.batch import Chunk
+from server.engine.masks import forbid
 from server.engine.transfer import to_device
 
 
@@ -21,12 +22,26 @@ def adjusted(
 ) -> Tensor:
     """`logits` [num_sampled, vocab_size] as the requests want them; a float32 copy where one does.
 
-    In the order of vLLM: biases, the repetition penalty, then OpenAI's two.
+    In the order of vLLM: biases, the repetition penalty, then OpenAI's two. Grammars come last.
     """
+    matchers = {i: m for i, chunk in enumerate(sampled) if (m := chunk.seq.matcher) is not None}
     rows = [i for i, chunk in enumerate(sampled) if _asks(chunk)]
-    if not rows:
-        return logits
-    logits = logits.to(torch.float32, copy=True)
+    if rows or matchers:
+        logits = logits.to(torch.float32, copy=True)
+    if rows:
+        _adjust(logits, rows, sampled, step, eos_token_ids)
+    if matchers:
+        forbid(logits, matchers)
+    return logits
+
+
+def _adjust(
+    logits: Tensor,
+    rows: list[int],
+    sampled: list[Chunk],
+    step: Step,
+    eos_token_ids: Sequence[int],
+) -> None:
     at = to_device(rows, torch.long, logits.device)
     chunks = [sampled[i] for i in rows]
     changed = logits[at]
@@ -38,7 +53,6 @@ def adjusted(
     if any(_counts(chunk) for chunk in chunks):
         changed -= _penalties(changed, chunks, last_ids)
     logits[at] = changed
-    return logits
 
 
 def _asks(chunk: Chunk) -> bool:

@@ -30,6 +30,11 @@ class Chunk:
         return self.start + self.num_tokens
 
     @property
+    def awaits_mask(self) -> bool:
+        """What its grammar allows depends on the token that is in flight."""
+        return self.input_in_flight and self.seq.matcher is not None
+
+    @property
     def num_completion_tokens(self) -> int:
         """Of the sequence, before the one that is sampled here, in flight or not."""
         return self.end - self.seq.num_prompt_tokens

@@ -12,6 +12,7 @@ from prefix_store.digest import Digest
 from server.engine import messages as m
 from server.engine.batch import Batch
 from server.engine.compiler import Compiler, SoftPromptRead
+from server.engine.grammars import GrammarCompiled, Grammars
 from server.engine.kv_pool import KvPool
 from server.engine.request import Delta
 from server.engine.residency import Arrival, Residency
@@ -31,7 +32,8 @@ class Closed:
     """The API process is gone: nobody is left to answer."""
 
 
-Inbox = SimpleQueue[m.Request | m.Event | Arrival | SoftPromptRead | Closed]
+Item = m.Request | m.Event | Arrival | SoftPromptRead | GrammarCompiled
+Inbox = SimpleQueue[Item | Closed]
 
 
 class StepLoop:
@@ -46,6 +48,7 @@ class StepLoop:
         runner: Runner,
         pool: KvPool,
         compiler: Compiler,
+        grammars: Grammars,
         *,
         overlap: bool,
     ) -> None:
@@ -56,6 +59,7 @@ class StepLoop:
         self._runner = runner
         self._pool = pool
         self._compiler = compiler
+        self._grammars = grammars
         self._steps = Steps(
             scheduler,
             runner,
@@ -81,6 +85,7 @@ class StepLoop:
             self._beat()
         self._residency.close()
         self._compiler.close()
+        self._grammars.close()
 
     # --- what steps make ---
 
@@ -121,7 +126,8 @@ class StepLoop:
     @property
     def _is_idle(self) -> bool:
         no_sequences = not (self._scheduler.running or self._scheduler.waiting)
-        return no_sequences and not self._steps.has_work and self._compiler.is_idle
+        under_way = not (self._compiler.is_idle and self._grammars.is_idle)
+        return no_sequences and not self._steps.has_work and not under_way
 
     def _receive(self) -> bool:
         """Take all that arrived; when there is nothing to do, sleep until something does."""
@@ -136,12 +142,18 @@ class StepLoop:
         except Empty:
             return True
 
-    def _take(self, item: m.Request | m.Event | Arrival | SoftPromptRead) -> None:
+    def _take(self, item: Item) -> None:
         match item:
             case m.Submit(request_id, prefix, token_ids, sampling, share):
                 digest = Digest(prefix) if prefix is not None else None
-                self._scheduler.add(Sequence(request_id, digest, token_ids, sampling, share))
+                seq = Sequence(request_id, digest, token_ids, sampling, share)
+                if sampling.grammar is None or self._grammars.begin(seq):
+                    self._scheduler.add(seq)
+            case GrammarCompiled():
+                for seq in self._grammars.settle(item):
+                    self._start(seq)
             case m.Cancel(request_id):
+                self._grammars.cancel(request_id)
                 self._scheduler.cancel(request_id)
             case m.Load(_, prefix) | m.Pin(_, prefix):
                 self._residency.refer(Digest(prefix))
@@ -158,8 +170,8 @@ class StepLoop:
             case m.Verify():
                 self._scheduler.add(self._verifier.begin(item))
             case m.Compile():
-                if (seq := self._compiler.begin(item)) is not None:
-                    self._scheduler.add(seq)
+                if (compiling := self._compiler.begin(item)) is not None:
+                    self._scheduler.add(compiling)
             case SoftPromptRead(request, embeddings):
                 self._runner.embeds[request.request_id] = embeddings
                 self._scheduler.add(item.sequence)
@@ -170,6 +182,14 @@ class StepLoop:
             case m.Compiled(request_id) | m.Failed(request_id):
                 self._compiler.end(request_id)
                 self._send(item)
+
+    def _start(self, seq: Sequence) -> None:
+        """One that waited for its grammar."""
+        if seq.matcher is not None:
+            self._scheduler.add(seq)
+            return
+        text = "the grammar could not be compiled"
+        self._send(m.Failed(seq.request_id, StepFailed.code, text))
 
     def _answer_loads(self) -> None:
         """A load holds a reference until it is answered, so that it cannot be evicted before."""

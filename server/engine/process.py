@@ -12,6 +12,7 @@ from threading import Thread
 import msgspec
 import torch
 from torch import Tensor
+from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from prefix_store import artifact
@@ -22,6 +23,8 @@ from server import logs
 from server.engine import messages as m
 from server.engine.assembly import Assembly, assemble, make_runner
 from server.engine.compiler import Compiler
+from server.engine.grammar import Vocabulary
+from server.engine.grammars import Grammars
 from server.engine.loop import Closed, Inbox, StepLoop
 from server.engine.page_allocator import PageAllocator
 from server.engine.prompt_cache import PromptCache
@@ -107,6 +110,7 @@ def build(
         make_runner(parts, config, residency.get),
         parts.pool,
         Compiler(inbox.put, blobs, spec),
+        Grammars(inbox.put, lambda: _vocabulary(config.model, parts)),
         overlap=parts.device != "cpu",  # a CPU computes while it launches: nothing to overlap
     )
     return loop, _info(config, parts)
@@ -120,6 +124,15 @@ def _read_prefix(
     kv = torch.stack([torch.stack(layer) for layer in zip(prefix.keys, prefix.values, strict=True)])
     kv = layout(kv.to(getattr(torch, dtype)))
     return ResidentPrefix(kv, prefix.position_offset, prefix.num_virtual_tokens)
+
+
+def _vocabulary(model: str, parts: Assembly) -> Vocabulary:
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    return Vocabulary(
+        tokenizer.backend_tokenizer.to_str(),
+        vocab_size=parts.loaded.vocab_size,
+        eos_token_ids=list(parts.loaded.eos_token_ids),
+    )
 
 
 def _listen(connection: Connection, inbox: Inbox) -> None:

@@ -26,6 +26,8 @@ class Wishes:
     """Log-probabilities of the completion's tokens and of so many of the likeliest; None: no."""
     prompt_logprobs: int | None = None
     """The same of the prompt's tokens from the second on."""
+    first_scored: int = 1
+    """The first of the prompt's tokens of which it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +41,8 @@ class Sampling(Wishes):
     """0: all tokens."""
     seed: int = 0
     ignore_eos: bool = False
+    grammar: str | None = None
+    """What the completion has to be, as `server.engine.grammar` writes it."""
 
 
 BASE_MODEL = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -23,24 +24,34 @@ from server.engine.transfer import ToHost, to_device
 
 
 class Handle:
-    """A step that was launched."""
+    """A step that was launched. `sample` makes its token ids and their log-probabilities."""
 
     def __init__(
-        self, token_ids: Tensor, logprobs: PendingScores, prompt_logprobs: PendingScores
+        self,
+        sample: Callable[[], tuple[Tensor, PendingScores]],
+        prompt_logprobs: PendingScores,
     ) -> None:
-        self._token_ids = ToHost(token_ids)
-        self._logprobs = logprobs
+        self._sample = sample
         self._prompt_logprobs = prompt_logprobs
+
+    def sample(self) -> None:
+        """Before the next step is launched, which overwrites the logits. Idempotent."""
+        _ = self._sampled
 
     def tokens(self) -> list[int]:
         """One token for each of the batch's `sampled`, `sampler.INVALID` where the logits hold NaN.
         Waits until the device has run the step."""
-        token_ids: list[int] = self._token_ids.wait().tolist()
+        token_ids: list[int] = self._sampled[0].wait().tolist()
         return token_ids
 
     def logprobs(self) -> dict[int, Scores]:
         """Of these tokens, by request, where it asks."""
-        return self._logprobs.wait()
+        return self._sampled[1].wait()
+
+    @cached_property
+    def _sampled(self) -> tuple[ToHost, PendingScores]:
+        token_ids, logprobs = self._sample()
+        return ToHost(token_ids), logprobs
 
     def prompt_logprobs(self) -> dict[int, Scores]:
         """Of tokens of the prompt, likewise."""
@@ -75,7 +86,8 @@ class Runner:
     @torch.inference_mode()
     def launch(self, batch: Batch) -> Handle:
         """Run a step, or with a device of its own start to: one more may be launched before the
-        tokens of this one are asked for."""
+        tokens of this one are asked for. Tokens are chosen at once, unless some grammar's next
+        ones depend on a token in flight: then by `Handle.sample`."""
         step = planner.plan(batch, self._prefix_of, self._model.device)
         self._fill_in(batch, step)
         prompt_rows = PromptRows.of(batch, step)
@@ -84,12 +96,18 @@ class Runner:
         else:
             logits, prompt_logprobs = self.forward(step), PendingScores([], [])
         self._keep_probed(batch, logits)
+        handle = Handle(partial(self._sample, batch, step, logits), prompt_logprobs)
+        if not any(chunk.awaits_mask for chunk in batch.sampled):
+            handle.sample()
+        return handle
+
+    @torch.inference_mode()
+    def _sample(self, batch: Batch, step: Step, logits: Tensor) -> tuple[Tensor, PendingScores]:
         rows = [SampleRow(c.seq.sampling, c.num_completion_tokens) for c in batch.sampled]
         token_ids = sample(adjusted(logits, batch.sampled, step, self._eos_token_ids), rows)
         self._sampled = {chunk.seq.request_id: row for row, chunk in enumerate(batch.sampled)}
         self._sampled_ids = token_ids.clamp(min=0)  # NaN is found out later: feed it some token
-        logprobs = scores.of_sampled(batch, logits, self._sampled_ids)
-        return Handle(token_ids, logprobs, prompt_logprobs)
+        return token_ids, scores.of_sampled(batch, logits, self._sampled_ids)
 
     @torch.inference_mode()
     def forward(self, step: Step) -> Tensor:

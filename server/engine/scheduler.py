@@ -278,7 +278,7 @@ class Scheduler:
     # --- what becomes of it ---
 
     def _append(self, seq: Sequence, token_id: int, scores: Scores | None) -> Delta:
-        seq.token_ids.append(token_id)
+        seq.append(token_id)
         if self._prompt_cache is not None:
             self._prompt_cache.keep(seq)
         reason = seq.finish_reason_after(token_id, self.eos_token_ids)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from prefix_store.digest import Digest
+from server.engine.grammar import Matcher
 from server.engine.request import FinishReason, Sampling, Share
 
 
@@ -29,6 +30,8 @@ class Sequence:
     """Runs only to leave its own KV behind: text or a soft prompt on its way to a prefix."""
     verifies: bool = False
     """Runs only to see what the model makes of it, on pages that nobody else reads."""
+    matcher: Matcher | None = None
+    """How far the completion has come in its grammar, where it has one."""
     status: SequenceStatus = SequenceStatus.WAITING
     rank: tuple[int, int] = (0, 0)
     """Lower goes first, and is preempted last; given by the scheduler, for good."""
@@ -42,12 +45,14 @@ class Sequence:
     """What the prompt cache calls the first full pages, as far as it had to know."""
     num_labelled_pages: int = 0
     num_scored: int = 0
-    """Leading tokens of the prompt after which the next one's log-probability was sent."""
+    """Leading tokens of the prompt after which the next one's log-probability was sent, or is not
+    asked for."""
     num_reused: int | None = None
     """Prompt tokens that were found computed; None before it was first admitted."""
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)
+        self.num_scored = self.sampling.first_scored - 1
 
     @property
     def num_completion_tokens(self) -> int:
@@ -66,10 +71,18 @@ class Sequence:
         num_in_flight = self.num_scheduled + 1 - len(self.token_ids)
         return int(self.num_completion_tokens + num_in_flight < self.sampling.max_tokens)
 
+    def append(self, token_id: int) -> None:
+        """The completion goes on."""
+        self.token_ids.append(token_id)
+        if self.matcher is not None:
+            self.matcher.accept(token_id)
+
     def finish_reason_after(
         self, token_id: int, eos_token_ids: frozenset[int]
     ) -> FinishReason | None:
         """Why the sequence ends with this token, the latest of `token_ids`; None if it goes on."""
         if token_id in eos_token_ids and not self.sampling.ignore_eos:
+            return "stop"
+        if self.matcher is not None and self.matcher.is_at_end:
             return "stop"
         return "length" if self.num_completion_tokens >= self.sampling.max_tokens else None

@@ -23,6 +23,11 @@ logger = logging.getLogger(__name__)
 class Launched(Protocol):
     """A step on its way."""
 
+    def sample(self) -> None:
+        """Choose the tokens, now that all tokens before them are known. Idempotent; a step samples
+        by itself where nothing has to be known for that."""
+        ...
+
     def tokens(self) -> list[int]:
         """One token for each of the batch's `sampled`. Waits for them."""
         ...
@@ -89,8 +94,17 @@ class Steps:
         if not self._overlap:
             previous, launched = launched, None
         self._flight = launched
-        if previous is not None:
-            self._land(previous, then=batch)
+        if (previous is None or self._land(previous, then=batch)) and launched is not None:
+            self._sample(launched)
+
+    def _sample(self, flight: _Flight) -> None:
+        """Grammars have taken in the tokens of the step before: only now it is known what they
+        allow. The forward runs meanwhile."""
+        try:
+            flight.handle.sample()
+        except Exception as exc:
+            self._flight = None
+            self._recover(flight.batch, exc)
 
     def _land(self, flight: _Flight, then: Batch) -> bool:
         """Take in a step. Where it fails, the one scheduled after it is abandoned: it was built on
@@ -115,7 +129,7 @@ class Steps:
     def _commit(self, batch: Batch, handle: Launched, token_ids: list[int]) -> None:
         for chunk, token_id in zip(batch.sampled, token_ids, strict=True):
             if token_id == INVALID and chunk.seq.status is not SequenceStatus.FINISHED:
-                self._failed(chunk.seq, "the model's output is not a number")
+                self._failed(chunk.seq, _why_invalid(chunk.seq))
         logprobs, prompt_logprobs = handle.logprobs(), handle.prompt_logprobs()
         deltas = self._scheduler.commit(batch, token_ids, logprobs, prompt_logprobs)
         self._took(batch, deltas)
@@ -140,6 +154,11 @@ class Steps:
                 self._failed(chunk.seq, "the model could not run this request")
             else:
                 self._commit(alone, handle, token_ids)
+
+
+def _why_invalid(seq: Sequence) -> str:
+    matcher_error = seq.matcher.error if seq.matcher is not None else None
+    return matcher_error or "the model's output is not a number"
 
 
 def _is_out_of_memory(exc: Exception) -> bool:

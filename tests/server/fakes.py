@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from prefix_store import artifact
 from prefix_store.digest import Digest
 from prefix_store.prefix import BaseModelSpec, Prefix
+from server.engine.grammar import Vocabulary
 from server.engine.messages import Compiled, EngineInfo, EngineStats, Room
 from server.engine.request import ALONE, Delta, Sampling, Scores, Share
 from server.engine.stream import TokenStream
@@ -68,6 +69,13 @@ INFO = EngineInfo(
     max_num_seqs=4,
     eos_token_ids=[257],
 )
+
+
+def make_vocabulary() -> Vocabulary:
+    """Of the tokenizer of bytes."""
+    text = make_transformers_tokenizer().backend_tokenizer.to_str()
+    ends = INFO.eos_token_ids
+    return Vocabulary(text, vocab_size=INFO.vocab_size, eos_token_ids=ends)
 
 
 BASE = BaseModelSpec(
@@ -227,7 +235,8 @@ class FakeEngine:
     ) -> None:
         try:
             if sampling.prompt_logprobs is not None:
-                for half in (prompt[1:3], prompt[3:]):  # as chunks of a prompt are computed
+                scored = prompt[sampling.first_scored :]
+                for half in filter(None, (scored[:2], scored[2:])):  # as chunks are computed
                     scores = fake_scores(half, sampling.prompt_logprobs)
                     stream.put(Delta(number, [], None, prompt_logprobs=scores))
             for i, token_id in enumerate(made[: sampling.max_tokens]):

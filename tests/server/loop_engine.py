@@ -20,6 +20,7 @@ from server.engine import messages as m
 from server.engine.batch import Batch, Chunk
 from server.engine.client import EngineClient
 from server.engine.compiler import Compiler
+from server.engine.grammars import Grammars
 from server.engine.kv_pool import KvPool
 from server.engine.loop import Closed, Inbox, StepLoop
 from server.engine.page_allocator import PageAllocator
@@ -27,7 +28,7 @@ from server.engine.prompt_cache import PromptCache
 from server.engine.request import Scores
 from server.engine.residency import Residency, ResidentPrefix
 from server.engine.scheduler import Scheduler
-from tests.server.fakes import BASE, INFO
+from tests.server.fakes import BASE, INFO, make_vocabulary
 
 EOS = INFO.eos_token_ids[0]
 PAGE_SIZE = 4
@@ -70,6 +71,8 @@ class Done:
 
     def __init__(self, token_ids: list[int]) -> None:
         self._token_ids = token_ids
+
+    def sample(self) -> None: ...
 
     def tokens(self) -> list[int]:
         return self._token_ids
@@ -148,6 +151,7 @@ class LoopEngine(EngineClient):
             Device(self.residency.get, forgets_mask=self._forgets_mask),  # type: ignore[arg-type]
             KvPool(BASE, num_pages=1, page_size=1, device="cpu"),
             Compiler(self._inbox.put, self._blobs, BASE),
+            Grammars(self._inbox.put, make_vocabulary),
             overlap=False,
         )
         self._thread = Thread(target=loop.run, name="step loop")

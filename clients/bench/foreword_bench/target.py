@@ -12,7 +12,7 @@ import httpx
 from foreword_bench import tasks
 from foreword_bench.errors import BenchError
 from foreword_bench.wire import Http
-from foreword_bench.workload import Workload, random_token_ids
+from foreword_bench.workload import SCHEMA, Workload, random_token_ids
 
 Api = Literal["openai", "native"]
 
@@ -58,6 +58,9 @@ class Target:
             "ignore_eos": True,
             "stream": True,
         }
+        if workload.wants_json(request):
+            schema = {"name": "bench", "schema": SCHEMA}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
         path, model = "/v1/completions", self.model(request)
         if self.api == "openai":
             body |= {"model": model, "stream_options": {"include_usage": True}}

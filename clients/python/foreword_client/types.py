@@ -44,6 +44,17 @@ class GenerateOptions(TypedDict, total=False):
     """Log-probabilities of the tokens, and of so many of the likeliest in their places."""
     prompt_logprobs: int | None
     """The same of the prompt's tokens."""
+    response_format: Mapping[str, Any] | None
+    """The answer is JSON: `{"type": "json_object"}`, or of a schema: `{"type": "json_schema",
+    "json_schema": {"name": ..., "schema": {...}}}`. `{"type": "text"}`: anything, whatever the task says."""
+    regex: str | None
+    """The answer matches it from start to end."""
+    choice: Sequence[str] | None
+    """The answer is generated, and is one of these."""
+    choices: Sequence[str] | None
+    """Nothing is generated: the answer is the likeliest of these. See `Generation.choices`."""
+    rank_by: str | None
+    """Which is the likeliest: by the `sum` of its tokens' log-probabilities, or by their `mean`."""
     priority: int | None
     """Lower goes earlier, among the requests of one task; 0 where nothing is said."""
     traffic_key: str | None
@@ -60,7 +71,8 @@ class ProfileFields(TypedDict, total=False):
     chat: bool | None
     """A plain prompt is taken as one user message of the base model's chat template."""
     defaults: dict[str, Any] | None
-    """Sampling for what a request leaves out: max_tokens, temperature, top_p, top_k, seed, stop."""
+    """For what a request leaves out: max_tokens, temperature, top_p, top_k, seed, stop; or what
+    answers have to be: response_format, regex, choice, choices, rank_by."""
     limits: dict[str, Any] | None
     """What a request may ask for at most: max_tokens, max_prompt_tokens; max_concurrency."""
     golden: Sequence[Mapping[str, Any]] | None
@@ -118,6 +130,17 @@ class ScoredToken(Answer):
     top: list[LikelyToken]
 
 
+class Choice(Answer):
+    """One of the texts that an answer was chosen from."""
+
+    text: str
+    logprob: float
+    """Of the text behind the prompt: the sum over its tokens."""
+    num_tokens: int
+    probability: float
+    """Beside the others; those of all add up to 1."""
+
+
 class Generation(Answer):
     """A completion, and the version of the task that made it."""
 
@@ -132,6 +155,8 @@ class Generation(Answer):
     prompt_logprobs: list[ScoredToken] | None = None
     finish_reason: str
     """`stop` or `length`."""
+    choices: list[Choice] | None = None
+    """What the text was chosen from, in the order of the request's `choices`."""
     usage: Usage
     timings: Timings
 
@@ -272,6 +297,11 @@ class Defaults(Answer):
     top_k: int | None = None
     seed: int | None = None
     stop: list[str] | None = None
+    response_format: dict[str, Any] | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    choices: list[str] | None = None
+    rank_by: str | None = None
 
 
 class TaskLimits(Answer):

@@ -77,6 +77,29 @@ def test_generate_takes_fields_and_messages(run: Run, server: FakeForeword, tmp_
     ]
 
 
+def test_generate_says_what_the_answer_has_to_be(
+    run: Run, server: FakeForeword, tmp_path: Path
+) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object"}')
+
+    run("generate", "hi", "--json-schema", str(schema))
+    run("generate", "hi", "--regex", "[a-z]+")
+    chosen = run("generate", "hi", "--choice", "yes", "--choice", "no", "--rank-by", "mean", "-v")
+
+    form = {"name": "answer", "schema": {"type": "object"}}
+    assert server.bodies() == [
+        {"prompt": "hi", "response_format": {"type": "json_schema", "json_schema": form}},
+        {"prompt": "hi", "regex": "[a-z]+"},
+        {"prompt": "hi", "choices": ["yes", "no"], "rank_by": "mean"},
+    ]
+    assert chosen.stdout == "yes\n"
+    assert [line.split()[0] for line in chosen.stderr.splitlines()[:2]] == ["0.750", "0.250"]
+    for wrong in ("[1]", "{"):
+        schema.write_text(wrong)
+        assert run("generate", "hi", "--json-schema", str(schema)).exit_code == 2
+
+
 def test_json_is_for_programs(run: Run) -> None:
     whole = json.loads(run("generate", "hi", "--json").stdout)
     lines = run("generate", "hi", "--json", "--stream").stdout.splitlines()

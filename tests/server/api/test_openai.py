@@ -289,7 +289,7 @@ async def test_a_prompt_that_is_too_long_has_openais_code(http: httpx.AsyncClien
     "field",
     [
         {"tools": [{"type": "function"}]},
-        {"response_format": {"type": "json_object"}},
+        {"response_format": {"type": "xml"}},
         {"messages": [{"role": "tool", "content": "x"}]},
         {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
         {"messages": []},

@@ -139,6 +139,8 @@ class Launch:
     rows: list[Row]
     device: Simulation
 
+    def sample(self) -> None: ...
+
     def tokens(self) -> list[int]:
         return self.device.execute(self)
 

@@ -15,6 +15,7 @@ from prefix_store.digest import Digest
 from server.engine import messages as m
 from server.engine.batch import Batch
 from server.engine.compiler import Compiler
+from server.engine.grammars import Grammars
 from server.engine.kv_pool import KvPool
 from server.engine.loop import Inbox, StepLoop
 from server.engine.page_allocator import PageAllocator
@@ -22,6 +23,7 @@ from server.engine.request import Sampling, Scores
 from server.engine.residency import Residency, ResidentPrefix
 from server.engine.sampler import INVALID
 from server.engine.scheduler import Scheduler
+from tests.server.fakes import make_vocabulary
 from tests.tiny_models import CONFIGS, spec_of
 
 TOKEN = 7
@@ -32,6 +34,8 @@ NAN, BROKEN, HUGE = 40, 41, 42
 @dataclass
 class Sampled:
     token_ids: list[int]
+
+    def sample(self) -> None: ...
 
     def tokens(self) -> list[int]:
         return self.token_ids
@@ -86,7 +90,7 @@ def run(tmp_path: Path, request: pytest.FixtureRequest) -> Run:
         runner = FakeRunner()
         loop = StepLoop(
             inbox, sent.append, scheduler, residency, runner, pool, compiler,
-            overlap=request.param,
+            Grammars(inbox.put, make_vocabulary), overlap=request.param,
         )  # fmt: skip
         for each in (*requests, m.Drain()):
             inbox.put(each)

@@ -34,6 +34,10 @@ def load(
     requests: options.Requests = 64,
     prompt_tokens: options.PromptTokens = "32",
     new_tokens: options.NewTokens = 64,
+    json_schema_share: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="So many of the requests want JSON of a schema."),
+    ] = 0.0,
     api: Annotated[
         target.Api, typer.Option(help="/v1/completions, or Foreword's own /generate.")
     ] = "openai",
@@ -72,6 +76,7 @@ def load(
         rate=rate,
         prompt_lengths=options.lengths(prompt_tokens),
         num_new_tokens=new_tokens,
+        json_share=json_schema_share,
         seed=seed,
     )
     where = target.find(

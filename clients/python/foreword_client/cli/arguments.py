@@ -67,6 +67,17 @@ def messages(path: Path) -> list[dict[str, str]]:
     return found
 
 
+def json_schema(path: Path) -> dict[str, Any]:
+    """A JSON schema from a file, as a request's `response_format`."""
+    try:
+        schema = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise typer.BadParameter(f"{path} is not JSON") from None
+    if not isinstance(schema, dict):
+        raise typer.BadParameter(f"{path} is no JSON schema")
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+
+
 def json_lines(path: Path) -> list[dict[str, Any]]:
     """JSON objects from a file, one a line."""
     found = []

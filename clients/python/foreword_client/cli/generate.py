@@ -13,6 +13,7 @@ from foreword_client.client import Client
 from foreword_client.types import GenerateOptions, Generation
 
 _SAMPLING = "Sampling (default: the task's)"
+_FORM = "What the answer is (default: the task's)"
 
 
 def generate(
@@ -75,6 +76,38 @@ def generate(
     ignore_eos: Annotated[
         bool, typer.Option("--ignore-eos", help="Go on to max-tokens.", rich_help_panel=_SAMPLING)
     ] = False,
+    json_schema: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            metavar="FILE",
+            help="JSON that this schema allows.",
+            rich_help_panel=_FORM,
+        ),
+    ] = None,
+    regex: Annotated[
+        str | None,
+        typer.Option(
+            metavar="R", help="What this matches from start to end.", rich_help_panel=_FORM
+        ),
+    ] = None,
+    choice: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            help="The likeliest of these texts, with all their scores (-v). Repeatable.",
+            rich_help_panel=_FORM,
+        ),
+    ] = None,
+    rank_by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="sum|mean",
+            help="Of the log-probabilities of a choice's tokens.",
+            rich_help_panel=_FORM,
+        ),
+    ] = None,
     priority: Annotated[
         int | None,
         typer.Option(metavar="N", help="Lower goes earlier within the task. Default: 0."),
@@ -112,6 +145,10 @@ def generate(
         "seed": seed,
         "stop": stop or None,
         "ignore_eos": ignore_eos or None,
+        "response_format": None if json_schema is None else arguments.json_schema(json_schema),
+        "regex": regex,
+        "choices": choice or None,
+        "rank_by": rank_by,
         "priority": priority,
         "traffic_key": traffic_key,
     }
@@ -164,6 +201,8 @@ def _note(answer: Generation) -> None:
     first = (
         "" if timings.first_token_ms is None else f"first token {timings.first_token_ms:.0f} ms, "
     )
+    for choice in answer.choices or ():
+        output.note(f"{choice.probability:.3f}  {choice.logprob:9.3f}  {choice.text!r}")
     output.note(f"{who} · {tokens} · {first}{timings.total_ms:.0f} ms · {answer.finish_reason}")
 
 

@@ -1,0 +1,92 @@
+"""What an answer has to be: JSON of a schema, a regular expression's, or one of some texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from prefix_store.manifest import Defaults
+from server.engine import grammar
+from server.engine.grammar import GrammarError
+from server.errors import InvalidGrammar, InvalidRequest
+
+RankBy = Literal["sum", "mean"]
+_FIELDS = ("response_format", "regex", "choice", "choices")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constraint:
+    """At most one of the first four is set."""
+
+    json_schema: dict[str, Any] | None = None
+    regex: str | None = None
+    choice: tuple[str, ...] = ()
+    """The answer is generated, and is one of these."""
+    choices: tuple[str, ...] = ()
+    """Nothing is generated: the answer is the likeliest of these."""
+    rank_by: RankBy = "sum"
+    """Of the log-probabilities of a choice's tokens."""
+
+    def grammar(self) -> str | None:
+        """What the engine is to follow. Raises `InvalidGrammar`."""
+        try:
+            if self.json_schema is not None:
+                return grammar.of_json_schema(self.json_schema)
+            if self.regex is not None:
+                return grammar.of_regex(self.regex)
+            return grammar.of_texts(self.choice) if self.choice else None
+        except GrammarError as exc:
+            raise InvalidGrammar(str(exc)) from None
+        except ImportError:
+            raise InvalidGrammar.not_installed() from None
+
+
+ANYTHING = Constraint()
+
+
+def of_fields(given: Mapping[str, Any]) -> Constraint | None:
+    """The constraint among a request's fields, None where they say nothing of one.
+
+    Raises `InvalidRequest`.
+    """
+    said = {name: given[name] for name in _FIELDS if given.get(name) is not None}
+    if len(said) > 1:
+        raise InvalidRequest(f"{' and '.join(f'`{name}`' for name in said)} exclude each other")
+    match said:
+        case {"response_format": value}:
+            return of_response_format(value)
+        case {"regex": value}:
+            return Constraint(regex=value)
+        case {"choice": value}:
+            return Constraint(choice=_distinct("choice", value))
+        case {"choices": value}:
+            by: RankBy = given.get("rank_by") or "sum"
+            return Constraint(choices=_distinct("choices", value), rank_by=by)
+    return None
+
+
+def of_profile(defaults: Defaults) -> Constraint:
+    """What a task's answers have to be, where a request says nothing."""
+    return of_fields(dict(defaults)) or ANYTHING
+
+
+def of_response_format(value: Mapping[str, Any]) -> Constraint:
+    """In OpenAI's shape. Raises `InvalidRequest`."""
+    match value:
+        case {"type": "text"}:
+            return ANYTHING
+        case {"type": "json_object"}:
+            return Constraint(json_schema={"type": "object"})
+        case {"type": "json_schema", "json_schema": {"schema": dict(schema)}}:
+            return Constraint(json_schema=schema)
+    raise InvalidRequest(
+        "`response_format` is no {type: text}, {type: json_object} or "
+        "{type: json_schema, json_schema: {name, schema}}"
+    )
+
+
+def _distinct(name: str, texts: list[str] | tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(texts)) < len(texts):
+        raise InvalidRequest(f"`{name}` holds a text twice")
+    return tuple(texts)

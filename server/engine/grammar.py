@@ -1,0 +1,174 @@
+"""Grammars: which tokens may come next, so that a text becomes what was asked for.
+
+llguidance compiles and follows them (decision 17). Both processes do: the API process to refuse
+what cannot be compiled, the engine process to run it. No tensors here, and no import before need.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
+V = TypeVar("V")
+
+MAX_GRAMMAR_BYTES = 64 << 10
+"""Of a grammar's text. One as large as that compiles in less than half a second."""
+_MAX_LEXER_STATES = 10_000
+"""1 to 2 KiB each."""
+_STEP_LEXER_FUEL, _STEP_MAX_ITEMS = 100_000, 25_000
+"""About 8 ms of one mask."""
+_NUM_TRIED = 16
+_JSON_STYLE = {
+    # One line: free white space is what a model at a high temperature never comes out of.
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "coerce_one_of": True,
+}
+_ENTRY_BYTES = 32 << 10
+_BYTES_PER_BYTE = 8
+"""What a compiled grammar takes, measured: at most so much, and so much for a byte of its text."""
+_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
+
+
+class GrammarError(Exception):
+    """A grammar that cannot be compiled, or followed to its end. The message may hold parts of it,
+    hence of what a user sent."""
+
+
+def of_json_schema(schema: dict[str, Any]) -> str:
+    """The grammar of all JSON that a schema allows. Raises `GrammarError`."""
+    try:
+        return json.dumps({"grammars": [{"json_schema": _with_style(schema)}]})
+    except RecursionError:
+        raise GrammarError("recursion limit exceeded") from None
+
+
+def of_regex(regex: str) -> str:
+    """The grammar of all texts that a regular expression matches from start to end."""
+    from llguidance import LLMatcher
+
+    return LLMatcher.grammar_from_regex(regex)
+
+
+def of_texts(texts: Sequence[str]) -> str:
+    """The grammar of exactly these texts."""
+    return of_regex("|".join(map(_escaped, texts)))
+
+
+def _with_style(schema: dict[str, Any]) -> dict[str, Any]:
+    given = schema.get("x-guidance")
+    return schema | {"x-guidance": _JSON_STYLE | (given if isinstance(given, dict) else {})}
+
+
+def _escaped(text: str) -> str:
+    """As a regular expression; of what has a meaning there, the number is written."""
+    return "".join(c if c in _PLAIN else f"\\x{{{ord(c):x}}}" for c in text)
+
+
+class Vocabulary:
+    """A model's tokens as grammars need them. Making one takes a moment."""
+
+    def __init__(
+        self, tokenizer_json: str, *, vocab_size: int, eos_token_ids: Sequence[int]
+    ) -> None:
+        """`tokenizer_json`: of a fast tokenizer. Raises `ValueError` and `ImportError`."""
+        from llguidance import LLParserLimits, LLTokenizer
+
+        self._limits = LLParserLimits(
+            max_lexer_states=_MAX_LEXER_STATES,
+            step_lexer_fuel=_STEP_LEXER_FUEL,
+            step_max_items=_STEP_MAX_ITEMS,
+            verbose_errors=False,
+        )
+        num_known = 1 + max(_token_ids(tokenizer_json), default=0)
+        self._tokens = LLTokenizer(
+            tokenizer_json, n_vocab=max(vocab_size, num_known), eos_token=list(eos_token_ids)
+        )
+
+    def compile(self, grammar: str) -> Matcher:
+        """A grammar that at least one text can follow for some tokens. Raises `GrammarError`."""
+        from llguidance import LLMatcher
+
+        compiled = LLMatcher(self._tokens, grammar, log_level=0, limits=self._limits)
+        _walk(compiled.deep_copy(), self._tokens.vocab_size)
+        return Matcher(compiled, self._tokens.vocab_size)
+
+
+def _walk(matcher: LLMatcher, vocab_size: int) -> None:
+    """Some limits show only on the way."""
+    for _ in range(_NUM_TRIED):
+        allowed = 0 if matcher.is_error() else int.from_bytes(matcher.compute_bitmask(), "little")
+        if matcher.is_error():
+            raise GrammarError(matcher.get_error())
+        allowed &= (1 << vocab_size) - 1
+        if matcher.is_stopped() or not allowed:
+            return
+        matcher.consume_token(allowed.bit_length() - 1)
+
+
+def _token_ids(tokenizer_json: str) -> list[int]:
+    content = json.loads(tokenizer_json)
+    vocab = content["model"].get("vocab", {})
+    ids = [*vocab.values()] if isinstance(vocab, dict) else [*range(len(vocab))]
+    return ids + [token["id"] for token in content.get("added_tokens", [])]
+
+
+class Matcher:
+    """How far one text has come in its grammar."""
+
+    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
+        self.matcher = matcher
+        self.vocab_size = vocab_size
+        """Tokens in a mask."""
+
+    def copy(self) -> Matcher:
+        """For another text, from here on."""
+        return Matcher(self.matcher.deep_copy(), self.vocab_size)
+
+    def accept(self, token_id: int) -> None:
+        """The text goes on with this token."""
+        self.matcher.consume_token(token_id)
+
+    @property
+    def is_at_end(self) -> bool:
+        """The text is whole, and nothing can follow."""
+        return self.matcher.is_stopped() and not self.matcher.is_error()
+
+    @property
+    def error(self) -> str | None:
+        """Why it cannot go on."""
+        return "the grammar is too complex here" if self.matcher.is_error() else None
+
+
+class ByteBoundedCache(Generic[V]):
+    """The latest used values by the text of their grammar. Not thread-safe."""
+
+    def __init__(self, max_bytes: int, cost: Callable[[str], int]) -> None:
+        self._max_bytes = max_bytes
+        self._cost = cost
+        self._values: OrderedDict[str, V] = OrderedDict()
+        self.num_bytes = 0
+
+    def get(self, grammar: str) -> V | None:
+        if grammar in self._values:
+            self._values.move_to_end(grammar)
+        return self._values.get(grammar)
+
+    def put(self, grammar: str, value: V) -> None:
+        if grammar not in self._values:
+            self.num_bytes += self._cost(grammar)
+        self._values[grammar] = value
+        while self.num_bytes > self._max_bytes and self._values:
+            oldest, _ = self._values.popitem(last=False)
+            self.num_bytes -= self._cost(oldest)
+
+
+def compiled_bytes(grammar: str) -> int:
+    """What a compiled grammar takes in memory, about, and its text."""
+    return _ENTRY_BYTES + (1 + _BYTES_PER_BYTE) * len(grammar)

@@ -1,0 +1,62 @@
+"""What grammars forbid, for the rows of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from server.engine.grammar import Matcher
+
+if TYPE_CHECKING:
+    from llguidance import LLExecutor
+
+_WORD_BITS = 32
+
+
+def forbid(logits: Tensor, matchers: Mapping[int, Matcher]) -> None:
+    """In some rows of `logits` [num_rows, vocab_size]: -inf in place of what the row's grammar
+    forbids; all NaN where it cannot be followed any further."""
+    words = _allowed(len(logits), matchers)
+    unpack = unpacked_by_numpy if logits.device.type == "cpu" else unpacked
+    forbidden = unpack(words.to(logits.device, non_blocking=True), logits.shape[-1])
+    logits.masked_fill_(forbidden, -torch.inf)
+    for row, matcher in matchers.items():
+        if matcher.error is not None:
+            logits[row] = torch.nan
+
+
+def _allowed(num_rows: int, matchers: Mapping[int, Matcher]) -> Tensor:
+    """A bit for each token, [num_rows, num_words], in memory from which a device copies."""
+    num_words = -(-max(m.vocab_size for m in matchers.values()) // _WORD_BITS)
+    pin_memory = torch.cuda.is_available()
+    words = torch.full((num_rows, num_words), -1, dtype=torch.int32, pin_memory=pin_memory)
+    rows = [(matcher.matcher, row) for row, matcher in matchers.items()]
+    _executor().unsafe_compute_mask_ptr(rows, words.data_ptr(), 4 * num_words, num_rows)
+    return words
+
+
+def unpacked(words: Tensor, vocab_size: int) -> Tensor:
+    """Words of bits -> where a bit is not set, [num_rows, vocab_size]."""
+    shifts = torch.arange(_WORD_BITS, dtype=torch.int32, device=words.device)
+    bits = (words[:, :, None] >> shifts) & 1
+    return bits.flatten(1)[:, :vocab_size] == 0
+
+
+def unpacked_by_numpy(words: Tensor, vocab_size: int) -> Tensor:
+    """The same in a sixth of the time, on a CPU."""
+    raw = words.bitwise_not().numpy().view(np.uint8)
+    bits = np.unpackbits(raw, axis=1, count=vocab_size, bitorder="little")
+    return torch.from_numpy(bits.view(np.bool_))
+
+
+@cache
+def _executor() -> LLExecutor:
+    """Threads that compute masks side by side."""
+    from llguidance import LLExecutor
+
+    return LLExecutor()
