@@ -18,7 +18,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY server server
 COPY prefix_store prefix_store
 COPY clients/python clients/python
-RUN pip install --constraint constraints.txt . ./clients/python \
+RUN pip install --constraint constraints.txt '.[postgres,s3]' ./clients/python \
     && FOREWORD_CACHE=/opt/foreword/cache python -m server.default_model
 
 FROM python:3.11-slim-bookworm

@@ -12,7 +12,7 @@ import os
 import random
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -88,7 +88,7 @@ def server(settings: Settings, *, new_key: bool = True) -> Iterator[tuple[str, s
     parts = (storage.store, storage.keys, storage.audit, engine, tokenizer, "tiny")
     grant = Grant(name="all", scopes=("generate", "read", "write", "promote", "admin"))
     key = storage.keys.create(grant)[1] if new_key else ""
-    with serve(create_app(settings, *parts, storage.replica)) as live:
+    with closing(storage), serve(create_app(settings, *parts, storage.replica)) as live:
         yield live.url, key
 
 
