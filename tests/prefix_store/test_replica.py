@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 
@@ -82,9 +82,8 @@ def test_where_no_word_comes_through_asking_is_enough(
     here: Registry, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As behind a pooler that lends connections by transaction."""
-    monkeypatch.setattr("prefix_store.postgres._CHANNEL", "nobody_listens_here")
+    monkeypatch.setattr("prefix_store.postgres.listening", lambda _: nullcontext(time.sleep))
     with following(url) as there:
-        monkeypatch.setattr("prefix_store.postgres._CHANNEL", "foreword")
         for number in (1, 2, 3):
             here.add_version("x", draft(str(number)), activate=True, create=True)
             assert seconds_until(lambda n=number: version(there) == n) < 2
