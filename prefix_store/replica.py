@@ -114,7 +114,7 @@ class Replica:
         """What is kept under a key's id. Raises `StorageFailure` where that is too old."""
         self._check_age()
         found = self._held.keys.get(id)
-        return None if found is None else Found(found.key, found.digest, self._read_s)
+        return None if found is None else Found(found.key, found.digest, time.monotonic())
 
     def keys_exist(self) -> bool:
         """Whether a key was ever created."""

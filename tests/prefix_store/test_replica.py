@@ -141,6 +141,23 @@ def test_an_outage_is_told_and_what_is_held_is_served(
         assert seconds_until(lambda: version(there) == 2) < 2
 
 
+def test_a_database_that_hangs_holds_up_no_request(
+    here: Registry, url: str, postgres: Postgres
+) -> None:
+    here.add_version("x", draft(), activate=True, create=True)
+    with following(url) as there:
+        with postgres.frozen():
+            seconds_until(lambda: there.age_s() > replica_module.AWAY_S)
+            began_s = time.monotonic()
+            for _ in range(100):
+                assert version(there) == 1
+            with pytest.raises(StorageFailure, match="does not answer"):
+                there.check()
+            assert time.monotonic() - began_s < 1
+        seconds_until(lambda: there.age_s() < 1)
+        there.check()
+
+
 def test_what_is_too_old_is_not_served(here: Registry) -> None:
     here.add_version("x", draft(), activate=True, create=True)
     replica = Replica(here, max_age_s=0.05)
