@@ -40,6 +40,7 @@ from server.api.deps import Services
 from server.api.middleware import BodyLimits, RequestContext
 from server.background import yield_to_steps
 from server.demo import DEMO_TASKS, DemoTask
+from server.drafts import Drafts
 from server.engine.client import EngineClient
 from server.engine.messages import EngineConfig
 from server.metrics import Metrics
@@ -48,6 +49,7 @@ from server.router import Router
 from server.settings import Settings
 from server.tokenizer import Tokenizer
 from server.uploads import Uploads
+from server.verification import Verification
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +118,14 @@ def create_app(
     metrics = Metrics(max_task_labels=settings.max_task_labels)
     metrics.watch_engine(lambda: engine.stats, lambda: engine.num_restarts)
     metrics.watch_quarantine(lambda: len(store.quarantined()))
+    drafts = Drafts(
+        store,
+        engine,
+        tokenizer,
+        executor=uploads,
+        model_name=model_name,
+        max_prefix_tokens=settings.max_prefix_tokens,
+    )
     metrics.watch_storage(store.troubles, store.age_s)
     services = Services(
         settings=settings,
@@ -135,11 +145,10 @@ def create_app(
         uploads=Uploads(
             store,
             engine,
-            tokenizer,
+            drafts,
+            Verification(engine, tokenizer, uploads),
             metrics,
             executor=uploads,
-            model_name=model_name,
-            max_prefix_tokens=settings.max_prefix_tokens,
         ),
         metrics=metrics,
         executor=requests,

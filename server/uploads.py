@@ -1,4 +1,4 @@
-"""From uploaded bytes to a version of a task: read, verify or compute, keep, activate, load."""
+"""From uploaded bytes to a version of a task: drafted, verified, kept, activated, loaded."""
 
 from __future__ import annotations
 
@@ -10,25 +10,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ParamSpec, TypeVar
 
-from safetensors.torch import save as save_tensors
-
 from prefix_store import artifact, formats
 from prefix_store.audit import NOBODY, Actor
 from prefix_store.digest import Digest
 from prefix_store.errors import InvalidName, PrefixStoreError, UnknownTask, UnsupportedMediaType
 from prefix_store.formats import peft
-from prefix_store.manifest import (
-    Check,
-    Draft,
-    Manifest,
-    Message,
-    Profile,
-    PromptFormat,
-)
-from prefix_store.prefix import BaseModelSpec, Prefix, SoftPrompt, TextPrompt
+from prefix_store.manifest import Check, Draft, Manifest, Profile
+from prefix_store.prefix import BaseModelSpec
 from prefix_store.reference import check_task_name
 from prefix_store.store import PrefixStore
 from prefix_store.terms import ANY, Terms
+from server.drafts import Drafts
 from server.engine.client import EngineClient
 from server.errors import (
     BaseModelMismatch,
@@ -38,16 +30,12 @@ from server.errors import (
     UnusablePrefix,
 )
 from server.metrics import Metrics
-from server.template import Part
-from server.tokenizer import Tokenizer
 from server.verification import Verification, of_file
 
 logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-_HOLDS_SPECIAL_TOKENS = ("text", "messages")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,21 +69,22 @@ class Uploads:
         self,
         store: PrefixStore,
         engine: EngineClient,
-        tokenizer: Tokenizer,
+        drafts: Drafts,
+        verification: Verification,
         metrics: Metrics,
         *,
         executor: Executor,
-        model_name: str,
-        max_prefix_tokens: int,
     ) -> None:
         self._store = store
         self._engine = engine
-        self._tokenizer = tokenizer
+        self._drafts = drafts
+        self._verification = verification
         self._metrics = metrics
         self._executor = executor
-        self._model_name = model_name
-        self._max_prefix_tokens = max_prefix_tokens
-        self._verification = Verification(engine, tokenizer, executor)
+
+    @property
+    def max_prefix_tokens(self) -> int:
+        return self._drafts.max_prefix_tokens
 
     async def expect(self, task: str, media_type: str, *, create: bool) -> bool:
         """Refuse what can be refused before the body is read. Whether the task is new."""
@@ -126,7 +115,7 @@ class Uploads:
         """Make a body the task's next version. Raises `PrefixStoreError`, `ServerError`."""
         try:
             is_new_task = await self.expect(task, media_type, create=create)
-            draft = await self._verified(task, await self._draft(body, media_type), activate)
+            draft = await self._verified(task, await self._drafts.read(body, media_type), activate)
             warning = await self.load(draft.digest) if activate else None
             warning = warning or _failed(draft.verification)
             pushed = partial(Pushed, is_active=activate, is_new_task=is_new_task, warning=warning)
@@ -150,8 +139,8 @@ class Uploads:
     ) -> Rehearsed:
         """Everything that a push does, but for the version. Raises what the push would."""
         is_new_task = await self.expect(task, media_type, create=create)
-        draft = await self._draft(body, media_type)
-        num_bytes = draft.num_virtual_tokens * self._base().num_bytes_per_token
+        draft = await self._drafts.read(body, media_type)
+        num_bytes = draft.num_virtual_tokens * self._drafts.base().num_bytes_per_token
         was_resident = draft.digest in self._engine.stats.prefixes_on_device
         room = await self._engine.ask_room(0 if was_resident else num_bytes)
         draft = await self._verified(task, draft, activate)
@@ -179,7 +168,7 @@ class Uploads:
             return (Check(name=exc.code, passed=False, detail=str(exc)),)
 
     async def _verify_again(self, manifest: Manifest) -> tuple[Check, ...]:
-        base, digest = self._base(), Digest(manifest.digest)
+        base, digest = self._drafts.base(), Digest(manifest.digest)
         data = await self._off_loop(self._store.open, digest)
         prefix = await self._off_loop(
             artifact.load, data, base, max_prefix_tokens=self.max_prefix_tokens
@@ -240,124 +229,12 @@ class Uploads:
 
     async def export_peft(self, manifest: Manifest) -> bytes:
         """A directory that PEFT loads, as a tar. Raises `IncompatiblePrefix`."""
-        return await self._off_loop(self._export_peft, manifest, self._base())
+        return await self._off_loop(self._export_peft, manifest, self._drafts.base())
 
     def _export_peft(self, manifest: Manifest, base: BaseModelSpec) -> bytes:
         if manifest.fingerprint != base.fingerprint:
             raise BaseModelMismatch("the version was made for another base model")
         return peft.write_tar(artifact.read(self._store.open(Digest(manifest.digest))), base)
-
-    # --- what a body can be ---
-
-    async def _draft(self, body: bytes, media_type: str) -> Draft:
-        base = self._base()
-        upload = await self._off_loop(
-            formats.read, body, media_type, base, max_prefix_tokens=self.max_prefix_tokens
-        )
-        source = await self._off_loop(Digest.of, body)
-        golden = await self._off_loop(formats.read_golden, body, media_type)
-        draft = await self._kept(upload, base, source)
-        return draft.model_copy(update={"golden": golden})
-
-    async def _kept(self, upload: formats.Upload, base: BaseModelSpec, source: Digest) -> Draft:
-        match upload:
-            case Prefix():
-                digest, num_bytes = await self._off_loop(self._store.put, upload)
-                fallback = PromptFormat()
-                return await self._off_loop(
-                    self._describe, upload, digest, num_bytes, base, source, fallback
-                )
-            case SoftPrompt():
-                return await self._compile_embeddings(upload, base, source)
-            case TextPrompt():
-                return await self._compile_text(upload, base, source)
-
-    async def _compile_embeddings(
-        self, upload: SoftPrompt, base: BaseModelSpec, source: Digest
-    ) -> Draft:
-        tensors = {"embeddings": upload.embeddings.contiguous()}
-        blob = await self._off_loop(lambda: self._store.put_bytes(save_tensors(tensors)))
-        origin = {"source_format": upload.source_format, "source_digest": str(source)}
-        if upload.base_model:
-            origin["base_model"] = upload.base_model
-        compiled = await self._engine.compile(embeddings=blob, origin=origin)
-        return await self._read_back(Digest(compiled.digest), base, source, PromptFormat())
-
-    async def _compile_text(self, upload: TextPrompt, base: BaseModelSpec, source: Digest) -> Draft:
-        token_ids = await self._off_loop(self._tokenize, upload)
-        artifact.check_length(len(token_ids), self.max_prefix_tokens)
-        kind = "text" if upload.messages is None else "messages"
-        origin = {"source_format": kind, "source_digest": str(source)}
-        compiled = await self._engine.compile(token_ids=token_ids, origin=origin)
-        messages = None
-        if upload.messages is not None:
-            messages = tuple(Message.model_validate(message) for message in upload.messages)
-        prompt = PromptFormat(add_special_tokens=False, messages=messages)
-        return await self._read_back(Digest(compiled.digest), base, source, prompt)
-
-    def _tokenize(self, upload: TextPrompt) -> list[int]:
-        """Whoever uploads a prefix writes a template, not a prompt: special tokens count."""
-        if upload.messages is not None:
-            return self._tokenizer.encode_chat(upload.messages, add_generation_prompt=False)
-        assert upload.text is not None, "a TextPrompt has a text or messages"
-        return self._tokenizer.encode_parts(
-            [Part(upload.text, trusted=True)], add_special_tokens=True
-        )
-
-    async def _read_back(
-        self, digest: Digest, base: BaseModelSpec, source: Digest, prompt: PromptFormat
-    ) -> Draft:
-        """What the engine computed goes through the same gate as what a client uploads."""
-        data = await self._off_loop(self._store.open, digest)
-        prefix = await self._off_loop(
-            artifact.load, data, base, max_prefix_tokens=self.max_prefix_tokens
-        )
-        return await self._off_loop(self._describe, prefix, digest, len(data), base, source, prompt)
-
-    def _describe(
-        self,
-        prefix: Prefix,
-        digest: Digest,
-        num_bytes: int,
-        base: BaseModelSpec,
-        source: Digest,
-        prompt: PromptFormat,
-    ) -> Draft:
-        source_format = prefix.origin.get("source_format", "artifact")
-        if source_format in _HOLDS_SPECIAL_TOKENS:
-            prompt = prompt.model_copy(update={"add_special_tokens": False})
-        dtype = str(prefix.keys[0].dtype).removeprefix("torch.")
-        return Draft(
-            digest=str(digest),
-            num_virtual_tokens=prefix.num_virtual_tokens,
-            position_offset=prefix.position_offset,
-            num_bytes=num_bytes,
-            dtype=dtype,
-            base_model=base.name,
-            fingerprint=base.fingerprint,
-            source_format=source_format,
-            source_digest=str(source),
-            prompt=prompt,
-            verification=tuple(of_file(prefix, base)),
-        )
-
-    def _base(self) -> BaseModelSpec:
-        info = self._engine.info
-        return BaseModelSpec(
-            name=self._model_name,
-            fingerprint=info.fingerprint,
-            num_layers=info.num_layers,
-            num_kv_heads=info.num_kv_heads,
-            head_dim=info.head_dim,
-            hidden_size=info.hidden_size,
-            dtype=info.dtype,
-            kv_norms=tuple(info.kv_norms),
-        )
-
-    @property
-    def max_prefix_tokens(self) -> int:
-        """A prefix that leaves no room for a prompt and a token is of no use."""
-        return min(self._max_prefix_tokens, self._engine.info.max_model_len - 2)
 
     async def _off_loop(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop = asyncio.get_running_loop()

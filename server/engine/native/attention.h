@@ -40,13 +40,24 @@ struct Queries {
   }
 };
 
+// Where the keys and values of a chunk lie. While one is worked on, the lines of the next are asked
+// for one at a time: all at once, they would keep the loads waiting.
+template <class T>
+struct Blocks {
+  const T *keys[kChunk], *values[kChunk];
+};
+
 template <class T, int NQ, int NB>
-inline void score(const Queries<T>& qs, const T* const* keys, float* scores) {
+inline void score(const Queries<T>& qs, const T* const* keys, const T* const* later,
+                  float* scores) {
   using L = Lanes<T>;
   Floats acc[NQ][NB] = {};
   for (int d = 0; d < qs.head_dim; d += L::kPack) {
     Floats k[NB];
-    for (int b = 0; b < NB; b++) k[b] = L::load_lanes(keys[b] + d * kBlock);
+    for (int b = 0; b < NB; b++) {
+      k[b] = L::load_lanes(keys[b] + d * kBlock);
+      prefetch_later(later[b] + d * kBlock);
+    }
     for (int q = 0; q < NQ; q++) {
       Floats x = L::broadcast(qs.query[q] + d);
       for (int b = 0; b < NB; b++) acc[q][b] = L::dot(acc[q][b], x, k[b]);
@@ -57,7 +68,8 @@ inline void score(const Queries<T>& qs, const T* const* keys, float* scores) {
 }
 
 template <class T, int NQ, int ND>
-inline void gather(Queries<T>& qs, int d, int num_blocks, const T* const* values, const T* probs) {
+inline void gather(Queries<T>& qs, int d, int num_blocks, const T* const* values,
+                   const T* const* later, const T* probs) {
   using L = Lanes<T>;
   Floats acc[NQ][ND];
   for (int q = 0; q < NQ; q++)
@@ -65,8 +77,11 @@ inline void gather(Queries<T>& qs, int d, int num_blocks, const T* const* values
   for (int b = 0; b < num_blocks; b++)
     for (int t = 0; t < kBlock; t += L::kPack) {
       Floats v[ND];
-      for (int i = 0; i < ND; i++)
-        v[i] = L::load_lanes(values[b] + long(t) * qs.head_dim + (d + i * kLanes) * L::kPack);
+      for (int i = 0; i < ND; i++) {
+        const long at = long(t) * qs.head_dim + (d + i * kLanes) * L::kPack;
+        v[i] = L::load_lanes(values[b] + at);
+        prefetch_later(later[b] + at);
+      }
       for (int q = 0; q < NQ; q++) {
         Floats p = L::broadcast(probs + (q * kChunk + b) * kBlock + t);
         for (int i = 0; i < ND; i++) acc[q][i] = L::dot(acc[q][i], p, v[i]);
@@ -76,7 +91,8 @@ inline void gather(Queries<T>& qs, int d, int num_blocks, const T* const* values
     for (int i = 0; i < ND; i++) store(qs.sums + q * qs.head_dim + d + i * kLanes, acc[q][i]);
 }
 
-// Scores become probabilities relative to the highest score so far.
+// Scores become probabilities relative to the highest score so far. From here on they are powers of
+// two: one multiplication less.
 template <class T>
 inline void soften(Queries<T>& qs, int q, int first_key, int num_blocks, float scale, float* s,
                    T* probs) {
@@ -84,7 +100,7 @@ inline void soften(Queries<T>& qs, int q, int first_key, int num_blocks, float s
   const bool all = qs.first[q] <= first_key && first_key + num_blocks * kBlock <= qs.last[q];
   Floats highest = splat(kHidden);
   for (int b = 0; b < num_blocks; b++) {
-    Floats x = load(s + b * kBlock) * scale;
+    Floats x = load(s + b * kBlock) * (scale * kLog2E);
     if (!all) {
       Ints key = lane + (first_key + b * kBlock);
       Ints seen = (key >= qs.first[q]) & (key < qs.last[q]);
@@ -97,12 +113,13 @@ inline void soften(Queries<T>& qs, int q, int first_key, int num_blocks, float s
   Floats total = {};
   for (int b = 0; b < num_blocks; b++) {
     Floats x = load(s + b * kBlock);
-    Floats p = x > kHidden ? exp(x - now) : Floats{};
+    Floats p = exp2(x - now);
+    if (!all) p = x > kHidden ? p : Floats{};
     total += p;
     store(probs + b * kBlock, p);
   }
   if (now > before) {
-    const float shrink = exp(splat(before - now))[0];
+    const float shrink = exp2(splat(before - now))[0];
     for (int d = 0; d < qs.head_dim; d += kLanes) {
       float* at = qs.sums + q * qs.head_dim + d;
       store(at, load(at) * shrink);
@@ -114,22 +131,24 @@ inline void soften(Queries<T>& qs, int q, int first_key, int num_blocks, float s
 }
 
 template <class T, int NQ>
-inline void attend_chunk(Queries<T>& qs, int first_key, int num_blocks, const T* const* keys,
-                         const T* const* values, float scale) {
+inline void attend_chunk(Queries<T>& qs, int first_key, int num_blocks, const Blocks<T>& now,
+                         const Blocks<T>& later, float scale) {
   alignas(64) float scores[NQ * kChunk * kBlock];
   alignas(64) T probs[NQ * kChunk * kBlock];
   int b = 0;
   constexpr int kWide = NQ <= 4 ? 4 : 2;
   for (; b + kWide <= num_blocks; b += kWide)
-    score<T, NQ, kWide>(qs, keys + b, scores + b * kBlock);
-  for (; b < num_blocks; b++) score<T, NQ, 1>(qs, keys + b, scores + b * kBlock);
+    score<T, NQ, kWide>(qs, now.keys + b, later.keys + b, scores + b * kBlock);
+  for (; b < num_blocks; b++)
+    score<T, NQ, 1>(qs, now.keys + b, later.keys + b, scores + b * kBlock);
   for (int q = 0; q < NQ; q++)
     soften(qs, q, first_key, num_blocks, scale, scores + q * kChunk * kBlock,
            probs + q * kChunk * kBlock);
   int d = 0;
   for (; d + 2 * kLanes <= qs.head_dim; d += 2 * kLanes)
-    gather<T, NQ, 2>(qs, d, num_blocks, values, probs);
-  for (; d < qs.head_dim; d += kLanes) gather<T, NQ, 1>(qs, d, num_blocks, values, probs);
+    gather<T, NQ, 2>(qs, d, num_blocks, now.values, later.values, probs);
+  for (; d < qs.head_dim; d += kLanes)
+    gather<T, NQ, 1>(qs, d, num_blocks, now.values, later.values, probs);
 }
 
 // `block(i)` gives the keys and values of the segment's i-th block; `first` and `last` are set.
@@ -140,26 +159,25 @@ inline void attend(Queries<T>& qs, float scale, const Block& block) {
     first = qs.first[q] < first ? qs.first[q] : first;
     last = qs.last[q] > last ? qs.last[q] : last;
   }
-  const int end = (last + kBlock - 1) / kBlock;
-  for (int b = first / kBlock; b < end; b += kChunk) {
+  const int begin = first / kBlock, end = (last + kBlock - 1) / kBlock;
+  Blocks<T> now, later;
+  const auto read = [&](int b, Blocks<T>& to) {
+    for (int i = 0; i < kChunk; i++) block(b + i < end ? b + i : end - 1, to.keys[i], to.values[i]);
+  };
+  read(begin, later);
+  for (int b = begin; b < end; b += kChunk) {
     const int n = end - b < kChunk ? end - b : kChunk;
-    const T *keys[kChunk], *values[kChunk];
-    for (int i = 0; i < n; i++) block(b + i, keys[i], values[i]);
-    for (int i = b + n; i < end && i < b + n + kChunk; i++) {
-      const T *next_keys, *next_values;
-      block(i, next_keys, next_values);
-      prefetch(next_keys, kBlock * qs.head_dim * sizeof(T));
-      prefetch(next_values, kBlock * qs.head_dim * sizeof(T));
-    }
+    now = later;
+    if (b + kChunk < end) read(b + kChunk, later);
     switch (qs.num) {
-      case 1: attend_chunk<T, 1>(qs, b * kBlock, n, keys, values, scale); break;
-      case 2: attend_chunk<T, 2>(qs, b * kBlock, n, keys, values, scale); break;
-      case 3: attend_chunk<T, 3>(qs, b * kBlock, n, keys, values, scale); break;
-      case 4: attend_chunk<T, 4>(qs, b * kBlock, n, keys, values, scale); break;
-      case 5: attend_chunk<T, 5>(qs, b * kBlock, n, keys, values, scale); break;
-      case 6: attend_chunk<T, 6>(qs, b * kBlock, n, keys, values, scale); break;
-      case 7: attend_chunk<T, 7>(qs, b * kBlock, n, keys, values, scale); break;
-      default: attend_chunk<T, 8>(qs, b * kBlock, n, keys, values, scale);
+      case 1: attend_chunk<T, 1>(qs, b * kBlock, n, now, later, scale); break;
+      case 2: attend_chunk<T, 2>(qs, b * kBlock, n, now, later, scale); break;
+      case 3: attend_chunk<T, 3>(qs, b * kBlock, n, now, later, scale); break;
+      case 4: attend_chunk<T, 4>(qs, b * kBlock, n, now, later, scale); break;
+      case 5: attend_chunk<T, 5>(qs, b * kBlock, n, now, later, scale); break;
+      case 6: attend_chunk<T, 6>(qs, b * kBlock, n, now, later, scale); break;
+      case 7: attend_chunk<T, 7>(qs, b * kBlock, n, now, later, scale); break;
+      default: attend_chunk<T, 8>(qs, b * kBlock, n, now, later, scale);
     }
   }
 }

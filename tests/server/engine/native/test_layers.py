@@ -62,7 +62,11 @@ def spec_of(model: PreTrainedModel) -> BaseModelSpec:
 
 
 def prefixes_for(spec: BaseModelSpec) -> list[ResidentPrefix | None]:
-    return [None, *(random_prefix(spec, num_tokens, seed=num_tokens) for num_tokens in (1, 16, 37))]
+    """The longest is worked on in several chunks."""
+    return [
+        None,
+        *(random_prefix(spec, num_tokens, seed=num_tokens) for num_tokens in (1, 16, 300)),
+    ]
 
 
 def in_blocks(prefix: ResidentPrefix | None) -> ResidentPrefix | None:

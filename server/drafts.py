@@ -1,0 +1,164 @@
+"""From an uploaded body to the draft of a version: read, computed where it has to be, kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
+from functools import partial
+from typing import ParamSpec, TypeVar
+
+from safetensors.torch import save as save_tensors
+
+from prefix_store import artifact, formats
+from prefix_store.digest import Digest
+from prefix_store.manifest import Draft, Message, PromptFormat
+from prefix_store.prefix import BaseModelSpec, Prefix, SoftPrompt, TextPrompt
+from prefix_store.store import PrefixStore
+from server.engine.client import EngineClient
+from server.template import Part
+from server.tokenizer import Tokenizer
+from server.verification import of_file
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_HOLDS_SPECIAL_TOKENS = ("text", "messages")
+
+
+class Drafts:
+    """Reads bodies. Prefixes go into the store; texts and soft prompts become prefixes in the
+    engine first."""
+
+    def __init__(
+        self,
+        store: PrefixStore,
+        engine: EngineClient,
+        tokenizer: Tokenizer,
+        *,
+        executor: Executor,
+        model_name: str,
+        max_prefix_tokens: int,
+    ) -> None:
+        self._store = store
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._executor = executor
+        self._model_name = model_name
+        self._max_prefix_tokens = max_prefix_tokens
+
+    async def read(self, body: bytes, media_type: str) -> Draft:
+        """Raises `PrefixStoreError` and `ServerError`; then no version knows of what was kept."""
+        base = self.base()
+        upload = await self._off_loop(
+            formats.read, body, media_type, base, max_prefix_tokens=self.max_prefix_tokens
+        )
+        source = await self._off_loop(Digest.of, body)
+        golden = await self._off_loop(formats.read_golden, body, media_type)
+        draft = await self._kept(upload, base, source)
+        return draft.model_copy(update={"golden": golden})
+
+    async def _kept(self, upload: formats.Upload, base: BaseModelSpec, source: Digest) -> Draft:
+        match upload:
+            case Prefix():
+                digest, num_bytes = await self._off_loop(self._store.put, upload)
+                fallback = PromptFormat()
+                return await self._off_loop(
+                    self._describe, upload, digest, num_bytes, base, source, fallback
+                )
+            case SoftPrompt():
+                return await self._compile_embeddings(upload, base, source)
+            case TextPrompt():
+                return await self._compile_text(upload, base, source)
+
+    async def _compile_embeddings(
+        self, upload: SoftPrompt, base: BaseModelSpec, source: Digest
+    ) -> Draft:
+        tensors = {"embeddings": upload.embeddings.contiguous()}
+        blob = await self._off_loop(lambda: self._store.put_bytes(save_tensors(tensors)))
+        origin = {"source_format": upload.source_format, "source_digest": str(source)}
+        if upload.base_model:
+            origin["base_model"] = upload.base_model
+        compiled = await self._engine.compile(embeddings=blob, origin=origin)
+        return await self._read_back(Digest(compiled.digest), base, source, PromptFormat())
+
+    async def _compile_text(self, upload: TextPrompt, base: BaseModelSpec, source: Digest) -> Draft:
+        token_ids = await self._off_loop(self._tokenize, upload)
+        artifact.check_length(len(token_ids), self.max_prefix_tokens)
+        kind = "text" if upload.messages is None else "messages"
+        origin = {"source_format": kind, "source_digest": str(source)}
+        compiled = await self._engine.compile(token_ids=token_ids, origin=origin)
+        messages = None
+        if upload.messages is not None:
+            messages = tuple(Message.model_validate(message) for message in upload.messages)
+        prompt = PromptFormat(add_special_tokens=False, messages=messages)
+        return await self._read_back(Digest(compiled.digest), base, source, prompt)
+
+    def _tokenize(self, upload: TextPrompt) -> list[int]:
+        """Whoever uploads a prefix writes a template, not a prompt: special tokens count."""
+        if upload.messages is not None:
+            return self._tokenizer.encode_chat(upload.messages, add_generation_prompt=False)
+        assert upload.text is not None, "a TextPrompt has a text or messages"
+        return self._tokenizer.encode_parts(
+            [Part(upload.text, trusted=True)], add_special_tokens=True
+        )
+
+    async def _read_back(
+        self, digest: Digest, base: BaseModelSpec, source: Digest, prompt: PromptFormat
+    ) -> Draft:
+        """What the engine computed goes through the same gate as what a client uploads."""
+        data = await self._off_loop(self._store.open, digest)
+        prefix = await self._off_loop(
+            artifact.load, data, base, max_prefix_tokens=self.max_prefix_tokens
+        )
+        return await self._off_loop(self._describe, prefix, digest, len(data), base, source, prompt)
+
+    def _describe(
+        self,
+        prefix: Prefix,
+        digest: Digest,
+        num_bytes: int,
+        base: BaseModelSpec,
+        source: Digest,
+        prompt: PromptFormat,
+    ) -> Draft:
+        source_format = prefix.origin.get("source_format", "artifact")
+        if source_format in _HOLDS_SPECIAL_TOKENS:
+            prompt = prompt.model_copy(update={"add_special_tokens": False})
+        dtype = str(prefix.keys[0].dtype).removeprefix("torch.")
+        return Draft(
+            digest=str(digest),
+            num_virtual_tokens=prefix.num_virtual_tokens,
+            position_offset=prefix.position_offset,
+            num_bytes=num_bytes,
+            dtype=dtype,
+            base_model=base.name,
+            fingerprint=base.fingerprint,
+            source_format=source_format,
+            source_digest=str(source),
+            prompt=prompt,
+            verification=tuple(of_file(prefix, base)),
+        )
+
+    def base(self) -> BaseModelSpec:
+        """What a prefix has to fit."""
+        info = self._engine.info
+        return BaseModelSpec(
+            name=self._model_name,
+            fingerprint=info.fingerprint,
+            num_layers=info.num_layers,
+            num_kv_heads=info.num_kv_heads,
+            head_dim=info.head_dim,
+            hidden_size=info.hidden_size,
+            dtype=info.dtype,
+            kv_norms=tuple(info.kv_norms),
+        )
+
+    @property
+    def max_prefix_tokens(self) -> int:
+        """A prefix that leaves no room for a prompt and a token is of no use."""
+        return min(self._max_prefix_tokens, self._engine.info.max_model_len - 2)
+
+    async def _off_loop(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, partial(work, *args, **kwargs))
