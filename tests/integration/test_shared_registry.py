@@ -37,8 +37,8 @@ pytestmark = pytest.mark.timeout(900)
 
 logger = logging.getLogger(__name__)
 
-NUM_ACTIVATIONS = int(os.environ.get("NUM_ACTIVATIONS", "60"))
-OUTAGE_S = float(os.environ.get("OUTAGE_S", "7"))
+NUM_ACTIVATIONS = int(os.environ.get("NUM_ACTIVATIONS", "40"))
+OUTAGE_S = float(os.environ.get("OUTAGE_S", "6"))
 NUM_VERSIONS = 4
 NUM_CLIENTS = 4
 TARGET_S = 2.0
@@ -57,26 +57,37 @@ class Pair:
     s3: S3
 
 
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Postgres]:
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3]:
+    with running_s3() as server:
+        yield server
+
+
 @pytest.fixture
-def pair(tmp_path: Path) -> Iterator[Pair]:
+def pair(postgres: Postgres, s3: S3, tmp_path: Path) -> Iterator[Pair]:
     pepper = tmp_path / "pepper"
     pepper.write_text("p" * 32)
     pepper.chmod(0o600)
-    with running_postgres() as postgres, running_s3() as s3:
-        database = postgres.new_database(is_migrated=False)
-        settings = [
-            Settings(
-                _cli_parse_args=False,
-                store=tmp_path / name,
-                registry=database,
-                blobs=f"s3://{BUCKET}/{tmp_path.name}",
-                key_pepper_file=pepper,
-                max_waiting=1000,
-            )
-            for name in ("here", "there")
-        ]
-        with server(settings[0]) as (here, key), server(settings[1], new_key=False) as (there, _):
-            yield Pair([here, there], key, postgres, s3)
+    database = postgres.new_database(is_migrated=False)
+    settings = [
+        Settings(
+            _cli_parse_args=False,
+            store=tmp_path / name,
+            registry=database,
+            blobs=f"s3://{BUCKET}/{tmp_path.name}",
+            key_pepper_file=pepper,
+            max_waiting=1000,
+        )
+        for name in ("here", "there")
+    ]
+    with server(settings[0]) as (here, key), server(settings[1], new_key=False) as (there, _):
+        yield Pair([here, there], key, postgres, s3)
 
 
 @contextmanager
