@@ -19,7 +19,7 @@ COPY server server
 COPY prefix_store prefix_store
 COPY clients/console clients/console
 COPY clients/python clients/python
-RUN pip install --constraint constraints.txt . ./clients/python \
+RUN pip install --constraint constraints.txt '.[postgres,s3]' ./clients/python \
     && FOREWORD_CACHE=/opt/foreword/cache python -m server.default_model
 
 FROM python:3.11-slim-bookworm

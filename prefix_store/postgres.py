@@ -35,8 +35,8 @@ def open_engine(url: URL) -> Engine:
         engine = create_engine(
             url,
             pool_pre_ping=True,
-            pool_size=16,
-            max_overflow=16,
+            pool_size=8,
+            max_overflow=8,
             pool_timeout=POOL_TIMEOUT_S,
             connect_args={name: value for name, value in _LINK.items() if name not in url.query},
         )

@@ -31,6 +31,7 @@ AWAY_S = 3.0
 """Unread for longer, a registry is said to be away."""
 _MAX_CHANGES = 500
 _RETRY_S = 0.5
+_STOP_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ class Replica:
     def close(self) -> None:
         self._stopping.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(_STOP_TIMEOUT_S)  # it may wait for a database that hangs
 
     def age_s(self) -> float:
         """Seconds since the database was last read: what is held was true then."""
@@ -114,7 +115,7 @@ class Replica:
         """What is kept under a key's id. Raises `StorageFailure` where that is too old."""
         self._check_age()
         found = self._held.keys.get(id)
-        return None if found is None else Found(found.key, found.digest, self._read_s)
+        return None if found is None else Found(found.key, found.digest, time.monotonic())
 
     def keys_exist(self) -> bool:
         """Whether a key was ever created."""

@@ -24,6 +24,11 @@ class Storage:
     audit: AuditLog
     replica: Replica | None
     """Where the registry is shared, so that requests do without it."""
+    registry: Registry
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        self.registry.close()
 
 
 def open_storage(settings: Settings) -> Storage:
@@ -37,6 +42,7 @@ def open_storage(settings: Settings) -> Storage:
         open_keys(settings, registry, replica),
         AuditLog(registry.database),
         replica,
+        registry,
     )
 
 

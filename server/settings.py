@@ -5,6 +5,8 @@ from typing import Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 _GIB = 1 << 30
 
@@ -175,7 +177,11 @@ class Settings(BaseSettings):
     @field_validator("registry")
     @classmethod
     def _a_registry_is_postgresql(cls, url: SecretStr | None) -> SecretStr | None:
-        if url is not None and not url.get_secret_value().startswith("postgresql+psycopg://"):
+        try:
+            driver = "" if url is None else make_url(url.get_secret_value()).drivername
+        except (ArgumentError, ValueError):  # whose words show what was given
+            raise ValueError("is no URL") from None
+        if driver not in ("", "postgresql+psycopg"):
             raise ValueError("must begin with postgresql+psycopg://")
         return url
 

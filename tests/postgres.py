@@ -84,6 +84,21 @@ class Postgres:
             self._process.send_signal(signal.SIGQUIT)
         self._process.wait(30)
 
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Connections stay, and nothing is answered."""
+        assert self._process is not None
+        pid = self._process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        pids = [pid, *(int(child) for child in children)]
+        try:
+            for one in pids:
+                os.kill(one, signal.SIGSTOP)
+            yield
+        finally:
+            for one in pids:
+                os.kill(one, signal.SIGCONT)
+
     def new_database(self, *, is_migrated: bool = True) -> str:
         """Its URL."""
         name = f"test_{next(self._numbers)}"

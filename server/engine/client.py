@@ -20,12 +20,14 @@ from server.errors import (
     PrefixUnavailable,
     ServerError,
     StepFailed,
+    Unavailable,
 )
 
 logger = logging.getLogger(__name__)
 
 _FAILURES: dict[str, type[ServerError]] = {
-    error.code: error for error in (StepFailed, PrefixUnavailable, CompileFailed, PinRefused)
+    error.code: error
+    for error in (StepFailed, PrefixUnavailable, CompileFailed, PinRefused, Unavailable)
 }
 _RESTART_DELAYS_S = (0.0, 0.5, 2.0, 10.0)
 

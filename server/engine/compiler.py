@@ -16,13 +16,14 @@ from torch import Tensor
 from prefix_store import artifact
 from prefix_store.blobs import BlobStore
 from prefix_store.digest import Digest
+from prefix_store.errors import StorageFailure
 from prefix_store.prefix import BaseModelSpec
 from server.background import yield_to_steps
 from server.engine import messages as m
 from server.engine.model.compile_prefix import prefix_of, read_embeddings
 from server.engine.request import COMPILES, Sampling, Share
 from server.engine.sequence import Sequence
-from server.errors import CompileFailed
+from server.errors import CompileFailed, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -84,8 +85,8 @@ class Compiler:
         assert request.embeddings is not None
         try:
             embeddings = read_embeddings(self._blobs.get(Digest(request.embeddings)), self._spec)
-        except Exception:
-            self._fail(request.request_id, "the soft prompt cannot be read")
+        except Exception as exc:
+            self._fail(request.request_id, "the soft prompt cannot be read", exc)
         else:
             self._report(SoftPromptRead(request, embeddings))
 
@@ -94,15 +95,16 @@ class Compiler:
             prefix = prefix_of(kv, self._spec, request.origin)
             data = artifact.dump(prefix)
             digest = str(self._blobs.put(data))
-        except Exception:
-            self._fail(request.request_id, "the computed prefix cannot be written")
+        except Exception as exc:
+            self._fail(request.request_id, "the computed prefix cannot be written", exc)
         else:
             num_tokens = prefix.num_virtual_tokens
             self._report(m.Compiled(request.request_id, digest, num_tokens, len(data)))
 
-    def _fail(self, request_id: int, message: str) -> None:
-        logger.exception("compile %d: %s", request_id, message)
-        self._report(m.Failed(request_id, CompileFailed.code, message))
+    def _fail(self, request_id: int, message: str, error: Exception) -> None:
+        logger.error("compile %d: %s", request_id, message, exc_info=error)
+        kind = Unavailable if isinstance(error, StorageFailure) else CompileFailed
+        self._report(m.Failed(request_id, kind.code, message))
 
 
 def _sequence(request_id: int, token_ids: list[int]) -> Sequence:

@@ -18,6 +18,7 @@ from prefix_store.registry import Registry
 from prefix_store.schema import metadata
 from prefix_store.testing import draft
 from tests.crash.operations import make_old_database
+from tests.postgres import Postgres
 
 
 @pytest.fixture
@@ -116,6 +117,33 @@ def test_a_migration_that_fails_leaves_the_old_tables(
 
     assert tables(path) == before
     open_and_close(path)
+
+
+def test_the_migrations_make_what_the_code_describes_in_postgresql(postgres: Postgres) -> None:
+    url = postgres.new_database(is_migrated=False)
+    open_url(url)
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        differences = compare_metadata(MigrationContext.configure(connection), metadata)
+    engine.dispose()
+
+    assert differences == []
+
+
+def open_url(url: str) -> None:
+    Registry(url).close()
+
+
+def test_processes_that_start_at_once_share_a_new_postgresql(postgres: Postgres) -> None:
+    url = postgres.new_database(is_migrated=False)
+    context = multiprocessing.get_context("spawn")
+    starts = [context.Process(target=open_url, args=(url,)) for _ in range(3)]
+    for process in starts:
+        process.start()
+    for process in starts:
+        process.join(60)
+
+    assert [process.exitcode for process in starts] == [0] * 3
 
 
 @pytest.mark.parametrize("old", [False, True])

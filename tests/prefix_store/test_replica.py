@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 
-from prefix_store import replica as replica_module
 from prefix_store.errors import NothingActive, StorageFailure, UnknownTask, UnknownVersion
 from prefix_store.keys import Grant, KeyStore
 from prefix_store.manifest import Profile
@@ -82,9 +81,8 @@ def test_where_no_word_comes_through_asking_is_enough(
     here: Registry, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As behind a pooler that lends connections by transaction."""
-    monkeypatch.setattr("prefix_store.postgres._CHANNEL", "nobody_listens_here")
+    monkeypatch.setattr("prefix_store.postgres.listening", lambda _: nullcontext(time.sleep))
     with following(url) as there:
-        monkeypatch.setattr("prefix_store.postgres._CHANNEL", "foreword")
         for number in (1, 2, 3):
             here.add_version("x", draft(str(number)), activate=True, create=True)
             assert seconds_until(lambda n=number: version(there) == n) < 2
@@ -118,16 +116,17 @@ def test_keys_made_and_revoked_elsewhere_hold_here(here: Registry, url: str) -> 
 
 
 def test_an_outage_is_told_and_what_is_held_is_served(
-    here: Registry, url: str, postgres: Postgres
+    here: Registry, url: str, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("prefix_store.replica.AWAY_S", 1.0)
     here.add_version("x", draft(), activate=True, create=True)
     with following(url) as there:
         there.check()
         postgres.stop()
         try:
-            seconds_until(lambda: there.age_s() > replica_module.AWAY_S)
+            seconds_until(lambda: there.age_s() > 1)
             assert version(there) == 1
-            with pytest.raises(StorageFailure, match="as 3 s ago"):
+            with pytest.raises(StorageFailure, match="as 1 s ago"):
                 there.check()
             for unknown in (("y", None), ("x", 2)):
                 with pytest.raises(StorageFailure):  # it may be there by now
@@ -140,6 +139,24 @@ def test_an_outage_is_told_and_what_is_held_is_served(
         there.check()
         here.add_version("x", draft("2"), activate=True, create=False)
         assert seconds_until(lambda: version(there) == 2) < 2
+
+
+def test_a_database_that_hangs_holds_up_no_request(
+    here: Registry, url: str, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prefix_store.replica.AWAY_S", 1.0)
+    here.add_version("x", draft(), activate=True, create=True)
+    with following(url) as there:
+        with postgres.frozen():
+            seconds_until(lambda: there.age_s() > 1)
+            began_s = time.monotonic()
+            for _ in range(100):
+                assert version(there) == 1
+            with pytest.raises(StorageFailure, match="does not answer"):
+                there.check()
+            assert time.monotonic() - began_s < 1
+        seconds_until(lambda: there.age_s() < 1)
+        there.check()
 
 
 def test_what_is_too_old_is_not_served(here: Registry) -> None:

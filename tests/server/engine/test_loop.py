@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prefix_store.blobs import FileBlobStore
 from prefix_store.digest import Digest
+from prefix_store.errors import StorageFailure
 from server.engine import messages as m
 from server.engine.batch import Batch
 from server.engine.compiler import Compiler
@@ -163,3 +164,16 @@ def test_a_compile_of_embeddings_that_are_not_there_is_told(run: Run) -> None:
 
     assert tokens == {1: [TOKEN] * 2}
     assert failed[4].code == "compile_failed"
+
+
+def test_a_compile_whose_blobs_are_away_may_be_asked_for_again(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> bytes:
+        raise StorageFailure("the blob store cannot be read: it is away")
+
+    monkeypatch.setattr(FileBlobStore, "get", refuse)
+    tokens, failed, _ = run(m.Compile(4, None, str(Digest.of(b"away")), {}), submit(1))
+
+    assert tokens == {1: [TOKEN] * 2}
+    assert failed[4].code == "unavailable"
