@@ -40,8 +40,9 @@ type: $(INSTALLED) ## Check the types.
 contracts: $(INSTALLED) ## Check who imports whom.
 	@$(BIN)/lint-imports
 
-docker-lint: $(INSTALLED) ## Check the Dockerfile.
+docker-lint: $(INSTALLED) ## Check the Dockerfile, compose files, manifests, alerts and the dashboard.
 	@$(BIN)/hadolint Dockerfile
+	@$(BIN)/pytest -q -rs tests/docker/test_deployment.py
 
 check: lint type contracts docker-lint test test-crash ## All of the above.
 
