@@ -88,6 +88,9 @@ def test_an_encoder_decoder_is_saved_as_peft_does(tmp_path: Path) -> None:
     config = peft.PeftConfig.from_pretrained(tmp_path / "run")
     assert (config.task_type, config.peft_type) == ("SEQ_2_SEQ_LM", "PREFIX_TUNING")
     assert tuned.record["held_out"][-1]["loss"] < tuned.record["held_out"][0]["loss"]
+    for refused in ({"init": "examples"}, {"first_layer": 1}):
+        with pytest.raises(TunerError, match="an encoder-decoder"):
+            train(settings(base, **refused), tmp_path / "train.jsonl", tmp_path / "no")
 
 
 def test_golden_prompts_are_held_out_lines_that_are_answered_so(
