@@ -61,11 +61,10 @@ def _init_ids(base: Base, encoder: Encoder, train: Sequence[Line], settings: Set
     if base.attention is None:
         raise TunerError("an encoder-decoder is trained from chance: --init random")
     if settings.init.startswith(TEXT_INIT):
-        text = settings.init.removeprefix(TEXT_INIT)
+        ids = base.tokenizer(settings.init.removeprefix(TEXT_INIT)).input_ids
     else:
         step = max(1, len(train) // _NUM_SHOTS)  # files are often in the order of their labels
-        text = "".join(encoder.shot(line) for line in train[::step])
-    ids = base.tokenizer(text).input_ids
+        ids = encoder.shots(train[::step])
     if not ids:
         raise TunerError("the text to begin from has no tokens")
     return initial.fill(ids, settings.num_virtual_tokens)
