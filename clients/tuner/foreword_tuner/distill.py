@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from foreword_tuner import base as bases
 from foreword_tuner import data, initial, prepare, tune
 from foreword_tuner.base import Base
@@ -21,6 +23,9 @@ from foreword_tuner.forward import DecoderForward, Outcome, num_exact
 from foreword_tuner.prepare import Examples
 from foreword_tuner.teacher import Targets, Teacher
 from foreword_tuner.tune import Run, Tuned
+
+_SMALLEST = 1e-6
+"""Probability that all others are taken to have at least: float32 knows no smaller rest of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +57,19 @@ class DistillForward:
         for example in examples:
             target = self._targets[example.number]
             rows = own[start : start + len(target.token_ids)]
-            there = rows.gather(1, target.token_ids)
-            loss = loss + (target.log_probs.exp() * (target.log_probs - there)).sum()
+            loss = loss + divergence(target, rows)
             start += len(target.token_ids)
         return Outcome(loss, len(batch.targets), num_exact(logits, batch))
+
+
+def divergence(target: Targets, log_probs: Tensor) -> Tensor:
+    """KL(target || log_probs) over the kept tokens and all others as one; rows [N, vocab_size]."""
+    theirs, own = target.log_probs, log_probs.gather(1, target.token_ids)
+    kept = (theirs.exp() * (theirs - own)).sum()
+    others, own_others = (
+        (1 - kind.exp().sum(dim=1)).clamp_min(_SMALLEST) for kind in (theirs, own)
+    )
+    return kept + (others * (others / own_others).log()).sum()
 
 
 def run(what: Run, text: Text) -> Tuned:

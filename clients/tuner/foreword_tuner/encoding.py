@@ -81,9 +81,13 @@ class Encoder:
             self._check_specials(line.fields[name])
         return self._template.format_map(dict(line.fields))
 
-    def shot(self, line: Line) -> str:
-        """The line as text, question and answer, as few-shot prompts have them."""
-        return f"{self.render(line)}{line.completion}\n\n"
+    def shots(self, lines: Sequence[Line]) -> list[int]:
+        """The lines one after another, questions and answers, as few-shot prompts have them."""
+        if self._chat:
+            examples = map(self.example, lines)
+            return [i for one in examples for i in (*one.prompt_ids, *one.completion_ids)]
+        text = "".join(f"{self.render(line)}{line.completion}\n\n" for line in lines)
+        return self._ids(text, add_special_tokens=True)
 
     def _chat_ids(self, messages: Sequence[dict[str, str]]) -> list[int]:
         for message in messages:

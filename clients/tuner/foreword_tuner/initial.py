@@ -1,8 +1,9 @@
 """Where training begins, keys and values of real text or chance, and how long a step is there.
 
-Keys and values differ in size from layer to layer by two orders of magnitude, and Adam's steps are
-as long as the learning rate whatever they are taken on. So what is trained is the distance from the
-beginning, in units of each layer's own keys and values: one learning rate fits all.
+The values of one layer are forty times as large as those of another (SmolLM2-135M), keys are larger
+still, and Adam's steps are as long as the learning rate whatever they are taken on. So what is
+trained is the distance from the beginning, in units of each layer's own keys and values: one
+learning rate fits all.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any
 import peft
 import torch
 
-from foreword_tuner import checkpoint, data, initial, methods
+from foreword_tuner import checkpoint, configs, data, initial
 from foreword_tuner.base import Base
 from foreword_tuner.data import DataFile, Line
 from foreword_tuner.encoding import Encoder, Example
@@ -58,12 +58,13 @@ def examples(base: Base, file: DataFile, settings: Settings, *, skip_bad: bool) 
 def _init_ids(base: Base, encoder: Encoder, train: Sequence[Line], settings: Settings) -> list[int]:
     if settings.init == "random":
         return []
+    if base.attention is None:
+        raise TunerError("an encoder-decoder is trained from chance: --init random")
     if settings.init.startswith(TEXT_INIT):
-        text = settings.init.removeprefix(TEXT_INIT)
+        ids = base.tokenizer(settings.init.removeprefix(TEXT_INIT)).input_ids
     else:
         step = max(1, len(train) // _NUM_SHOTS)  # files are often in the order of their labels
-        text = "".join(encoder.shot(line) for line in train[::step])
-    ids = base.tokenizer(text).input_ids
+        ids = encoder.shots(train[::step])
     if not ids:
         raise TunerError("the text to begin from has no tokens")
     return initial.fill(ids, settings.num_virtual_tokens)
@@ -82,7 +83,7 @@ def trainee(base: Base, settings: Settings, init_ids: Sequence[int]) -> Trainee:
     """At its beginning."""
     torch.manual_seed(settings.seed)
     method = settings.method
-    config = methods.config(
+    config = configs.config_of(
         method, base.model, settings.num_virtual_tokens, projection=settings.projection
     )
     tuned: Any = peft.get_peft_model(base.model, config)
@@ -97,6 +98,8 @@ def trainee(base: Base, settings: Settings, init_ids: Sequence[int]) -> Trainee:
 def forward(base: Base, tuned: peft.PeftModel, settings: Settings) -> Forward:
     """How this family is run."""
     if base.attention is None:
+        if settings.first_layer:
+            raise TunerError("--first-layer: an encoder-decoder is trained as a whole")
         return Seq2SeqForward(tuned, base.pad_id)
     return DecoderForward(
         tuned, settings.method, base.attention, base.pad_id, first_layer=settings.first_layer

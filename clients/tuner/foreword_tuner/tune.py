@@ -127,26 +127,33 @@ def _finish(
         "scores": {key: value for key, value in best.items() if key != "step"},
     }
     result.write_json(folder.evaluation, evaluation)
+    record = _record(file, trainee, examples, training, settings)
+    record |= {"num_bytes": num_bytes, "evaluation": evaluation}
+    result.write_json(folder.record, record)
+    title = f"{settings.method} on {file.path.name}, {settings.num_virtual_tokens} virtual tokens"
+    plots.draw(folder.plot, title, state.curve, state.held_out)
+    return Tuned(folder, record)
+
+
+def _record(
+    file: DataFile, trainee: Trainee, examples: Examples, training: Training, settings: Settings
+) -> dict[str, Any]:
+    """Every setting and curve."""
+    state = training.state
     longest = max(len(e.completion_ids) for e in (*examples.train, *examples.held_out))
-    record = {
+    return {
         "settings": settings.as_json(),
         "data": {"name": file.path.name, "sha256": file.sha256, "left_out": examples.skipped},
         "num_train": len(examples.train),
         "num_held_out": len(examples.held_out),
         "num_parameters": trainee.num_parameters,
-        "num_bytes": num_bytes,
         "max_answer_tokens": int(longest * _SPARE_TOKENS),
         "steps": state.step,
         "epochs": state.epoch + 1,
         "training_s": round(state.elapsed_s, 1),
         "tokens_per_s": round(state.num_tokens / state.elapsed_s, 1),
         "best_step": state.best_step,
-        "evaluation": evaluation,
         "curve": state.curve,
         "held_out": state.held_out,
         "versions": result.versions(),
     }
-    result.write_json(folder.record, record)
-    title = f"{settings.method} on {file.path.name}, {settings.num_virtual_tokens} virtual tokens"
-    plots.draw(folder.plot, title, state.curve, state.held_out)
-    return Tuned(folder, record)

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from foreword_client import Client
 from foreword_tuner import base as bases
-from foreword_tuner import batches, initial, prepare
+from foreword_tuner import initial, prepare
 from foreword_tuner.__main__ import distill, evaluate, tune
 from foreword_tuner.encoding import Example
 from foreword_tuner.teacher import Teacher
@@ -251,11 +251,8 @@ def test_the_whole_text_as_a_prefix_leaves_nothing_to_learn(base: Path) -> None:
     short = prepare.forward(loaded, prepare.trainee(loaded, what, start).model, what)
     cut = DistillForward(short, 0, targets)(examples)  # type: ignore[arg-type]
 
-    # Only what the teacher's rarest tokens have is missing.
-    own = student.logits(batches.pack(examples, 0)).log_softmax(-1)  # type: ignore[attr-defined]
-    rest = -sum(own[i].topk(64).values.logsumexp(-1) for i in range(4))
-    assert float(whole.loss.detach()) == pytest.approx(float(rest.detach()), rel=1e-3, abs=1e-4)
-    assert float(cut.loss.detach()) > float(whole.loss.detach()) + 0.01
+    assert abs(float(whole.loss.detach())) < 1e-4
+    assert float(cut.loss.detach()) > 0.01
 
 
 def test_a_distilled_task_comes_closer_to_its_text(

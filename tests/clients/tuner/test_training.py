@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from foreword_tuner import checkpoint, tune
+from foreword_tuner import base as bases
+from foreword_tuner import checkpoint, prepare, tune
 from foreword_tuner.__main__ import tune as command
 from foreword_tuner.errors import TunerError
 from foreword_tuner.methods import Method
@@ -87,6 +88,9 @@ def test_an_encoder_decoder_is_saved_as_peft_does(tmp_path: Path) -> None:
     config = peft.PeftConfig.from_pretrained(tmp_path / "run")
     assert (config.task_type, config.peft_type) == ("SEQ_2_SEQ_LM", "PREFIX_TUNING")
     assert tuned.record["held_out"][-1]["loss"] < tuned.record["held_out"][0]["loss"]
+    for refused in ({"init": "examples"}, {"first_layer": 1}):
+        with pytest.raises(TunerError, match="an encoder-decoder"):
+            train(settings(base, **refused), tmp_path / "train.jsonl", tmp_path / "no")
 
 
 def test_golden_prompts_are_held_out_lines_that_are_answered_so(
@@ -114,11 +118,24 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(
     assert a == b != c
 
 
-def test_it_stops_when_the_held_out_loss_no_longer_falls(llama: Path, tmp_path: Path) -> None:
+def test_it_stops_when_the_held_out_loss_no_longer_falls_and_the_best_is_saved(
+    llama: Path, tmp_path: Path
+) -> None:
     what = settings(llama, max_epochs=500.0, learning_rate=3.0, eval_every=2, patience=3)
+    data, weights = cities(tmp_path / "train.jsonl"), tmp_path / "run" / WEIGHTS
 
-    tuned = train(what, cities(tmp_path / "train.jsonl"), tmp_path / "run")
+    tuned = train(what, data, tmp_path / "run")
 
+    assert tuned.record["best_step"] == tuned.record["steps"] - 6
+    saved = weights.read_bytes()
+    base = bases.load(str(llama), "float32")
+    best = prepare.trainee(base, what, []).model
+    tensors, _ = checkpoint.load(tmp_path / "run" / "checkpoint.safetensors")
+    checkpoint.restore(best, tensors, "best.")
+    embeddings = load_file(weights)["prompt_embeddings"]
+    assert torch.equal(best.get_prompt_embedding_to_save("default"), embeddings)
+    train(what, data, tmp_path / "run")  # there is nothing left to do
+    assert weights.read_bytes() == saved
     assert tuned.record["epochs"] < 100
     losses = [point["loss"] for point in tuned.record["held_out"]]
     assert min(losses[-3:]) >= tuned.record["evaluation"]["scores"]["loss"] == min(losses)

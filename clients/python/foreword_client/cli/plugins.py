@@ -21,6 +21,9 @@ _HELP = {
     "bench": "Measure Foreword, and what people would use instead.",
     "serve": "Start the server: one base model, all tasks.",
     "keys": "Make, list and revoke keys, on the server's machine.",
+    "tune": "Train a prefix on the frozen base model, and push it.",
+    "evaluate": "Score a task's answers to the questions of a file.",
+    "distill": "Compress a long text into a short prefix.",
     "audit": "Verify and export who changed what, on the server's machine.",
 }
 

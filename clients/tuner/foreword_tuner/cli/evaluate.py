@@ -93,7 +93,8 @@ def _result(
 
 
 def _show(result: dict[str, Any], found: dict[str, scores.Score]) -> None:
-    table = Table(title=_title(result), title_justify="left", box=None)
+    typer.echo(_title(result))
+    table = Table(box=None)
     table.add_column("score")
     table.add_column("", justify="right")
     table.add_column("95 %", justify="right")
