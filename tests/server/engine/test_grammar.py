@@ -1,4 +1,5 @@
-"""Grammars: compiled in bounds, followed by some rows of a step and by no other, one step ahead too."""
+"""Grammars: compiled in bounds, and followed by some rows of a step and no other, one step ahead
+too."""
 
 from __future__ import annotations
 
