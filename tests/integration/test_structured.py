@@ -21,7 +21,7 @@ from tests.running_server import RunningServer
 
 pytestmark = [pytest.mark.smollm2, pytest.mark.timeout(900)]
 
-NUM_ANSWERS = int(os.environ.get("FOREWORD_TEST_NUM_ANSWERS", "24"))
+NUM_ANSWERS = int(os.environ.get("NUM_ANSWERS", "24"))
 """The promise is 200 of 200."""
 SCHEMA = {
     "type": "object",
