@@ -15,7 +15,7 @@ from server.engine.grammar import (
     Vocabulary,
 )
 from server.engine.messages import EngineInfo
-from server.errors import InvalidGrammar
+from server.errors import InvalidGrammar, Overloaded
 from server.tokenizer import Tokenizer
 
 COMPILE_TIMEOUT_S = 5.0
@@ -40,7 +40,7 @@ class GrammarCheck:
         self._found = ByteBoundedCache[str](CACHE_BYTES, lambda grammar: 512 + len(grammar))
 
     async def check(self, grammar: str) -> None:
-        """Raises `InvalidGrammar`, also where it takes too long or is too large."""
+        """Raises `InvalidGrammar`, also where it takes too long or is too large; `Overloaded`."""
         if len(grammar) > MAX_GRAMMAR_BYTES:
             raise InvalidGrammar(f"it is longer than {MAX_GRAMMAR_BYTES >> 10} KiB")
         if (found := self._found.get(grammar)) is None:
@@ -50,13 +50,15 @@ class GrammarCheck:
             raise InvalidGrammar(found)
 
     async def _compile(self, grammar: str) -> str:
-        """What is wrong with it; empty if nothing is."""
-        loop = asyncio.get_running_loop()
-        compiling = loop.run_in_executor(self._executor, self._why_not, grammar)
+        """What is wrong with it; empty if nothing is. Raises `InvalidGrammar` and `Overloaded`."""
+        compiling = self._executor.submit(self._why_not, grammar)
         try:
-            return await asyncio.wait_for(asyncio.shield(compiling), COMPILE_TIMEOUT_S)
+            return await asyncio.wait_for(asyncio.wrap_future(compiling), COMPILE_TIMEOUT_S)
         except TimeoutError:
-            return f"it takes longer than {COMPILE_TIMEOUT_S:.0f} s to compile"
+            if compiling.cancelled():  # it was never begun: others are to blame
+                raise Overloaded("too many grammars wait to be compiled") from None
+            took = f"it takes longer than {COMPILE_TIMEOUT_S:.0f} s to compile"
+            raise InvalidGrammar(took) from None
 
     def _why_not(self, grammar: str) -> str:
         """On a thread."""
@@ -65,7 +67,9 @@ class GrammarCheck:
         except GrammarError as exc:
             return reason(str(exc))
         except ImportError:
-            return str(InvalidGrammar.not_installed())
+            raise InvalidGrammar.not_installed() from None
+        except ValueError:
+            return "the model's tokenizer does not go with grammars"
         return ""
 
     @cached_property

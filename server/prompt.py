@@ -69,6 +69,10 @@ class Prepared:
     candidates: Candidates | None = None
     """Instead of a completion: the texts to choose from."""
 
+    @property
+    def num_sequences(self) -> int:
+        return 1 if self.candidates is None else len(self.candidates.texts)
+
 
 def prepare(
     params: GenerateParams, behind: Behind, *, tokenizer: Tokenizer, info: EngineInfo
@@ -89,7 +93,9 @@ def prepare(
         raise InvalidRequest(f"{len(token_ids)} prompt tokens, this task takes {limit}")
     constraint = params.constraint or of_profile(behind.profile.defaults)
     if constraint.choices:
-        candidates = _candidates(params, behind, tokenizer, constraint, token_ids)
+        wholes = [_token_ids(params, behind, tokenizer, text) for text in constraint.choices]
+        by = constraint.rank_by
+        candidates = Candidates.of(constraint.choices, wholes, token_ids, by)
         return _ranked(params, behind, token_ids, candidates, info.max_model_len)
     max_tokens = _max_tokens(params, behind, len(token_ids), info.max_model_len)
     if params.wishes.min_tokens > max_tokens:
@@ -164,27 +170,6 @@ def _chat_ids(
 
 
 # --- choices ---
-
-
-def _candidates(
-    params: GenerateParams,
-    behind: Behind,
-    tokenizer: Tokenizer,
-    constraint: Constraint,
-    prompt_ids: list[int],
-) -> Candidates:
-    """Every choice is tokenised together with the prompt, as a text that goes on would be: the last
-    tokens of the prompt may differ then, and are scored with all of them."""
-    wholes = [_token_ids(params, behind, tokenizer, text) for text in constraint.choices]
-    num_shared = min(_num_shared(prompt_ids, whole) for whole in wholes)
-    if num_shared == 0 or any(len(whole) == num_shared for whole in wholes):
-        raise InvalidRequest("a choice leaves no token of the prompt as it is, or adds none to it")
-    return Candidates(constraint.choices, wholes, num_shared, constraint.rank_by)
-
-
-def _num_shared(one: list[int], other: list[int]) -> int:
-    pairs = zip(one, other, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 def _ranked(

@@ -16,6 +16,7 @@ from server.completion import ChoiceScore, Completion, Piece, joined_scores
 from server.constraint import RankBy
 from server.engine.request import Delta, Scores
 from server.engine.stream import TokenStream
+from server.errors import InvalidRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,24 @@ class Candidates:
     num_shared: int
     """Leading tokens that the prompt has in common with all of them; what follows is scored."""
     by: RankBy
+
+    @classmethod
+    def of(
+        cls, texts: tuple[str, ...], token_ids: list[list[int]], prompt: list[int], by: RankBy
+    ) -> Candidates:
+        """Raises `InvalidRequest` where there is nothing to score, or nothing to score it behind.
+
+        A text may change the last tokens of the prompt: these are scored with all texts then.
+        """
+        num_shared = min(_num_shared(prompt, whole) for whole in token_ids)
+        if num_shared == 0 or any(len(whole) == num_shared for whole in token_ids):
+            raise InvalidRequest("a choice leaves no token of the prompt, or adds none to it")
+        return cls(texts, token_ids, num_shared, by)
+
+
+def _num_shared(one: list[int], other: list[int]) -> int:
+    pairs = zip(one, other, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 class CandidateStream(TokenStream):

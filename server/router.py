@@ -83,6 +83,7 @@ class Router:
             target, prepared = await self._prepare(task, version, params, key)
             await self._check_grammars(prepared)
             self.check_open()
+            self._check_room(sum(one.num_sequences for one in prepared))
             return self._submit_all(target, prepared, arrived_s)
         except (ServerError, PrefixStoreError) as exc:
             self._metrics.refused(exc.code)

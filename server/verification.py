@@ -120,7 +120,9 @@ class Verification:
         if isinstance(golden.expect, str):
             token_ids = self._tokenizer.encode(golden.expect, add_special_tokens=False)
             num_tokens = len(token_ids) + _SPARE_TOKENS
-        greedy = {"defaults": Defaults(max_tokens=num_tokens)}
+        asked = behind.profile.defaults
+        form = {name: getattr(asked, name) for name in ("response_format", "regex", "choice")}
+        greedy = {"defaults": Defaults(max_tokens=num_tokens, **form)}
         profile = behind.profile.model_copy(update=greedy)
         behind = Behind(
             num_prefix_tokens=behind.num_prefix_tokens,

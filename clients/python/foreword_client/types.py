@@ -46,7 +46,8 @@ class GenerateOptions(TypedDict, total=False):
     """The same of the prompt's tokens."""
     response_format: Mapping[str, Any] | None
     """The answer is JSON: `{"type": "json_object"}`, or of a schema: `{"type": "json_schema",
-    "json_schema": {"name": ..., "schema": {...}}}`. `{"type": "text"}`: anything, whatever the task says."""
+    "json_schema": {"name": ..., "schema": {...}}}`. `{"type": "text"}`: anything, also where the
+    task's profile says otherwise."""
     regex: str | None
     """The answer matches it from start to end."""
     choice: Sequence[str] | None

@@ -1,4 +1,5 @@
-"""Grammars: compiled in bounds, followed by some rows of a step and by no other, one step ahead too."""
+"""Grammars: compiled in bounds, and followed by some rows of a step and no other, one step ahead
+too."""
 
 from __future__ import annotations
 
@@ -6,13 +7,14 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from itertools import count
 from queue import SimpleQueue
 from typing import Any
 
 import pytest
 import torch
 
-from server.engine import grammar
+from server.engine import adjust, grammar
 from server.engine.attention.base import ATTENTION_NAME
 from server.engine.attention.ref import RefBackend
 from server.engine.grammar import ByteBoundedCache, GrammarError, Matcher, Vocabulary
@@ -187,6 +189,32 @@ def test_who_cannot_go_on_fails_alone(letters: Letters, overlap: bool) -> None:
     assert "grammar" in run.failures[1]
     assert text(tokens[2]).islower()
     assert len(tokens[3]) > 0
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_step_that_fails_while_it_chooses_loses_nothing(
+    letters: Letters, overlap: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = count(1)
+
+    def failing(*args: Any) -> None:
+        if next(calls) in (2, 6):
+            raise RuntimeError("the device has failed")
+        forbid(*args)
+
+    def run() -> dict[int, list[int]]:
+        made = Run(letters, overlap=overlap)
+        for i in range(4):
+            made.add(i, grammar.of_regex(FORMS[2]) if i % 2 else None)
+        tokens = made.to_the_end()
+        assert made.failures == {}
+        return tokens
+
+    right = run()
+    monkeypatch.setattr(adjust, "forbid", failing)
+
+    assert run() == right
+    assert next(calls) > 6
 
 
 def letters_id(char: str) -> int:

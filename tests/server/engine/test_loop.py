@@ -13,6 +13,7 @@ from torch import Tensor
 from prefix_store.blobs import FileBlobStore
 from prefix_store.digest import Digest
 from prefix_store.errors import StorageFailure
+from server.engine import grammar
 from server.engine import messages as m
 from server.engine.batch import Batch
 from server.engine.compiler import Compiler
@@ -108,10 +109,16 @@ def run(tmp_path: Path, request: pytest.FixtureRequest) -> Run:
 
 
 def submit(
-    request_id: int, first: int = 5, *, num_tokens: int = 3, max_tokens: int = 2
+    request_id: int,
+    first: int = 5,
+    *,
+    num_tokens: int = 3,
+    max_tokens: int = 2,
+    regex: str | None = None,
 ) -> m.Submit:
     token_ids = [first] + [5] * (num_tokens - 1)
-    return m.Submit(request_id, None, token_ids, Sampling(max_tokens=max_tokens))
+    form = None if regex is None else grammar.of_regex(regex)
+    return m.Submit(request_id, None, token_ids, Sampling(max_tokens=max_tokens, grammar=form))
 
 
 def _unreadable(digest: Digest) -> ResidentPrefix:
@@ -146,6 +153,17 @@ def test_out_of_memory_makes_the_steps_smaller_and_loses_nothing(run: Run) -> No
     assert tokens == {1: [TOKEN] * 2, 2: [TOKEN] * 2}
     assert not failed
     assert runner.batches[:2] == [[1, 2], [1]]
+
+
+def test_who_waits_for_a_grammar_holds_up_nobody_and_is_not_forgotten(run: Run) -> None:
+    tokens, failed, runner = run(
+        submit(1, regex=r"[\s\S]*"), submit(2), submit(3, regex="("), submit(4, regex=r"[\s\S]*"),
+        submit(5, regex="[a-z]"), m.Cancel(5),
+    )  # fmt: skip
+
+    assert tokens == {1: [TOKEN] * 2, 2: [TOKEN] * 2, 4: [TOKEN] * 2}
+    assert {request_id: error.code for request_id, error in failed.items()} == {3: "step_failed"}
+    assert runner.batches[0] == [2]
 
 
 def test_requests_behind_a_prefix_that_cannot_be_read_fail_and_others_run(run: Run) -> None:

@@ -1,0 +1,290 @@
+"""What answers have to be, as the routes take it: forms, refusals, choices and their scores."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from typing import Any
+
+import httpx
+import pytest
+
+from server import grammar_check
+from server.api.deps import Services
+from server.constraint import Constraint
+from server.engine.request import Sampling
+from server.grammar_check import reason
+from tests.server.fakes import FakeEngine, push
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+FORMAT = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
+MESSAGES = [{"role": "user", "content": "hi"}]
+IS_SCHEMA = Constraint(json_schema=SCHEMA).grammar()
+IS_OBJECT = Constraint(json_schema={"type": "object"}).grammar()
+IS_LETTER = Constraint(regex="[a-z]").grammar()
+IS_YES = Constraint(choice=("yes", "no")).grammar()
+
+
+def last(engine: FakeEngine) -> Sampling:
+    return engine.submitted[-1][2]
+
+
+@pytest.mark.parametrize(
+    ("form", "grammar"),
+    [
+        ({"response_format": FORMAT}, IS_SCHEMA),
+        ({"response_format": {"type": "json_object"}}, IS_OBJECT),
+        ({"response_format": {"type": "text"}}, None),
+        ({"regex": "[a-z]"}, IS_LETTER),
+        ({"choice": ["yes", "no"]}, IS_YES),
+        ({}, None),
+    ],
+)
+async def test_the_native_route_hands_the_grammar_on(
+    http: httpx.AsyncClient, engine: FakeEngine, form: dict[str, Any], grammar: str | None
+) -> None:
+    response = await http.post("/generate", json={"prompt": "hi", "max_tokens": 2} | form)
+
+    assert response.status_code == 200, response.text
+    assert last(engine).grammar == grammar
+
+
+@pytest.mark.parametrize("route", ["completions", "chat/completions"])
+@pytest.mark.parametrize(
+    ("form", "grammar"),
+    [
+        ({"response_format": FORMAT}, IS_SCHEMA),
+        ({"response_format": {"type": "json_object"}}, IS_OBJECT),
+        ({"structured_outputs": {"json": SCHEMA}}, IS_SCHEMA),
+        ({"structured_outputs": {"json": json.dumps(SCHEMA)}}, IS_SCHEMA),
+        ({"structured_outputs": {"json_object": True}}, IS_OBJECT),
+        ({"structured_outputs": {"regex": "[a-z]", "json": None}}, IS_LETTER),
+        ({"structured_outputs": {"choice": ["yes", "no"]}}, IS_YES),
+        ({"guided_json": SCHEMA}, IS_SCHEMA),
+        ({"guided_regex": "[a-z]"}, IS_LETTER),
+        ({"guided_choice": ["yes", "no"]}, IS_YES),
+        ({"response_format": {"type": "text"}, "guided_choice": ["yes", "no"]}, IS_YES),
+    ],
+)
+async def test_openais_routes_take_openais_way_and_vllms(
+    http: httpx.AsyncClient,
+    engine: FakeEngine,
+    route: str,
+    form: dict[str, Any],
+    grammar: str | None,
+) -> None:
+    asked = {"prompt": "hi"} if route == "completions" else {"messages": MESSAGES}
+    body = {"model": "tiny", "max_tokens": 2, "n": 2} | asked | form
+
+    response = await http.post(f"/v1/{route}", json=body)
+
+    assert response.status_code == 200, response.text
+    assert last(engine).grammar == grammar
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"response_format": {"type": "xml"}},
+        {"response_format": {"type": "json_schema"}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": 7}}}},
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": {"not": {}}}}},
+        {"regex": "("},
+        {"regex": r"(a)\1"},
+        {"regex": r"[^\s\S]"},
+        {"choice": [f"{i}" + "é" * 1000 for i in range(12)]},
+        {"regex": ""},
+        {"choice": []},
+        {"choice": ["a", "a"]},
+        {"choices": ["a", "a"]},
+        {"choices": ["x" * 300]},
+        {"choice": ["a"], "regex": "b"},
+        {"response_format": FORMAT, "choices": ["a"]},
+        {"regex": "[a-z]+", "min_tokens": 2},
+        {"choices": ["a"], "rank_by": "luck"},
+    ],
+    ids=lambda form: json.dumps(form)[:40],
+)
+async def test_what_cannot_be_is_refused_and_nothing_is_run(
+    http: httpx.AsyncClient, engine: FakeEngine, form: dict[str, Any]
+) -> None:
+    response = await http.post("/generate", json={"prompt": "hi", "stream": True} | form)
+
+    assert response.status_code == 422, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    assert not engine.submitted
+
+
+async def test_the_reason_names_what_is_wrong_and_not_what_was_sent(
+    http: httpx.AsyncClient,
+) -> None:
+    schema = {"type": "array", "items": {"const": "secret"}, "uniqueItems": True}
+    form = {"type": "json_schema", "json_schema": {"schema": schema}}
+    keyword = await http.post("/generate", json={"prompt": "hi", "response_format": form})
+    regex = await http.post("/generate", json={"prompt": "hi", "regex": "secret("})
+
+    assert keyword.json()["code"] == regex.json()["code"] == "invalid_grammar"
+    assert "uniqueItems" in keyword.json()["detail"]
+    assert "unclosed group" in regex.json()["detail"]
+    assert "secret" not in keyword.text + regex.text
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        'at 1(8): invalid regex "secret$b" (in regex): lookarounds not supported',
+        "Resource 'http://secret/z' is not present in a registry and retrieving it failed",
+        "can't determine if patternProperty regexes /secret/ and /b/ are disjoint",
+        "Unable to determine if regex is empty:  (And (SearchRegex /secret/))",
+        "<secret>",
+    ],
+)
+def test_a_reason_quotes_nothing(said: str) -> None:
+    assert "secret" not in reason(said)
+    assert len(reason(said)) > 10
+
+
+async def test_a_hostile_schema_costs_a_422_and_keeps_nobody_waiting(
+    http: httpx.AsyncClient,
+) -> None:
+    schema = {"type": "object", "properties": {f"p{i}": {} for i in range(3000)}}
+    form = {"type": "json_schema", "json_schema": {"schema": schema}}
+    hostile = asyncio.create_task(
+        http.post("/generate", json={"prompt": "hi", "response_format": form})
+    )
+    longest_s = 0.0
+    while not hostile.done():
+        started_s = time.perf_counter()
+        await http.post("/generate", json={"prompt": "hi", "max_tokens": 1})
+        longest_s = max(longest_s, time.perf_counter() - started_s)
+
+    assert (await hostile).status_code == 422
+    assert longest_s < 1.0
+
+
+async def test_a_compile_has_a_deadline(
+    http: httpx.AsyncClient, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grammar_check, "COMPILE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(services.grammars, "_why_not", lambda grammar: time.sleep(0.5) or "")
+
+    response = await http.post("/generate", json={"prompt": "hi", "regex": "[a-z]"})
+
+    assert response.status_code == 422
+    assert "to compile" in response.json()["detail"]
+
+
+async def test_what_was_found_is_remembered(
+    http: httpx.AsyncClient, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, bad = {"prompt": "hi", "regex": "[a-z]"}, {"prompt": "hi", "regex": "("}
+    before = [(await http.post("/generate", json=body)).status_code for body in (good, bad)]
+    monkeypatch.setattr(services.grammars, "_why_not", None)
+    after = [(await http.post("/generate", json=body)).status_code for body in (good, bad)]
+
+    assert before == after == [200, 422]
+
+
+async def test_without_the_package_it_is_said_so(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    forms: list[dict[str, Any]] = [{"response_format": FORMAT}, {"regex": "a"}, {"choice": ["a"]}]
+
+    for form in forms:
+        response = await http.post("/generate", json={"prompt": "hi"} | form)
+        assert response.status_code == 422
+        assert "llguidance" in response.json()["detail"]
+    assert (await http.post("/generate", json={"prompt": "hi"})).status_code == 200
+
+
+async def test_a_profile_says_what_its_answers_are(
+    http: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    await push(http, "x")
+    for defaults in ({"regex": "("}, {"regex": "a", "choice": ["a"]}, {"rank_by": "luck"}):
+        response = await http.patch("/tasks/x", json={"defaults": defaults})
+        assert response.status_code == 422, response.text
+    set_ = await http.patch("/tasks/x", json={"defaults": {"response_format": FORMAT}})
+    assert set_.status_code == 200
+
+    grammars = []
+    for form in ({}, {"regex": "[a-z]"}, {"response_format": {"type": "text"}}):
+        await http.post("/generate?task=x", json={"prompt": "hi", "max_tokens": 2} | form)
+        grammars.append(last(engine).grammar)
+
+    assert grammars == [IS_SCHEMA, IS_LETTER, None]
+
+
+# --- choices ---
+
+
+async def test_the_likeliest_choice_is_the_answer(
+    http: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    """The fake engine gives every token -0.5."""
+    body = {"prompt": "hi", "choices": ["positive", "bad", "neutral"]}
+    answer = (await http.post("/generate", json=body)).json()
+
+    scores = {choice["text"]: choice for choice in answer["choices"]}
+    assert answer["text"] == "bad"
+    assert answer["finish_reason"] == "stop"
+    assert answer["usage"]["prompt_tokens"] == 2
+    assert answer["usage"]["completion_tokens"] == 3
+    assert [*scores] == body["choices"]
+    assert (scores["positive"]["logprob"], scores["positive"]["num_tokens"]) == (-4.0, 8)
+    assert sum(score["probability"] for score in scores.values()) == pytest.approx(1)
+    assert [len(ids) for _, ids, _ in engine.submitted] == [10, 5, 9]
+    assert {s.first_scored for _, _, s in engine.submitted} == {2}
+    mean = (await http.post("/generate", json=body | {"rank_by": "mean"})).json()
+    assert [choice["probability"] for choice in mean["choices"]] == pytest.approx([1 / 3] * 3)
+
+
+async def test_choices_stream_and_may_come_from_the_profile(http: httpx.AsyncClient) -> None:
+    await push(http, "x")
+    await http.patch("/tasks/x", json={"defaults": {"choices": ["yes", "no"]}, "chat": True})
+
+    streamed = await http.post("/generate?task=x", json={"prompt": "hi", "stream": True})
+    chat = await http.post("/v1/chat/completions", json={"model": "x", "messages": MESSAGES})
+    completion = await http.post("/v1/completions", json={"model": "x", "prompt": "hi"})
+    own = await http.post("/generate?task=x", json={"prompt": "hi", "choices": ["maybe", "so"]})
+
+    events = [line[6:] for line in streamed.text.splitlines() if line.startswith("data: ")]
+    token, done = (json.loads(event) for event in events)
+    assert token["text"] == "no"
+    assert [choice["text"] for choice in done["choices"]] == ["yes", "no"]
+    [answer] = chat.json()["choices"]
+    assert (answer["message"]["content"], answer["finish_reason"]) == ("no", "stop")
+    assert [score["text"] for score in answer["scores"]] == ["yes", "no"]
+    assert completion.json()["choices"][0]["text"] == "no"
+    assert own.json()["text"] == "so"
+
+
+async def test_logprobs_are_those_of_the_choice(http: httpx.AsyncClient) -> None:
+    body = {"model": "tiny", "prompt": "hi", "choices": ["abc", "de"], "logprobs": 2}
+    answer = (await http.post("/v1/completions", json=body)).json()
+
+    logprobs = answer["choices"][0]["logprobs"]
+    assert logprobs["tokens"] == ["d", "e"]
+    assert logprobs["token_logprobs"] == [-0.5, -0.5]
+
+
+async def test_a_reader_that_leaves_ends_all_of_them(
+    services: Services, engine: FakeEngine
+) -> None:
+    from server.prompt import GenerateParams
+
+    engine.delay_s = 5.0
+    asked = GenerateParams(prompt="hi", constraint=Constraint(choices=("a", "b")))
+    completion = await services.router.admit(None, None, asked)
+    reading = asyncio.create_task(completion.collect())
+    while not engine.submitted:
+        await asyncio.sleep(0.01)
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+
+    assert engine.num_cancelled == 1
+    assert len(engine.submitted) == 1
