@@ -12,12 +12,14 @@ import { updateShares, versionList } from "./versions.js";
 const EVERY_MS = 4000;
 
 export function task(view, name) {
+  const unread = h("div");
   const problems = h("div");
   const head = h("div");
   const traffic = h("section", { class: "card", "aria-label": "Traffic" });
   const versions = h("section", { class: "card", "aria-label": "Versions" });
   const about = h("div", { class: "columns" });
   const opened = new Set();
+  const reports = new Map();
   let shown = {};
   let stop = () => {};
   let hasLeft = false;
@@ -28,9 +30,10 @@ export function task(view, name) {
         call("GET", `tasks/${seg(name)}`),
         call("GET", `tasks/${seg(name)}/versions`),
       ]);
-      render(found, listed);
+      unread.replaceChildren();
+      if (!hasLeft) render(found, listed);
     } catch (problem) {
-      if (!shown.task) replace(head, heading(name, "", []), problemBox(problem, restart));
+      replace(unread, problemBox(problem, restart)); // what is shown may have changed since
       throw problem;
     }
   }
@@ -47,7 +50,7 @@ export function task(view, name) {
       if (shown[key] !== said) make();
       shown[key] = said;
     };
-    const context = { task: found, listed, act, opened, render: () => ((shown.versions = ""), render(found, listed)) };
+    const context = { task: found, listed, act, opened, reports, render: () => ((shown.versions = ""), render(found, listed)) };
     part("task", [found.profile.description, found.active_version, found.num_versions, found.revision], () =>
       replace(head, heading(name, found.profile.description, actions(found, listed))),
     );
@@ -95,7 +98,7 @@ export function task(view, name) {
     }
   }
 
-  view.append(h("p", { class: "path" }, h("a", { href: "#/tasks" }, "Tasks")), head, problems, traffic, versions, about);
+  view.append(h("p", { class: "path" }, h("a", { href: "#/tasks" }, "Tasks")), head, unread, problems, traffic, versions, about);
   head.append(heading(name, "", []));
   restart();
   const unwatch = watch(() => shown.task && updateShares(view));

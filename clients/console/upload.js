@@ -8,20 +8,72 @@ import { checks } from "./report.js";
 import { dropped, ofFiles, ofMessages, ofText, picked } from "./source.js";
 
 const EXAMPLE = '[{"role": "system", "content": "Answer in one short sentence."}]';
+const NAME = "[a-z0-9][a-z0-9_\\-]{0,62}";
+const BEFORE =
+  "Each upload is verified before it is a version: its file, its shapes, its numbers, and a run of the model behind it. " +
+  "What came out is written here. “Check only” changes nothing.";
 const KINDS = [["files", "File or folder"], ["text", "Text"], ["messages", "Chat messages"]];
 
 export function upload(view, _, query) {
+  const form = uploadForm(query.get("task") ?? "");
+  const outcome = h("div", { class: "outcome-place" }, h("section", { class: "card" }, empty("No report yet", BEFORE)));
+  const progress = progressBar();
+  let cancelling = null;
+
+  async function submit(event) {
+    event.preventDefault();
+    if (cancelling) return;
+    cancelling = new AbortController();
+    const signal = cancelling.signal;
+    form.busy(true);
+    try {
+      show(await push(form, { isDry: event.submitter?.value === "dry", onProgress: progress.onProgress, signal }));
+    } catch (problem) {
+      if (problem.name === "AbortError") announce("The upload is cancelled.");
+      else show(failed(problem));
+    }
+    cancelling = null;
+    form.busy(false);
+    progress.end();
+  }
+
+  function show(report) {
+    replace(outcome, report);
+    const title = outcome.querySelector("h2, .title");
+    title.setAttribute("tabindex", "-1");
+    title.focus();
+  }
+
+  form.element.addEventListener("submit", submit);
+  form.element.insertBefore(progress.element, form.element.lastChild);
+  progress.element.append(button("Cancel", () => cancelling?.abort()));
+  view.append(h("div", { class: "heading" }, h("h1", {}, "Upload a prefix")), h("div", { class: "columns" }, form.element, outcome));
+  const stopDrops = wholePage(form.drop);
+  return () => {
+    cancelling?.abort();
+    stopDrops();
+  };
+}
+
+/** Send it on its way, and return the report. */
+async function push(form, { isDry, onProgress, signal }) {
+  const { body, type } = await form.source();
+  const name = form.task();
+  const isNew = !form.isActive() && (await isMissing(name));
+  if (isNew && !isDry) await call("PUT", `tasks/${seg(name)}`, { json: {} });
+  const isShort = form.isActive() || (isNew && isDry); // the way that needs no task to exist
+  const path = `tasks/${seg(name)}/${isShort ? "prefix" : "versions"}${isDry ? "?dry_run=true" : ""}`;
+  const once = isDry ? freshKey() : form.once();
+  const answer = await send(isShort ? "PUT" : "POST", path, { body, type, once, onProgress, signal });
+  form.renew();
+  return isDry ? rehearsed(answer) : uploaded(answer);
+}
+
+function uploadForm(name) {
   const names = h("datalist", { id: freshId() });
-  const task = h("input", {
-    type: "text",
-    required: true,
-    pattern: "[a-z0-9][a-z0-9_\\-]{0,62}",
-    list: names.id,
-    value: query.get("task") ?? "",
-    autocomplete: "off",
-    spellcheck: "false",
-  });
-  const activate = h("input", { type: "checkbox", checked: !query.get("task") });
+  const plain = { autocomplete: "off", spellcheck: "false" };
+  const task = h("input", { type: "text", required: true, pattern: NAME, list: names.id, value: name, ...plain });
+  const activate = h("input", { type: "checkbox", checked: !name });
   const text = h("textarea", { rows: "8", placeholder: "go -> went\nsee -> saw\nplay -> played\n" });
   const messages = h("textarea", { rows: "8", class: "code", spellcheck: "false", placeholder: EXAMPLE });
   const zone = dropZone();
@@ -30,86 +82,51 @@ export function upload(view, _, query) {
     text: field("Text", text, "Computed once, by one forward pass. It costs no prompt tokens after that."),
     messages: field("Chat messages, as JSON", messages, "Requests of the task continue this chat."),
   };
+  const sources = { files: zone.source, text: () => ofText(text.value), messages: () => ofMessages(messages.value) };
   const kinds = kindChoice(panels);
-  const progress = h("progress", { max: 1, value: 0, "aria-label": "Upload" });
-  const doing = h("p", { class: "hint" });
-  const running = h("div", { class: "running", hidden: true }, progress, doing, button("Cancel", () => cancelling?.abort()));
-  const outcome = h("div", { class: "outcome-place" });
-  const tryOut = h("button", { type: "submit", value: "dry" }, "Check only");
-  const go = h("button", { type: "submit", value: "go", class: "primary" }, "Upload");
-  let cancelling = null;
-  let once = freshKey();
-
-  function source() {
-    const kind = kinds.value();
-    if (kind === "text") return ofText(text.value);
-    return kind === "messages" ? ofMessages(messages.value) : zone.source();
-  }
-
-  async function submit(event) {
-    event.preventDefault();
-    if (cancelling) return;
-    const isDry = event.submitter?.value === "dry";
-    cancelling = new AbortController();
-    busy(true);
-    try {
-      const answer = await push(await source(), isDry);
-      once = freshKey();
-      show(isDry ? rehearsed(answer) : uploaded(answer));
-    } catch (problem) {
-      if (problem.name === "AbortError") announce("The upload is cancelled.");
-      else show(failed(problem));
-    }
-    cancelling = null;
-    busy(false);
-  }
-
-  async function push({ body, type }, isDry) {
-    const name = task.value;
-    const isNew = !activate.checked && (await isMissing(name));
-    if (isNew && !isDry) await call("PUT", `tasks/${seg(name)}`, { json: {} });
-    const isShort = activate.checked || (isNew && isDry); // the way that needs no task to exist
-    const path = `tasks/${seg(name)}/${isShort ? "prefix" : "versions"}${isDry ? "?dry_run=true" : ""}`;
-    const options = { body, type, once: isDry ? freshKey() : once, onProgress, signal: cancelling.signal };
-    return send(isShort ? "PUT" : "POST", path, options);
-  }
-
-  function onProgress(part) {
-    progress.value = part;
-    doing.textContent = part < 1 ? `Sending, ${percent(part)}` : "The server reads it and runs the model behind it";
-  }
-
-  function busy(isBusy) {
-    running.hidden = !isBusy;
-    go.disabled = tryOut.disabled = isBusy;
-    onProgress(0);
-  }
-
-  function show(report) {
-    replace(outcome, report);
-    outcome.querySelector("h2, .title").setAttribute("tabindex", "-1");
-    outcome.querySelector("h2, .title").focus();
-  }
-
-  const form = h(
+  const buttons = [
+    h("button", { type: "submit", value: "dry" }, "Check only"),
+    h("button", { type: "submit", value: "go", class: "primary" }, "Upload"),
+  ];
+  let once = freshKey(); // the same for the same content, so that trying again counts once
+  const renew = () => (once = freshKey());
+  const element = h(
     "form",
-    { class: "card", on: { submit, input: () => (once = freshKey()) } },
+    { class: "card", on: { input: renew } },
     field("Task", task, "A new name makes a new task. 1 to 63 of a-z, 0-9, _ and -."),
     names,
     kinds.element,
     Object.values(panels),
     h("label", { class: "check" }, activate, "Make it the active version at once"),
-    running,
-    h("div", { class: "buttons" }, tryOut, go),
+    h("div", { class: "buttons" }, buttons),
   );
-  view.append(h("div", { class: "heading" }, h("h1", {}, "Upload a prefix")), h("div", { class: "columns" }, form, outcome));
-  outcome.append(h("section", { class: "card" }, empty("No report yet", "Each upload is verified before it is a version: its file, its shapes, its numbers, and a run of the model behind it. What came out is written here. “Check only” changes nothing.")));
-  const stopDrops = wholePage(zone.take, () => kinds.choose("files"));
   suggest(names);
-  return () => {
-    cancelling?.abort();
-    stopDrops();
+  return {
+    element,
+    renew,
+    task: () => task.value,
+    isActive: () => activate.checked,
+    once: () => once,
+    source: async () => sources[kinds.value()](),
+    busy: (isBusy) => buttons.forEach((one) => (one.disabled = isBusy)),
+    drop(files) {
+      kinds.choose("files");
+      renew();
+      return zone.take(files);
+    },
   };
+}
+
+function progressBar() {
+  const progress = h("progress", { max: 1, value: 0, "aria-label": "Upload" });
+  const doing = h("p", { class: "hint" });
+  const element = h("div", { class: "running", hidden: true }, progress, doing);
+  function onProgress(part) {
+    element.hidden = false;
+    progress.value = part;
+    doing.textContent = part < 1 ? `Sending, ${percent(part)}` : "The server reads it and runs the model behind it";
+  }
+  return { element, onProgress, end: () => (element.hidden = true) };
 }
 
 function kindChoice(panels) {
@@ -160,7 +177,7 @@ function dropZone() {
 }
 
 /** Files may be dropped anywhere: missing the zone would make the browser open them. */
-function wholePage(take, before) {
+function wholePage(take) {
   const page = document.body;
   function over(event) {
     event.preventDefault();
@@ -169,7 +186,6 @@ function wholePage(take, before) {
   async function drop(event) {
     over(event);
     page.classList.remove("dropping");
-    before();
     await take(await dropped(event.dataTransfer));
   }
   const listeners = { dragover: over, dragleave: over, drop };

@@ -94,11 +94,11 @@ function details(context, version) {
     ["Stored as", `${version.dtype}, ${bytes(version.num_bytes)}, real tokens from position ${version.position_offset}`],
     ["Golden prompts", version.golden.length ? String(version.golden.length) : ""],
   ];
-  const report = h("div", { class: "report" }, checks(version.verification));
+  const report = h("div", {}, checks(context.reports.get(version.version) ?? version.verification));
   return [definitions(facts), h("h3", {}, "Verification"), report, doings(context, version, report)];
 }
 
-function doings({ task, act }, version, report) {
+function doings({ task, act, reports }, version, report) {
   const number = version.version;
   const path = `tasks/${seg(task.name)}/versions/${number}`;
   const post = (verb, said) =>
@@ -111,6 +111,7 @@ function doings({ task, act }, version, report) {
     event.target.disabled = true;
     try {
       const again = await call("POST", `${path}/verify`);
+      reports.set(number, again.verification); // it stays when the version is drawn anew
       report.replaceChildren(checks(again.verification));
       announce(again.passed ? `v${number} passed every check.` : `v${number} failed a check.`);
     } catch (problem) {

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from prefix_store.digest import Digest
-from server.errors import PrefixUnavailable
+from server.errors import PrefixUnavailable, UnusablePrefix
 from tests.clients.console.conftest import Open
 from tests.clients.console.pushes import artifact_bytes, push
 from tests.server.fakes import FakeEngine
@@ -107,7 +107,7 @@ def test_a_change_of_somebody_else_is_not_overwritten(open_page: Open, http: htt
 
     button.click()
 
-    expect(page.locator(".problem")).to_contain_text("Precondition failed")
+    expect(page.locator(".problem", has_text="Precondition failed")).to_be_visible()
     assert http.get("/tasks/alpha").json()["active_version"] == 1
 
 
@@ -134,6 +134,12 @@ def test_a_prefix_is_warmed_pinned_verified_evicted_and_fetched(
 
     page.get_by_role("button", name="Verify again").click()
     expect(page.locator("#toast")).to_have_text("v1 passed every check.")
+    engine.effect = UnusablePrefix("the logits are not finite")
+    page.get_by_role("button", name="Verify again").click()
+    expect(page.locator("#toast")).to_have_text("v1 failed a check.")
+    engine.stats.prefixes_on_device = [str(digest)]
+    expect(page.locator("article")).to_contain_text("on the device")  # drawn anew
+    expect(page.locator("article")).to_contain_text("the logits are not finite")
     with page.expect_download() as download:
         page.get_by_role("button", name="Download", exact=True).click()
     assert download.value.suggested_filename == "alpha-1.safetensors"
@@ -155,6 +161,16 @@ def test_a_delete_is_asked_about_first(open_page: Open, http: httpx.Client) -> N
     page.get_by_role("button", name="Delete the task").click()
     expect(page.get_by_text("No tasks yet")).to_be_visible()
     assert http.get("/tasks/alpha").status_code == 404
+
+
+def test_a_task_that_others_deleted_is_said_so(open_page: Open, http: httpx.Client) -> None:
+    push(http, "alpha", 1)
+    page = open_page("/task/alpha")
+    page.get_by_role("button", name="v1", exact=True).wait_for()
+
+    http.delete("/tasks/alpha").raise_for_status()
+
+    expect(page.locator(".problem")).to_contain_text("there is no task alpha")
 
 
 def test_a_warning_of_the_server_is_passed_on(

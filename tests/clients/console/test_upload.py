@@ -165,6 +165,26 @@ def test_a_refusal_is_shown_as_the_server_put_it(
     assert http.get("/tasks/alpha").status_code == 404
 
 
+def test_an_upload_whose_answer_was_lost_counts_once(open_page: Open, http: httpx.Client) -> None:
+    page = open_page("/upload")
+    page.get_by_label("Task").fill("alpha")
+    page.get_by_role("radio", name="Text").check()
+    page.locator("textarea:visible").fill("go -> went")
+
+    def lose(route: playwright.Route) -> None:
+        route.fetch()
+        route.abort()
+
+    page.route("**/tasks/alpha/prefix", lose)
+    page.get_by_role("button", name="Upload", exact=True).click()
+    expect(page.locator(".problem")).to_contain_text("The connection broke")
+    page.unroute("**/tasks/alpha/prefix")
+    page.get_by_role("button", name="Upload", exact=True).click()
+
+    expect(page.get_by_role("heading", name="v1 of alpha is active")).to_be_visible()
+    assert len(http.get("/tasks/alpha/versions").json()["versions"]) == 1
+
+
 def test_a_large_upload_shows_its_progress_and_can_be_cancelled(
     open_page: Open, http: httpx.Client, tmp_path: Path
 ) -> None:
