@@ -152,7 +152,7 @@ def test_the_image_runs_unprivileged_and_gets_its_signals() -> None:
 
 def test_the_console_is_in_the_wheel_and_in_the_image() -> None:
     wheel = tomllib.loads(read("pyproject.toml"))["tool"]["hatch"]["build"]["targets"]["wheel"]
-    install = read("Dockerfile").index("pip install --constraint constraints.txt .")
+    install = read("Dockerfile").index("pip install --constraint constraints.txt '.[")
 
     assert wheel["force-include"] == {"clients/console": "server/console"}  # see server/assets.py
     assert read("Dockerfile").index("COPY clients/console clients/console") < install

@@ -92,7 +92,7 @@ def test_scopes_are_those_of_the_routes() -> None:
 
 def test_the_fields_of_generate_and_their_defaults() -> None:
     defaults: dict[str, str] = {}
-    for names, default, _ in rows(section("Generate"))[2:]:
+    for names, default, _ in rows(section("Generate").partition("\n### ")[0])[2:]:
         fields = re.findall(r"`(\w+)`", names)
         values = default.strip("`").split(", ")
         defaults |= dict(zip(fields, values * len(fields), strict=False))
