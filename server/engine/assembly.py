@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import AttentionInterface
 
 from prefix_store.digest import Digest
 from server.engine import messages as m
-from server.engine.attention.base import AttentionBackend, Bounds
+from server.engine.attention.base import ATTENTION_NAME, AttentionBackend, Bounds
 from server.engine.attention.cpu import CpuBackend
 from server.engine.attention.ref import RefBackend
 from server.engine.graphs import CudaCapture, Graphs, buckets_for
@@ -69,6 +70,7 @@ def assemble(config: m.EngineConfig) -> Assembly:
     loaded = load(config.model, dtype=dtype, device=device, backend=backend)
     if config.attention in ("auto", "native") and device == "cpu":
         backend = _native(config, loaded) or backend
+        AttentionInterface.register(ATTENTION_NAME, backend.attend)  # the trial put others there
     if isinstance(backend, CpuBackend):
         prepack(loaded.model)
     if device == "cuda":
