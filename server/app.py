@@ -22,6 +22,7 @@ from prefix_store.audit import AuditLog
 from prefix_store.errors import PrefixStoreError, UnknownTask
 from prefix_store.keys import KeyStore
 from prefix_store.store import PrefixStore
+from server import tracing as traces
 from server.api import (
     access,
     generate,
@@ -46,6 +47,7 @@ from server.registry import open_blobs, open_keys, open_registry
 from server.router import Router
 from server.settings import Settings
 from server.tokenizer import Tokenizer
+from server.tracing import Tracing
 from server.uploads import Uploads
 
 logger = logging.getLogger(__name__)
@@ -86,6 +88,7 @@ def build(settings: Settings, model: str) -> FastAPI:
         engine,
         Tokenizer.load(model),
         public_name(settings.model),
+        traces.from_environment(),
     )
 
 
@@ -104,6 +107,7 @@ def create_app(
     engine: EngineClient,
     tokenizer: Tokenizer,
     model_name: str,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """The app around its parts, with small thread pools: for requests, uploads and changes."""
     requests = ThreadPoolExecutor(4, "request")
@@ -112,6 +116,8 @@ def create_app(
     metrics = Metrics(max_task_labels=settings.max_task_labels)
     metrics.watch_engine(lambda: engine.stats, lambda: engine.num_restarts)
     metrics.watch_quarantine(lambda: len(store.quarantined()))
+    if tracing is not None:
+        metrics.watch_completions(tracing.completed)
     services = Services(
         settings=settings,
         store=store,
@@ -142,14 +148,16 @@ def create_app(
         model_name=model_name,
         version=_version(),
     )
-    return _assemble(services, [requests, uploads, writers])
+    return _assemble(services, [requests, uploads, writers], tracing)
 
 
-def _assemble(services: Services, executors: list[Executor]) -> FastAPI:
+def _assemble(services: Services, executors: list[Executor], tracing: Tracing | None) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with _running(services, executors):
             yield
+        if tracing is not None:
+            await asyncio.to_thread(tracing.shutdown)
 
     app = FastAPIOffline(  # the page's scripts come from here, not from somebody's CDN
         title="Foreword",
@@ -174,6 +182,8 @@ def _assemble(services: Services, executors: list[Executor]) -> FastAPI:
         max_bytes=lambda scope: _max_bytes(services.settings, scope),
         timeout_s=services.settings.body_timeout_s,
     )
+    if tracing is not None:
+        app.add_middleware(tracing.around)
     app.add_middleware(RequestContext)
     return app
 
