@@ -20,7 +20,7 @@ PAGES = (
 )
 """Every page for readers. Decisions and the change log have no commands."""
 REASONS = {
-    "another environment": "it needs a virtual environment of its own; beside it stands its last run",
+    "another environment": "it has a virtual environment of its own; its last run stands there",
     "another server": "it is what users of that server type today",
     "installs": "it changes the environment that the tests run in",
     "minutes": "it measures, or tests, and takes minutes or hours",
