@@ -23,6 +23,7 @@ from prefix_store.errors import PrefixStoreError, UnknownTask
 from prefix_store.keys import KeyStore
 from prefix_store.replica import Replica
 from prefix_store.store import PrefixStore
+from server import tracing as traces
 from server.api import (
     access,
     console,
@@ -51,6 +52,7 @@ from server.registry import open_storage, where_blobs_are
 from server.router import Router
 from server.settings import Settings
 from server.tokenizer import Tokenizer
+from server.tracing import Tracing
 from server.uploads import Uploads
 from server.verification import Verification
 
@@ -94,6 +96,7 @@ def build(settings: Settings, model: str) -> FastAPI:
         Tokenizer.load(model),
         public_name(settings.model),
         storage.replica,
+        traces.from_environment(),
     )
 
 
@@ -113,6 +116,7 @@ def create_app(
     tokenizer: Tokenizer,
     model_name: str,
     replica: Replica | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """The app around its parts, with small thread pools: for requests, reads, uploads, changes."""
     requests = ThreadPoolExecutor(4, "request")
@@ -133,6 +137,8 @@ def create_app(
         max_prefix_tokens=settings.max_prefix_tokens,
     )
     metrics.watch_storage(store.troubles, store.age_s)
+    if tracing is not None:
+        metrics.watch_completions(tracing.completed)
     services = Services(
         settings=settings,
         store=store,
@@ -168,13 +174,16 @@ def create_app(
         console=load_assets() if settings.console else {},
     )
     return _assemble(services, [requests, readers, uploads, writers, compilers])
+    return _assemble(services, [requests, uploads, writers], tracing)
 
 
-def _assemble(services: Services, executors: list[Executor]) -> FastAPI:
+def _assemble(services: Services, executors: list[Executor], tracing: Tracing | None) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with _running(services, executors):
             yield
+        if tracing is not None:
+            await asyncio.to_thread(tracing.shutdown)
 
     app = FastAPIOffline(  # the page's scripts come from here, not from somebody's CDN
         title="Foreword",
@@ -199,6 +208,8 @@ def _assemble(services: Services, executors: list[Executor]) -> FastAPI:
         max_bytes=lambda scope: _max_bytes(services.settings, scope),
         timeout_s=services.settings.body_timeout_s,
     )
+    if tracing is not None:
+        app.add_middleware(tracing.around)
     app.add_middleware(RequestContext)
     return app
 

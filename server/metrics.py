@@ -28,6 +28,7 @@ class Metrics:
         self._max_task_labels = max_task_labels
         self._tasks: set[str] = set()
         self._versions: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._watchers: list[Callable[[Completion], None]] = []
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "foreword_requests",
@@ -69,6 +70,12 @@ class Metrics:
         self._duration.observe(completion.total_s)
         if completion.time_to_first_token_s is not None:
             self._first_token.observe(completion.time_to_first_token_s)
+        for watch in self._watchers:
+            watch(completion)
+
+    def watch_completions(self, watch: Callable[[Completion], None]) -> None:
+        """Show every completion that has ended to somebody else, too."""
+        self._watchers.append(watch)
 
     def refused(self, code: str) -> None:
         """Count a request that was not admitted; its task need not exist, so it has no label."""

@@ -20,7 +20,7 @@ PAGES = (
 )
 """Every page for readers. Decisions and the change log have no commands."""
 REASONS = {
-    "another environment": "it is in one of its own; when it was last run stands beside it",
+    "another environment": "it has a virtual environment of its own; its last run stands there",
     "another server": "it is what users of that server type today",
     "installs": "it changes the environment that the tests run in",
     "minutes": "it measures, or tests, and takes minutes or hours",
