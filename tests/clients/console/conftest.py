@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
 from prefix_store.keys import Grant, KeyStore
-from server.api.deps import Services
 from tests.clients.console.chromium import chromium, find
 from tests.server.conftest import (
     app,
@@ -24,18 +24,17 @@ from tests.server.conftest import (
 )
 from tests.server.live import LiveServer
 
-playwright = pytest.importorskip("playwright.sync_api")
-playwright.expect.set_options(timeout=20_000)  # a slow machine is not a broken page
+expect.set_options(timeout=20_000)  # a slow machine is not a broken page
 
 __all__ = ["app", "audit", "engine", "keys", "live", "registry", "settings", "store", "tokenizer"]
 
 _REPORT = "addEventListener('securitypolicyviolation', (e) => console.error('CSP', e.blockedURI))"
-Open = Callable[..., "playwright.Page"]
+Open = Callable[..., Page]
 """Of a page; what is wrong with it gathers in its `found`."""
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[playwright.Browser]:
+def browser() -> Iterator[Browser]:
     """Not for the session: while Playwright runs in a thread, asyncio's own tests cannot."""
     if find() is None:
         pytest.skip("no chromium: apt-get install chromium")
@@ -44,7 +43,7 @@ def browser() -> Iterator[playwright.Browser]:
 
 
 @contextmanager
-def watched(browser: playwright.Browser, url: str, **options: object) -> Iterator[playwright.Page]:
+def watched(browser: Browser, url: str, **options: object) -> Iterator[Page]:
     """A page in a context of its own. Fails if the page errs, or asks any other server."""
     context = browser.new_context(base_url=f"{url}/console/", reduced_motion="reduce", **options)
     context.set_default_timeout(20_000)
@@ -62,7 +61,7 @@ def watched(browser: playwright.Browser, url: str, **options: object) -> Iterato
         context.close()
 
 
-def _is_wrong(said: playwright.ConsoleMessage) -> bool:
+def _is_wrong(said: ConsoleMessage) -> bool:
     """Refusals of the API are part of the tests, and logged by the browser itself."""
     is_refusal = said.text.startswith("Failed to load resource") and "/console" not in (
         said.location.get("url", "")
@@ -75,12 +74,10 @@ def _is_ours(address: str, url: str) -> bool:
 
 
 @pytest.fixture
-def open_page(
-    browser: playwright.Browser, live: LiveServer, request: pytest.FixtureRequest
-) -> Open:
+def open_page(browser: Browser, live: LiveServer, request: pytest.FixtureRequest) -> Open:
     """Opens a view of the console, by the address behind the `#`."""
 
-    def open_page(view: str = "/tasks", **options: object) -> playwright.Page:
+    def open_page(view: str = "/tasks", **options: object) -> Page:
         block = watched(browser, live.url, **options)
         page = block.__enter__()
         request.addfinalizer(lambda: block.__exit__(None, None, None))
@@ -94,12 +91,6 @@ def open_page(
 def http(live: LiveServer) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=live.url) as client:
         yield client
-
-
-@pytest.fixture
-def services(live: LiveServer, app: object) -> Services:
-    found: Services = app.state.services  # type: ignore[attr-defined]
-    return found
 
 
 @pytest.fixture

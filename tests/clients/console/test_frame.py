@@ -6,14 +6,12 @@ import re
 
 import httpx
 import pytest
+from playwright.sync_api import Page, expect
 
 from tests.clients.console.conftest import Open
 from tests.clients.console.pushes import push
 from tests.server.fakes import FakeEngine
 from tests.server.live import LiveServer
-
-playwright = pytest.importorskip("playwright.sync_api")
-expect = playwright.expect
 
 VIEWS = {
     "/tasks": "alpha",
@@ -27,7 +25,7 @@ LUMINANCE = """() => getComputedStyle(document.body).backgroundColor.match(/[\\d
   .slice(0, 3).reduce((sum, part) => sum + Number(part), 0)"""
 
 
-def tab_to(page: playwright.Page, name: str) -> None:
+def tab_to(page: Page, name: str) -> None:
     """Press Tab until the control with this name has the focus, and check that this is seen."""
     for _ in range(60):
         page.keyboard.press("Tab")

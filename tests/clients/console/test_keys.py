@@ -6,13 +6,11 @@ from collections.abc import Callable
 
 import httpx
 import pytest
+from playwright.sync_api import Page, expect
 
 from tests.clients.console.conftest import Open
 from tests.clients.console.pushes import push
 from tests.server.fakes import FakeEngine
-
-playwright = pytest.importorskip("playwright.sync_api")
-expect = playwright.expect
 
 MakeKey = Callable[..., str]
 
@@ -25,7 +23,7 @@ def http(http: httpx.Client, make_key: MakeKey) -> httpx.Client:
     return http
 
 
-def enter(page: playwright.Page, key: str) -> None:
+def enter(page: Page, key: str) -> None:
     page.get_by_label("Key", exact=True).fill(key)
     page.keyboard.press("Enter")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import httpx
-import pytest
+from playwright.sync_api import Page, expect
 
 from prefix_store.digest import Digest
 from server.errors import StepFailed
@@ -14,9 +14,6 @@ from tests.clients.console.pushes import push
 from tests.server.fakes import FakeEngine, expected_tokens, make_transformers_tokenizer
 from tests.server.live import wait_until
 
-playwright = pytest.importorskip("playwright.sync_api")
-expect = playwright.expect
-
 HOSTILE = "<img src=x onerror=alert(1)><b>no</b>"
 
 
@@ -24,7 +21,7 @@ def token_ids(text: str) -> list[int]:
     return make_transformers_tokenizer()(text, add_special_tokens=False)["input_ids"]
 
 
-def run(page: playwright.Page, prompt: str) -> None:
+def run(page: Page, prompt: str) -> None:
     page.get_by_label("Prompt").fill(prompt)
     page.get_by_role("button", name="Run").click()
 

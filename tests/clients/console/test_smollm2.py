@@ -7,12 +7,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from playwright.sync_api import Browser, expect
 
 from tests.clients.console.conftest import watched
 from tests.running_server import RunningServer, running_server
-
-playwright = pytest.importorskip("playwright.sync_api")
-expect = playwright.expect
 
 pytestmark = [pytest.mark.smollm2, pytest.mark.timeout(300)]  # the model is loaded first
 
@@ -25,7 +23,7 @@ def server(tmp_path: Path) -> Iterator[RunningServer]:
 
 
 def test_a_text_becomes_a_task_that_answers_beside_the_base_model(
-    browser: playwright.Browser, server: RunningServer
+    browser: Browser, server: RunningServer
 ) -> None:
     with watched(browser, server.url) as page:
         page.goto("#/upload")

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import httpx
-import pytest
+from playwright.sync_api import expect
 
 from prefix_store.digest import Digest
 from server.errors import PrefixUnavailable, UnusablePrefix
@@ -14,8 +14,6 @@ from tests.clients.console.conftest import Open
 from tests.clients.console.pushes import artifact_bytes, push
 from tests.server.fakes import FakeEngine
 from tests.server.live import wait_until
-
-expect = pytest.importorskip("playwright.sync_api").expect
 
 HOSTILE = "<img src=x onerror=\"document.title='pwned'\"><script>alert(1)</script>{{7*7}}"
 

@@ -7,16 +7,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+from playwright.sync_api import Page, Route, expect
 
 from tests.clients.console.conftest import Open
 from tests.clients.console.pushes import artifact_bytes, push
 from tests.server.fakes import INFO, FakeEngine
 
-playwright = pytest.importorskip("playwright.sync_api")
-expect = playwright.expect
 
-
-def drop(page: playwright.Page, *paths: Path) -> None:
+def drop(page: Page, *paths: Path) -> None:
     """As if they came from the desktop: files, or folders."""
     page.get_by_role("heading", name="Upload a prefix").wait_for()
     client = page.context.new_cdp_session(page)
@@ -171,7 +169,7 @@ def test_an_upload_whose_answer_was_lost_counts_once(open_page: Open, http: http
     page.get_by_role("radio", name="Text").check()
     page.locator("textarea:visible").fill("go -> went")
 
-    def lose(route: playwright.Route) -> None:
+    def lose(route: Route) -> None:
         route.fetch()
         route.abort()
 
