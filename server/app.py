@@ -173,8 +173,7 @@ def create_app(
         version=_version(),
         console=load_assets() if settings.console else {},
     )
-    return _assemble(services, [requests, readers, uploads, writers, compilers])
-    return _assemble(services, [requests, uploads, writers], tracing)
+    return _assemble(services, [requests, readers, uploads, writers, compilers], tracing)
 
 
 def _assemble(services: Services, executors: list[Executor], tracing: Tracing | None) -> FastAPI:
