@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 
-import msgspec
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 from starlette.types import Scope
 
-from prefix_store import formats
 from prefix_store.audit import AuditLog
-from prefix_store.errors import PrefixStoreError, UnknownTask
 from prefix_store.keys import KeyStore
 from prefix_store.replica import Replica
 from prefix_store.store import PrefixStore
+from server import chores
 from server import tracing as traces
 from server.api import (
     access,
@@ -42,7 +39,6 @@ from server.api.deps import Services
 from server.api.middleware import BodyLimits, RequestContext
 from server.assets import load_assets
 from server.background import yield_to_steps
-from server.demo import DEMO_TASKS, DemoTask
 from server.drafts import Drafts
 from server.engine.client import EngineClient
 from server.engine.messages import EngineConfig
@@ -56,10 +52,6 @@ from server.tracing import Tracing
 from server.uploads import Uploads
 from server.verification import Verification
 
-logger = logging.getLogger(__name__)
-
-Chore = Callable[[Services], Awaitable[None]]
-_GC_GRACE_S = 24 * 3600.0
 _STOP_TIMEOUT_S = 5.0
 _UPLOAD = re.compile(r"/tasks/[^/]+/(?:prefix|versions)")
 ROUTERS = (
@@ -215,7 +207,7 @@ def _assemble(services: Services, executors: list[Executor], tracing: Tracing | 
 
 @contextlib.asynccontextmanager
 async def _running(services: Services, executors: list[Executor]) -> AsyncIterator[None]:
-    chores: list[asyncio.Task[None]] = []
+    running: list[asyncio.Task[None]] = []
     if services.replica is not None:
         services.replica.start()
     try:
@@ -223,72 +215,19 @@ async def _running(services: Services, executors: list[Executor]) -> AsyncIterat
         services.engine.pinned.update(digest for _, _, digest in pinned)
         await services.engine.start()
         if services.settings.demo:
-            await _seed(services)
-        for chore, interval_s in _CHORES.items():
-            run = _regularly(services, chore, interval_s)
-            chores.append(asyncio.create_task(run, name=chore.__name__))
+            await chores.seed(services)
+        running = chores.start(services)
         yield
     finally:
         services.router.drain()
-        for task in chores:
-            task.cancel()
-        await _log_audit_head(services)
+        for chore in running:
+            chore.cancel()
+        await chores.log_audit_head(services)
         if services.replica is not None:
             await services.promptly(services.replica.close)
         await services.engine.stop(_STOP_TIMEOUT_S)
         for executor in executors:
             executor.shutdown(cancel_futures=True)
-
-
-async def _seed(services: Services) -> None:
-    """Make the demo tasks that do not exist, or were left without a version."""
-    for demo in DEMO_TASKS:
-        try:
-            task = await services.off_loop(services.store.get_task, demo.name)
-        except UnknownTask:
-            task = await services.write(services.store.create_task, demo.name, demo.profile)
-        if task.num_versions == 0:
-            await services.uploads.push(demo.name, _body(demo), formats.JSON, activate=True)
-
-
-async def _regularly(services: Services, chore: Chore, interval_s: float) -> None:
-    while True:
-        await asyncio.sleep(interval_s)
-        await chore(services)
-
-
-async def _look_at_blobs(services: Services) -> None:
-    await services.off_loop(services.store.look)
-
-
-async def _collect_garbage(services: Services) -> None:
-    try:
-        await services.write(services.store.collect_garbage, _GC_GRACE_S)
-    except PrefixStoreError:
-        logger.exception("garbage collection failed; the next one is in an hour")
-
-
-async def _log_audit_head(services: Services) -> None:
-    """Kept apart from the database, this line shows what was cut off or rewritten before it."""
-    try:
-        head = await services.off_loop(services.audit.head)
-    except PrefixStoreError:
-        logger.exception("the end of the audit cannot be read")
-    else:
-        logger.info("audit head", extra={"seq": head.seq, "hash": head.hash})
-
-
-_CHORES: dict[Chore, float] = {
-    _look_at_blobs: 5.0,
-    _collect_garbage: 3600.0,
-    _log_audit_head: 3600.0,
-}
-
-
-def _body(demo: DemoTask) -> bytes:
-    if demo.messages is None:
-        return msgspec.json.encode({"text": demo.text})
-    return msgspec.json.encode({"messages": [message.model_dump() for message in demo.messages]})
 
 
 def _max_bytes(settings: Settings, scope: Scope) -> int:

@@ -15,8 +15,8 @@ from server.api import problems, sse
 from server.api.access import PrincipalDep, needs
 from server.api.deps import JsonRoute, ServicesDep, TrafficKeyHeader, traffic_key
 from server.api.disconnect import until_disconnect
+from server.api.generate_schemas import GenerateRequest, GenerateResponse
 from server.api.logprobs import plain, scored
-from server.api.schemas import GenerateRequest, GenerateResponse
 from server.completion import Completion, Piece, joined
 from server.errors import MalformedRequest, ServerError
 from server.tokenizer import Tokenizer

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefix_store import strict_json
-from server.api.schemas import (
+from server.api.generate_schemas import (
     MAX_TOKENS,
     LogitBias,
     NumTop,

@@ -11,8 +11,8 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from server.api.access import need_of
+from server.api.generate_schemas import GenerateRequest
 from server.api.openai_schemas import ChatRequest, CompletionRequest
-from server.api.schemas import GenerateRequest
 from server.app import ROUTERS
 from server.prompt import DEFAULT_MAX_TOKENS
 
