@@ -23,9 +23,9 @@ from prefix_store.errors import PrefixStoreError
 from prefix_store.keys import load_pepper
 from server.__main__ import StartError, check_not_open, read_settings
 from server.default_model import MIN_FREE_BYTES, default_folder
-from server.doctor import Finding
 from server.engine.native.build import NativeUnavailable, library
 from server.engine.sizing import choose_device, choose_dtype
+from server.finding import Finding
 from server.settings import Settings
 
 _NEEDED = {"torch": (2, 11), "transformers": (5, 17)}

@@ -11,26 +11,15 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import asdict
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-Status = Literal["ok", "warn", "fail"]
+from server.finding import Finding, Status
+
 _STYLES: dict[Status, str] = {"ok": "green", "warn": "yellow", "fail": "bold red"}
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the report."""
-
-    check: str
-    status: Status
-    detail: str
-    todo: str = ""
-    """What to do; empty where all is well."""
 
 
 def doctor(argv: Sequence[str]) -> None:

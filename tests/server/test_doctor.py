@@ -17,8 +17,8 @@ import pytest
 
 from prefix_store.registry import Registry
 from server import checks, doctor
-from server.doctor import Finding
 from server.engine.native import build
+from server.finding import Finding
 from server.settings import Settings
 from tests.server.live import LiveServer
 
