@@ -111,6 +111,8 @@ class Traffic:
                     break
         completion.close()
         assert params.max_tokens is not None
+        while completion.target.digest not in self._sums:
+            await asyncio.sleep(0.001)  # its upload is not answered yet
         right = expected(self._sums[completion.target.digest], prompt, params.max_tokens)
         if completion.finish_reason is None:
             self.seen.num_cancelled += 1
