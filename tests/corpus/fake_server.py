@@ -119,7 +119,7 @@ def _main() -> None:
         max_connections=given.max_connections,
         max_upload_bytes=1 << 20,
         max_body_bytes=64 << 10,
-        body_timeout_s=1.0,
+        body_timeout_s=2.0,
         drain_timeout_s=1.0,
     )
     logs.configure("info")

@@ -95,7 +95,7 @@ def _problem(head: bytes, body: bytes) -> object:
 def setup(url: str) -> None:
     """A task `x` with one version, made of the fake engine's geometry if that fits."""
     body = artifact.dump(make_prefix())
-    httpx.put(f"{url}/tasks/x/prefix", content=body, headers=ARTIFACT)
+    httpx.put(f"{url}/tasks/x/prefix", content=body, headers=ARTIFACT, timeout=60)
 
 
 def figures(title: str, answers: Iterable[tuple[Raw, bytes]], seconds: float) -> str:
@@ -175,7 +175,9 @@ def test_a_sample_of_the_corpus_against_the_real_model(
     model = ensure_default_model(Settings(_cli_parse_args=False).cache)
     flags = ("--dtype", "float32", "--body-timeout-s", "1", "--max-body-bytes", "65536")
     with running_server(model, tmp_path / "store", *flags) as server:
-        httpx.put(f"{server.url}/tasks/x/prefix", json={"text": "Be brief.\n"}).raise_for_status()
+        httpx.put(
+            f"{server.url}/tasks/x/prefix", json={"text": "Be brief.\n"}, timeout=60
+        ).raise_for_status()
         with live_traffic(server.url) as idle:
             time.sleep(3)
         started_s = time.monotonic()

@@ -15,8 +15,15 @@ ROOT = Path(__file__).parents[2]
 PAGES = (
     *("README.md", "docs/quickstart.md", "docs/http-api.md", "docs/prefix-format.md"),
     *("docs/coming-from.md", "docs/operations.md", "docs/benchmarks.md", "docs/promises.md"),
-    *("docs/glossary.md", "docs/architecture.md", "docs/features.md"),
-    *("clients/python/README.md", "clients/bench/README.md", "CONTRIBUTING.md", "SECURITY.md"),
+    *("docs/glossary.md", "docs/architecture.md", "docs/features.md", "docs/tuning.md"),
+    "docs/console.md",
+    *(
+        "clients/python/README.md",
+        "clients/bench/README.md",
+        "clients/tuner/README.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+    ),
 )
 """Every page for readers. Decisions and the change log have no commands."""
 REASONS = {

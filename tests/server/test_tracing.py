@@ -54,7 +54,7 @@ class AppWith:
         self._parts = parts
 
     def __call__(self, traces: Tracing | None) -> FastAPI:
-        return create_app(*self._parts, traces)  # type: ignore[arg-type]
+        return create_app(*self._parts, tracing=traces)  # type: ignore[arg-type]
 
 
 @pytest.fixture
