@@ -28,7 +28,7 @@ PAGES = (
 """Every page for readers. Decisions and the change log have no commands."""
 REASONS = {
     "another environment": "it has a virtual environment of its own; its last run stands there",
-    "another server": "it is what users of that server type today",
+    "another server": "it is what is typed into that server, or to it, today",
     "installs": "it changes the environment that the tests run in",
     "minutes": "it measures, or tests, and takes minutes or hours",
     "needs a key": "the server of the tests is open",
