@@ -191,6 +191,7 @@ def served() -> dict[str, set[str]]:
     metrics = Metrics(max_task_labels=9)
     metrics.watch_engine(EngineStats, lambda: 0)
     metrics.watch_quarantine(lambda: 0)
+    metrics.watch_storage(tuple, float)
     metrics.completed(_Completed())  # type: ignore[arg-type]
     metrics.refused("overloaded")
     metrics.uploaded("created")
