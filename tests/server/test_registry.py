@@ -147,7 +147,9 @@ def test_a_role_that_cannot_rewrite_the_audit_is_enough(
     open_storage(shared).close()
     url = shared.registry.get_secret_value()
     documented = Path(__file__).parents[2] / "docs" / "operations.md"
-    grants = documented.read_text().partition("```sql\n")[2].partition("```")[0]
+    block = re.search(r"^```sql.*?\n(.*?)```", documented.read_text(), re.M | re.S)
+    assert block is not None
+    grants = block[1]
     postgres.execute(url, f"CREATE ROLE modest LOGIN PASSWORD '{PASSWORD}'")
     postgres.execute(url, re.sub("(TO|FROM) foreword", r"\1 modest", grants))
 

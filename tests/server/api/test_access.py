@@ -649,7 +649,7 @@ async def test_denied_writes_are_counted_and_not_chained(
 async def test_the_end_of_the_audit_is_logged_at_the_end(
     app: FastAPI, audit: AuditLog, make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "server.app")
+    caplog.set_level(logging.INFO, "server.chores")
     async with app.router.lifespan_context(app):
         make("read")
 
