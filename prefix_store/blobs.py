@@ -104,12 +104,12 @@ class FileBlobStore:
                 data = self._path(digest).read_bytes()
             except FileNotFoundError:
                 if self._aside(digest).exists():
-                    raise _rotten(digest) from None
+                    raise rotten(digest) from None
                 raise UnknownDigest(f"no blob {digest}") from None
         if Digest.of(data) != digest:
             with suppress(StorageFailure):  # where nothing can be moved, it is found again
                 self._set_aside(digest)
-            raise _rotten(digest)
+            raise rotten(digest)
         return data
 
     def quarantined(self) -> set[Digest]:
@@ -215,7 +215,8 @@ class FileBlobStore:
             yield
 
 
-def _rotten(digest: Digest) -> DigestMismatch:
+def rotten(digest: Digest) -> DigestMismatch:
+    """What `BlobStore.get` raises for bytes that have changed."""
     return DigestMismatch(f"the stored bytes of {digest} have changed: upload them again")
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import fsspec
 
+from prefix_store.blobs import rotten
 from prefix_store.digest import Digest
-from prefix_store.errors import DigestMismatch, PrefixStoreError, StorageFailure, UnknownDigest
+from prefix_store.errors import PrefixStoreError, StorageFailure, UnknownDigest
 
 logger = logging.getLogger(__name__)
 
@@ -59,12 +60,12 @@ class RemoteBlobStore:
                 data: bytes = self._fs.cat_file(self._path(digest))
             except FileNotFoundError:
                 if self._info(self._aside(digest)) is not None:
-                    raise _rotten(digest) from None
+                    raise rotten(digest) from None
                 raise UnknownDigest(f"no blob {digest}") from None
         if Digest.of(data) != digest:
             with suppress(StorageFailure):  # where nothing can be moved, it is found again
                 self._set_aside(digest)
-            raise _rotten(digest)
+            raise rotten(digest)
         return data
 
     def quarantined(self) -> set[Digest]:
@@ -146,10 +147,6 @@ class RemoteBlobStore:
         with suppress(FileNotFoundError):
             self._fs.rm_file(path)
         return True
-
-
-def _rotten(digest: Digest) -> DigestMismatch:
-    return DigestMismatch(f"the stored bytes of {digest} have changed: upload them again")
 
 
 @contextmanager
