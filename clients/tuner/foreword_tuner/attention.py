@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
+from foreword_tuner.errors import TunerError
+
 
 class SharedPrefixAttention:
     """What the layers of one model call. `name` is its `attn_implementation`."""
@@ -37,7 +39,7 @@ class SharedPrefixAttention:
     ) -> tuple[Tensor, None]:
         """Causal, in float32 inside: bfloat16's backward of small products is slower than that."""
         if s_aux is not None:
-            raise NotImplementedError("attention sinks cannot be trained behind a prefix yet")
+            raise TunerError("a model with attention sinks cannot be trained behind a prefix")
         num_rows, num_heads, num_tokens, head_dim = query.shape
         num_kv_heads = key.shape[1]
         scale = scaling if scaling is not None else head_dim**-0.5

@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from foreword_tuner.cli import options
+from foreword_tuner.cli.carry_out import Order, carry_out
 from foreword_tuner.encoding import template_or_default
 from foreword_tuner.errors import TunerError
 from foreword_tuner.methods import DEFAULTS, Method
-from foreword_tuner.progress import Teller
-from foreword_tuner.settings import Folder, Settings
+from foreword_tuner.settings import Settings
 
 
 def distill(
@@ -74,22 +74,11 @@ def distill(
         dtype=options.dtype_of(dtype),
         seed=seed,
     )
-    from foreword_tuner import distill, publish, tune  # torch only where it is needed
+    from foreword_tuner import distill  # torch only where it is needed
 
-    with Teller() as teller:
-        what = tune.Run(
-            settings=settings,
-            data=data,
-            folder=Folder(output or Path("runs") / task),
-            skip_bad=skip_bad,
-            restart=restart,
-            say=teller.say,
-            tell=teller.tell,
-        )
-        tuned = distill.run(what, distill.Text(text.name, content, answer_tokens))
-    publish.tell(tuned)
-    if push:
-        publish.push(tuned, task, url=push, api_key=api_key)
+    source = distill.Text(text.name, content, answer_tokens)
+    order = Order(task, output, push, api_key, restart, skip_bad)
+    carry_out(lambda what: distill.run(what, source), settings, data, order)
 
 
 def _content(path: Path) -> str:

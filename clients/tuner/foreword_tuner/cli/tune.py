@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from foreword_tuner.cli import options
+from foreword_tuner.cli.carry_out import Order, carry_out
 from foreword_tuner.encoding import template_or_default
 from foreword_tuner.errors import TunerError
 from foreword_tuner.methods import DEFAULTS, PROJECTED, Method
-from foreword_tuner.progress import Teller
-from foreword_tuner.settings import TEXT_INIT, Folder, Settings
+from foreword_tuner.settings import TEXT_INIT, Settings
 
 
 def tune(
@@ -102,23 +102,9 @@ def tune(
         seed=seed,
     )
     _check(settings, push)
-    from foreword_tuner import publish, tune  # torch only where it is needed
+    from foreword_tuner import tune  # torch only where it is needed
 
-    with Teller() as teller:
-        tuned = tune.run(
-            tune.Run(
-                settings=settings,
-                data=data,
-                folder=Folder(output or Path("runs") / task),
-                skip_bad=skip_bad,
-                restart=restart,
-                say=teller.say,
-                tell=teller.tell,
-            )
-        )
-    publish.tell(tuned)
-    if push:
-        publish.push(tuned, task, url=push, api_key=api_key)
+    carry_out(tune.run, settings, data, Order(task, output, push, api_key, restart, skip_bad))
 
 
 def _check(settings: Settings, push: str | None) -> None:
