@@ -75,7 +75,8 @@ def install(
 ) -> NativeBackend:
     """Replace the layers and the head of `model`; `int8`: with their weights as 8-bit integers.
 
-    Raises `NativeUnavailable` and `NotLlamaLike`, with the model as it was.
+    Raises `NativeUnavailable` and `NotLlamaLike`, with the model as it was. What was tried
+    may still be registered as the attention: the caller registers the one that it uses in the end.
     """
     team = Team(num_threads)
     if not team.supports(model.dtype):
