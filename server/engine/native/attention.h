@@ -182,16 +182,24 @@ inline void attend(Queries<T>& qs, float scale, const Block& block) {
   }
 }
 
-// Where in its block of keys, and of values, dimension `d` of token `t` lies.
+// Token `t` into its block of keys: a lane's values lie together.
 template <class T>
-inline int key_slot(int t, int d) {
+inline void write_key(T* block, int t, const T* from, int head_dim) {
   constexpr int P = Lanes<T>::kPack;
-  return (d / P * kBlock + t) * P + d % P;
+  for (int d = 0; d < head_dim; d += P)
+    memcpy(block + (d / P * kBlock + t) * P, from + d, sizeof(T) * P);
 }
+
+// Where in its block of values dimension `d` of token `t` lies.
 template <class T>
 inline int value_slot(int t, int d, int head_dim) {
   constexpr int P = Lanes<T>::kPack;
   return (t / P * head_dim + d) * P + t % P;
+}
+
+template <class T>
+inline void write_value(T* block, int t, const T* from, int head_dim) {
+  for (int d = 0; d < head_dim; d++) block[value_slot<T>(t, d, head_dim)] = from[d];
 }
 
 }  // namespace foreword

@@ -186,10 +186,8 @@ class Decoder {
     for (int h = 0; h < m_.num_kv_heads; h++) {
       T* k = own(span, layer, 0, h, token / kBlock);
       T* v = own(span, layer, 1, h, token / kBlock);
-      for (int j = 0; j < d; j++) {
-        k[key_slot<T>(token % kBlock, j)] = keys[h * d + j];
-        v[value_slot<T>(token % kBlock, j, d)] = values[h * d + j];
-      }
+      write_key(k, token % kBlock, keys + h * d, d);
+      write_value(v, token % kBlock, values + h * d, d);
       if (row == span.row + span.num_rows - 1 && token / kBlock * kBlock >= span.start)
         clear_behind(v, token % kBlock);
     }
@@ -204,7 +202,13 @@ class Decoder {
 
   void rotate_head(T* x, const T* cos, const T* sin) const {
     const int half = m_.head_dim / 2;
-    for (int i = 0; i < half; i++) {
+    int i = 0;
+    for (; i + kLanes <= half; i += kLanes) {
+      const Floats a = load(x + i), b = load(x + i + half);
+      store(x + i, a * load(cos + i) - b * load(sin + i));
+      store(x + i + half, b * load(cos + i + half) + a * load(sin + i + half));
+    }
+    for (; i < half; i++) {
       const float a = to_float(x[i]), b = to_float(x[i + half]);
       from_float(x[i], a * to_float(cos[i]) - b * to_float(sin[i]));
       from_float(x[i + half], b * to_float(cos[i + half]) + a * to_float(sin[i + half]));
