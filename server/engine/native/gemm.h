@@ -22,7 +22,7 @@ constexpr int kTileCols = 32;  // columns of out at a time
 
 inline int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-// Weights that come next, asked for bit by bit while others are multiplied: the processor's own guess
+// What comes next, asked for bit by bit while something else is multiplied: the processor's own guess
 // stops at every change of stream and between two matrices.
 struct Ahead {
   const char* next;
@@ -33,29 +33,49 @@ struct Ahead {
   }
 };
 
+constexpr int kRun = 32;       // K is a multiple of it
+constexpr int kStripRows = 8;  // rows of x that one call of the inner loop multiplies
+
+// Asks for a part of what comes next, in as many steps as there are runs of kRun values.
+class Reader {
+ public:
+  Reader(Ahead ahead, int k) : next_(ahead.next), end_(next_), stride_(ahead.num_bytes * kRun / k) {}
+
+  void step() {
+    end_ += stride_;
+    for (; next_ < end_; next_ += 64) prefetch_later(next_);
+  }
+
+ private:
+  const char *next_, *end_;
+  long stride_;
+};
+
 // Rows [0, MR) of x against NB blocks of sixteen columns. KU sums run side by side, since one
 // multiply-add waits for the one before.
 template <class T, class W, int MR, int NB, int KU>
-inline void multiply_rows(const T* x, int ldx, const W* w, int k, Ahead ahead, float* out) {
+inline void multiply_rows(const T* x, int ldx, const W* w, int k, Ahead ahead, Ahead cache,
+                          float* out) {
   using L = Lanes<T>;
   constexpr int kStep = kLanes * L::kPack;
   Floats acc[KU][MR][NB] = {};
   const long block = long(k) * kLanes;
-  const char* next = ahead.next;
-  const long stride = ahead.num_bytes * L::kPack / k;
-  const T* end = x + k;
-  while (x < end) {
-    for (int u = 0; u < KU; u++) {
-      for (int b = 0; b < NB; b++) prefetch_later(next + 64 * b);
-      next += stride;
-      Floats wv[NB];
-      for (int b = 0; b < NB; b++) wv[b] = L::load_lanes(w + b * block);
-      w += kStep;
-      for (int r = 0; r < MR; r++) {
-        Floats xv = L::broadcast(x + r * long(ldx));
-        for (int b = 0; b < NB; b++) acc[u][r][b] = L::dot(acc[u][r][b], xv, wv[b]);
+  Reader weights(ahead, k), keys(cache, k);
+  for (const T *end = x + k, *run = x; x < end;) {
+    weights.step();
+    keys.step();
+    run += kRun;
+    while (x < run) {
+      for (int u = 0; u < KU; u++) {
+        Floats wv[NB];
+        for (int b = 0; b < NB; b++) wv[b] = L::load_lanes(w + b * block);
+        w += kStep;
+        for (int r = 0; r < MR; r++) {
+          Floats xv = L::broadcast(x + r * long(ldx));
+          for (int b = 0; b < NB; b++) acc[u][r][b] = L::dot(acc[u][r][b], xv, wv[b]);
+        }
+        x += L::kPack;
       }
-      x += L::kPack;
     }
   }
   for (int r = 0; r < MR; r++)
@@ -66,21 +86,22 @@ inline void multiply_rows(const T* x, int ldx, const W* w, int k, Ahead ahead, f
     }
 }
 
-template <class T, class W, int NB>
-inline void multiply_any(const T* x, int ldx, const W* w, int m, int k, Ahead ahead, float* out) {
-  const int num_parts = (m + 7) / 8;
+template <class T, class W, int NB, class Cache>
+inline void multiply_any(const T* x, int ldx, const W* w, int m, int k, Ahead ahead,
+                         const Cache& cache, float* out) {
+  const int num_parts = (m + kStripRows - 1) / kStripRows;
   for (int i = 0; i < num_parts; i++) {
-    const int n = std::min(m, 8);
-    const Ahead part = ahead.part(i, num_parts);
+    const int n = std::min(m, kStripRows);
+    const Ahead part = ahead.part(i, num_parts), keys = cache(i);
     switch (n) {
-      case 1: multiply_rows<T, W, 1, NB, 4>(x, ldx, w, k, part, out); break;
-      case 2: multiply_rows<T, W, 2, NB, 4>(x, ldx, w, k, part, out); break;
-      case 3: multiply_rows<T, W, 3, NB, 2>(x, ldx, w, k, part, out); break;
-      case 4: multiply_rows<T, W, 4, NB, 2>(x, ldx, w, k, part, out); break;
-      case 5: multiply_rows<T, W, 5, NB, 1>(x, ldx, w, k, part, out); break;
-      case 6: multiply_rows<T, W, 6, NB, 1>(x, ldx, w, k, part, out); break;
-      case 7: multiply_rows<T, W, 7, NB, 1>(x, ldx, w, k, part, out); break;
-      default: multiply_rows<T, W, 8, NB, 1>(x, ldx, w, k, part, out);
+      case 1: multiply_rows<T, W, 1, NB, 4>(x, ldx, w, k, part, keys, out); break;
+      case 2: multiply_rows<T, W, 2, NB, 4>(x, ldx, w, k, part, keys, out); break;
+      case 3: multiply_rows<T, W, 3, NB, 2>(x, ldx, w, k, part, keys, out); break;
+      case 4: multiply_rows<T, W, 4, NB, 2>(x, ldx, w, k, part, keys, out); break;
+      case 5: multiply_rows<T, W, 5, NB, 1>(x, ldx, w, k, part, keys, out); break;
+      case 6: multiply_rows<T, W, 6, NB, 1>(x, ldx, w, k, part, keys, out); break;
+      case 7: multiply_rows<T, W, 7, NB, 1>(x, ldx, w, k, part, keys, out); break;
+      default: multiply_rows<T, W, 8, NB, 1>(x, ldx, w, k, part, keys, out);
     }
     m -= n, x += long(n) * ldx, out += n * kTileCols;
   }
@@ -110,18 +131,17 @@ inline void load_tile_config() {
 }
 
 // 32 rows (16 if `half`) by 32 columns.
-inline void multiply_tiles(const bf16* x, int ldx, const bf16* w, int k, Ahead ahead, float* out,
-                           bool half) {
+inline void multiply_tiles(const bf16* x, int ldx, const bf16* w, int k, Ahead ahead, Ahead cache,
+                           float* out, bool half) {
   const bf16* w1 = w + long(k) * kLanes;
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-  const char* next = ahead.next;
-  const long stride = ahead.num_bytes * 32 / k;
-  for (int i = 0; i < k; i += 32) {
-    for (long j = 0; j < stride; j += 64) prefetch_later(next + j);
-    next += stride;
+  Reader weights(ahead, k), keys(cache, k);
+  for (int i = 0; i < k; i += kRun) {
+    weights.step();
+    keys.step();
     _tile_loadd(6, w + i * kLanes, 64);
     _tile_loadd(7, w1 + i * kLanes, 64);
     _tile_loadd(4, x + i, ldx * 2);
@@ -167,26 +187,27 @@ struct Weight {
 };
 
 // Up to 32 rows of x against one or two blocks of sixteen columns.
-template <class T, class W>
+template <class T, class W, class Cache>
 inline void multiply_block(const T* x, int ldx, const W* w, int rows, int k, int num_blocks,
-                           Ahead ahead, float* out) {
+                           Ahead ahead, const Cache& cache, float* out) {
 #if defined(__AMX_BF16__)
   constexpr int kMinTileRows = 5;  // below, the tiles are too empty to be worth loading
   if constexpr (std::is_same_v<W, bf16>) {
     if (num_blocks == 2 && rows >= kMinTileRows && may_use_tiles())
-      return multiply_tiles(x, ldx, w, k, ahead, out, rows <= 16);
+      return multiply_tiles(x, ldx, w, k, ahead, cache(0), out, rows <= 16);
   }
 #endif
   if (num_blocks == 2)
-    multiply_any<T, W, 2>(x, ldx, w, rows, k, ahead, out);
+    multiply_any<T, W, 2>(x, ldx, w, rows, k, ahead, cache, out);
   else
-    multiply_any<T, W, 1>(x, ldx, w, rows, k, ahead, out);
+    multiply_any<T, W, 1>(x, ldx, w, rows, k, ahead, cache, out);
 }
 
-// Chunk `c` of the columns for all rows of x. `finish(row, column, sums)` gets sixteen at a time.
-template <class T, class Finish>
+// Chunk `c` of the columns for all rows of x. `cache(strip)` is what else to ask for meanwhile.
+// `finish(row, column, sums)` gets sixteen at a time.
+template <class T, class Cache, class Finish>
 inline void multiply(const T* x, int ldx, int m, const Weight<T>& w, int c, Ahead ahead,
-                     const Finish& finish) {
+                     const Cache& cache, const Finish& finish) {
   alignas(64) float out[kTileRows * kTileCols];
   const int first = c * kTileCols;
   const int num_blocks = std::min(2, (w.n - first + kLanes - 1) / kLanes);
@@ -195,12 +216,13 @@ inline void multiply(const T* x, int ldx, int m, const Weight<T>& w, int c, Ahea
     const int row = i * kTileRows, rows = std::min(kTileRows, m - row);
     const T* from = x + long(row) * ldx;
     const Ahead part = ahead.part(i, num_tiles);
+    const auto keys = [&](int strip) { return cache(row / kStripRows + strip); };
     if (w.scales)
       multiply_block(from, ldx, reinterpret_cast<const int8_t*>(w.chunk(c)), rows, w.k, num_blocks,
-                     part, out);
+                     part, keys, out);
     else
       multiply_block(from, ldx, reinterpret_cast<const T*>(w.chunk(c)), rows, w.k, num_blocks, part,
-                     out);
+                     keys, out);
     for (int r = 0; r < rows; r++)
       for (int b = 0; b < num_blocks; b++) {
         Floats sums = load(out + r * kTileCols + b * kLanes);

@@ -60,6 +60,16 @@ struct Item {
   int row, last_row;
 };
 
+// Some keys and values of layer 0; those of the next layers lie `stride` apart.
+template <class T>
+struct Piece {
+  const T* data;
+  long stride, size;
+};
+
+// Calls of the inner loop that ask for one piece at most.
+constexpr int kMaxShare = 2;
+
 template <class T>
 class Decoder {
  public:
@@ -76,6 +86,7 @@ class Decoder {
     for (int i = 0; i < s_.num_spans; i++)
       std::fill_n(span_of_.begin() + s_.spans[i].row, s_.spans[i].num_rows, i);
     plan();
+    plan_cache();
   }
 
   void run() {
@@ -107,31 +118,72 @@ class Decoder {
     }
   }
 
+  // The keys and values that attention will read in a layer, page by page.
+  void plan_cache() {
+    const long block = 2L * m_.num_kv_heads * kBlock * m_.head_dim, page = block / kBlock * s_.page_size;
+    for (int g = 0; g < s_.num_groups; g++) {
+      const CGroup& group = s_.groups[g];
+      const T* prefix = static_cast<const T*>(group.prefix);
+      for (int b = 0; prefix && b < group.num_slots / kBlock; b++)
+        cache_.push_back({prefix + b * block, block * (group.num_slots / kBlock), block});
+    }
+    for (int i = 0; i < s_.num_spans; i++) {
+      const CSpan& span = s_.spans[i];
+      for (int p = 0; p * s_.page_size < span.start + span.num_rows; p++) {
+        const T* pool = static_cast<const T*>(s_.pool);
+        cache_.push_back({pool + s_.pages[span.first_page + p] * m_.num_layers * page, page, page});
+      }
+    }
+    num_strips_ = (s_.num_rows + kStripRows - 1) / kStripRows;
+    const CLayer& l = m_.layers[0];
+    num_calls_ = num_calls(l.out) + num_calls(l.gate_up) + num_calls(l.down) + num_calls(l.qkv);
+    share_ = cache_.empty() ? 1 : std::clamp(num_calls_ / int(cache_.size()), 1, kMaxShare);
+  }
+
+  // What the inner loop asks for in its `call`-th call since the last attention, for that of `layer`:
+  // so that all is asked for before it is needed, but not long before.
+  Ahead ahead_in_cache(int layer, int call) const {
+    const int at = call - (num_calls_ - int(cache_.size()) * share_);
+    const int i = at / share_;
+    if (at < 0 || i >= int(cache_.size()) || layer >= m_.num_layers) return {reinterpret_cast<const char*>(hidden_.data()), 0};
+    const Piece<T>& piece = cache_[i];
+    const Ahead whole{reinterpret_cast<const char*>(piece.data + layer * piece.stride),
+                      piece.size * long(sizeof(T))};
+    return whole.part(at % share_, share_);
+  }
+
+  int num_calls(const CWeight& w) const { return weight(w).num_chunks() * num_strips_; }
+
   static Weight<T> weight(const CWeight& w) { return {w.data, w.bias, w.scales, w.n, w.k}; }
 
-  // `next_c`: the matrix that is needed next.
+  // `next_c`: the matrix that is needed next. `first_call`: of this one since the last attention, of
+  // which the next one is in layer `attends`.
   template <class Finish>
-  void linear(const T* x, int ldx, const CWeight& c, const CWeight& next_c, const Finish& finish) {
+  void linear(const T* x, int ldx, const CWeight& c, const CWeight& next_c, int attends,
+              int first_call, const Finish& finish) {
     const Weight<T> w = weight(c), next = weight(next_c);
     team_.share(w.num_chunks(), [&](int i) {
-      multiply(x, ldx, s_.num_rows, w, i, ahead_of(i, team_.size(), w, next), finish);
+      const auto cache = [&](int strip) {
+        return ahead_in_cache(attends, first_call + i * num_strips_ + strip);
+      };
+      multiply(x, ldx, s_.num_rows, w, i, ahead_of(i, team_.size(), w, next), cache, finish);
     });
   }
 
   void layer(int i, const CLayer& l, const CLayer& next) {
+    const int gate_call = num_calls(l.out), down_call = gate_call + num_calls(l.gate_up);
     norm(l.input_norm);
-    linear(input_.data(), wide_, l.qkv, l.out, [&](int row, int col, Floats x) {
-      store(heads_.data() + long(row) * qkv_ + col, x);
-    });
+    linear(input_.data(), wide_, l.qkv, l.out, i, down_call + num_calls(l.down),
+           [&](int row, int col, Floats x) { store(heads_.data() + long(row) * qkv_ + col, x); });
     team_.share(s_.num_rows, [&](int row) { rotate(i, l, row); });
     team_.share(int(items_.size()) * m_.num_kv_heads, [&](int n) {
       attend_item(i, l.window, items_[n / m_.num_kv_heads], n % m_.num_kv_heads);
     });
-    linear(input_.data(), wide_, l.out, l.gate_up,
+    linear(input_.data(), wide_, l.out, l.gate_up, i + 1, 0,
            [&](int row, int col, Floats x) { add(row, col, x); });
     norm(l.post_norm);
-    gate(l.gate_up, l.down);
-    linear(gated_.data(), inner_, l.down, next.qkv,
+    gate(l.gate_up, l.down, i + 1, gate_call);
+    linear(gated_.data(), inner_, l.down, next.qkv, i + 1, down_call,
            [&](int row, int col, Floats x) { add(row, col, x); });
   }
 
@@ -158,9 +210,9 @@ class Decoder {
   }
 
   // The columns of a chunk are sixteen of gate and the same sixteen of up.
-  void gate(const CWeight& c, const CWeight& next) {
+  void gate(const CWeight& c, const CWeight& next, int attends, int first_call) {
     Floats gate = {};
-    linear(input_.data(), wide_, c, next, [&](int row, int col, Floats x) {
+    linear(input_.data(), wide_, c, next, attends, first_call, [&](int row, int col, Floats x) {
       if (col % kTileCols == 0) {
         gate = x / (exp(Floats{} - x) + 1.0f);
       } else {
@@ -308,6 +360,8 @@ class Decoder {
   std::vector<T> hidden_, input_, heads_, gated_;
   std::vector<int> span_of_;
   std::vector<Item> items_;
+  std::vector<Piece<T>> cache_;
+  int num_strips_ = 0, num_calls_ = 0, share_ = 1;
 };
 
 template <class T>
@@ -318,6 +372,7 @@ void linear(Team& team, const CWeight& c, const void* x, int m, void* out) {
     enter_tiles();
     team.share(w.num_chunks(), [&](int i) {
       multiply(static_cast<const T*>(x), w.k, m, w, i, ahead_of(i, team.size(), w, w),
+               [&](int) { return Ahead{w.chunk(i), 0}; },
                [&](int row, int col, Floats sums) {
         store(to + long(row) * w.n + col, sums);
       });
