@@ -34,7 +34,7 @@ class NativeUnavailable(Exception):
 @cache
 def library() -> ctypes.CDLL:
     """Raises `NativeUnavailable`."""
-    command = [*_compiler(), *_FLAGS, "-Wno-psabi", str(_FOLDER / "layers.cpp")]
+    command = [*compiler(), *_FLAGS, "-Wno-psabi", str(_FOLDER / "layers.cpp")]
     path = _cache_folder() / f"layers-{_key(command)}.so"
     if not path.exists():
         _compile(command, path)
@@ -44,7 +44,7 @@ def library() -> ctypes.CDLL:
         raise NativeUnavailable(f"{path.name} cannot be loaded: {exc}") from exc
 
 
-def _compiler() -> list[str]:
+def compiler() -> list[str]:
     """`$CXX`, then the system's, then the one that the package `ziglang` carries."""
     for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++"):
         if name and (path := shutil.which(name)):

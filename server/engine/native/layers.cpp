@@ -70,8 +70,9 @@ struct Piece {
 // Calls of the inner loop that ask for one piece at most.
 constexpr int kMaxShare = 2;
 
+// Lives until the last thread has left it: one that was elsewhere meanwhile walks through it later.
 template <class T>
-class Decoder {
+class Decoder : public std::enable_shared_from_this<Decoder<T>> {
  public:
   Decoder(Team& team, const CModel& model, const CStep& step) : team_(team), m_(model), s_(step) {
     const int rows = round_up(s_.num_rows, kTileRows);
@@ -91,16 +92,18 @@ class Decoder {
 
   void run() {
     memcpy(hidden_.data(), s_.hidden, sizeof(T) * s_.num_rows * m_.hidden_size);
-    team_.run([this](int) {
-      enter_tiles();
-      for (int i = 0; i < m_.num_layers; i++)
-        layer(i, m_.layers[i], m_.layers[std::min(i + 1, m_.num_layers - 1)]);
-      leave_tiles();
-    });
+    team_.run([self = this->shared_from_this()](int) { self->run_layers(); });
     memcpy(s_.result, hidden_.data(), sizeof(T) * s_.num_rows * m_.hidden_size);
   }
 
  private:
+  void run_layers() {
+    enter_tiles();
+    for (int i = 0; i < m_.num_layers; i++)
+      layer(i, m_.layers[i], m_.layers[std::min(i + 1, m_.num_layers - 1)]);
+    leave_tiles();
+  }
+
   // Enough items for all threads, each large enough to be worth reading a prefix for.
   void plan() {
     const int per_kv = m_.num_heads / m_.num_kv_heads;
@@ -355,7 +358,7 @@ class Decoder {
 
   Team& team_;
   const CModel& m_;
-  const CStep& s_;
+  const CStep s_;  // a copy: its arrays are only read while a phase runs
   int wide_, qkv_, inner_;
   std::vector<T> hidden_, input_, heads_, gated_;
   std::vector<int> span_of_;
@@ -368,7 +371,7 @@ template <class T>
 void linear(Team& team, const CWeight& c, const void* x, int m, void* out) {
   const Weight<T> w{c.data, c.bias, c.scales, c.n, c.k};
   T* to = static_cast<T*>(out);
-  team.run([&](int) {
+  team.run([=, &team](int) {
     enter_tiles();
     team.share(w.num_chunks(), [&](int i) {
       multiply(static_cast<const T*>(x), w.k, m, w, i, ahead_of(i, team.size(), w, w),
@@ -397,9 +400,9 @@ int32_t foreword_has_bf16() {
 
 void foreword_layers(void* team, int32_t is_bf16, const CModel* model, const CStep* step) {
 #if defined(FOREWORD_BF16)
-  if (is_bf16) return Decoder<bf16>(*static_cast<Team*>(team), *model, *step).run();
+  if (is_bf16) return std::make_shared<Decoder<bf16>>(*static_cast<Team*>(team), *model, *step)->run();
 #endif
-  Decoder<float>(*static_cast<Team*>(team), *model, *step).run();
+  std::make_shared<Decoder<float>>(*static_cast<Team*>(team), *model, *step)->run();
 }
 
 // x: [num_rows, k], with room for a multiple of 32 rows; out: [num_rows, n], n a multiple of 16.
