@@ -18,7 +18,7 @@ from server.engine.graphs import Graphs
 from server.engine.model.head import Halves
 from server.engine.request import Scores
 from server.engine.residency import ResidentPrefix
-from server.engine.sampler import SampleRow, sample
+from server.engine.sampler import Highest, SampleRow, highest, sample
 from server.engine.scores import PendingScores, PromptRows
 from server.engine.transfer import ToHost, to_device
 
@@ -71,12 +71,14 @@ class Runner:
         backend: AttentionBackend,
         prefix_of: Callable[[Digest], ResidentPrefix],
         eos_token_ids: Sequence[int] = (),
+        highest: Highest = highest,
     ) -> None:
         self._model = model
         self._halves = Halves(model)
         self._backend = backend
         self._prefix_of = prefix_of
         self._eos_token_ids = eos_token_ids
+        self._highest = highest
         self.graphs: Graphs | None = None
         self.embeds: dict[int, Tensor] = {}
         self._sampled: dict[int, int] = {}
@@ -104,7 +106,8 @@ class Runner:
     @torch.inference_mode()
     def _sample(self, batch: Batch, step: Step, logits: Tensor) -> tuple[Tensor, PendingScores]:
         rows = [SampleRow(c.seq.sampling, c.num_completion_tokens) for c in batch.sampled]
-        token_ids = sample(adjusted(logits, batch.sampled, step, self._eos_token_ids), rows)
+        logits_as_wished = adjusted(logits, batch.sampled, step, self._eos_token_ids)
+        token_ids = sample(logits_as_wished, rows, self._highest)
         self._sampled = {chunk.seq.request_id: row for row, chunk in enumerate(batch.sampled)}
         self._sampled_ids = token_ids.clamp(min=0)  # NaN is found out later: feed it some token
         return token_ids, scores.of_sampled(batch, logits, self._sampled_ids)

@@ -46,6 +46,10 @@ class NativeBackend:
     def plan(self, step: Step) -> None:
         self.layers.plan(step)
 
+    def highest(self, logits: Tensor) -> Tensor:
+        """`sampler.Highest`, by the threads of the layers."""
+        return self.layers.team.highest(logits)
+
     def attend(self, module: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
         raise AssertionError("the compiled layers do not call transformers' attention")
 

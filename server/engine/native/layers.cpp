@@ -1,6 +1,8 @@
 // All layers of a Llama-like decoder in one call: RMSNorm, attention over prefix and own keys with
 // rotary embeddings, SiLU-gated MLP. The C interface at the end is what native.py calls.
 
+#include <limits>
+
 #include "attention.h"
 #include "gemm.h"
 #include "team.h"
@@ -384,6 +386,42 @@ void linear(Team& team, const CWeight& c, const void* x, int m, void* out) {
   });
 }
 
+// The place of the highest of n values, the first of equals; -1 if one is NaN.
+template <class T>
+int64_t highest(const T* x, int n) {
+  const Ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const float kLowest = -std::numeric_limits<float>::infinity();
+  Floats best = splat(kLowest);
+  Ints places = {}, nan = {};
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const Floats value = load(x + i);
+    const Ints is_higher = value > best;
+    best = is_higher ? value : best;
+    places = is_higher ? lane + i : places;
+    nan |= value != value;
+  }
+  float top = kLowest;
+  int64_t place = 0;
+  for (int j = 0; j < kLanes; j++) {
+    if (nan[j]) return -1;
+    if (best[j] > top || (best[j] == top && places[j] < place)) top = best[j], place = places[j];
+  }
+  for (; i < n; i++) {
+    const float value = to_float(x[i]);
+    if (value != value) return -1;
+    if (value > top) top = value, place = i;
+  }
+  return place;
+}
+
+template <class T>
+void highest_of_rows(Team& team, const T* x, int64_t stride, int num_rows, int n, int64_t* places) {
+  team.run([=, &team](int) {
+    team.share(num_rows, [&](int row) { places[row] = highest(x + row * stride, n); });
+  });
+}
+
 }  // namespace
 
 extern "C" {
@@ -412,5 +450,16 @@ void foreword_linear(void* team, int32_t is_bf16, const CWeight* weight, const v
   if (is_bf16) return linear<bf16>(*static_cast<Team*>(team), *weight, x, num_rows, out);
 #endif
   linear<float>(*static_cast<Team*>(team), *weight, x, num_rows, out);
+}
+
+// x: [num_rows, n], rows `stride` values apart; places: [num_rows].
+void foreword_highest(void* team, int32_t is_bf16, const void* x, int64_t stride, int32_t num_rows,
+                      int32_t n, int64_t* places) {
+  Team& threads = *static_cast<Team*>(team);
+#if defined(FOREWORD_BF16)
+  if (is_bf16)
+    return highest_of_rows(threads, static_cast<const bf16*>(x), stride, num_rows, n, places);
+#endif
+  highest_of_rows(threads, static_cast<const float*>(x), stride, num_rows, n, places);
 }
 }

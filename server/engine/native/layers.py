@@ -8,7 +8,7 @@ then by comparing logits: a model that differs anywhere keeps its own layers.
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_float, c_int32, c_void_p
+from ctypes import c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,6 +100,20 @@ class Team:
             return bool(self.lib.foreword_has_bf16())
         return dtype is torch.float32
 
+    def highest(self, x: Tensor) -> Tensor:
+        """The column of each row's highest value, the first of equals, -1 where there is NaN.
+
+        x: [num_rows, n].
+        """
+        if not self.supports(x.dtype) or x.stride(1) != 1:
+            x = x.float().contiguous()
+        columns = torch.empty(len(x), dtype=torch.long)
+        self.lib.foreword_highest(
+            self.handle, int(x.dtype is torch.bfloat16), c_void_p(x.data_ptr()),
+            c_int64(x.stride(0)), *x.shape, c_void_p(columns.data_ptr()),
+        )  # fmt: skip
+        return columns
+
 
 class _Weight:
     """A weight matrix [n, k] as gemm.h reads it, and what keeps its memory alive.
@@ -131,7 +145,7 @@ class NativeLinear(nn.Module):
     def __init__(self, linear: nn.Linear, team: Team, *, int8: bool = False) -> None:
         super().__init__()
         self._weight = _Weight(linear.weight, linear.bias, int8=int8)
-        self._team = team
+        self.team = team
         self._out_features = linear.out_features
 
     def forward(self, x: Tensor) -> Tensor:
@@ -141,8 +155,8 @@ class NativeLinear(nn.Module):
         out = x.new_empty(rows, self._weight.n)
         is_bf16 = x.dtype is torch.bfloat16
         weight = self._weight.as_c()
-        self._team.lib.foreword_linear(
-            self._team.handle, int(is_bf16), ctypes.byref(weight),
+        self.team.lib.foreword_linear(
+            self.team.handle, int(is_bf16), ctypes.byref(weight),
             c_void_p(padded.data_ptr()), rows, c_void_p(out.data_ptr()),
         )  # fmt: skip
         return out[None, :, : self._out_features]
@@ -165,7 +179,7 @@ class NativeLayers(nn.Module):
         if len({call.scaling for call in calls}) != 1:
             raise NotLlamaLike("its layers scale attention differently")
         layers = list(model.get_submodule("model.layers").children())
-        self._team = team
+        self.team = team
         self._int8 = int8
         self._is_bf16 = int(model.dtype is torch.bfloat16)
         self._keep: list[Any] = []  # memory that C holds pointers to
@@ -212,8 +226,8 @@ class NativeLayers(nn.Module):
         result = torch.empty_like(hidden)
         step.cos, step.sin = cos.data_ptr(), sin.data_ptr()
         step.hidden, step.result = hidden.data_ptr(), result.data_ptr()
-        self._team.lib.foreword_layers(
-            self._team.handle, self._is_bf16, ctypes.byref(self._model), ctypes.byref(step)
+        self.team.lib.foreword_layers(
+            self.team.handle, self._is_bf16, ctypes.byref(self._model), ctypes.byref(step)
         )
         return result
 

@@ -52,7 +52,7 @@ class Team {
     uint64_t ticket = ticket_.load(std::memory_order_acquire);
     while (ticket >> kChunkBits == phase) {
       const int chunk = int(ticket & ((1 << kChunkBits) - 1));
-      if (chunk == num_chunks) return wait(phase_, uint32_t(phase));
+      if (chunk == num_chunks) return wait_for_end(phase);
       if (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel)) continue;
       work(chunk);
       if (num_done_.fetch_add(1, std::memory_order_acq_rel) + 1 == num_chunks) return end(phase);
@@ -81,8 +81,17 @@ class Team {
   void end(uint64_t phase) {
     num_done_.store(0, std::memory_order_relaxed);
     ticket_.store((phase + 1) << kChunkBits, std::memory_order_release);
-    phase_.store(uint32_t(phase + 1), std::memory_order_release);
-    phase_.notify_all();
+    num_ended_.fetch_add(1, std::memory_order_release);
+    num_ended_.notify_all();
+  }
+
+  // `num_ended_` follows the ticket: it may not have counted the phases before this one yet.
+  void wait_for_end(uint64_t phase) {
+    uint32_t now = num_ended_.load(std::memory_order_acquire);
+    while (int32_t(now - uint32_t(phase)) <= 0) {
+      wait(num_ended_, now);
+      now = num_ended_.load(std::memory_order_acquire);
+    }
   }
 
   void follow(int thread) {
@@ -122,7 +131,7 @@ class Team {
   JobPointer job_ = kNothing;  // null: the end
   alignas(64) std::atomic<uint32_t> round_{0};
   alignas(64) std::atomic<uint64_t> ticket_{0};  // phase, and its next chunk
-  alignas(64) std::atomic<uint32_t> phase_{0};   // the same phase, to wait for
+  alignas(64) std::atomic<uint32_t> num_ended_{0};  // phases; to wait for
   alignas(64) std::atomic<int> num_done_{0};
 };
 
