@@ -60,13 +60,16 @@ inline void multiply_rows(const T* x, int ldx, const W* w, int k, Ahead ahead, A
   constexpr int kStep = kLanes * L::kPack;
   Floats acc[KU][MR][NB] = {};
   const long block = long(k) * kLanes;
-  Reader weights(ahead, k), keys(cache, k);
+  Reader keys(cache, k);
+  const char* next = ahead.next;
+  const long stride = ahead.num_bytes * L::kPack / k;
   for (const T *end = x + k, *run = x; x < end;) {
-    weights.step();
     keys.step();
     run += kRun;
     while (x < run) {
       for (int u = 0; u < KU; u++) {
+        for (int b = 0; b < NB; b++) prefetch_later(next + 64 * b);
+        next += stride;
         Floats wv[NB];
         for (int b = 0; b < NB; b++) wv[b] = L::load_lanes(w + b * block);
         w += kStep;
