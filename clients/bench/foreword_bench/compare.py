@@ -57,7 +57,7 @@ def run(peers: Peers, rows: Iterable[Row], *, num_rounds: int) -> Iterator[Figur
 def _missing(peers: Peers, row: Row) -> str | None:
     if row.against == "vllm" and not peers.choice.has_peer:
         return "there is no vLLM; name its virtual environment with --vllm DIR"
-    if row.against == "peft" and importlib.util.find_spec("peft") is None:
+    if row.against in ("peft", "lora") and importlib.util.find_spec("peft") is None:
         return "peft is not installed"
     if row.resident is not None and peers.choice.foreword_url is not None:
         return "needs a server of its own, and --foreword-url names one"
@@ -146,6 +146,7 @@ def _side(peers: Peers, server: Server, row: Row) -> Side:
 
 def _peft(peers: Peers, row: Row, round_: int) -> Figures:
     options = {
+        "--method": "lora" if row.against == "lora" else "prefix",
         "--tasks": row.tasks,
         "--prefix-tokens": row.prefix_tokens,
         "--requests": row.requests,
@@ -155,7 +156,9 @@ def _peft(peers: Peers, row: Row, round_: int) -> Figures:
     }
     arguments = [str(part) for option in options.items() for part in option]
     with _watching_others(peers, None) as figures:
-        figures |= {"server": "peft"} | _own_process("static-batch", str(peers.model), *arguments)
+        figures |= {"server": row.against} | _own_process(
+            "static-batch", str(peers.model), *arguments
+        )
     return figures
 
 

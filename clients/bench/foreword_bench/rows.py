@@ -7,7 +7,7 @@ from typing import Literal
 
 from foreword_bench.roofline import Shape
 
-Against = Literal["vllm", "one task", "peft"]
+Against = Literal["vllm", "one task", "peft", "lora"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,4 +59,7 @@ ROWS = (
     Row(32, 256, 64, 256, 0.9, "one task"),
     Row(32, 256, 64, 256, 0.7, "one task", resident=0.25),
     Row(16, 16, 64, 16, 10.0, "peft"),
+    Row(32, 1, 32, 32, 1.0, "lora"),
+    Row(32, 8, 32, 32, 1.0, "lora"),
+    Row(32, 32, 32, 32, 1.0, "lora"),
 )

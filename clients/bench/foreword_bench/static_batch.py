@@ -1,50 +1,69 @@
-"""PEFT as its users run it: one task a batch, one batch after the other.
+"""PEFT without a server, as its users run it, with all requests there from the start.
 
-PEFT puts the active adapter's prefix before every row of a batch, so requests of several tasks need
-a batch for each. There is no server, and no waiting: all requests are there from the start.
+Prefixes: PEFT puts the active adapter's before every row of a batch, so requests of several tasks
+need a batch for each, one after the other. LoRA: `adapter_names` gives every row of one batch its
+own adapter (mixed-adapter batches).
 """
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import peft
 import torch
-from peft import PrefixTuningConfig, TaskType, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from foreword_bench.workload import Workload
 
+Method = Literal["prefix", "lora"]
+LORA_RANK = 8
+
 
 def run(
-    folder: Path, workload: Workload, *, num_tasks: int, num_prefix_tokens: int, num_threads: int
+    folder: Path,
+    workload: Workload,
+    *,
+    method: Method,
+    num_tasks: int,
+    num_prefix_tokens: int,
+    num_threads: int,
 ) -> dict[str, Any]:
-    """All requests of the workload, task by task, after one batch to warm up."""
+    """All requests of the workload, in as few batches as can be, after one to warm up."""
     torch.set_num_threads(num_threads)
     torch.manual_seed(workload.seed)
-    model = _model_of(folder, num_tasks, num_prefix_tokens)
-    batches = [
-        [workload.prompt(request) for request in range(task, workload.num_requests, num_tasks)]
-        for task in range(num_tasks)
-    ]
-    _generate(model, 0, batches[0], workload.num_new_tokens)
+    model = _model_of(folder, _config(method, num_prefix_tokens), num_tasks)
+    requests = range(workload.num_requests)
+    if method == "lora":
+        batches = [list(requests)]
+    else:
+        batches = [list(requests[task::num_tasks]) for task in range(num_tasks)]
+    batches = [batch for batch in batches if batch]
+    _generate(model, workload, batches[0], num_tasks, method)
     started_s = time.perf_counter()
-    num_tokens = sum(
-        _generate(model, task, prompts, workload.num_new_tokens)
-        for task, prompts in enumerate(batches)
-        if prompts
-    )
+    num_tokens = sum(_generate(model, workload, batch, num_tasks, method) for batch in batches)
     wall_s = time.perf_counter() - started_s
     return {"requests": workload.num_requests, "out_tok_s": round(num_tokens / wall_s, 1)}
 
 
-def _model_of(folder: Path, num_tasks: int, num_prefix_tokens: int) -> Any:
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-    config = PrefixTuningConfig(
-        task_type=TaskType.CAUSAL_LM, num_virtual_tokens=num_prefix_tokens, inference_mode=True
+def _config(method: Method, num_prefix_tokens: int) -> peft.PeftConfig:
+    if method == "lora":
+        return peft.LoraConfig(
+            task_type="CAUSAL_LM",
+            r=LORA_RANK,
+            lora_alpha=2 * LORA_RANK,
+            target_modules="all-linear",
+            inference_mode=True,
+        )
+    return peft.PrefixTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=num_prefix_tokens, inference_mode=True
     )
-    model = get_peft_model(base, config, adapter_name="task-0")
+
+
+def _model_of(folder: Path, config: peft.PeftConfig, num_tasks: int) -> Any:
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    model: Any = peft.get_peft_model(base, config, adapter_name="task-0")
     for task in range(1, num_tasks):
         model.add_adapter(f"task-{task}", config)
     model.to(torch.bfloat16).eval()
@@ -53,16 +72,21 @@ def _model_of(folder: Path, num_tasks: int, num_prefix_tokens: int) -> Any:
 
 
 @torch.inference_mode()
-def _generate(model: Any, task: int, prompts: list[list[int]], num_new_tokens: int) -> int:
-    model.set_adapter(f"task-{task}")
-    rows = torch.tensor(prompts)
+def _generate(
+    model: Any, workload: Workload, requests: list[int], num_tasks: int, method: Method
+) -> int:
+    names = [f"task-{request % num_tasks}" for request in requests]
+    adapters = {"adapter_names": names} if method == "lora" else {}
+    model.set_adapter(names[0])
+    rows = torch.tensor([workload.prompt(request) for request in requests])
     out = model.generate(
         input_ids=rows,
         attention_mask=torch.ones_like(rows),
-        max_new_tokens=num_new_tokens,
+        max_new_tokens=workload.num_new_tokens,
         do_sample=False,
         pad_token_id=0,
+        **adapters,
     )
     num_tokens: int = (out.shape[1] - rows.shape[1]) * len(rows)
-    assert num_tokens == num_new_tokens * len(rows), "PEFT stopped early"
+    assert num_tokens == workload.num_new_tokens * len(rows), "PEFT stopped early"
     return num_tokens

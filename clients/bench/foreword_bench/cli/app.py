@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json as json_
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -34,6 +34,10 @@ def roofline(json: options.Json = None, threads: options.Threads = options.CORES
 
 def static_batch(
     model: Annotated[Path, typer.Argument(metavar="DIR", help="The model's folder.")],
+    method: Annotated[
+        Literal["prefix", "lora"],
+        typer.Option(help="Prefixes, a batch for each task; or LoRA, all tasks in one batch."),
+    ] = "prefix",
     tasks: Annotated[int, typer.Option(min=1, help="Tasks, an adapter for each.")] = 16,
     prefix_tokens: options.PrefixTokens = 64,
     requests: options.Requests = 16,
@@ -43,7 +47,7 @@ def static_batch(
     seed: options.Seed = 0,
     json: options.Json = None,
 ) -> None:
-    """Run PEFT as its users do: one task a batch, one batch after the other."""
+    """Run PEFT as its users do, without a server."""
     from foreword_bench import static_batch as static  # torch only where it is needed
 
     workload = Workload(
@@ -53,7 +57,12 @@ def static_batch(
         seed=seed,
     )
     figures = static.run(
-        model, workload, num_tasks=tasks, num_prefix_tokens=prefix_tokens, num_threads=threads
+        model,
+        workload,
+        method=method,
+        num_tasks=tasks,
+        num_prefix_tokens=prefix_tokens,
+        num_threads=threads,
     )
     report.tell(report.result("static-batch", figures), json, tables.show_static_batch)
 
