@@ -22,6 +22,8 @@ class BaseModelSpec:
     """The serving dtype, as torch names it: `float32`, `bfloat16`, `float16`."""
     kv_norms: tuple[tuple[float, float], ...] = ()
     """Of every layer: the longest key and the longest value of a token of the model's own."""
+    loaded_from: str = ""
+    """Its folder or hub id, which trainers write down where clients know it by `name`."""
 
     @property
     def num_bytes_per_token(self) -> int:

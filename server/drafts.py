@@ -153,6 +153,7 @@ class Drafts:
             hidden_size=info.hidden_size,
             dtype=info.dtype,
             kv_norms=tuple(info.kv_norms),
+            loaded_from=info.model,
         )
 
     @property

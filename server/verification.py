@@ -43,7 +43,7 @@ def of_file(prefix: Prefix, base: BaseModelSpec) -> list[Check]:
         ),
     ]
     if trained_for := prefix.origin.get("base_model"):
-        same = _last(trained_for) == _last(base.name)
+        same = _last(trained_for) in (_last(base.name), _last(base.loaded_from))
         detail = trained_for if same else f"trained for {trained_for}, served by {base.name}"
         checks.append(Check(name="base_model_name", passed=same, detail=detail))
     return checks

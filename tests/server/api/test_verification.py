@@ -140,11 +140,18 @@ async def test_norms_are_compared_with_the_models_own(
 
 
 @pytest.mark.parametrize(
-    ("base_model", "passed"), [("hub/TINY", True), ("/home/me/tiny/", True), ("other-7b", False)]
+    ("base_model", "passed"),
+    [
+        ("hub/TINY", True),
+        ("/home/me/tiny/", True),
+        ("/cache/tiny-d449b8d8", True),
+        ("other-7b", False),
+    ],
 )
 async def test_the_name_that_peft_wrote_is_a_hint(
-    http: httpx.AsyncClient, base_model: str, passed: bool
+    http: httpx.AsyncClient, engine: FakeEngine, base_model: str, passed: bool
 ) -> None:
+    engine.info_or_none = msgspec.structs.replace(engine.info, model="/cache/tiny-d449b8d8")
     body = peft_tar(base_model=base_model)
 
     answer = await http.put("/tasks/x/prefix", content=body, headers=TAR)
