@@ -13,7 +13,6 @@ from transformers import AttentionInterface
 
 from prefix_store.digest import Digest
 from server.engine import messages as m
-from server.engine import sampler
 from server.engine.attention.base import ATTENTION_NAME, AttentionBackend, Bounds
 from server.engine.attention.cpu import CpuBackend
 from server.engine.attention.ref import RefBackend
@@ -95,13 +94,9 @@ def make_runner(
     parts: Assembly, config: m.EngineConfig, prefix_of: Callable[[Digest], ResidentPrefix]
 ) -> Runner:
     """With graphs where there are any. Before any sequence runs: its tests write into the pool."""
-    runner = Runner(
-        parts.loaded.model,
-        parts.backend,
-        prefix_of,
-        parts.loaded.eos_token_ids,
-        parts.backend.highest if isinstance(parts.backend, NativeBackend) else sampler.highest,
-    )
+    runner = Runner(parts.loaded.model, parts.backend, prefix_of, parts.loaded.eos_token_ids)
+    if isinstance(parts.backend, NativeBackend):
+        runner.highest, runner.direct = parts.backend.highest, parts.backend.direct
     device = parts.loaded.model.device
     if device.type == "cuda" and parts.backend.graph_safe:
         graphs = Graphs(

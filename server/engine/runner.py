@@ -62,7 +62,8 @@ class Runner:
     """Owns the model. `embeds` holds soft prompts [L, hidden_size], by request id; `probes` keeps
     the logits [vocab_size] of those requests that it names.
 
-    With `graphs` a forward is replayed where it can be.
+    With `graphs` a forward is replayed where it can be. `highest` finds the highest logits, and
+    `direct`, where set, takes the place of the model's own forward.
     """
 
     def __init__(
@@ -71,14 +72,14 @@ class Runner:
         backend: AttentionBackend,
         prefix_of: Callable[[Digest], ResidentPrefix],
         eos_token_ids: Sequence[int] = (),
-        highest: Highest = highest,
     ) -> None:
         self._model = model
         self._halves = Halves(model)
         self._backend = backend
         self._prefix_of = prefix_of
         self._eos_token_ids = eos_token_ids
-        self._highest = highest
+        self.highest: Highest = highest
+        self.direct: Callable[..., Tensor] | None = None
         self.graphs: Graphs | None = None
         self.embeds: dict[int, Tensor] = {}
         self._sampled: dict[int, int] = {}
@@ -107,7 +108,7 @@ class Runner:
     def _sample(self, batch: Batch, step: Step, logits: Tensor) -> tuple[Tensor, PendingScores]:
         rows = [SampleRow(c.seq.sampling, c.num_completion_tokens) for c in batch.sampled]
         logits_as_wished = adjusted(logits, batch.sampled, step, self._eos_token_ids)
-        token_ids = sample(logits_as_wished, rows, self._highest)
+        token_ids = sample(logits_as_wished, rows, self.highest)
         self._sampled = {chunk.seq.request_id: row for row, chunk in enumerate(batch.sampled)}
         self._sampled_ids = token_ids.clamp(min=0)  # NaN is found out later: feed it some token
         return token_ids, scores.of_sampled(batch, logits, self._sampled_ids)
@@ -134,13 +135,13 @@ class Runner:
 
     def run_model(self, step: Step) -> Tensor:
         """The forward itself, planned already."""
-        output = self._model(
-            **self._inputs(step),
-            position_ids=step.position_ids,
-            use_cache=False,
-            logits_to_keep=step.logit_rows,
-        )
-        logits: Tensor = output.logits[0]
+        inputs = self._inputs(step) | {
+            "position_ids": step.position_ids,
+            "logits_to_keep": step.logit_rows,
+        }
+        if self.direct is not None:
+            return self.direct(**inputs)
+        logits: Tensor = self._model(**inputs, use_cache=False).logits[0]
         return logits
 
     def _fill_in(self, batch: Batch, step: Step) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from server.engine.attention.ref import RefBackend
 from server.engine.kv_pool import KvPool
 from server.engine.native.blocks import BlockPool, to_blocks
 from server.engine.native.build import NativeUnavailable
+from server.engine.native.direct import Direct
 from server.engine.native.layers import (
     AttentionCall,
     NativeLayers,
@@ -27,6 +30,8 @@ from server.engine.residency import ResidentPrefix
 logger = logging.getLogger(__name__)
 
 PAGE_SIZE = 16
+Run = Callable[..., Tensor]
+"""`PreTrainedModel.forward`'s arguments -> logits of the rows to keep."""
 _MAX_RELATIVE_ERROR = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 _MAX_RELATIVE_ERROR_INT8 = 0.25  # a wrong layer gives 1 and more
 
@@ -39,6 +44,8 @@ class NativeBackend:
 
     def __init__(self, layers: NativeLayers) -> None:
         self.layers = layers
+        self.direct: Direct | None = None
+        """The model's forward, where that is known to do no more."""
 
     def allocate(self, pool: KvPool, bounds: Bounds | None = None) -> None:
         self.layers.allocate(pool)
@@ -89,17 +96,22 @@ def install(
     reference.allocate(pool)
     kv = _own_prefix(model, reference, pool)
     num_tokens = kv.shape[3]
-    expected = _logits(model, reference, ResidentPrefix(kv, num_tokens, num_tokens))
+    by_model = partial(_by_model, model)
+    expected = _logits(model, by_model, reference, ResidentPrefix(kv, num_tokens, num_tokens))
     backend = NativeBackend(NativeLayers(model, spec, team, reference.calls(), int8=int8))
     own_layers, own_head = model.model.layers, model.lm_head
     model.model.layers = nn.ModuleList([backend.layers])
     model.lm_head = NativeLinear(own_head, team, int8=int8)
     backend.allocate(BlockPool(spec, num_pages=4, page_size=PAGE_SIZE, device="cpu"))
     blocks = ResidentPrefix(to_blocks(kv), num_tokens, num_tokens)
-    error = _relative_error(expected, _logits(model, backend, blocks))
+    got = _logits(model, by_model, backend, blocks)
+    error = _relative_error(expected, got)
     if not error <= (_MAX_RELATIVE_ERROR_INT8 if int8 else _MAX_RELATIVE_ERROR[model.dtype]):
         model.model.layers, model.lm_head = own_layers, own_head
         raise NotLlamaLike(f"its logits differ by {error:.1e} of their norm")
+    direct = Direct(model)
+    if torch.equal(got, _logits(model, direct, backend, blocks)):
+        backend.direct = direct
     return backend
 
 
@@ -107,23 +119,32 @@ def _relative_error(expected: Tensor, got: Tensor) -> float:
     return float((expected - got).norm() / expected.norm())
 
 
-def _logits(model: PreTrainedModel, backend: AttentionBackend, prefix: ResidentPrefix) -> Tensor:
+def _by_model(model: PreTrainedModel, **inputs: Tensor) -> Tensor:
+    logits: Tensor = model(**inputs, use_cache=False).logits[0]
+    return logits
+
+
+def _logits(
+    model: PreTrainedModel, run: Run, backend: AttentionBackend, prefix: ResidentPrefix
+) -> Tensor:
     """A prompt behind a prefix and one without, then a token of each: [num_rows, vocab_size]."""
     first = [Span(0, 0, 17, 0, [2, 0], prefix), Span(1, 17, 5, 0, [1], None)]
     second = [Span(0, 0, 1, 17, [2, 0], prefix), Span(1, 1, 1, 5, [1], None)]
-    return torch.cat([_forward(model, backend, spans) for spans in (first, second)])
+    return torch.cat([_forward(model, run, backend, spans) for spans in (first, second)])
 
 
 def _own_prefix(model: PreTrainedModel, backend: AttentionBackend, pool: KvPool) -> Tensor:
     """What the model itself makes of some tokens: [num_layers, 2, num_kv_heads, L, head_dim]."""
     pages = [0, 1, 2]
     num_tokens = 2 * PAGE_SIZE + 5
-    _forward(model, backend, [Span(0, 0, num_tokens, 0, pages, None)])
+    _forward(model, partial(_by_model, model), backend, [Span(0, 0, num_tokens, 0, pages, None)])
     return pool.read(pages, num_tokens)
 
 
 @torch.inference_mode()
-def _forward(model: PreTrainedModel, backend: AttentionBackend, spans: list[Span]) -> Tensor:
+def _forward(
+    model: PreTrainedModel, run: Run, backend: AttentionBackend, spans: list[Span]
+) -> Tensor:
     AttentionInterface.register(ATTENTION_NAME, backend.attend)
     num_rows = spans[-1].end
     ids = (torch.arange(num_rows) * 31 % model.config.vocab_size)[None]
@@ -131,9 +152,6 @@ def _forward(model: PreTrainedModel, backend: AttentionBackend, spans: list[Span
     groups = [Group(s.begin, s.end, s.prefix) for s in spans if s.prefix is not None]
     step = Step(ids, torch.tensor([positions]), torch.arange(num_rows), spans, groups)
     backend.plan(step)
-    output = model(
-        input_ids=step.input_ids, position_ids=step.position_ids, use_cache=False,
-        logits_to_keep=step.logit_rows,
-    )  # fmt: skip
-    logits: Tensor = output.logits[0].float()
-    return logits
+    return run(
+        input_ids=step.input_ids, position_ids=step.position_ids, logits_to_keep=step.logit_rows
+    ).float()

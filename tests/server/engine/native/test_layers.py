@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -89,6 +90,7 @@ def native_engine(
         model, backend, page_size=PAGE_SIZE, num_pages=60,
         max_num_batched_tokens=max_num_batched_tokens,
     )  # fmt: skip
+    engine.runner.direct = backend.direct
     engine.pool = BlockPool(spec_of(model), num_pages=60, page_size=PAGE_SIZE, device="cpu")
     backend.allocate(engine.pool)
     return engine
@@ -112,6 +114,23 @@ def test_a_mixed_batch_with_chunked_prefill_equals_each_sequence_alone(
         got = torch.stack(engine.runner.logits[i])
         torch.testing.assert_close(got, expected_logits, atol=ATOL, rtol=0)
         assert tokens[i] == expected_tokens
+
+
+def test_the_direct_forward_is_taken_only_where_the_model_does_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = build_model("llama", "foreword")
+    forward = type(model).forward
+
+    def scaled(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        output.logits = output.logits * 0.5
+        return output
+
+    assert install(model, spec_of(model), 1).direct is not None
+    monkeypatch.setattr(type(model), "forward", scaled)
+    model = build_model("llama", "foreword")
+    assert install(model, spec_of(model), 1).direct is None
 
 
 def test_another_tasks_prefix_gives_other_logits() -> None:
