@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
+import tarfile
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -11,7 +13,7 @@ import msgspec
 from prefix_store import formats
 from prefix_store.errors import PrefixStoreError, UnknownTask
 from server.api.deps import Services
-from server.demo import DEMO_TASKS, DemoTask
+from server.demo.tasks import DEMO_TASKS, DemoTask
 
 logger = logging.getLogger(__name__)
 
@@ -22,13 +24,15 @@ _GC_GRACE_S = 24 * 3600.0
 
 async def seed(services: Services) -> None:
     """Make the demo tasks that do not exist, or were left without a version."""
-    for demo in DEMO_TASKS:
+    fitting = [demo for demo in DEMO_TASKS if demo.fits(services.engine.info.fingerprint)]
+    for demo in fitting:
         try:
             task = await services.off_loop(services.store.get_task, demo.name)
         except UnknownTask:
             task = await services.write(services.store.create_task, demo.name, demo.profile)
         if task.num_versions == 0:
-            await services.uploads.push(demo.name, _body(demo), formats.JSON, activate=True)
+            body, media_type = await services.off_loop(_body, demo)
+            await services.uploads.push(demo.name, body, media_type, activate=True)
 
 
 def start(services: Services) -> list[asyncio.Task[None]]:
@@ -73,7 +77,15 @@ _CHORES: dict[Chore, float] = {
 }
 
 
-def _body(demo: DemoTask) -> bytes:
+def _body(demo: DemoTask) -> tuple[bytes, str]:
+    """An upload and its media type."""
+    if demo.folder is not None:
+        archive = io.BytesIO()
+        with tarfile.open(fileobj=archive, mode="w") as tar:
+            for file in sorted(demo.folder.iterdir()):
+                tar.add(file, file.name)
+        return archive.getvalue(), formats.TAR[0]
     if demo.messages is None:
-        return msgspec.json.encode({"text": demo.text})
-    return msgspec.json.encode({"messages": [message.model_dump() for message in demo.messages]})
+        return msgspec.json.encode({"text": demo.text}), formats.JSON
+    messages = [message.model_dump() for message in demo.messages]
+    return msgspec.json.encode({"messages": messages}), formats.JSON

@@ -17,7 +17,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from prefix_store.errors import PrefixStoreError
-from server.demo import DEMO_TASKS
+from server.demo.tasks import DEMO_TASKS
 from server.engine.messages import EngineStats
 from server.errors import ServerError
 from server.metrics import Metrics
@@ -227,8 +227,22 @@ def test_demo_tasks_are_whole_and_the_readme_uses_them() -> None:
 
     assert len(names) == len(DEMO_TASKS)
     for task in DEMO_TASKS:
-        assert (task.text is None) != (task.messages is None)
+        made_of = [task.text, task.messages, task.folder]
+        assert sum(part is not None for part in made_of) == 1
         assert task.profile.chat == (task.messages is not None)
         assert task.profile.template is None or "{prompt}" in task.profile.template
     own = set(re.findall(r"/tasks/(\w+)/prefix", read("README.md")))
     assert set(re.findall(r"generate\?task=(\w+)", read("README.md"))) <= names | own
+
+
+def test_tuned_demo_tasks_are_small_and_say_where_they_come_from() -> None:
+    folders = [task.folder for task in DEMO_TASKS if task.folder is not None]
+
+    assert len(folders) == 3
+    for folder in folders:
+        files = {file.name: file.stat().st_size for file in folder.iterdir()}
+        assert files.keys() == {
+            "adapter_config.json", "adapter_model.safetensors", "evaluation.json", "golden.jsonl"
+        }  # fmt: skip
+        assert sum(files.values()) < 2_000_000
+        assert f"`{folder.name}`" in read("server/demo/tuned/README.md")

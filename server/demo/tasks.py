@@ -1,19 +1,25 @@
 """The demo tasks that `foreword serve --demo` creates: data only.
 
-Chosen by trying: a model of 135M parameters does these well, greedily, behind the texts below, and
-visibly worse without them.
+Those behind texts were chosen by trying: a model of 135M parameters does them well, greedily, and
+visibly worse without the text. Those with a folder were tuned for the default model, and are made
+for no other.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from prefix_store.manifest import Defaults, Message, Profile
+
+TUNED_FOR = "sha256:7d6cbd88e1b1e631e4b5699087afb17bd6f23a1898c7ba8040b68b725a691ef9"
+"""The fingerprint of the default model."""
+_TUNED = Path(__file__).parent / "tuned"
 
 
 @dataclass(frozen=True, slots=True)
 class DemoTask:
-    """A task whose prefix is computed from text. Exactly one of `text` and `messages` is set."""
+    """Exactly one of `text`, `messages` and `folder` is set."""
 
     name: str
     profile: Profile
@@ -21,6 +27,12 @@ class DemoTask:
     """A prompt to try it with."""
     text: str | None = None
     messages: tuple[Message, ...] | None = None
+    folder: Path | None = None
+    """What `foreword tune` made: a PEFT folder with golden prompts."""
+
+    def fits(self, fingerprint: str) -> bool:
+        """Whether the base model is one that it is for."""
+        return self.folder is None or fingerprint == TUNED_FOR
 
 
 def _chat(system: str, *turns: tuple[str, str]) -> tuple[Message, ...]:
@@ -92,4 +104,45 @@ _OPPOSITE = DemoTask(
     text="hot -> cold\nbig -> small\nday -> night\nfast -> slow\n",
 )
 
-DEMO_TASKS: tuple[DemoTask, ...] = (_PIRATE, _EXTRACT, _SENTIMENT, _OPPOSITE)
+_BANKING = DemoTask(
+    name="banking77",
+    profile=Profile(
+        description="Tells what a bank's customer wants, one of 77 intents.",
+        template="{prompt}\n",
+        defaults=Defaults(max_tokens=27, temperature=0),
+    ),
+    example="My card still has not arrived.",
+    folder=_TUNED / "banking77",
+)
+
+_ASSISTANT = DemoTask(
+    name="clinc150",
+    profile=Profile(
+        description="Tells what the user of an assistant wants, one of 150 intents.",
+        template="{prompt}\n",
+        defaults=Defaults(max_tokens=27, temperature=0),
+    ),
+    example="wake me up at seven tomorrow",
+    folder=_TUNED / "clinc150",
+)
+
+_RESTAURANT = DemoTask(
+    name="e2e",
+    profile=Profile(
+        description="Makes a sentence of a restaurant's facts.",
+        template="{prompt}\n",
+        defaults=Defaults(max_tokens=100, temperature=0),
+    ),
+    example="name[The Owl], eatType[coffee shop], food[French], familyFriendly[yes]",
+    folder=_TUNED / "e2e",
+)
+
+DEMO_TASKS: tuple[DemoTask, ...] = (
+    _PIRATE,
+    _EXTRACT,
+    _SENTIMENT,
+    _OPPOSITE,
+    _BANKING,
+    _ASSISTANT,
+    _RESTAURANT,
+)

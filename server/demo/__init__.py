@@ -1,0 +1,1 @@
+"""What `foreword serve --demo` begins with."""

@@ -1,0 +1,51 @@
+"""What `make serve` begins with, on the real model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from server.demo.tasks import DEMO_TASKS
+from tests.running_server import RunningServer, running_server
+
+pytestmark = [pytest.mark.smollm2, pytest.mark.timeout(300)]
+
+ANSWERS = {"banking77": "card_arrival", "clinc150": "alarm"}
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def demo(
+    smollm2: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[RunningServer]:
+    store = tmp_path_factory.mktemp("demo") / "store"
+    flags = ("--demo", "--num-threads", "1", "--dtype", request.param)
+    with running_server("default", store, *flags) as running:
+        yield running
+
+
+def test_every_demo_task_answers_its_example(demo: RunningServer) -> None:
+    with httpx.Client(base_url=demo.url, timeout=60) as client:
+        answers = {
+            task.name: client.post(
+                "/generate", params={"task": task.name}, json={"prompt": task.example}
+            ).json()["text"]
+            for task in DEMO_TASKS
+        }
+
+    assert all(answers.values()), answers
+    assert answers.items() >= ANSWERS.items()
+    assert "The Owl" in answers["e2e"]
+
+
+def test_those_that_were_tuned_are_verified_with_golden_prompts(demo: RunningServer) -> None:
+    with httpx.Client(base_url=demo.url, timeout=60) as client:
+        for task in DEMO_TASKS:
+            if task.folder is not None:
+                version = client.get(f"/tasks/{task.name}/versions/1").json()
+                checks = {check["name"]: check["passed"] for check in version["verification"]}
+                assert checks["golden"]
+                assert all(checks.values()), checks
+                assert version["evaluation"]["num_examples"] > 100
