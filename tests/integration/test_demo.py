@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,3 +50,32 @@ def test_those_that_were_tuned_are_verified_with_golden_prompts(demo: RunningSer
                 assert checks["golden"]
                 assert all(checks.values()), checks
                 assert version["evaluation"]["num_examples"] > 100
+
+
+ASKED = {
+    "banking77": ["How do I change my PIN?", "Someone stole my phone!", "Can I pay in euros?"],
+    "clinc150": ["tell me a joke", "will it rain in oslo", "what is on my shopping list"],
+    "e2e": [
+        "name[The Mill], eatType[pub], food[English]",
+        "name[Bo], area[riverside], near[The Mill]",
+    ],
+}
+
+
+async def test_tuned_tasks_answer_together_as_alone(demo: RunningServer) -> None:
+    async with httpx.AsyncClient(base_url=demo.url, timeout=120) as client:
+        if (await client.get("/info")).json()["dtype"] != "float32":
+            pytest.skip("only in float32 do answers not depend on the batch")
+
+        async def ask(task: str, prompt: str) -> str:
+            answer = await client.post("/generate", params={"task": task}, json={"prompt": prompt})
+            text: str = answer.raise_for_status().json()["text"]
+            return text
+
+        pairs = [(task, prompt) for task, prompts in ASKED.items() for prompt in prompts]
+        alone = [await ask(*pair) for pair in pairs]
+        together = await asyncio.gather(*(ask(*pair) for pair in pairs))
+        stranger = await ask("clinc150", ASKED["banking77"][0])
+
+    assert together == alone
+    assert stranger != alone[0]  # the control: the prefix decides
