@@ -22,8 +22,8 @@ constexpr int kTileCols = 32;  // columns of out at a time
 
 inline int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-// What comes next, asked for bit by bit while something else is multiplied: the processor's own guess
-// stops at every change of stream and between two matrices.
+// What comes next, asked for bit by bit during a product: the processor's own guess stops at every
+// change of stream and between two matrices.
 struct Ahead {
   const char* next;
   long num_bytes;
@@ -33,13 +33,16 @@ struct Ahead {
   }
 };
 
+constexpr Ahead kNothing{nullptr, 0};
+
 constexpr int kRun = 32;       // K is a multiple of it
 constexpr int kStripRows = 8;  // rows of x that one call of the inner loop multiplies
 
 // Asks for a part of what comes next, in as many steps as there are runs of kRun values.
 class Reader {
  public:
-  Reader(Ahead ahead, int k) : next_(ahead.next), end_(next_), stride_(ahead.num_bytes * kRun / k) {}
+  Reader(Ahead ahead, int k)
+      : next_(ahead.next), end_(next_), stride_(ahead.num_bytes * kRun / k) {}
 
   void step() {
     end_ += stride_;
@@ -54,17 +57,17 @@ class Reader {
 // Rows [0, MR) of x against NB blocks of sixteen columns. KU sums run side by side, since one
 // multiply-add waits for the one before.
 template <class T, class W, int MR, int NB, int KU>
-inline void multiply_rows(const T* x, int ldx, const W* w, int k, Ahead ahead, Ahead cache,
+inline void multiply_rows(const T* x, int ldx, const W* w, int k, Ahead ahead, Ahead keys,
                           float* out) {
   using L = Lanes<T>;
   constexpr int kStep = kLanes * L::kPack;
   Floats acc[KU][MR][NB] = {};
   const long block = long(k) * kLanes;
-  Reader keys(cache, k);
+  Reader reader(keys, k);
   const char* next = ahead.next;
   const long stride = ahead.num_bytes * L::kPack / k;
   for (const T *end = x + k, *run = x; x < end;) {
-    keys.step();
+    reader.step();
     run += kRun;
     while (x < run) {
       for (int u = 0; u < KU; u++) {
@@ -89,22 +92,22 @@ inline void multiply_rows(const T* x, int ldx, const W* w, int k, Ahead ahead, A
     }
 }
 
-template <class T, class W, int NB, class Cache>
+template <class T, class W, int NB, class Keys>
 inline void multiply_any(const T* x, int ldx, const W* w, int m, int k, Ahead ahead,
-                         const Cache& cache, float* out) {
+                         const Keys& keys, float* out) {
   const int num_parts = (m + kStripRows - 1) / kStripRows;
   for (int i = 0; i < num_parts; i++) {
     const int n = std::min(m, kStripRows);
-    const Ahead part = ahead.part(i, num_parts), keys = cache(i);
+    const Ahead part = ahead.part(i, num_parts), its_keys = keys(i);
     switch (n) {
-      case 1: multiply_rows<T, W, 1, NB, 4>(x, ldx, w, k, part, keys, out); break;
-      case 2: multiply_rows<T, W, 2, NB, 4>(x, ldx, w, k, part, keys, out); break;
-      case 3: multiply_rows<T, W, 3, NB, 2>(x, ldx, w, k, part, keys, out); break;
-      case 4: multiply_rows<T, W, 4, NB, 2>(x, ldx, w, k, part, keys, out); break;
-      case 5: multiply_rows<T, W, 5, NB, 1>(x, ldx, w, k, part, keys, out); break;
-      case 6: multiply_rows<T, W, 6, NB, 1>(x, ldx, w, k, part, keys, out); break;
-      case 7: multiply_rows<T, W, 7, NB, 1>(x, ldx, w, k, part, keys, out); break;
-      default: multiply_rows<T, W, 8, NB, 1>(x, ldx, w, k, part, keys, out);
+      case 1: multiply_rows<T, W, 1, NB, 4>(x, ldx, w, k, part, its_keys, out); break;
+      case 2: multiply_rows<T, W, 2, NB, 4>(x, ldx, w, k, part, its_keys, out); break;
+      case 3: multiply_rows<T, W, 3, NB, 2>(x, ldx, w, k, part, its_keys, out); break;
+      case 4: multiply_rows<T, W, 4, NB, 2>(x, ldx, w, k, part, its_keys, out); break;
+      case 5: multiply_rows<T, W, 5, NB, 1>(x, ldx, w, k, part, its_keys, out); break;
+      case 6: multiply_rows<T, W, 6, NB, 1>(x, ldx, w, k, part, its_keys, out); break;
+      case 7: multiply_rows<T, W, 7, NB, 1>(x, ldx, w, k, part, its_keys, out); break;
+      default: multiply_rows<T, W, 8, NB, 1>(x, ldx, w, k, part, its_keys, out);
     }
     m -= n, x += long(n) * ldx, out += n * kTileCols;
   }
@@ -134,17 +137,17 @@ inline void load_tile_config() {
 }
 
 // 32 rows (16 if `half`) by 32 columns.
-inline void multiply_tiles(const bf16* x, int ldx, const bf16* w, int k, Ahead ahead, Ahead cache,
+inline void multiply_tiles(const bf16* x, int ldx, const bf16* w, int k, Ahead ahead, Ahead keys,
                            float* out, bool half) {
   const bf16* w1 = w + long(k) * kLanes;
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-  Reader weights(ahead, k), keys(cache, k);
+  Reader weight_reader(ahead, k), key_reader(keys, k);
   for (int i = 0; i < k; i += kRun) {
-    weights.step();
-    keys.step();
+    weight_reader.step();
+    key_reader.step();
     _tile_loadd(6, w + i * kLanes, 64);
     _tile_loadd(7, w1 + i * kLanes, 64);
     _tile_loadd(4, x + i, ldx * 2);
@@ -190,27 +193,27 @@ struct Weight {
 };
 
 // Up to 32 rows of x against one or two blocks of sixteen columns.
-template <class T, class W, class Cache>
+template <class T, class W, class Keys>
 inline void multiply_block(const T* x, int ldx, const W* w, int rows, int k, int num_blocks,
-                           Ahead ahead, const Cache& cache, float* out) {
+                           Ahead ahead, const Keys& keys, float* out) {
 #if defined(__AMX_BF16__)
   constexpr int kMinTileRows = 5;  // below, the tiles are too empty to be worth loading
   if constexpr (std::is_same_v<W, bf16>) {
     if (num_blocks == 2 && rows >= kMinTileRows && may_use_tiles())
-      return multiply_tiles(x, ldx, w, k, ahead, cache(0), out, rows <= 16);
+      return multiply_tiles(x, ldx, w, k, ahead, keys(0), out, rows <= 16);
   }
 #endif
   if (num_blocks == 2)
-    multiply_any<T, W, 2>(x, ldx, w, rows, k, ahead, cache, out);
+    multiply_any<T, W, 2>(x, ldx, w, rows, k, ahead, keys, out);
   else
-    multiply_any<T, W, 1>(x, ldx, w, rows, k, ahead, cache, out);
+    multiply_any<T, W, 1>(x, ldx, w, rows, k, ahead, keys, out);
 }
 
-// Chunk `c` of the columns for all rows of x. `cache(strip)` is what else to ask for meanwhile.
+// Chunk `c` of the columns for all rows of x. `keys(strip)` is what else to ask for meanwhile.
 // `finish(row, column, sums)` gets sixteen at a time.
-template <class T, class Cache, class Finish>
+template <class T, class Keys, class Finish>
 inline void multiply(const T* x, int ldx, int m, const Weight<T>& w, int c, Ahead ahead,
-                     const Cache& cache, const Finish& finish) {
+                     const Keys& keys, const Finish& finish) {
   alignas(64) float out[kTileRows * kTileCols];
   const int first = c * kTileCols;
   const int num_blocks = std::min(2, (w.n - first + kLanes - 1) / kLanes);
@@ -219,13 +222,13 @@ inline void multiply(const T* x, int ldx, int m, const Weight<T>& w, int c, Ahea
     const int row = i * kTileRows, rows = std::min(kTileRows, m - row);
     const T* from = x + long(row) * ldx;
     const Ahead part = ahead.part(i, num_tiles);
-    const auto keys = [&](int strip) { return cache(row / kStripRows + strip); };
+    const auto own = [&](int strip) { return keys(row / kStripRows + strip); };
     if (w.scales)
       multiply_block(from, ldx, reinterpret_cast<const int8_t*>(w.chunk(c)), rows, w.k, num_blocks,
-                     part, keys, out);
+                     part, own, out);
     else
       multiply_block(from, ldx, reinterpret_cast<const T*>(w.chunk(c)), rows, w.k, num_blocks, part,
-                     keys, out);
+                     own, out);
     for (int r = 0; r < rows; r++)
       for (int b = 0; b < num_blocks; b++) {
         Floats sums = load(out + r * kTileCols + b * kLanes);

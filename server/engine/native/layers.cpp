@@ -72,9 +72,8 @@ struct Piece {
 // Calls of the inner loop that ask for one piece at most.
 constexpr int kMaxShare = 2;
 
-// Lives until the last thread has left it: one that was elsewhere meanwhile walks through it later.
 template <class T>
-class Decoder : public std::enable_shared_from_this<Decoder<T>> {
+class Decoder {
  public:
   Decoder(Team& team, const CModel& model, const CStep& step) : team_(team), m_(model), s_(step) {
     const int rows = round_up(s_.num_rows, kTileRows);
@@ -94,18 +93,16 @@ class Decoder : public std::enable_shared_from_this<Decoder<T>> {
 
   void run() {
     memcpy(hidden_.data(), s_.hidden, sizeof(T) * s_.num_rows * m_.hidden_size);
-    team_.run([self = this->shared_from_this()](int) { self->run_layers(); });
+    team_.run([this](int) {
+      enter_tiles();
+      for (int i = 0; i < m_.num_layers; i++)
+        layer(i, m_.layers[i], m_.layers[std::min(i + 1, m_.num_layers - 1)]);
+      leave_tiles();
+    });
     memcpy(s_.result, hidden_.data(), sizeof(T) * s_.num_rows * m_.hidden_size);
   }
 
  private:
-  void run_layers() {
-    enter_tiles();
-    for (int i = 0; i < m_.num_layers; i++)
-      layer(i, m_.layers[i], m_.layers[std::min(i + 1, m_.num_layers - 1)]);
-    leave_tiles();
-  }
-
   // Enough items for all threads, each large enough to be worth reading a prefix for.
   void plan() {
     const int per_kv = m_.num_heads / m_.num_kv_heads;
@@ -125,7 +122,8 @@ class Decoder : public std::enable_shared_from_this<Decoder<T>> {
 
   // The keys and values that attention will read in a layer, page by page.
   void plan_cache() {
-    const long block = 2L * m_.num_kv_heads * kBlock * m_.head_dim, page = block / kBlock * s_.page_size;
+    const long block = 2L * m_.num_kv_heads * kBlock * m_.head_dim;
+    const long page = block / kBlock * s_.page_size;
     for (int g = 0; g < s_.num_groups; g++) {
       const CGroup& group = s_.groups[g];
       const T* prefix = static_cast<const T*>(group.prefix);
@@ -145,12 +143,12 @@ class Decoder : public std::enable_shared_from_this<Decoder<T>> {
     share_ = cache_.empty() ? 1 : std::clamp(num_calls_ / int(cache_.size()), 1, kMaxShare);
   }
 
-  // What the inner loop asks for in its `call`-th call since the last attention, for that of `layer`:
-  // so that all is asked for before it is needed, but not long before.
+  // What the inner loop asks for in its `call`-th call since the last attention, for that of
+  // `layer`: so that all is asked for before it is needed, but not long before.
   Ahead ahead_in_cache(int layer, int call) const {
     const int at = call - (num_calls_ - int(cache_.size()) * share_);
     const int i = at / share_;
-    if (at < 0 || i >= int(cache_.size()) || layer >= m_.num_layers) return {reinterpret_cast<const char*>(hidden_.data()), 0};
+    if (at < 0 || i >= int(cache_.size()) || layer >= m_.num_layers) return kNothing;
     const Piece<T>& piece = cache_[i];
     const Ahead whole{reinterpret_cast<const char*>(piece.data + layer * piece.stride),
                       piece.size * long(sizeof(T))};
@@ -161,8 +159,8 @@ class Decoder : public std::enable_shared_from_this<Decoder<T>> {
 
   static Weight<T> weight(const CWeight& w) { return {w.data, w.bias, w.scales, w.n, w.k}; }
 
-  // `next_c`: the matrix that is needed next. `first_call`: of this one since the last attention, of
-  // which the next one is in layer `attends`.
+  // `next_c`: the matrix that is needed next. `first_call`: of this one since the last attention;
+  // the next attention is that of layer `attends`.
   template <class Finish>
   void linear(const T* x, int ldx, const CWeight& c, const CWeight& next_c, int attends,
               int first_call, const Finish& finish) {
@@ -360,7 +358,7 @@ class Decoder : public std::enable_shared_from_this<Decoder<T>> {
 
   Team& team_;
   const CModel& m_;
-  const CStep s_;  // a copy: its arrays are only read while a phase runs
+  const CStep& s_;
   int wide_, qkv_, inner_;
   std::vector<T> hidden_, input_, heads_, gated_;
   std::vector<int> span_of_;
@@ -373,11 +371,11 @@ template <class T>
 void linear(Team& team, const CWeight& c, const void* x, int m, void* out) {
   const Weight<T> w{c.data, c.bias, c.scales, c.n, c.k};
   T* to = static_cast<T*>(out);
-  team.run([=, &team](int) {
+  team.run([&](int) {
     enter_tiles();
     team.share(w.num_chunks(), [&](int i) {
       multiply(static_cast<const T*>(x), w.k, m, w, i, ahead_of(i, team.size(), w, w),
-               [&](int) { return Ahead{w.chunk(i), 0}; },
+               [](int) { return kNothing; },
                [&](int row, int col, Floats sums) {
         store(to + long(row) * w.n + col, sums);
       });
@@ -417,7 +415,7 @@ int64_t highest(const T* x, int n) {
 
 template <class T>
 void highest_of_rows(Team& team, const T* x, int64_t stride, int num_rows, int n, int64_t* places) {
-  team.run([=, &team](int) {
+  team.run([&](int) {
     team.share(num_rows, [&](int row) { places[row] = highest(x + row * stride, n); });
   });
 }
@@ -438,9 +436,9 @@ int32_t foreword_has_bf16() {
 
 void foreword_layers(void* team, int32_t is_bf16, const CModel* model, const CStep* step) {
 #if defined(FOREWORD_BF16)
-  if (is_bf16) return std::make_shared<Decoder<bf16>>(*static_cast<Team*>(team), *model, *step)->run();
+  if (is_bf16) return Decoder<bf16>(*static_cast<Team*>(team), *model, *step).run();
 #endif
-  std::make_shared<Decoder<float>>(*static_cast<Team*>(team), *model, *step)->run();
+  Decoder<float>(*static_cast<Team*>(team), *model, *step).run();
 }
 
 // x: [num_rows, k], with room for a multiple of 32 rows; out: [num_rows, n], n a multiple of 16.

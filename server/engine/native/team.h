@@ -1,13 +1,12 @@
 // Threads that walk through the phases of a step together.
 //
 // A step has hundreds of phases of a few microseconds, so threads wait for each other by spinning;
-// but the cores are shared with whoever asks and answers over HTTP, so nobody spins for long, and a
-// thread that loses its core is not waited for: a phase ends with its chunks, whoever computes them.
+// but the cores are shared with whoever asks and answers over HTTP, so nobody spins for long, and
+// who loses its core is not waited for: a phase ends with its chunks, whoever computes them.
 #pragma once
 
 #include <atomic>
 #include <functional>
-#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -26,25 +25,25 @@ class Team {
   }
 
   ~Team() {
-    begin(nullptr);
+    begin(&kEnd);
     for (auto& thread : threads_) thread.join();
   }
 
   int size() const { return size_; }
 
-  // Every thread runs `work(thread)`, or skips it; returns when all of its phases have ended. A thread
-  // that was elsewhere may still walk through it then: without effect, but what `work` holds must
-  // live as long as `work`.
-  void run(Work work) {
-    const auto job = std::make_shared<const Job>(Job{std::move(work), ticket_.load() >> kChunkBits});
-    begin(job);
-    join(*job, 0);
-    const std::lock_guard lock(mutex_);
-    job_ = kNothing;
+  // Threads run `work(thread)`, those that are there in time. Returns when its phases have ended and
+  // nobody is in it any more.
+  void run(const Work& work) {
+    const Job job{work, ticket_.load() >> kChunkBits};
+    begin(&job);
+    next_phase_ = job.first_phase;
+    work(0);
+    begin(nullptr);
+    for (int now; (now = num_inside_.load(std::memory_order_acquire)) != 0;) wait(num_inside_, now);
   }
 
-  // Of all threads, inside `run`: they share `num_chunks` calls of `work(chunk)`, a phase, which ends
-  // when all calls have.
+  // Of all threads, inside `run`: they share `num_chunks` calls of `work(chunk)`, a phase, which
+  // ends when all calls have. Who comes when it has ended does nothing.
   template <class Chunk>
   void share(int num_chunks, const Chunk& work) {
     if (num_chunks == 0) return;
@@ -62,18 +61,19 @@ class Team {
 
  private:
   struct Job {
-    Work work;
+    const Work& work;
     uint64_t first_phase;
   };
-  using JobPointer = std::shared_ptr<const Job>;
 
   static constexpr int kSpins = 2000;
   static constexpr int kChunkBits = 24;
-  inline static const JobPointer kNothing = std::make_shared<const Job>();
+  inline static const Work kNoWork;
+  inline static const Job kEnd{kNoWork, 0};
 
-  void begin(JobPointer job) {
+  void begin(const Job* job) {
     const std::lock_guard lock(mutex_);
-    job_ = std::move(job);
+    job_ = job;
+    if (!job) return;
     round_.fetch_add(1, std::memory_order_release);
     round_.notify_all();
   }
@@ -95,25 +95,29 @@ class Team {
   }
 
   void follow(int thread) {
-    for (uint32_t seen = 0;;) {
-      wait(round_, seen);
-      JobPointer job;
-      {
-        const std::lock_guard lock(mutex_);
-        seen = round_.load(std::memory_order_relaxed);
-        job = job_;
-      }
-      if (!job) return;
-      if (job->work) join(*job, thread);
+    uint32_t seen = 0;
+    for (const Job* job; (job = enter(seen)) != &kEnd;) {
+      next_phase_ = job->first_phase;
+      job->work(thread);
+      num_inside_.fetch_sub(1, std::memory_order_acq_rel);
+      num_inside_.notify_all();
     }
   }
 
-  static void join(const Job& job, int thread) {
-    next_phase_ = job.first_phase;
-    job.work(thread);
+  // The next job that a thread is in time for.
+  const Job* enter(uint32_t& seen) {
+    for (;;) {
+      wait(round_, seen);
+      const std::lock_guard lock(mutex_);
+      seen = round_.load(std::memory_order_relaxed);
+      if (!job_) continue;
+      if (job_ != &kEnd) num_inside_.fetch_add(1, std::memory_order_relaxed);
+      return job_;
+    }
   }
 
-  static void wait(const std::atomic<uint32_t>& value, uint32_t old) {
+  template <class Number>
+  static void wait(const std::atomic<Number>& value, Number old) {
     for (int i = 0; i < kSpins; i++) {
       if (value.load(std::memory_order_acquire) != old) return;
 #if defined(__x86_64__)
@@ -128,11 +132,12 @@ class Team {
   const int size_;
   std::vector<std::thread> threads_;
   std::mutex mutex_;
-  JobPointer job_ = kNothing;  // null: the end
+  const Job* job_ = nullptr;
   alignas(64) std::atomic<uint32_t> round_{0};
-  alignas(64) std::atomic<uint64_t> ticket_{0};  // phase, and its next chunk
+  alignas(64) std::atomic<uint64_t> ticket_{0};     // phase, and its next chunk
   alignas(64) std::atomic<uint32_t> num_ended_{0};  // phases; to wait for
-  alignas(64) std::atomic<int> num_done_{0};
+  alignas(64) std::atomic<int> num_done_{0};        // chunks of the phase
+  alignas(64) std::atomic<int> num_inside_{0};      // threads besides the first
 };
 
 }  // namespace foreword

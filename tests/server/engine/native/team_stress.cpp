@@ -16,17 +16,15 @@ int main(int, char** arguments) {
   const int num_runs = atoi(arguments[2]), num_phases = 20;
   for (int run = 0; run < num_runs; run++) {
     const int n = 1 + run % 67;
-    const auto ring = std::make_shared<Ring>();  // lives as long as a thread that is late
-    ring->numbers.assign(n, run);
-    ring->next.assign(n, 0);
-    team.run([ring, n, &team](int) {
+    Ring ring{std::vector<long>(n, run), std::vector<long>(n)};
+    team.run([&](int) {
       for (int phase = 0; phase < num_phases; phase++) {
-        team.share(n, [&](int i) { ring->next[i] = ring->numbers[(i + 1) % n] + 1; });
+        team.share(n, [&](int i) { ring.next[i] = ring.numbers[(i + 1) % n] + 1; });
         team.share(0, [&](int) {});
-        team.share(n, [&](int i) { ring->numbers[i] = ring->next[(i + n - 1) % n]; });
+        team.share(n, [&](int i) { ring.numbers[i] = ring.next[(i + n - 1) % n]; });
       }
     });
-    for (long number : ring->numbers)
+    for (long number : ring.numbers)
       if (number != run + num_phases) return printf("run %d: %ld\n", run, number), 1;
   }
 }
