@@ -37,9 +37,9 @@ class Defaults:
 DEFAULTS = {
     Method.PREFIX: Defaults(learning_rate=0.1, init="examples"),
     Method.CARTRIDGE: Defaults(learning_rate=0.1, init="examples"),
-    Method.PROMPT: Defaults(learning_rate=0.1, init="examples"),
+    Method.PROMPT: Defaults(learning_rate=0.3, init="examples"),
     Method.PTUNING: Defaults(learning_rate=1e-3),
-    Method.LORA: Defaults(learning_rate=1e-3, num_virtual_tokens=0),
+    Method.LORA: Defaults(learning_rate=4e-3, num_virtual_tokens=0),
 }
 PROJECTED = Defaults(learning_rate=1e-3)
 """Prefix tuning through the network of Li & Liang: what is trained are its weights."""
