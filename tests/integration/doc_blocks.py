@@ -16,7 +16,7 @@ PAGES = (
     *("README.md", "docs/quickstart.md", "docs/http-api.md", "docs/prefix-format.md"),
     *("docs/coming-from.md", "docs/operations.md", "docs/benchmarks.md", "docs/promises.md"),
     *("docs/glossary.md", "docs/architecture.md", "docs/features.md", "docs/tuning.md"),
-    "docs/console.md",
+    *("docs/prefix-or-lora.md", "docs/console.md"),
     *(
         "clients/python/README.md",
         "clients/bench/README.md",
