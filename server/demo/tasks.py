@@ -104,37 +104,33 @@ _OPPOSITE = DemoTask(
     text="hot -> cold\nbig -> small\nday -> night\nfast -> slow\n",
 )
 
-_BANKING = DemoTask(
-    name="banking77",
-    profile=Profile(
-        description="Tells what a bank's customer wants, one of 77 intents.",
-        template="{prompt}\n",
-        defaults=Defaults(max_tokens=27, temperature=0),
-    ),
-    example="My card still has not arrived.",
-    folder=_TUNED / "banking77",
+
+def _tuned(name: str, description: str, example: str, max_tokens: int) -> DemoTask:
+    """With the template that `foreword tune` puts around prompts."""
+    defaults = Defaults(max_tokens=max_tokens, temperature=0)
+    profile = Profile(description=description, template="{prompt}\n", defaults=defaults)
+    return DemoTask(name=name, profile=profile, example=example, folder=_TUNED / name)
+
+
+_BANKING = _tuned(
+    "banking77",
+    "Tells what a bank's customer wants, one of 77 intents.",
+    "My card still has not arrived.",
+    27,
 )
 
-_ASSISTANT = DemoTask(
-    name="clinc150",
-    profile=Profile(
-        description="Tells what the user of an assistant wants, one of 150 intents.",
-        template="{prompt}\n",
-        defaults=Defaults(max_tokens=27, temperature=0),
-    ),
-    example="wake me up at seven tomorrow",
-    folder=_TUNED / "clinc150",
+_ASSISTANT = _tuned(
+    "clinc150",
+    "Tells what the user of an assistant wants, one of 150 intents.",
+    "wake me up at seven tomorrow",
+    27,
 )
 
-_RESTAURANT = DemoTask(
-    name="e2e",
-    profile=Profile(
-        description="Makes a sentence of a restaurant's facts.",
-        template="{prompt}\n",
-        defaults=Defaults(max_tokens=100, temperature=0),
-    ),
-    example="name[The Owl], eatType[coffee shop], food[French], familyFriendly[yes]",
-    folder=_TUNED / "e2e",
+_RESTAURANT = _tuned(
+    "e2e",
+    "Makes a sentence of a restaurant's facts.",
+    "name[The Owl], eatType[coffee shop], food[French], familyFriendly[yes]",
+    100,
 )
 
 DEMO_TASKS: tuple[DemoTask, ...] = (
