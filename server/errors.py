@@ -6,6 +6,7 @@ What the server can refuse or fail to do. Nothing here knows about HTTP.
   x InvalidRequest
     + PromptTooLong
     + TemplateMismatch
+    + NotAChat
     + UnsupportedParameter
     + InvalidGrammar
   x BaseModelMismatch
@@ -77,6 +78,12 @@ class TemplateMismatch(InvalidRequest):
     """The task's template and the request's fields do not fit together."""
 
     code = "template_mismatch"
+
+
+class NotAChat(InvalidRequest):
+    """A conversation or a system message for a task that takes one prompt."""
+
+    code = "not_a_chat"
 
 
 class UnsupportedParameter(InvalidRequest):

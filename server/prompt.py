@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TypeVar
 
 from prefix_store.manifest import Profile, PromptFormat
@@ -11,7 +11,7 @@ from server import template
 from server.constraint import Constraint, of_profile
 from server.engine.messages import EngineInfo
 from server.engine.request import BASE_MODEL, Sampling, Share, Wishes
-from server.errors import InvalidRequest, PromptTooLong, TemplateMismatch
+from server.errors import InvalidRequest, NotAChat, PromptTooLong, TemplateMismatch
 from server.ranking import Candidates
 from server.template import Part
 from server.tokenizer import Tokenizer
@@ -50,10 +50,23 @@ class GenerateParams:
 class Behind:
     """What a prompt follows: a version's prefix, its task's profile and its place in the engine."""
 
+    is_base: bool = False
+    """No task at all: prompts are plain text, and messages a chat with the base model."""
     num_prefix_tokens: int = 0
     prompt_format: PromptFormat = field(default_factory=PromptFormat)
     profile: Profile = field(default_factory=Profile)
     queue: int = BASE_MODEL
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether a plain prompt is one user message. A prefix computed from messages is a chat,
+        whatever the profile says: nothing but a further message can follow it."""
+        return self.profile.chat or self.prompt_format.messages is not None
+
+    @property
+    def takes_conversations(self) -> bool:
+        """A template goes around one prompt: no conversation fits into it."""
+        return self.is_base or (self.is_chat and self.profile.template is None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +142,9 @@ def check_profile(profile: Profile) -> str | None:
 def _token_ids(
     params: GenerateParams, behind: Behind, tokenizer: Tokenizer, then: str = ""
 ) -> list[int]:
-    """`then`: a text behind the prompt, as part of it."""
-    profile = behind.profile
+    """`then`: a text after the prompt, as part of it."""
+    if params.messages is not None and not behind.takes_conversations:
+        params = replace(params, messages=None, prompt=_only_message(params.messages))
     if isinstance(params.prompt, list) or params.messages is not None:
         if params.fields:
             raise TemplateMismatch("`fields` go with a text `prompt` only")
@@ -138,13 +152,23 @@ def _token_ids(
             return params.prompt + tokenizer.encode(then, add_special_tokens=False)
     if params.messages is not None:
         return _chat_ids(params.messages, behind, tokenizer, then)
-    parts = _parts(params, profile)
-    if profile.chat:
+    parts = _parts(params, behind.profile)
+    if behind.is_chat:
         content = "".join(part.text for part in parts)
         return _chat_ids([{"role": "user", "content": content}], behind, tokenizer, then)
     parts = [*parts, Part(then, trusted=False)] if then else parts
     add_special_tokens = behind.prompt_format.add_special_tokens
     return tokenizer.encode_parts(parts, add_special_tokens=add_special_tokens)
+
+
+def _only_message(messages: list[dict[str, str]]) -> str:
+    """The prompt of a task that takes one. Raises `NotAChat`."""
+    if [message["role"] for message in messages] != ["user"]:
+        raise NotAChat(
+            "this task answers one prompt at a time: send exactly one user message, and no system "
+            "message or conversation"
+        )
+    return messages[0]["content"]
 
 
 def _parts(params: GenerateParams, profile: Profile) -> list[Part]:

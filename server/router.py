@@ -126,7 +126,7 @@ class Router:
         if task is None:
             if version is not None:
                 raise InvalidRequest("a `version` needs a `task`")
-            return Target(None, None, None, 0), Behind()
+            return Target(None, None, None, 0), Behind(is_base=True)
         route = self._store.route(task, version, key)
         manifest = route.manifest
         self._check_base_model(manifest)

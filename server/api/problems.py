@@ -32,6 +32,7 @@ STATUS: dict[type[Exception], int] = {
     store.StorageFailure: 503,
     store.PrefixStoreError: 500,
     server.BaseModelMismatch: 409,
+    server.NotAChat: 400,
     server.InvalidRequest: 422,
     server.MalformedRequest: 400,
     server.Overloaded: 429,

@@ -67,6 +67,8 @@ class Encoder:
         if line.messages:
             if not self._chat:
                 raise DataError("`messages` need --chat")
+            if self._template != PLAIN:
+                raise DataError("`messages` and --template do not go together")
             return self._chat_ids(line.messages)
         text = self.render(line)
         if self._chat:

@@ -41,4 +41,5 @@ def choose(
 
 
 def _is_plain(line: Line) -> bool:
-    return len(line.messages) <= 1 and max(len(line.prompt), len(line.completion)) <= _MAX_CHARS
+    is_prompt = [message["role"] for message in line.messages] in ([], ["user"])
+    return is_prompt and max(len(line.prompt), len(line.completion)) <= _MAX_CHARS

@@ -202,6 +202,28 @@ def test_an_error_is_one_line(run: Run, args: list[str], code: int, told: str) -
     assert told in last[0]
 
 
+@pytest.mark.parametrize(("target", "remembers"), [((), True), (("-t", "x"), False)])
+def test_a_chat_remembers_unless_the_task_answers_single_prompts(
+    run: Run, server: FakeForeword, target: tuple[str, ...], remembers: bool
+) -> None:
+    done = run("chat", *target, input="hi\nand now?\n")
+
+    first, second = (body["messages"] for body in server.bodies())
+    line = {"role": "user", "content": "and now?"}
+    answer = {"role": "assistant", "content": "one two three"}
+    assert second == ([*first, answer, line] if remembers else [line])
+    assert ("does not remember" in done.stderr) != remembers
+
+
+def test_a_system_message_for_a_task_that_answers_single_prompts_is_refused(
+    run: Run, server: FakeForeword
+) -> None:
+    done = run("chat", "-t", "x", "--system", "Be brief.", input="hi\n")
+
+    assert (done.exit_code, "answers single prompts" in done.stderr) == (2, True)
+    assert server.bodies() == []
+
+
 def test_files_that_hold_no_chat_are_refused(run: Run, tmp_path: Path) -> None:
     for content in ("{", "{}", '[{"role": "user"}]', "[3]"):
         path = tmp_path / "chat.json"

@@ -64,6 +64,13 @@ def test_messages_of_a_chat() -> None:
     assert ids == served(tokenizer, Profile(chat=True), messages=list(line.messages))
 
 
+def test_messages_do_not_go_into_a_template() -> None:
+    line = Line(1, "c", "q", {}, (USER,))
+
+    with pytest.raises(DataError, match="--template"):
+        encoder(make_transformers_tokenizer(), chat=True, template="Q: {prompt}").prompt_ids(line)
+
+
 def test_a_completion_ends_with_the_token_that_ends_it() -> None:
     tokenizer = make_transformers_tokenizer(bos=True)
 

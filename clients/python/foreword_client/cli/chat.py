@@ -31,15 +31,19 @@ def chat(
         float | None, typer.Option(min=0, metavar="X", help="0 is greedy.")
     ] = None,
 ) -> None:
-    """Talk to a task, a line at a time. It remembers what was said.
+    """Talk to a task, a line at a time. A chat remembers what was said; a task that answers single
+    prompts gets each line on its own.
 
     /new forgets it, /exit or the end of the input leaves. Ctrl-C stops an answer.
     """
     begin = [] if system is None else [{"role": "system", "content": system}]
     said = list(begin)
     with arguments.connect(ctx) as client:
-        if task is not None:
-            client.task(task)  # or the first line would be typed for nothing
+        remembers = task is None or _takes_conversations(client, task)
+        if not remembers:
+            if system is not None:
+                raise typer.BadParameter(f"--system: {task} answers single prompts")
+            output.note(f"{task} answers single prompts: it does not remember earlier lines")
         for line in _lines():
             if line == "/exit":
                 return
@@ -55,7 +59,19 @@ def chat(
                     raise
                 output.error(f"{exc} [{exc.code}]")
                 continue
-            said = [*asked, {"role": "assistant", "content": text}]
+            if remembers:
+                said = [*asked, {"role": "assistant", "content": text}]
+
+
+def _takes_conversations(client: Client, task: str) -> bool:
+    """As the server decides it: a chat, by its profile or by the messages that its prefix holds,
+    without a template around every prompt."""
+    found = client.task(task)
+    if found.profile.template is not None or found.profile.chat:
+        return found.profile.template is None
+    if found.active_version is None:
+        return False
+    return client.version(task, found.active_version).prompt.messages is not None
 
 
 def _lines() -> Iterator[str]:
