@@ -16,6 +16,8 @@ What can go wrong in a prefix store. Nothing here knows about HTTP.
     + LastAdminKey
     + VersionQuarantined
     + RequestInProgress
+    + DefinitionMismatch
+    + ActivationOvertaken
   x QuotaExceeded
     + StoreFull
   x PreconditionFailed
@@ -126,6 +128,18 @@ class RequestInProgress(Conflict):
     """Another request with the same idempotency key has not been answered yet."""
 
     code = "request_in_progress"
+
+
+class DefinitionMismatch(Conflict):
+    """The upload says that prompts are made in another way than its task makes them."""
+
+    code = "definition_mismatch"
+
+
+class ActivationOvertaken(Conflict):
+    """Another activation came first, after this request had begun."""
+
+    code = "activation_overtaken"
 
 
 class QuotaExceeded(PrefixStoreError):

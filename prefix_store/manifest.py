@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from prefix_store.errors import DefinitionMismatch
 
 TASK_NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
@@ -170,6 +172,51 @@ class Profile(BaseModel):
     """Tokens it gets for each of a task of weight 1, while both want more than they get."""
     golden: GoldenPrompts = ()
     """What every version must answer rightly before it may become the active one."""
+
+
+class Definition(BaseModel):
+    """How a prefix is asked: what `foreword.json` beside it says."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    template: str | None = Field(None, max_length=100_000)
+    chat: bool = False
+    defaults: Defaults = Defaults()
+    """Stop strings among them."""
+    prompt: PromptFormat | None = None
+    """None: as the upload's format has it."""
+
+    @model_validator(mode="after")
+    def _no_empty_messages(self) -> Self:
+        messages = (self.prompt and self.prompt.messages) or ()
+        if any(not message.content for message in messages):
+            raise ValueError("a message is empty")
+        return self
+
+    @classmethod
+    def of(cls, profile: Profile, prompt: PromptFormat) -> Definition:
+        """Of a version with this prompt format, in a task with this profile."""
+        defaults, template, chat = profile.defaults, profile.template, profile.chat
+        return cls(template=template, chat=chat, defaults=defaults, prompt=prompt)
+
+    def adopted_by(self, task: Task | None) -> Profile:
+        """The profile of a task once it has a version with this definition. A new task takes all
+        of it; one that has versions makes prompts in this way already, and keeps its own defaults.
+
+        Raises `DefinitionMismatch`.
+        """
+        profile = Profile() if task is None else task.profile
+        is_new = task is None or task.num_versions == 0
+        is_untouched = is_new and (profile.template, profile.chat) == (None, False)
+        if (profile.template, profile.chat) != (self.template, self.chat) and not is_untouched:
+            raise DefinitionMismatch(
+                "the upload's foreword.json and the task's profile differ in template or chat: "
+                "upload it as a new task, or change the profile first"
+            )
+        changes: dict[str, Any] = {"template": self.template, "chat": self.chat}
+        if is_new and profile.defaults == Defaults():
+            changes["defaults"] = self.defaults
+        return profile.model_copy(update=changes)
 
 
 class Task(BaseModel):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy import or_, select
+from sqlalchemy import Connection, or_, select
 
 from prefix_store import answers, audit, rows, traffic
 from prefix_store.audit import NOBODY, Actor
@@ -20,11 +20,11 @@ from prefix_store.errors import (
     UnknownVersion,
     VersionActive,
 )
-from prefix_store.manifest import Activation, Draft, Manifest, Profile, Task
+from prefix_store.manifest import Activation, Definition, Draft, Manifest, Profile, Task
 from prefix_store.quotas import Quotas
 from prefix_store.reference import check_task_name
 from prefix_store.schema import activations, tasks, versions
-from prefix_store.terms import ANY, Once, Terms
+from prefix_store.terms import ANY, Once, Seen, Terms
 from prefix_store.traffic import choose
 
 
@@ -81,12 +81,9 @@ class Registry:
         self, name: str, profile: Profile, terms: Terms = ANY, by: Actor = NOBODY
     ) -> Task:
         """Raises `UnknownTask`, `PreconditionFailed`."""
-        text = profile.model_dump_json()
         with self._write() as connection:
             rows.lock(connection, name, terms)
-            rows.change(connection, name, profile=text)
-            digest = Digest.of(text.encode())
-            audit.append(connection, by, "set_profile", task=name, digest=digest)
+            _write_profile(connection, name, profile, by)
             return rows.read_task(connection, name)
 
     def get_task(self, name: str) -> Task:
@@ -123,12 +120,14 @@ class Registry:
         create: bool,
         by: Actor = NOBODY,
         terms: Terms = ANY,
+        definition: Definition | None = None,
         rehearse: bool = False,
     ) -> Manifest:
         """Give a draft the task's next number; row, pointer and history in one transaction.
 
-        `create` makes a missing task, with an empty profile; `rehearse` undoes it all in the end.
-        Raises `UnknownTask`, `InvalidName`, `PreconditionFailed`, `QuotaExceeded`.
+        `create` makes a missing task, with an empty profile; a task without versions adopts the
+        `definition`; `rehearse` undoes it all in the end. Raises `UnknownTask`, `InvalidName`,
+        `PreconditionFailed`, `QuotaExceeded`, `DefinitionMismatch`, `ActivationOvertaken`.
         """
         if create:
             check_task_name(task)
@@ -136,6 +135,8 @@ class Registry:
             if create and terms.revisions is None and rows.create(connection, task, Profile()):
                 self._quotas.check_tasks(connection)
             row = rows.lock(connection, task, terms)
+            if definition is not None:
+                _adopt(connection, task, definition, by)
             number = rows.next_number(connection, task)
             manifest = draft.as_version(task, number, at=rows.now(), by=by.key)
             rows.add(connection, manifest)
@@ -297,6 +298,12 @@ class Registry:
         with self._read() as connection:
             self._quotas.check_bytes(connection, num_bytes)
 
+    def seen(self, task: str) -> Seen:
+        """What is in force now, also of a task that does not exist."""
+        query = select(tasks.c.active_seq).where(tasks.c.name == task, tasks.c.deleted_at.is_(None))
+        with self._read() as connection:
+            return Seen(connection.scalar(query))
+
     def history(self, task: str, limit: int = 100) -> list[Activation]:
         """The task's last activations, newest first. Raises `UnknownTask`."""
         query = (
@@ -373,3 +380,17 @@ class Registry:
         """Delete the answers to requests that will not come again; their number."""
         with self._write() as connection:
             return answers.forget(connection, older_than_s)
+
+
+def _adopt(connection: Connection, task: str, definition: Definition, by: Actor) -> None:
+    """Raises `DefinitionMismatch`."""
+    found = rows.read_task(connection, task)
+    profile = definition.adopted_by(found)
+    if profile != found.profile:
+        _write_profile(connection, task, profile, by)
+
+
+def _write_profile(connection: Connection, task: str, profile: Profile, by: Actor) -> None:
+    text = profile.model_dump_json()
+    rows.change(connection, task, profile=text)
+    audit.append(connection, by, "set_profile", task=task, digest=Digest.of(text.encode()))

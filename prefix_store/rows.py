@@ -22,6 +22,7 @@ from sqlalchemy import (
 
 from prefix_store.digest import Digest
 from prefix_store.errors import (
+    ActivationOvertaken,
     PreconditionFailed,
     UnknownTask,
     UnknownVersion,
@@ -112,7 +113,7 @@ def create(connection: Connection, name: str, profile: Profile) -> bool:
 def lock(connection: Connection, name: str, terms: Terms) -> Row[Any]:
     """The task's row, to be changed in this transaction.
 
-    Raises `UnknownTask`, `PreconditionFailed`.
+    Raises `UnknownTask`, `PreconditionFailed`, `ActivationOvertaken`.
     """
     check_known_name(name)
     row = connection.execute(
@@ -122,6 +123,11 @@ def lock(connection: Connection, name: str, terms: Terms) -> Row[Any]:
         raise UnknownTask(f"there is no task {name}")
     if terms.revisions is not None and row.revision not in terms.revisions:
         raise PreconditionFailed(f"{name} has changed: it is at revision {row.revision}")
+    if terms.seen is not None and row.active_seq != terms.seen.activation:
+        raise ActivationOvertaken(
+            f"another activation of {name} came first, after this request had begun: look at what "
+            "is active now, and send it again if it is still wanted"
+        )
     return row
 
 

@@ -9,9 +9,9 @@ from prefix_store.audit import NOBODY, Actor
 from prefix_store.blobs import BlobStore
 from prefix_store.digest import Digest
 from prefix_store.errors import StorageFailure, UnknownDigest
-from prefix_store.manifest import Activation, Draft, Manifest, Profile, Task
+from prefix_store.manifest import Activation, Definition, Draft, Manifest, Profile, Task
 from prefix_store.registry import Registry, Route
-from prefix_store.terms import ANY, Once, Terms
+from prefix_store.terms import ANY, Once, Seen, Terms
 
 if TYPE_CHECKING:
     from prefix_store.prefix import Prefix
@@ -71,21 +71,34 @@ class PrefixStore:
         create: bool,
         by: Actor = NOBODY,
         terms: Terms = ANY,
+        definition: Definition | None = None,
         rehearse: bool = False,
     ) -> Manifest:
-        """Make a kept artifact the task's next version; `create` makes a missing task.
+        """Make a kept artifact the task's next version; `create` makes a missing task, and one
+        without versions adopts the `definition`.
 
         With `rehearse` nothing is written: the manifest is the one that it would be.
 
         Raises `UnknownDigest`, `UnknownTask`, `InvalidName`, `PreconditionFailed`,
-        `QuotaExceeded`.
+        `QuotaExceeded`, `DefinitionMismatch`, `ActivationOvertaken`.
         """
         digest = Digest(draft.digest)
         if not self._blobs.exists(digest):
             raise UnknownDigest(f"no blob {digest}: put it first")
         return self._registry.add_version(
-            task, draft, activate=activate, create=create, by=by, terms=terms, rehearse=rehearse
+            task,
+            draft,
+            activate=activate,
+            create=create,
+            by=by,
+            terms=terms,
+            definition=definition,
+            rehearse=rehearse,
         )
+
+    def seen(self, task: str) -> Seen:
+        """What is in force now, for a change that must not overtake a newer one."""
+        return self._registry.seen(task)
 
     def resolve(self, task: str, version: int | None = None, key: str = "") -> Manifest:
         """The version a request gets; the same for the same key, where versions share the traffic.

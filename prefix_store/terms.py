@@ -25,12 +25,22 @@ class Once:
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """The activation that was in force when a request began."""
+
+    activation: int | None
+    """Its number in the history; None where nothing was active."""
+
+
+@dataclass(frozen=True, slots=True)
 class Terms:
     """The default: whatever the state, and as often as it is asked for."""
 
     revisions: frozenset[int] | None = None
     """The revisions of the task that the change may be made to; None for any."""
     once: Once | None = None
+    seen: Seen | None = None
+    """What the change may replace; None: whatever is in force."""
 
     def after(self, describe: Callable[[Any], Any]) -> Terms:
         """The same, where what the change returns is described before it is answered."""

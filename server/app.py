@@ -152,6 +152,7 @@ def create_app(
             engine,
             drafts,
             Verification(engine, tokenizer, uploads),
+            grammars,
             metrics,
             executor=uploads,
         ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from functools import partial
 from typing import ParamSpec, TypeVar
 
@@ -12,18 +13,27 @@ from safetensors.torch import save as save_tensors
 
 from prefix_store import artifact, formats
 from prefix_store.digest import Digest
-from prefix_store.manifest import Draft, Message, PromptFormat
+from prefix_store.manifest import Definition, Draft, Message, PromptFormat
 from prefix_store.prefix import BaseModelSpec, Prefix, SoftPrompt, TextPrompt
 from prefix_store.store import PrefixStore
 from server.engine.client import EngineClient
 from server.template import Part
 from server.tokenizer import Tokenizer
-from server.verification import of_file
+from server.verification import PROBE, of_file, of_prompt
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _HOLDS_SPECIAL_TOKENS = ("text", "messages")
+
+
+@dataclass(frozen=True, slots=True)
+class Drafted:
+    """What a body says."""
+
+    draft: Draft
+    definition: Definition | None
+    """How the prefix is asked, where the body says so."""
 
 
 class Drafts:
@@ -47,7 +57,7 @@ class Drafts:
         self._model_name = model_name
         self._max_prefix_tokens = max_prefix_tokens
 
-    async def read(self, body: bytes, media_type: str) -> Draft:
+    async def read(self, body: bytes, media_type: str) -> Drafted:
         """Raises `PrefixStoreError` and `ServerError`; then no version knows of what was kept."""
         base = self.base()
         upload = await self._off_loop(
@@ -56,24 +66,35 @@ class Drafts:
         source = await self._off_loop(Digest.of, body)
         golden = await self._off_loop(formats.read_golden, body, media_type)
         evaluation = await self._off_loop(formats.read_evaluation, body)
-        draft = await self._kept(upload, base, source)
-        return draft.model_copy(update={"golden": golden, "evaluation": evaluation})
+        definition = await self._off_loop(formats.read_definition, body)
+        prompt = (definition and definition.prompt) or PromptFormat()
+        await self._off_loop(self._check_messages, prompt)
+        draft = await self._kept(upload, base, source, prompt)
+        beside = {"golden": golden, "evaluation": evaluation}
+        return Drafted(draft.model_copy(update=beside), definition)
 
-    async def _kept(self, upload: formats.Upload, base: BaseModelSpec, source: Digest) -> Draft:
+    async def _kept(
+        self, upload: formats.Upload, base: BaseModelSpec, source: Digest, prompt: PromptFormat
+    ) -> Draft:
         match upload:
             case Prefix():
                 digest, num_bytes = await self._off_loop(self._store.put, upload)
-                fallback = PromptFormat()
                 return await self._off_loop(
-                    self._describe, upload, digest, num_bytes, base, source, fallback
+                    self._describe, upload, digest, num_bytes, base, source, prompt
                 )
             case SoftPrompt():
-                return await self._compile_embeddings(upload, base, source)
+                return await self._compile_embeddings(upload, base, source, prompt)
             case TextPrompt():
                 return await self._compile_text(upload, base, source)
 
+    def _check_messages(self, prompt: PromptFormat) -> None:
+        """Whether the base model's chat template can continue them. Raises `TemplateMismatch`."""
+        if prompt.messages is not None:
+            held = [message.model_dump() for message in prompt.messages]
+            self._tokenizer.encode_chat([{"role": "user", "content": PROBE}], after=held)
+
     async def _compile_embeddings(
-        self, upload: SoftPrompt, base: BaseModelSpec, source: Digest
+        self, upload: SoftPrompt, base: BaseModelSpec, source: Digest, prompt: PromptFormat
     ) -> Draft:
         tensors = {"embeddings": upload.embeddings.contiguous()}
         blob = await self._off_loop(lambda: self._store.put_bytes(save_tensors(tensors)))
@@ -81,7 +102,7 @@ class Drafts:
         if upload.base_model:
             origin["base_model"] = upload.base_model
         compiled = await self._engine.compile(embeddings=blob, origin=origin)
-        return await self._read_back(Digest(compiled.digest), base, source, PromptFormat())
+        return await self._read_back(Digest(compiled.digest), base, source, prompt)
 
     async def _compile_text(self, upload: TextPrompt, base: BaseModelSpec, source: Digest) -> Draft:
         token_ids = await self._off_loop(self._tokenize, upload)
@@ -138,7 +159,7 @@ class Drafts:
             source_format=source_format,
             source_digest=str(source),
             prompt=prompt,
-            verification=tuple(of_file(prefix, base)),
+            verification=(*of_file(prefix, base), *of_prompt(prefix, prompt)),
         )
 
     def base(self) -> BaseModelSpec:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ParamSpec, TypeVar
 
@@ -14,12 +14,11 @@ from prefix_store import artifact, formats
 from prefix_store.audit import NOBODY, Actor
 from prefix_store.digest import Digest
 from prefix_store.errors import InvalidName, PrefixStoreError, UnknownTask, UnsupportedMediaType
-from prefix_store.formats import peft
-from prefix_store.manifest import Check, Draft, Manifest, Profile
+from prefix_store.manifest import Check, Definition, Draft, Manifest, Profile
 from prefix_store.prefix import BaseModelSpec
 from prefix_store.reference import check_task_name
 from prefix_store.store import PrefixStore
-from prefix_store.terms import ANY, Terms
+from prefix_store.terms import ANY, Seen, Terms
 from server.drafts import Drafts
 from server.engine.client import EngineClient
 from server.errors import (
@@ -29,13 +28,29 @@ from server.errors import (
     ServerError,
     UnusablePrefix,
 )
+from server.grammar_check import GrammarCheck
 from server.metrics import Metrics
+from server.prompt import check_profile
 from server.verification import Verification, of_file
 
 logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_CLIENT_GONE = "the client had gone before this version was ready: it is stored, and not activated"
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What an upload found when it began."""
+
+    is_new_task: bool
+    seen: Seen
+
+
+async def _always() -> bool:
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +86,7 @@ class Uploads:
         engine: EngineClient,
         drafts: Drafts,
         verification: Verification,
+        grammars: GrammarCheck,
         metrics: Metrics,
         *,
         executor: Executor,
@@ -79,6 +95,7 @@ class Uploads:
         self._engine = engine
         self._drafts = drafts
         self._verification = verification
+        self._grammars = grammars
         self._metrics = metrics
         self._executor = executor
 
@@ -86,20 +103,21 @@ class Uploads:
     def max_prefix_tokens(self) -> int:
         return self._drafts.max_prefix_tokens
 
-    async def expect(self, task: str, media_type: str, *, create: bool) -> bool:
-        """Refuse what can be refused before the body is read. Whether the task is new."""
+    async def begin(self, task: str, media_type: str, *, create: bool) -> Begun:
+        """Refuse what can be refused before the body is read."""
         kind = media_type.partition(";")[0].strip().lower()
         if kind and kind not in formats.MEDIA_TYPES:
             raise UnsupportedMediaType(f"an upload is one of {', '.join(formats.MEDIA_TYPES)}")
         _ = self._engine.info
+        is_new_task = False
         try:
             await self._off_loop(self._store.get_task, task)
         except (UnknownTask, InvalidName):
             if not create:
                 raise
             check_task_name(task)
-            return True
-        return False
+            is_new_task = True
+        return Begun(is_new_task, await self._off_loop(self._store.seen, task))
 
     async def push(
         self,
@@ -109,16 +127,30 @@ class Uploads:
         *,
         activate: bool,
         create: bool = False,
+        begun: Begun | None = None,
+        is_wanted: Callable[[], Awaitable[bool]] = _always,
         by: Actor = NOBODY,
         terms: Terms = ANY,
     ) -> Pushed:
-        """Make a body the task's next version. Raises `PrefixStoreError`, `ServerError`."""
+        """Make a body the task's next version. Raises `PrefixStoreError`, `ServerError`.
+
+        It is activated only if nothing else was since it had `begun`, and if `is_wanted` says so in
+        the end: nobody sees the outcome of an upload whose client has gone.
+        """
         try:
-            is_new_task = await self.expect(task, media_type, create=create)
-            draft = await self._verified(task, await self._drafts.read(body, media_type), activate)
+            begun = begun or await self.begin(task, media_type, create=create)
+            drafted = await self._drafts.read(body, media_type)
+            profile = await self._profile(task, drafted.definition)
+            draft = await self._verified(profile, drafted.draft, activate)
             warning = await self.load(draft.digest) if activate else None
             warning = warning or _failed(draft.verification)
-            pushed = partial(Pushed, is_active=activate, is_new_task=is_new_task, warning=warning)
+            if activate and not await is_wanted():
+                activate, warning = False, _CLIENT_GONE
+            if activate:
+                terms = replace(terms, seen=begun.seen)
+            pushed = partial(
+                Pushed, is_active=activate, is_new_task=begun.is_new_task, warning=warning
+            )
             manifest = await self._off_loop(
                 self._store.push,
                 task,
@@ -127,6 +159,7 @@ class Uploads:
                 create=create,
                 by=by,
                 terms=terms.after(pushed),
+                definition=drafted.definition,
             )
         except (PrefixStoreError, ServerError) as exc:
             self._metrics.uploaded(exc.code)
@@ -138,18 +171,26 @@ class Uploads:
         self, task: str, body: bytes, media_type: str, *, activate: bool, create: bool
     ) -> Rehearsed:
         """Everything that a push does, but for the version. Raises what the push would."""
-        is_new_task = await self.expect(task, media_type, create=create)
-        draft = await self._drafts.read(body, media_type)
+        begun = await self.begin(task, media_type, create=create)
+        drafted = await self._drafts.read(body, media_type)
+        draft = drafted.draft
         num_bytes = draft.num_virtual_tokens * self._drafts.base().num_bytes_per_token
         was_resident = draft.digest in self._engine.stats.prefixes_on_device
         room = await self._engine.ask_room(0 if was_resident else num_bytes)
-        draft = await self._verified(task, draft, activate)
+        profile = await self._profile(task, drafted.definition)
+        draft = await self._verified(profile, draft, activate)
         if not was_resident:
             self._engine.unload(Digest(draft.digest))
         manifest = await self._off_loop(
-            self._store.push, task, draft, activate=activate, create=create, rehearse=True
+            self._store.push,
+            task,
+            draft,
+            activate=activate,
+            create=create,
+            definition=drafted.definition,
+            rehearse=True,
         )
-        pushed = Pushed(manifest, activate, is_new_task, _failed(draft.verification))
+        pushed = Pushed(manifest, activate, begun.is_new_task, _failed(draft.verification))
         return Rehearsed(pushed, num_bytes, room.fits, room.evicted)
 
     async def check_golden(self, manifest: Manifest) -> None:
@@ -179,12 +220,22 @@ class Uploads:
         golden = await self._golden(manifest, task.profile)
         return (*checks, *([] if golden is None else [golden]))
 
-    async def _verified(self, task: str, draft: Draft, activate: bool) -> Draft:
-        """Runs it. Raises `UnusablePrefix`, and `GoldenPromptFailed` if it is to be active."""
+    async def _profile(self, task: str, definition: Definition | None) -> Profile:
+        """How the task will treat prompts once it has the version. Raises `DefinitionMismatch`, and
+        what a profile is refused for."""
         try:
-            profile = (await self._off_loop(self._store.get_task, task)).profile
+            found = await self._off_loop(self._store.get_task, task)
         except UnknownTask:
-            profile = Profile()
+            found = None
+        if definition is None:
+            return Profile() if found is None else found.profile
+        profile = definition.adopted_by(found)
+        if (grammar := await self._off_loop(check_profile, profile)) is not None:
+            await self._grammars.check(grammar)
+        return profile
+
+    async def _verified(self, profile: Profile, draft: Draft, activate: bool) -> Draft:
+        """Runs it. Raises `UnusablePrefix`, and `GoldenPromptFailed` if it is to be active."""
         digest = Digest(draft.digest)
         try:
             checks = await self._verification.run(digest, draft.num_virtual_tokens)
@@ -227,14 +278,23 @@ class Uploads:
         for digest in {Digest(manifest.digest) for manifest in manifests} - pinned:
             self._engine.unpin(digest)
 
-    async def export_peft(self, manifest: Manifest) -> bytes:
-        """A directory that PEFT loads, as a tar. Raises `IncompatiblePrefix`."""
-        return await self._off_loop(self._export_peft, manifest, self._drafts.base())
+    async def export(self, manifest: Manifest, *, for_peft: bool) -> bytes:
+        """A tar of the prefix and how it is asked: the artifact, or a directory that PEFT loads.
 
-    def _export_peft(self, manifest: Manifest, base: BaseModelSpec) -> bytes:
+        Raises `IncompatiblePrefix` for one that PEFT cannot express.
+        """
+        base = self._drafts.base() if for_peft else None
+        return await self._off_loop(self._export, manifest, base)
+
+    def _export(self, manifest: Manifest, base: BaseModelSpec | None) -> bytes:
+        profile = self._store.get_task(manifest.task).profile
+        definition = Definition.of(profile, manifest.prompt)
+        data = self._store.open(Digest(manifest.digest))
+        if base is None:
+            return formats.write_tar(data, definition)
         if manifest.fingerprint != base.fingerprint:
             raise BaseModelMismatch("the version was made for another base model")
-        return peft.write_tar(artifact.read(self._store.open(Digest(manifest.digest))), base)
+        return formats.write_peft(artifact.read(data), base, definition)
 
     async def _off_loop(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop = asyncio.get_running_loop()

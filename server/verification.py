@@ -49,6 +49,17 @@ def of_file(prefix: Prefix, base: BaseModelSpec) -> list[Check]:
     return checks
 
 
+def of_prompt(prefix: Prefix, prompt: PromptFormat) -> list[Check]:
+    """Whether an upload says all that prompts after its prefix depend on."""
+    if prefix.origin.get("source_format") != "messages" or prompt.messages is not None:
+        return []
+    detail = (
+        "computed from chat messages that the upload does not bring along, so prompts follow as "
+        "plain text: download the version with its foreword.json (?format=tar), and upload that"
+    )
+    return [Check(name="definition", passed=False, detail=detail)]
+
+
 class Verification:
     """Runs prefixes before anybody depends on them. `executor` is for tokenising."""
 

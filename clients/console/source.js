@@ -4,14 +4,14 @@ import { tar } from "./tar.js";
 
 const WEIGHTS = "adapter_model.safetensors";
 const CONFIG = "adapter_config.json";
-const GOLDEN = "golden.jsonl";
+const BESIDE = ["golden.jsonl", "foreword.json", "evaluation.json"];
 
 /** `{body, type, words}` of files with their paths. Throws an `Error` that says what to do. */
 export async function ofFiles(files) {
   if (files.length === 1) return ofFile(files[0].file);
   const found = inOutermost(files);
   if (!found.has(WEIGHTS)) throw new Error(missing(files));
-  const wanted = [CONFIG, WEIGHTS, GOLDEN].filter((name) => found.has(name));
+  const wanted = [CONFIG, WEIGHTS, ...BESIDE].filter((name) => found.has(name));
   if (!found.has(CONFIG)) return ofFile(found.get(WEIGHTS));
   const body = tar(wanted.map((name) => ({ name, blob: found.get(name) })));
   return { body, type: "application/x-tar", words: `PEFT directory: ${wanted.join(", ")}` };

@@ -134,7 +134,7 @@ function doings({ task, act, reports }, version, report) {
     post("warm", `v${number} is loaded.`),
     version.pinned ? post("unpin", `v${number} may be evicted again.`) : post("pin", `v${number} stays on the device.`),
     post("evict", `v${number} is out of memory.`),
-    button("Download", () => act("Downloaded.", () => download(`${path}/prefix`, `${task.name}-${number}.safetensors`))),
+    button("Download", () => act("Downloaded.", () => download(`${path}/prefix?format=tar`, `${task.name}-${number}.tar`))),
     button("Download for PEFT", () => act("Downloaded.", () => download(`${path}/prefix?format=peft`, `${task.name}-${number}.tar`))),
     button("Delete", remove, { class: "danger", "aria-label": `Delete v${number}`, "data-key": `delete-${number}` }),
   );

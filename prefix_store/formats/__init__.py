@@ -5,8 +5,8 @@ from __future__ import annotations
 from prefix_store import artifact
 from prefix_store.digest import Digest
 from prefix_store.errors import InvalidArtifact, UnsupportedMediaType
-from prefix_store.formats import evaluation, golden, peft, tar, text
-from prefix_store.manifest import Evaluation, GoldenPrompt
+from prefix_store.formats import golden, json_files, peft, tar, text
+from prefix_store.manifest import Definition, Evaluation, GoldenPrompt
 from prefix_store.prefix import BaseModelSpec, Prefix, SoftPrompt, TextPrompt
 from prefix_store.safetensors_gate import read_tensors
 
@@ -17,6 +17,9 @@ OCTET_STREAM = "application/octet-stream"
 TAR = ("application/x-tar", "application/tar")
 JSON = "application/json"
 MEDIA_TYPES = (SAFETENSORS, OCTET_STREAM, *TAR, JSON)
+
+ARTIFACT = "prefix.safetensors"
+"""An artifact's name in a tar, beside its `foreword.json`."""
 
 
 def read(data: bytes, media_type: str, base: BaseModelSpec, *, max_prefix_tokens: int) -> Upload:
@@ -33,7 +36,7 @@ def read(data: bytes, media_type: str, base: BaseModelSpec, *, max_prefix_tokens
     if kind == JSON:
         return text.read(data)
     if kind in TAR or (kind == OCTET_STREAM and tar.is_tar(data)):
-        return peft.read_tar(data, base, max_prefix_tokens=max_prefix_tokens)
+        return _read_tar(data, base, max_prefix_tokens=max_prefix_tokens)
     return _read_safetensors(data, base, max_prefix_tokens=max_prefix_tokens)
 
 
@@ -47,7 +50,34 @@ def read_golden(data: bytes, media_type: str) -> tuple[GoldenPrompt, ...]:
 
 def read_evaluation(data: bytes) -> Evaluation | None:
     """What a body that `read` has taken says about its prefix. Raises `InvalidArtifact`."""
-    return evaluation.of_tar(data) if tar.is_tar(data) else None
+    return json_files.evaluation(data) if tar.is_tar(data) else None
+
+
+def read_definition(data: bytes) -> Definition | None:
+    """How a body that `read` has taken says its prefix is asked. Raises `InvalidArtifact`."""
+    return json_files.definition(data) if tar.is_tar(data) else None
+
+
+def write_tar(artifact_bytes: bytes, definition: Definition) -> bytes:
+    """An artifact and how it is asked, as an upload takes them."""
+    return tar.write(
+        {ARTIFACT: artifact_bytes, json_files.DEFINITION: json_files.write(definition)}
+    )
+
+
+def write_peft(prefix: Prefix, base: BaseModelSpec, definition: Definition) -> bytes:
+    """A directory that PEFT loads, and how it is asked. Raises `IncompatiblePrefix`."""
+    beside = {json_files.DEFINITION: json_files.write(definition)}
+    return tar.write(peft.write(prefix, base) | beside)
+
+
+def _read_tar(data: bytes, base: BaseModelSpec, *, max_prefix_tokens: int) -> Prefix | SoftPrompt:
+    found = tar.read_files(data, frozenset((ARTIFACT, peft.CONFIG)))
+    if ARTIFACT in found and peft.CONFIG in found:
+        raise InvalidArtifact(f"the tar holds both {ARTIFACT} and {peft.CONFIG}: send one of them")
+    if ARTIFACT in found:
+        return artifact.load(found[ARTIFACT], base, max_prefix_tokens=max_prefix_tokens)
+    return peft.read_tar(data, base, max_prefix_tokens=max_prefix_tokens)
 
 
 def _read_safetensors(data: bytes, base: BaseModelSpec, *, max_prefix_tokens: int) -> Upload:

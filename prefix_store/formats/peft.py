@@ -8,9 +8,7 @@ projection was applied when they were saved. Prompt tuning, P-tuning and CPT are
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -96,8 +94,8 @@ def read_tensors(
     return SoftPrompt(embeddings, _EMBEDDINGS[kind], _base_model(config))
 
 
-def write_tar(prefix: Prefix, base: BaseModelSpec) -> bytes:
-    """A directory that `PeftModel.from_pretrained` loads, as an uncompressed tar.
+def write(prefix: Prefix, base: BaseModelSpec) -> dict[str, bytes]:
+    """The files of a directory that `PeftModel.from_pretrained` loads.
 
     The same bytes for the same prefix. Raises `IncompatiblePrefix` for an offset that PEFT, where
     real tokens always begin at L, cannot express.
@@ -122,14 +120,7 @@ def write_tar(prefix: Prefix, base: BaseModelSpec) -> bytes:
         "token_dim": base.num_kv_heads * base.head_dim,
     }
     weights = safetensors_gate.write_tensors({_TENSOR: _flatten(prefix)}, {"format": "pt"})
-    files = {CONFIG: json.dumps(config, indent=2).encode() + b"\n", WEIGHTS: weights}
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)  # time and owner are zero
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return buffer.getvalue()
+    return {CONFIG: json.dumps(config, indent=2).encode() + b"\n", WEIGHTS: weights}
 
 
 def _read_config(data: bytes) -> Config:

@@ -1,4 +1,4 @@
-"""An uncompressed tar in memory, read without `tarfile`.
+"""An uncompressed tar in memory, written with `tarfile` and read without.
 
 `tarfile` before Python 3.11.14 loops for ever on a member of negative size (CVE-2025-8194), and
 follows sparse maps and size records that make a member larger than the archive. Nothing is ever
@@ -7,8 +7,10 @@ unpacked to a disk here.
 
 from __future__ import annotations
 
+import io
 import re
-from collections.abc import Iterator
+import tarfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from prefix_store.errors import InvalidArtifact, UnsupportedFormat
@@ -62,6 +64,17 @@ def read_files(data: bytes, wanted: frozenset[str]) -> dict[str, bytes]:
     if "" not in folders and len(folders) > 1:
         raise InvalidArtifact("the archive holds more than one directory of this kind")
     return folders.get("") or next(iter(folders.values()), {})
+
+
+def write(files: Mapping[str, bytes]) -> bytes:
+    """The same bytes for the same files: time and owner are zero."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
 
 
 def _check(member: _Member) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Request, Response
@@ -135,10 +136,11 @@ async def activate(
     """Hot swap: new requests get this version, those in flight keep theirs."""
 
     async def work(terms: Terms) -> ActivationResponse:
+        seen = await services.off_loop(services.store.seen, task)
         manifest = await services.off_loop(services.store.get_version, task, body.version)
         await services.uploads.check_golden(manifest)
         answer = _activated(manifest, await services.uploads.load(manifest.digest))
-        terms = terms.after(lambda _: answer)
+        terms = replace(terms, seen=seen).after(lambda _: answer)
         await services.write(
             services.store.activate, task, body.version, by=principal.actor, terms=terms
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fastapi import APIRouter, Request, Response
 
 from prefix_store.manifest import Activation
@@ -37,6 +39,7 @@ async def put_traffic(
     weights = {int(number): weight for number, weight in body.weights.items() if weight}
 
     async def work(terms: Terms) -> TrafficResponse:
+        terms = replace(terms, seen=await services.off_loop(services.store.seen, task))
         warnings = []
         for number in weights:
             manifest = await services.off_loop(services.store.get_version, task, number)

@@ -33,8 +33,8 @@ _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": "A prefix: our artifact, PEFT's adapter_model.safetensors, a PEFT directory "
-        "as a tar, or text that the server computes one from.",
+        "description": "A prefix: our artifact, PEFT's adapter_model.safetensors, a tar of either "
+        "with a `foreword.json`, or text that the server computes one from.",
         "content": {
             formats.SAFETENSORS: _BINARY,
             formats.OCTET_STREAM: _BINARY,
@@ -55,8 +55,11 @@ DryRun = Annotated[
 ]
 Activate = Annotated[bool, Query(description="Make the new version active.")]
 Format = Annotated[
-    Literal["artifact", "peft"],
-    Query(description="`peft`: a tar of a directory that PEFT loads."),
+    Literal["artifact", "tar", "peft"],
+    Query(
+        description="`tar`: the artifact and a `foreword.json`, which says how it is asked; "
+        "`peft`: a directory that PEFT loads, with the same."
+    ),
 ]
 
 
@@ -182,14 +185,14 @@ async def delete_version(
 async def download(
     task: TaskPath, version: VersionPath, services: ServicesDep, format: Format = "artifact"
 ) -> Response:
-    """The artifact's bytes, or a directory that PEFT loads."""
+    """The artifact's bytes alone, or a tar that also says how prompts for it are made."""
     manifest = await services.off_loop(services.store.get_version, task, version)
-    if format == "peft":
-        data = await services.uploads.export_peft(manifest)
-        suffix, media_type = "tar", formats.TAR[0]
-    else:
+    if format == "artifact":
         data = await services.off_loop(services.store.open, Digest(manifest.digest))
         suffix, media_type = "safetensors", formats.SAFETENSORS
+    else:
+        data = await services.uploads.export(manifest, for_peft=format == "peft")
+        suffix, media_type = "tar", formats.TAR[0]
     filename = f"{manifest.task}-{manifest.version}.{suffix}"
     headers = {
         "Content-Disposition": f'attachment; filename="{filename}"',
@@ -223,13 +226,16 @@ async def _push(
         principal.require("promote")
     services.router.check_open()
     media_type = request.headers.get("content-type", "")
-    await services.uploads.expect(task, media_type, create=how.create)  # before the body is read
+    begun = await services.uploads.begin(task, media_type, create=how.create)
     body = await request.body()
     if how.dry_run:
         rehearsed = await services.uploads.rehearse(
             task, body, media_type, activate=how.activate, create=how.create
         )
         return _json(_rehearsal(rehearsed), 200)
+
+    async def is_wanted() -> bool:
+        return not await request.is_disconnected()
 
     async def work(terms: Terms) -> Pushed:
         pushed = await services.uploads.push(
@@ -238,6 +244,8 @@ async def _push(
             media_type,
             activate=how.activate,
             create=how.create,
+            begun=begun,
+            is_wanted=is_wanted,
             by=principal.actor,
             terms=terms,
         )

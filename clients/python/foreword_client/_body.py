@@ -21,7 +21,8 @@ Progress = Callable[[int, int], None]
 PEFT_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
 GOLDEN = "golden.jsonl"
-EVALUATION = "evaluation.json"
+BESIDE = ("foreword.json", "evaluation.json")
+"""What else of a folder is sent, where it is there: how the prefix is asked, and its scores."""
 
 _CHUNK_BYTES = 1 << 20
 _JSON = "application/json"
@@ -132,8 +133,8 @@ def _media_type(head: bytes, name: str) -> str:
 
 
 def _of_folder(folder: Path, golden: Sequence[Mapping[str, Any]]) -> Body:
-    """A PEFT folder as an uncompressed tar of the two files that matter, written as it is sent, of
-    golden prompts, those that are given or the folder's own, and of its evaluation."""
+    """A PEFT folder as an uncompressed tar, written as it is sent: the two files that matter, the
+    golden prompts given or else the folder's own, and what else says something about it."""
     files = [folder / PEFT_CONFIG, folder / PEFT_WEIGHTS]
     missing = [file.name for file in files if not file.is_file()]
     if PEFT_WEIGHTS in missing and (folder / "adapter_model.bin").is_file():
@@ -147,8 +148,9 @@ def _of_folder(folder: Path, golden: Sequence[Mapping[str, Any]]) -> Body:
     lines = "".join(f"{json.dumps(dict(prompt))}\n" for prompt in golden).encode()
     if lines or (folder / GOLDEN).is_file():
         parts += _tar_member(GOLDEN, lines or folder / GOLDEN)
-    if (folder / EVALUATION).is_file():
-        parts += _tar_member(EVALUATION, folder / EVALUATION)
+    for name in BESIDE:
+        if (folder / name).is_file():
+            parts += _tar_member(name, folder / name)
     return Body(_TAR, (*parts, bytes(2 * tarfile.BLOCKSIZE)))
 
 

@@ -225,9 +225,10 @@ class AsyncClient:
         await self._call(_calls.delete_version(task, number, if_match))
 
     async def download(
-        self, task: str, number: int, *, format: Literal["peft"] | None = None
+        self, task: str, number: int, *, format: Literal["tar", "peft"] | None = None
     ) -> bytes:
-        """A version's artifact (safetensors), or the tar of a folder that PEFT loads."""
+        """A version's artifact (safetensors) alone; or a tar of it, or of a folder that PEFT loads,
+        with a `foreword.json` that says how it is asked."""
         return await self._call(_calls.download(task, number, format))
 
     async def keys(self) -> list[types.Key]:

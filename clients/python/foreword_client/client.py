@@ -239,8 +239,11 @@ class Client:
         """Delete a version that gets no traffic."""
         self._call(_calls.delete_version(task, number, if_match))
 
-    def download(self, task: str, number: int, *, format: Literal["peft"] | None = None) -> bytes:
-        """A version's artifact (safetensors), or the tar of a folder that PEFT loads."""
+    def download(
+        self, task: str, number: int, *, format: Literal["tar", "peft"] | None = None
+    ) -> bytes:
+        """A version's artifact (safetensors) alone; or a tar of it, or of a folder that PEFT loads,
+        with a `foreword.json` that says how it is asked."""
         return self._call(_calls.download(task, number, format))
 
     def keys(self) -> list[types.Key]:

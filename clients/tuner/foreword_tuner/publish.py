@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import typer
 
-from foreword_client import Client, UnknownTaskError
-from foreword_tuner.errors import TunerError
+from foreword_client import Client
 from foreword_tuner.tune import Tuned
 
 
@@ -27,27 +24,9 @@ def tell(tuned: Tuned) -> None:
 
 
 def push(tuned: Tuned, task: str, *, url: str, api_key: str | None) -> None:
-    """Make it the active version of a task. Raises `TunerError`, `ForewordError`.
-
-    The profile comes first: golden prompts are asked in its template.
-    """
+    """Make it the active version of a task. Raises `ForewordError`."""
     with Client(url, api_key=api_key) as client:
-        ensure_profile(client, task, tuned.profile)
         uploaded = client.push(task, tuned.folder.path)
     typer.echo(f"{task}@{uploaded.version} answers: {uploaded.digest}")
     if uploaded.warning:
         typer.echo(f"warning: {uploaded.warning}", err=True)
-
-
-def ensure_profile(client: Client, task: str, profile: dict[str, Any]) -> None:
-    """A new task gets it; one that exists must treat prompts so already."""
-    try:
-        found = client.task(task).profile
-    except UnknownTaskError:
-        client.create_task(task, **profile)
-        return
-    if (found.template, found.chat) != (profile["template"], profile["chat"]):
-        raise TunerError(
-            f"the task {task} treats prompts in another way (template {found.template!r}, chat "
-            f"{found.chat}) than this training did: push under another name, or change its profile"
-        )

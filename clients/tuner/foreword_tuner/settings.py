@@ -84,5 +84,9 @@ class Folder:
         return self.path / "golden.jsonl"
 
     @property
+    def definition(self) -> Path:
+        return self.path / "foreword.json"
+
+    @property
     def evaluation(self) -> Path:
         return self.path / "evaluation.json"

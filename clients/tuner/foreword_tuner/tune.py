@@ -40,14 +40,6 @@ class Tuned:
     folder: Folder
     record: dict[str, Any]
 
-    @property
-    def profile(self) -> dict[str, Any]:
-        """Of a task that serves it: prompts have to look as they did in training."""
-        settings = self.record["settings"]
-        template = None if settings["template"] == PLAIN else settings["template"]
-        defaults = {"temperature": 0.0, "max_tokens": self.record["max_answer_tokens"]}
-        return {"template": template, "chat": settings["chat"], "defaults": defaults}
-
 
 def run(what: Run) -> Tuned:
     """Train, or go on with a training that was interrupted. Raises `TunerError`."""
@@ -130,9 +122,17 @@ def _finish(
     record = _record(file, trainee, examples, training, settings)
     record |= {"num_bytes": num_bytes, "evaluation": evaluation}
     result.write_json(folder.record, record)
+    result.write_json(folder.definition, _definition(settings, record["max_answer_tokens"]))
     title = f"{settings.method} on {file.path.name}, {settings.num_virtual_tokens} virtual tokens"
     plots.draw(folder.plot, title, state.curve, state.held_out)
     return Tuned(folder, record)
+
+
+def _definition(settings: Settings, max_tokens: int) -> dict[str, Any]:
+    """How the prefix is asked: prompts have to look as they did in training."""
+    template = None if settings.template == PLAIN else settings.template
+    defaults = {"temperature": 0.0, "max_tokens": max_tokens}
+    return {"template": template, "chat": settings.chat, "defaults": defaults}
 
 
 def _record(

@@ -173,7 +173,9 @@ def test_download_writes_a_file_or_standard_output(run: Run, tmp_path: Path) -> 
     assert done.exit_code == 0
     assert path.read_bytes() == b"bytes of peft"
     assert list(tmp_path.iterdir()) == [path]
-    assert run("download", "x", "1", "-o", "-").stdout_bytes == b"bytes of artifact"
+    assert run("download", "x", "1", "-o", "-").stdout_bytes == b"bytes of tar"
+    assert run("download", "x", "1", "-o", "-", "--bare").stdout_bytes == b"bytes of artifact"
+    assert run("download", "x", "1", "--bare", "--peft").exit_code == 2
 
 
 @pytest.mark.parametrize(

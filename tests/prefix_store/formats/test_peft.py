@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from prefix_store import artifact
 from prefix_store.digest import Digest
 from prefix_store.errors import IncompatiblePrefix
-from prefix_store.formats import peft
+from prefix_store.formats import peft, tar
 from prefix_store.prefix import Prefix, SoftPrompt
 from tests.prefix_store.tiny_llama import (
     BASE,
@@ -93,7 +93,7 @@ def test_weights_alone_are_known_by_their_columns(
 def test_an_export_is_what_peft_loads(trained: dict[str, Trained], tmp_path: Path) -> None:
     prefix = read(trained["projected"].tar())
     assert isinstance(prefix, Prefix)
-    data = peft.write_tar(prefix, BASE)
+    data = tar.write(peft.write(prefix, BASE))
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         archive.extractall(tmp_path, filter="data")
     again = read(data)
@@ -101,7 +101,7 @@ def test_an_export_is_what_peft_loads(trained: dict[str, Trained], tmp_path: Pat
     torch.testing.assert_close(peft_logits(tmp_path), trained["projected"].logits, atol=0, rtol=0)
     assert isinstance(again, Prefix)
     assert all(map(torch.equal, again.keys + again.values, prefix.keys + prefix.values))
-    assert peft.write_tar(again, BASE) == data
+    assert tar.write(peft.write(again, BASE)) == data
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -115,7 +115,7 @@ def test_an_export_keeps_the_dtype(
         keys=tuple(t.to(dtype) for t in prefix.keys),
         values=tuple(t.to(dtype) for t in prefix.values),
     )
-    with tarfile.open(fileobj=io.BytesIO(peft.write_tar(half, BASE))) as archive:
+    with tarfile.open(fileobj=io.BytesIO(tar.write(peft.write(half, BASE)))) as archive:
         archive.extractall(tmp_path, filter="data")
     wide = replace(
         half, keys=tuple(t.float() for t in half.keys), values=tuple(t.float() for t in half.values)
@@ -129,7 +129,7 @@ def test_an_offset_that_peft_cannot_express_is_not_exported(trained: dict[str, T
 
     assert isinstance(prefix, Prefix)
     with pytest.raises(IncompatiblePrefix, match="position_offset"):
-        peft.write_tar(replace(prefix, position_offset=0), BASE)
+        peft.write(replace(prefix, position_offset=0), BASE)
 
 
 def test_an_artifact_and_a_peft_file_are_told_apart(trained: dict[str, Trained]) -> None:

@@ -48,9 +48,7 @@ def peft_tar(
     golden: bytes | None = None,
     beside: dict[str, bytes] | None = None,
 ) -> bytes:
-    written = peft.write_tar(make_prefix(), BASE)
-    with tarfile.open(fileobj=io.BytesIO(written)) as archive:
-        files = {m.name: archive.extractfile(m).read() for m in archive}  # type: ignore[union-attr]
+    files = peft.write(make_prefix(), BASE)
     config = json.loads(files[peft.CONFIG]) | {"base_model_name_or_path": base_model}
     files[peft.CONFIG] = json.dumps(config).encode()
     return tar_of(files | ({} if golden is None else {"golden.jsonl": golden}) | (beside or {}))

@@ -194,18 +194,23 @@ def download(
         typer.Option("--output", "-o", metavar="FILE", help="Where to. - is standard output."),
     ] = None,
     peft: Annotated[
-        bool, typer.Option("--peft", help="A tar of a folder that PEFT loads, not the artifact.")
+        bool, typer.Option("--peft", help="A folder that PEFT loads, in the tar.")
+    ] = False,
+    bare: Annotated[
+        bool, typer.Option("--bare", help="The artifact (.safetensors) alone, without a tar.")
     ] = False,
     as_json: arguments.AsJson = False,
 ) -> None:
-    """Download a version's prefix."""
+    """Download a version's prefix and how it is asked, as a tar that `push` takes."""
+    if peft and bare:
+        raise typer.BadParameter("give --peft or --bare, not both")
     with arguments.connect(ctx) as client:
-        data = client.download(task, version, format="peft" if peft else None)
+        data = client.download(task, version, format=None if bare else "peft" if peft else "tar")
         manifest = client.version(task, version) if as_json else None
     if to == Path("-"):
         sys.stdout.buffer.write(data)
         return
-    path = to or Path(f"{task}-v{version}.{'tar' if peft else 'safetensors'}")
+    path = to or Path(f"{task}-v{version}.{'safetensors' if bare else 'tar'}")
     _write_whole(path, data)
     if manifest is not None:
         output.show_json(manifest)

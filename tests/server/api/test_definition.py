@@ -1,0 +1,179 @@
+"""How a prefix is asked travels with it: `foreword.json` in every tar, up and down."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from prefix_store import artifact
+from prefix_store.formats import peft, tar
+from server.tokenizer import Tokenizer
+from tests.server.fakes import BASE, FakeEngine, make_prefix, push
+
+TAR = {"Content-Type": "application/x-tar"}
+TEMPLATE = "Q: {prompt}\nA:"
+DEFINITION = {"template": TEMPLATE, "defaults": {"max_tokens": 7, "stop": ["\n"]}}
+
+
+def folder(definition: object | None = None, golden: object | None = None) -> bytes:
+    """A PEFT folder, and what is to lie beside it."""
+    beside = {"foreword.json": definition, "golden.jsonl": golden}
+    written = {k: json.dumps(v).encode() for k, v in beside.items() if v is not None}
+    return tar.write(peft.write(make_prefix(), BASE) | written)
+
+
+async def put(http: httpx.AsyncClient, task: str, body: bytes, **params: Any) -> httpx.Response:
+    return await http.put(f"/tasks/{task}/prefix", content=body, headers=TAR, params=params)
+
+
+async def profile(http: httpx.AsyncClient, task: str = "x") -> dict[str, Any]:
+    found: dict[str, Any] = (await http.get(f"/tasks/{task}")).json()["profile"]
+    return found
+
+
+async def test_a_new_task_is_asked_as_its_upload_says(
+    http: httpx.AsyncClient, engine: FakeEngine, tokenizer: Tokenizer
+) -> None:
+    response = await put(http, "x", folder(DEFINITION))
+    answer = await http.post("/generate?task=x", json={"prompt": "hi"})
+
+    assert response.status_code == 201
+    assert (await profile(http))["template"] == TEMPLATE
+    assert tokenizer.decode(engine.submitted[-1][1]) == "Q: hi\nA:"
+    assert answer.json()["usage"]["completion_tokens"] == 7
+
+
+async def test_golden_prompts_of_a_new_task_are_asked_in_its_template(
+    http: httpx.AsyncClient, engine: FakeEngine, tokenizer: Tokenizer
+) -> None:
+    asked = "Q: capital?\nA:"
+    engine.script = lambda prefix, ids: tokenizer.encode("Rome" if ids == right else "nonsense")
+    right = tokenizer.encode(asked)
+    golden = {"prompt": "capital?", "expect": "Rome"}
+
+    with_definition = await put(http, "x", folder(DEFINITION, golden))
+    without = await put(http, "y", folder(None, golden))
+
+    assert with_definition.status_code == 201
+    assert (without.status_code, without.json()["code"]) == (409, "golden_prompt_failed")
+
+
+@pytest.mark.parametrize("format", ["tar", "peft"])
+@pytest.mark.parametrize(
+    "made_of",
+    [
+        {"text": "be a pirate"},
+        {"messages": [{"role": "system", "content": "Be a pirate."}]},
+    ],
+)
+@pytest.mark.parametrize(
+    "profile_of_x",
+    [{}, {"chat": True}, {"template": TEMPLATE, "defaults": {"stop": ["\n"], "max_tokens": 9}}],
+)
+async def test_a_download_uploaded_under_another_name_is_asked_alike(
+    http: httpx.AsyncClient,
+    engine: FakeEngine,
+    format: str,
+    made_of: dict[str, object],
+    profile_of_x: dict[str, object],
+) -> None:
+    await http.put("/tasks/x", json=profile_of_x)
+    first = await http.put("/tasks/x/prefix", json=made_of)
+    downloaded = await http.get("/tasks/x/versions/1/prefix", params={"format": format})
+
+    again = await put(http, "y", downloaded.content)
+
+    assert again.status_code == 201, again.text
+    assert again.json()["prompt"] == first.json()["prompt"]
+    assert await profile(http, "y") == await profile(http, "x")
+    if format == "tar":
+        assert again.json()["digest"] == first.json()["digest"]
+    engine.submitted.clear()
+    for task in ("x", "y"):
+        await http.post(f"/generate?task={task}", json={"prompt": "who are you?"})
+    (_, asked, params), (_, asked_again, params_again) = engine.submitted
+    assert (asked_again, params_again.max_tokens) == (asked, params.max_tokens)
+
+
+async def test_an_artifact_without_the_messages_it_holds_is_warned_of(
+    http: httpx.AsyncClient,
+) -> None:
+    messages = [{"role": "system", "content": "Be a pirate."}]
+    await http.put("/tasks/x/prefix", json={"messages": messages})
+    bare = (await http.get("/tasks/x/versions/1/prefix")).content
+
+    response = await http.put("/tasks/y/prefix", content=bare)
+
+    assert "chat messages" in response.json()["warning"]
+
+
+async def test_a_task_without_versions_takes_the_definition_and_keeps_the_rest(
+    http: httpx.AsyncClient,
+) -> None:
+    await http.put("/tasks/x", json={"description": "Mine.", "weight": 2.0})
+
+    await put(http, "x", folder(DEFINITION))
+
+    found = await profile(http)
+    assert (found["template"], found["description"], found["weight"]) == (TEMPLATE, "Mine.", 2.0)
+    assert found["defaults"]["max_tokens"] == 7
+
+
+async def test_a_task_that_is_asked_so_already_keeps_its_own_defaults(
+    http: httpx.AsyncClient,
+) -> None:
+    await http.put("/tasks/x", json={"template": TEMPLATE})
+    await put(http, "x", folder())
+
+    response = await put(http, "x", folder(DEFINITION))
+
+    assert response.status_code == 200
+    assert (await profile(http))["defaults"]["max_tokens"] is None
+
+
+@pytest.mark.parametrize("before", [{"template": "{prompt}!"}, {"chat": True}, {}])
+async def test_an_upload_that_is_asked_in_another_way_is_refused_and_changes_nothing(
+    http: httpx.AsyncClient, before: dict[str, object]
+) -> None:
+    await http.put("/tasks/x", json=before)
+    await push(http, "x")
+    was = (await http.get("/tasks/x")).json()
+
+    for dry_run in (True, False):
+        response = await put(http, "x", folder(DEFINITION), dry_run=dry_run)
+        assert (response.status_code, response.json()["code"]) == (409, "definition_mismatch")
+    assert (await http.get("/tasks/x")).json() == was
+
+
+@pytest.mark.parametrize(
+    ("definition", "said"),
+    [
+        ([], "foreword.json"),
+        ({"templat": "x"}, "templat"),
+        ({"chat": "perhaps"}, "chat"),
+        ({"defaults": {"max_tokens": 0}}, "defaults.max_tokens"),
+        ({"prompt": {"messages": [{"role": "user", "content": ""}]}}, "a message is empty"),
+        ({"prompt": {"messages": [{"role": "user", "content": "refuse me"}]}}, "not this one"),
+        ({"template": "{0}"}, "plain names"),
+        ({"defaults": {"regex": "("}}, "cannot be served"),
+    ],
+)
+async def test_a_definition_that_cannot_be_served_is_refused(
+    http: httpx.AsyncClient, definition: object, said: str
+) -> None:
+    response = await put(http, "x", folder(definition))
+
+    assert response.status_code == 422
+    assert said in response.json()["detail"]
+    assert (await http.get("/tasks/x")).status_code == 404
+
+
+async def test_a_tar_holds_one_prefix(http: httpx.AsyncClient) -> None:
+    both = peft.write(make_prefix(), BASE) | {"prefix.safetensors": artifact.dump(make_prefix())}
+
+    response = await put(http, "x", tar.write(both))
+
+    assert (response.status_code, response.json()["code"]) == (422, "invalid_artifact")
