@@ -52,6 +52,33 @@ def test_those_that_were_tuned_are_verified_with_golden_prompts(demo: RunningSer
                 assert version["evaluation"]["num_examples"] > 100
 
 
+@pytest.mark.parametrize("format", ["tar", "peft"])
+def test_a_download_under_another_name_answers_as_the_task_itself(
+    demo: RunningServer, format: str
+) -> None:
+    with httpx.Client(base_url=demo.url, timeout=60) as client:
+        for task in DEMO_TASKS:
+            path = f"/tasks/{task.name}/versions/1/prefix"
+            data = client.get(path, params={"format": format}).content
+            client.put(f"/tasks/{format}-{task.name}/prefix", content=data).raise_for_status()
+            original, copy = (
+                client.post("/generate", params={"task": name}, json={"prompt": task.example})
+                for name in (task.name, f"{format}-{task.name}")
+            )
+            assert original.json()["text"] == copy.json()["text"] != ""
+
+
+def test_every_demo_task_answers_a_chat_client_alike(demo: RunningServer) -> None:
+    with httpx.Client(base_url=demo.url, timeout=60) as client:
+        for task in DEMO_TASKS:
+            body = {"prompt": task.example}
+            text = client.post("/generate", params={"task": task.name}, json=body).json()["text"]
+            messages = [{"role": "user", "content": task.example}]
+            chat = {"model": task.name, "messages": messages}
+            answer = client.post("/v1/chat/completions", json=chat).json()
+            assert answer["choices"][0]["message"]["content"] == text
+
+
 ASKED = {
     "banking77": ["How do I change my PIN?", "Someone stole my phone!", "Can I pay in euros?"],
     "clinc150": ["tell me a joke", "will it rain in oslo", "what is on my shopping list"],
