@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install --constr
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-crash screenshots lint format type contracts docker-lint check bench bench-gpu clean
+.PHONY: help install serve test test-crash test-install screenshots lint format type contracts docker-lint check bench bench-gpu clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1: /p' Makefile
@@ -16,11 +16,14 @@ serve: $(INSTALLED) ## Serve the demo tasks on http://127.0.0.1:8000 (ARGS="--po
 	@$(BIN)/foreword serve --demo $(ARGS)
 
 test: $(INSTALLED) ## Run the tests (ARGS="-k store -x").
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -m "not crash" $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -m "not crash and not install" $(ARGS)
 
 test-crash: $(INSTALLED) ## Kill, cut and starve the store at every system call (minutes).
 	@command -v strace > /dev/null || echo "The crash tests need strace and are skipped without it: apt-get install strace"
 	@$(BIN)/pytest -m crash -rs tests/crash $(ARGS)
+
+test-install: $(INSTALLED) ## Build the wheels, install them into an empty environment, serve from it (minutes).
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -m install tests/integration/test_wheels.py $(ARGS)
 
 screenshots: $(INSTALLED) ## Take the pictures in docs/images (minutes; chromium and, for the same look, fonts-inter).
 	@$(BIN)/python -m tests.clients.console.screenshots
@@ -44,7 +47,7 @@ docker-lint: $(INSTALLED) ## Check the Dockerfile, compose files, manifests, ale
 	@$(BIN)/hadolint Dockerfile
 	@$(BIN)/pytest -q -rs tests/docker/test_deployment.py
 
-check: lint type contracts docker-lint test test-crash ## All of the above.
+check: lint type contracts docker-lint test test-crash test-install ## All of the above.
 
 bench: $(INSTALLED) ## Measure the CPU tables of docs/benchmarks.md (VLLM=DIR with vLLM, ARGS="--rounds 5").
 	@$(BIN)/foreword bench compare $(if $(VLLM),--vllm $(VLLM)) --json build/bench.json $(ARGS)

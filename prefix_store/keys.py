@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hmac
+import json
 import os
 import re
 import secrets
@@ -32,6 +33,9 @@ Glob = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_*?-]{1,63}$")]
 CACHE_S = 5.0
 """So long a server may take a key that another one has revoked."""
 
+MIN_REQUESTS_PER_S = 1e-6
+"""One request in twelve days."""
+
 _KEY = re.compile(rb"(fwd_([a-z2-7]{12})_[A-Za-z0-9_-]{43})_([0-9a-f]{8})")
 _NO_DIGEST = bytes(32)
 _MAX_REMEMBERED = 1024
@@ -49,7 +53,7 @@ class Grant(BaseModel):
     tasks: tuple[Glob, ...] = Field(("*",), min_length=1, max_length=100)
     """Patterns of task names. Only `*` holds for the bare base model too."""
     expires_at: AwareDatetime | None = None
-    requests_per_s: float | None = Field(None, gt=0, le=1e6, allow_inf_nan=False)
+    requests_per_s: float | None = Field(None, ge=MIN_REQUESTS_PER_S, le=1e6, allow_inf_nan=False)
     burst: int | None = Field(None, ge=1, le=1_000_000)
     """Requests that may come at once. Default: those of a second, and at least one."""
     max_concurrency: int | None = Field(None, ge=1, le=1_000_000)
@@ -69,6 +73,8 @@ class Grant(BaseModel):
 class Key(Grant):
     """A key as it is kept and shown, without what makes it work."""
 
+    requests_per_s: float | None = None
+    """Keys of 0.1.0 may allow less than `MIN_REQUESTS_PER_S`."""
     id: str
     created_at: datetime
     created_by: str | None
@@ -222,14 +228,8 @@ def _check_an_admin_is_left(all_keys: dict[str, Key], *, without: str) -> None:
 
 
 def _as_key(row: Row[Any]) -> Key:
-    grant = Grant.model_validate_json(row.grant)
-    return Key(
-        **dict(grant),
-        id=row.id,
-        created_at=row.created_at,
-        created_by=row.created_by,
-        revoked_at=row.revoked_at,
-    )
+    made = {name: getattr(row, name) for name in ("id", "created_at", "created_by", "revoked_at")}
+    return Key.model_validate(json.loads(row.grant) | made)
 
 
 def read_keys(connection: Connection) -> dict[str, Found]:

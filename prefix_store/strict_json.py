@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 MAX_DIGITS = 32
+MAX_DEPTH = 100
+"""Lists and objects inside each other. What reads and writes a value later, in Python or in a
+library, recurses: some of it gives up at 250."""
+_TOO_DEEP = f"nested more than {MAX_DEPTH} deep"
 
 
 class NonFiniteNumber(ValueError):
@@ -24,6 +29,8 @@ def parse(data: bytes) -> Any:
             parse_int=_short_int,
             parse_constant=_refuse_constant,
         )
+        if data.count(b"[") + data.count(b"{") > MAX_DEPTH:
+            _check_depth(value)
         # Text that cannot be encoded would fail later, in the tokenizer or in a database.
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeError:
@@ -31,8 +38,22 @@ def parse(data: bytes) -> Any:
     except json.JSONDecodeError as error:
         raise ValueError(f"{error.msg} at character {error.pos}") from None
     except RecursionError:
-        raise ValueError("nested too deeply") from None
+        raise ValueError(_TOO_DEEP) from None
     return value
+
+
+def _check_depth(value: Any) -> None:
+    """A level at a time, without recursion."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [part for whole in level for part in _parts(whole) if isinstance(part, list | dict)]
+        if not level:
+            return
+    raise ValueError(_TOO_DEEP)
+
+
+def _parts(whole: list[Any] | dict[str, Any]) -> Iterable[Any]:
+    return whole.values() if isinstance(whole, dict) else whole
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

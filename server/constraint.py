@@ -13,6 +13,9 @@ from server.errors import InvalidGrammar, InvalidRequest
 
 RankBy = Literal["sum", "mean"]
 _FIELDS = ("response_format", "regex", "choice", "choices")
+_OBJECT: dict[str, Any] = {"type": "object"}
+_AROUND_A_SCHEMA = {"name", "description", "strict", "schema"}
+"""`strict` changes nothing: every schema is obeyed to the letter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,18 +75,37 @@ def of_profile(defaults: Defaults) -> Constraint:
 
 
 def of_response_format(value: Mapping[str, Any]) -> Constraint:
-    """In OpenAI's shape. Raises `InvalidRequest`."""
-    match value:
-        case {"type": "text"}:
+    """In OpenAI's shape, or llama.cpp's and Together's with a `schema` beside the type.
+
+    Members that are null say nothing; all others are obeyed or refused. Raises `InvalidRequest`.
+    """
+    said = {name: part for name, part in value.items() if part is not None}
+    kind = said.pop("type", None)
+    match kind:
+        case "text" if not said:
             return ANYTHING
-        case {"type": "json_object"}:
-            return Constraint(json_schema={"type": "object"})
-        case {"type": "json_schema", "json_schema": {"schema": dict(schema)}}:
-            return Constraint(json_schema=schema)
+        case "json_object" if not said:
+            return Constraint(json_schema=_OBJECT)
+        case "json_object" | "json_schema" if (schema := _schema_of(said)) is not None:
+            anything = _OBJECT if kind == "json_object" else {}
+            return Constraint(json_schema=schema or anything)
     raise InvalidRequest(
-        "`response_format` is no {type: text}, {type: json_object} or "
-        "{type: json_schema, json_schema: {name, schema}}"
+        "`response_format` is {type: text}, {type: json_object} or {type: json_schema}, the latter "
+        "two with `schema` or with `json_schema: {name, description, strict, schema}`, and nothing "
+        "else beside the type"
     )
+
+
+def _schema_of(said: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The schema, if that is all that is said."""
+    if said.keys() == {"schema"}:
+        schema = said["schema"]
+    elif said.keys() == {"json_schema"} and isinstance(said["json_schema"], dict):
+        named = said["json_schema"]
+        schema = named.get("schema") if named.keys() <= _AROUND_A_SCHEMA else None
+    else:
+        return None
+    return schema if isinstance(schema, dict) else None
 
 
 def _distinct(name: str, texts: list[str] | tuple[str, ...]) -> tuple[str, ...]:

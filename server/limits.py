@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from prefix_store.keys import Key
 from server.errors import KeyLimitReached, TooManyAttempts
 
+_LONGEST_WAIT_S = 24 * 3600.0
+"""What is told; keys of 0.1.0 may have a rate for which it would be infinite."""
 _MAX_PEERS = 10_000
 _FAILURES_PER_S = 1.0
 _FAILURES_AT_ONCE = 20
@@ -29,11 +31,11 @@ class TokenBucket:
         self._at_s = time.monotonic()
 
     def wait_s(self) -> float:
-        """Seconds until there is a token; 0 if there is one."""
+        """Seconds until there is a token, a day at most; 0 if there is one."""
         now_s = time.monotonic()
         self._tokens = min(self._burst, self._tokens + (now_s - self._at_s) * self._rate)
         self._at_s = now_s
-        return max(0.0, (1 - self._tokens) / self._rate)
+        return min(max(0.0, (1 - self._tokens) / self._rate), _LONGEST_WAIT_S)
 
     def take(self) -> float:
         """Take a token, if there is one, and return 0; else the seconds until there is."""

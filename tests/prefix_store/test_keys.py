@@ -14,7 +14,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 from pydantic import ValidationError
-from sqlalchemy import select
+from sqlalchemy import func, select, update
 
 from prefix_store import keys as keys_module
 from prefix_store.audit import Actor, AuditLog
@@ -236,6 +236,7 @@ def test_the_database_holds_no_key_and_another_pepper_opens_none(
         {"name": ""},
         {"expires_at": "2030-01-01T00:00:00"},
         {"requests_per_s": 0},
+        {"requests_per_s": 5e-324},
         {"requests_per_s": float("nan")},
         {"burst": 0},
         {"max_concurrency": -1},
@@ -245,6 +246,20 @@ def test_the_database_holds_no_key_and_another_pepper_opens_none(
 def test_a_grant_that_makes_no_sense_is_refused(grant: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Grant.model_validate({"name": "x", "scopes": ["read"]} | grant)
+
+
+def test_a_rate_that_is_too_small_to_be_made_now_is_still_read(
+    keys: KeyStore, registry: Registry
+) -> None:
+    made, text = keys.create(Grant(name="x", scopes=("read",), requests_per_s=1))
+    table = metadata.tables["keys"]
+    with registry.database.write() as connection:
+        grant = table.c.grant
+        connection.execute(update(table).values(grant=func.replace(grant, "1.0", "5e-324")))
+
+    found = keys.verify(text.encode())
+
+    assert found == made.model_copy(update={"requests_per_s": 5e-324}) == keys.list()[0]
 
 
 NAMES = ["a", "b", "ab", "a_b", "axb", "a-b", "abc", "b-a", "0"]

@@ -26,6 +26,7 @@ from server.api import access
 from server.api.access import PUBLIC, need_of
 from server.api.deps import Services
 from server.app import create_app
+from server.limits import TokenBucket
 from tests.server.fakes import ARTIFACT, FakeEngine, make_prefix
 from tests.server.live import LiveServer, connect, read_all, serve
 
@@ -485,6 +486,14 @@ async def test_a_key_has_a_rate(
     assert (await http.get("/tasks", headers=other)).status_code == 200
     now_s[0] += 2
     assert (await http.get("/tasks", headers=slow)).status_code == 200
+
+
+async def test_a_rate_that_never_comes_round_is_a_wait_of_a_day() -> None:
+    """Keys with such a rate could be made once."""
+    bucket = TokenBucket(5e-324, burst=1)
+
+    assert bucket.take() == 0
+    assert bucket.take() == 24 * 3600
 
 
 async def test_a_key_has_so_many_requests_at_once_to_their_very_end(

@@ -36,6 +36,10 @@ def last(engine: FakeEngine) -> Sampling:
     [
         ({"response_format": FORMAT}, IS_SCHEMA),
         ({"response_format": {"type": "json_object"}}, IS_OBJECT),
+        ({"response_format": {"type": "json_object", "schema": SCHEMA}}, IS_SCHEMA),
+        ({"response_format": {"type": "json_object", "schema": {}}}, IS_OBJECT),
+        ({"response_format": FORMAT | {"type": "json_object"}}, IS_SCHEMA),
+        ({"response_format": {"type": "json_object", "schema": None}}, IS_OBJECT),
         ({"response_format": {"type": "text"}}, None),
         ({"regex": "[a-z]"}, IS_LETTER),
         ({"choice": ["yes", "no"]}, IS_YES),
@@ -57,6 +61,8 @@ async def test_the_native_route_hands_the_grammar_on(
     [
         ({"response_format": FORMAT}, IS_SCHEMA),
         ({"response_format": {"type": "json_object"}}, IS_OBJECT),
+        ({"response_format": {"type": "json_object", "schema": SCHEMA}}, IS_SCHEMA),
+        ({"response_format": FORMAT | {"type": "json_object"}}, IS_SCHEMA),
         ({"structured_outputs": {"json": SCHEMA}}, IS_SCHEMA),
         ({"structured_outputs": {"json": json.dumps(SCHEMA)}}, IS_SCHEMA),
         ({"structured_outputs": {"json_object": True}}, IS_OBJECT),
@@ -89,6 +95,11 @@ async def test_openais_routes_take_openais_way_and_vllms(
     [
         {"response_format": {"type": "xml"}},
         {"response_format": {"type": "json_schema"}},
+        {"response_format": {"type": "text", "schema": SCHEMA}},
+        {"response_format": {"type": "json_object", "schema": "{}"}},
+        {"response_format": {"type": "json_object", "schemas": SCHEMA}},
+        {"response_format": FORMAT | {"schema": SCHEMA}},
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": {}, "regex": "a"}}},
         {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
         {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": 7}}}},
         {"response_format": {"type": "json_schema", "json_schema": {"schema": {"not": {}}}}},

@@ -128,3 +128,16 @@ async def test_what_cannot_be_is_refused_with_its_code(
 
     assert (response.status_code, response.json()["code"]) == (status, code)
     assert response.headers["Content-Type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("depth", [99, 240, 400, 900])
+async def test_a_deeply_nested_profile_is_refused(http: httpx.AsyncClient, depth: int) -> None:
+    for inner in ("[" * depth + "]" * depth, '{"a":' * depth + "1" + "}" * depth):
+        form = f'{{"type": "json_schema", "json_schema": {{"schema": {{"default": {inner}}}}}}}'
+        body = f'{{"defaults": {{"response_format": {form}}}}}'
+        for method in ("PUT", "PATCH"):
+            answer = await http.request(
+                method, "/tasks/x", content=body, headers={"Content-Type": "application/json"}
+            )
+            assert (answer.status_code, answer.json()["code"]) == (400, "malformed_request")
+            assert "nested more than" in answer.json()["detail"]

@@ -49,7 +49,7 @@ class PluginCommand(TyperCommand):
         if self._entry_point is None:
             raise PluginError(
                 "the server is not installed here: this is only the client. In a checkout of "
-                "Foreword, `pip install .` installs it"
+                "Foreword, `pip install . ./clients/python` installs it"
             )
         try:
             main = self._entry_point.load()
