@@ -79,11 +79,14 @@ def starting_server(
 
 
 def wait_gone(*pids: int, timeout_s: float = 5.0) -> None:
-    """Until these processes have ended, whoever started them."""
+    """Until these processes have ended, whoever started them. Those that do not are killed."""
     deadline_s = time.monotonic() + timeout_s
-    while left := [pid for pid in pids if _runs(pid)]:
-        assert time.monotonic() < deadline_s, f"{left} still run after {timeout_s:.0f} s"
+    while (left := [pid for pid in pids if _runs(pid)]) and time.monotonic() < deadline_s:
         time.sleep(0.05)
+    for pid in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    assert not left, f"{left} still ran after {timeout_s:.0f} s"
 
 
 def _runs(pid: int) -> bool:

@@ -48,7 +48,7 @@ def run(command: Sequence[str], *, timeout_s: float, env: Mapping[str, str]) -> 
 
 
 def _guard(parent: int, command: list[str]) -> int:
-    """Between `run` and its command: a compiler starts others, and to kill it alone leaves these."""
+    """Between `run` and its command: a compiler starts others, which have to end with it."""
     signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGKILL))
     end_with_parent(parent, signal.SIGTERM)
     return subprocess.call(command, stdin=subprocess.DEVNULL)

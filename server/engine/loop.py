@@ -235,6 +235,7 @@ class StepLoop:
         if now_s < self._next_heartbeat_s:
             return
         self._next_heartbeat_s = now_s + HEARTBEAT_S
+        self._residency.start_loads()  # the patience of one that waits ends without an event
         scheduler, residency, stats = self._scheduler, self._residency, self._stats
         stats.num_waiting, stats.num_running = len(scheduler.waiting), len(scheduler.running)
         stats.num_preemptions = scheduler.num_preemptions

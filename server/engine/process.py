@@ -167,4 +167,3 @@ def _info(config: m.EngineConfig, parts: Assembly) -> m.EngineInfo:
         max_num_seqs=config.max_num_seqs,
         eos_token_ids=list(loaded.eos_token_ids),
     )
-

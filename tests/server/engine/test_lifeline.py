@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,17 +35,10 @@ lifeline.run(sys.argv[1:], timeout_s=60, env=os.environ)
 
 
 @pytest.fixture
-def compiler(tmp_path: Path) -> Iterator[list[str]]:
+def compiler(tmp_path: Path) -> list[str]:
     """Starts another, as compilers do, which writes its process id and is busy."""
     other = f"echo $$ > {tmp_path}/other && exec sleep 60"
-    yield ["sh", "-c", f"echo $$ > {tmp_path}/driver && sh -c '{other}' ; true"]
-    for name in ("driver", "other"):
-        with_pid = tmp_path / name
-        if with_pid.exists():
-            try:
-                os.kill(int(with_pid.read_text()), signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+    return ["sh", "-c", f"echo $$ > {tmp_path}/driver && sh -c '{other}' ; true"]
 
 
 def started(tmp_path: Path) -> list[int]:
