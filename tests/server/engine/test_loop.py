@@ -155,6 +155,18 @@ def test_out_of_memory_makes_the_steps_smaller_and_loses_nothing(run: Run) -> No
     assert runner.batches[:2] == [[1, 2], [1]]
 
 
+def test_what_is_longer_than_the_whole_pool_fails_and_holds_up_nobody(run: Run) -> None:
+    """The router refuses such requests; nothing may come to a stop where one gets through."""
+    tokens, failed, _ = run(
+        submit(1, num_tokens=500, max_tokens=14), submit(2, num_tokens=513), submit(3),
+        m.Compile(4, [5] * 513, None, {}), submit(5, num_tokens=400, max_tokens=113),
+    )  # fmt: skip
+
+    codes = {request_id: error.code for request_id, error in failed.items()}
+    assert codes == {1: "invalid_request", 2: "invalid_request", 4: "compile_failed"}
+    assert {request_id: len(ids) for request_id, ids in tokens.items()} == {3: 2, 5: 113}
+
+
 def test_who_waits_for_a_grammar_holds_up_nobody_and_is_not_forgotten(run: Run) -> None:
     tokens, failed, runner = run(
         submit(1, regex=r"[\s\S]*"), submit(2), submit(3, regex="("), submit(4, regex=r"[\s\S]*"),
