@@ -184,7 +184,7 @@ class StepLoop:
                 self._send(item)
 
     def _add(self, seq: Sequence) -> None:
-        """A sequence waits for its turn, unless that can never come: others would wait behind it."""
+        """A sequence waits for its turn, unless that can never come: nobody is to wait behind it."""
         self._scheduler.add(seq)
         if not self._scheduler.can_hold(seq):
             text = f"the request takes {seq.max_slots} tokens of KV cache, which is more than all"

@@ -173,6 +173,28 @@ async def test_a_loaded_prefix_is_resident_and_an_unloaded_one_is_gone(
     assert str(digest) not in client.stats.prefixes_on_host
 
 
+async def test_a_prefix_that_does_not_fit_beside_the_pins_fails_and_others_are_served(
+    make_client: Callable[..., EngineClient], blobs: FileBlobStore
+) -> None:
+    num_bytes = spec_of(CONFIGS["llama"]).num_bytes_per_token
+    client = make_client(device_prefix_bytes=128 * num_bytes, attention="ref")
+    await client.start()
+    pinned, large, small = (
+        blobs.put(random_artifact(n, n, client.info.fingerprint)) for n in (60, 90, 20)
+    )
+    await client.pin(pinned)
+
+    for ask in (client.load(large), tokens(client, large, PROMPT), client.verify(large, PROMPT)):
+        with pytest.raises(PrefixUnavailable, match="pinned"):
+            await asyncio.wait_for(ask, 20)
+
+    for digest in (small, pinned):
+        assert len(await asyncio.wait_for(tokens(client, digest, PROMPT), 20)) == 8
+    client.unpin(pinned)
+    await asyncio.wait_for(client.load(large), 20)
+    await client.stop(drain_timeout_s=1)
+
+
 async def test_a_damaged_prefix_is_refused_set_aside_and_healed_while_others_run(
     client: EngineClient, blobs: FileBlobStore, model: PreTrainedModel
 ) -> None:
