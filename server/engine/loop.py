@@ -74,7 +74,7 @@ class StepLoop:
         self._is_draining = False
 
     def run(self) -> None:
-        """Until drained, or until the API process is gone."""
+        """Until drained, or until the API process is gone. Raises `NothingRuns`."""
         while self._receive() and not (self._is_draining and self._is_idle):
             self._fail_unloadable()
             self._answer_loads()
@@ -177,6 +177,8 @@ class StepLoop:
                 self._add(item.sequence)
             case Arrival():
                 self._residency.settle(item)
+                if item.prefix is None and not self._steps.has_work:  # else the next step tells
+                    self._steps.check()
             case m.Drain():
                 self._is_draining = True
             case m.Compiled(request_id) | m.Failed(request_id):
@@ -184,7 +186,7 @@ class StepLoop:
                 self._send(item)
 
     def _add(self, seq: Sequence) -> None:
-        """A sequence waits for its turn, unless that can never come: nobody is to wait behind it."""
+        """A sequence waits for its turn, unless that can never come; others would wait, too."""
         self._scheduler.add(seq)
         if not self._scheduler.can_hold(seq):
             text = f"the request takes {seq.max_slots} tokens of KV cache, which is more than all"

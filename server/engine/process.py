@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -78,7 +79,11 @@ def serve(fd: int) -> None:
         return
     connection.send(m.Ready(info))
     Thread(target=_listen, args=(connection, inbox), name="inbox", daemon=True).start()
-    loop.run()
+    try:
+        loop.run()
+    except Exception:
+        logger.exception("the engine ends: it is replaced")
+        os._exit(1)  # threads and libraries may wait for a device that is lost
 
 
 def build(
