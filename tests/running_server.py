@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,19 +51,51 @@ class RunningServer:
 @contextlib.contextmanager
 def running_server(model: Path | str, store: Path, *flags: str) -> Iterator[RunningServer]:
     """Ready to serve when the block begins, gone when it ends."""
+    with starting_server(model, store, *flags) as server:
+        server.wait_ready()
+        yield server
+
+
+@contextlib.contextmanager
+def starting_server(
+    model: Path | str, store: Path, *flags: str, env: Mapping[str, str] | None = None
+) -> Iterator[RunningServer]:
+    """Started when the block begins, gone when it ends. `env`: beside the test's own."""
     port = free_port()
     log = (store.parent / f"{store.name}.log").open("ab")
     command = [sys.executable, "-m", "server", "--model", str(model), "--store", str(store)]
     process = subprocess.Popen(
-        [*command, "--port", str(port), *flags], stdout=log, stderr=log, env=_environment()
+        [*command, "--port", str(port), *flags],
+        stdout=log,
+        stderr=log,
+        env=_environment() | dict(env or {}),
     )
     server = RunningServer(f"http://127.0.0.1:{port}", process, store)
     try:
-        server.wait_ready()
         yield server
     finally:
         server.stop()
         log.close()
+
+
+def wait_gone(*pids: int, timeout_s: float = 5.0) -> None:
+    """Until these processes have ended, whoever started them. Those that do not are killed."""
+    deadline_s = time.monotonic() + timeout_s
+    while (left := [pid for pid in pids if _runs(pid)]) and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    for pid in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    assert not left, f"{left} still ran after {timeout_s:.0f} s"
+
+
+def _runs(pid: int) -> bool:
+    """Not if only its parent has yet to ask how it ended."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
 
 
 def _environment() -> dict[str, str]:
@@ -79,4 +111,4 @@ def free_port() -> int:
 
 
 def _is_engine(pid: int) -> bool:
-    return b"server.engine.process" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b"\0server.engine\0" in Path(f"/proc/{pid}/cmdline").read_bytes()

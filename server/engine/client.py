@@ -16,6 +16,7 @@ from server.engine.stream import TokenStream
 from server.errors import (
     CompileFailed,
     EngineUnavailable,
+    InvalidRequest,
     PinRefused,
     PrefixUnavailable,
     ServerError,
@@ -27,7 +28,14 @@ logger = logging.getLogger(__name__)
 
 _FAILURES: dict[str, type[ServerError]] = {
     error.code: error
-    for error in (StepFailed, PrefixUnavailable, CompileFailed, PinRefused, Unavailable)
+    for error in (
+        StepFailed,
+        PrefixUnavailable,
+        CompileFailed,
+        PinRefused,
+        Unavailable,
+        InvalidRequest,
+    )
 }
 _RESTART_DELAYS_S = (0.0, 0.5, 2.0, 10.0)
 

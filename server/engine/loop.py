@@ -21,7 +21,7 @@ from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence, SequenceStatus
 from server.engine.steps import Steps
 from server.engine.verifier import Verifier
-from server.errors import CompileFailed, PinRefused, PrefixUnavailable, StepFailed
+from server.errors import CompileFailed, InvalidRequest, PinRefused, PrefixUnavailable, StepFailed
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class StepLoop:
         self._is_draining = False
 
     def run(self) -> None:
-        """Until drained, or until the API process is gone."""
+        """Until drained, or until the API process is gone. Raises `NothingRuns`."""
         while self._receive() and not (self._is_draining and self._is_idle):
             self._fail_unloadable()
             self._answer_loads()
@@ -103,7 +103,7 @@ class StepLoop:
     def _advance(self, probe: Sequence) -> None:
         match self._verifier.advance(probe):
             case Sequence() as other:
-                self._scheduler.add(other)
+                self._add(other)
             case answer:
                 self._send(answer)
 
@@ -148,7 +148,7 @@ class StepLoop:
                 digest = Digest(prefix) if prefix is not None else None
                 seq = Sequence(request_id, digest, token_ids, sampling, share)
                 if sampling.grammar is None or self._grammars.begin(seq):
-                    self._scheduler.add(seq)
+                    self._add(seq)
             case GrammarCompiled():
                 for seq in self._grammars.settle(item):
                     self._start(seq)
@@ -168,25 +168,34 @@ class StepLoop:
                 evicted = [str(digest) for digest in victims or ()]
                 self._send(m.Room(request_id, victims is not None, evicted))
             case m.Verify():
-                self._scheduler.add(self._verifier.begin(item))
+                self._add(self._verifier.begin(item))
             case m.Compile():
                 if (compiling := self._compiler.begin(item)) is not None:
-                    self._scheduler.add(compiling)
+                    self._add(compiling)
             case SoftPromptRead(request, embeddings):
                 self._runner.embeds[request.request_id] = embeddings
-                self._scheduler.add(item.sequence)
+                self._add(item.sequence)
             case Arrival():
                 self._residency.settle(item)
+                if item.prefix is None and not self._steps.has_work:  # else the next step tells
+                    self._steps.check()
             case m.Drain():
                 self._is_draining = True
             case m.Compiled(request_id) | m.Failed(request_id):
                 self._compiler.end(request_id)
                 self._send(item)
 
+    def _add(self, seq: Sequence) -> None:
+        """A sequence waits for its turn, unless that can never come; others would wait, too."""
+        self._scheduler.add(seq)
+        if not self._scheduler.can_hold(seq):
+            text = f"the request takes {seq.max_slots} tokens of KV cache, which is more than all"
+            self._fail(seq, InvalidRequest.code, text)
+
     def _start(self, seq: Sequence) -> None:
         """One that waited for its grammar."""
         if seq.matcher is not None:
-            self._scheduler.add(seq)
+            self._add(seq)
             return
         text = "the grammar could not be compiled"
         self._send(m.Failed(seq.request_id, StepFailed.code, text))
@@ -235,6 +244,7 @@ class StepLoop:
         if now_s < self._next_heartbeat_s:
             return
         self._next_heartbeat_s = now_s + HEARTBEAT_S
+        self._residency.start_loads()  # the patience of one that waits ends without an event
         scheduler, residency, stats = self._scheduler, self._residency, self._stats
         stats.num_waiting, stats.num_running = len(scheduler.waiting), len(scheduler.running)
         stats.num_preemptions = scheduler.num_preemptions

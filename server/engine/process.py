@@ -1,10 +1,10 @@
-"""The engine process: socket -> inbox -> step loop -> socket. Started by the engine client."""
+"""The engine process: socket -> inbox -> step loop -> socket."""
 
 from __future__ import annotations
 
 import logging
+import os
 import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
@@ -50,15 +50,21 @@ class Connection:
 
     def receive(self) -> bytes | None:
         """The next frame's body; None when the API process is gone."""
-        header = self._file.read(m.HEADER.size)
-        if len(header) < m.HEADER.size:
+        header = self._read(m.HEADER.size)
+        return None if header is None else self._read(*m.HEADER.unpack(header))
+
+    def _read(self, num_bytes: int) -> bytes | None:
+        try:
+            data = self._file.read(num_bytes)
+        except OSError:  # reset: the API process was killed and had not read all that was sent
             return None
-        (length,) = m.HEADER.unpack(header)
-        body = self._file.read(length)
-        return body if len(body) == length else None
+        return data if len(data) == num_bytes else None
 
 
-def main(fd: int) -> None:
+def serve(fd: int) -> None:
+    """Until the API process says so, or is gone. `fd`: of a connected socket."""
+    logs.configure("warning")
+    disable_progress_bar()
     connection = Connection(socket.socket(fileno=fd))
     body = connection.receive()
     if body is None:
@@ -73,7 +79,11 @@ def main(fd: int) -> None:
         return
     connection.send(m.Ready(info))
     Thread(target=_listen, args=(connection, inbox), name="inbox", daemon=True).start()
-    loop.run()
+    try:
+        loop.run()
+    except Exception:
+        logger.exception("the engine ends: it is replaced")
+        os._exit(1)  # threads and libraries may wait for a device that is lost
 
 
 def build(
@@ -137,9 +147,11 @@ def _vocabulary(model: str, parts: Assembly) -> Vocabulary:
 
 def _listen(connection: Connection, inbox: Inbox) -> None:
     decoder = msgspec.msgpack.Decoder(m.Request)
-    while (body := connection.receive()) is not None:
-        inbox.put(decoder.decode(body))
-    inbox.put(Closed())
+    try:
+        while (body := connection.receive()) is not None:
+            inbox.put(decoder.decode(body))
+    finally:
+        inbox.put(Closed())
 
 
 def _info(config: m.EngineConfig, parts: Assembly) -> m.EngineInfo:
@@ -160,9 +172,3 @@ def _info(config: m.EngineConfig, parts: Assembly) -> m.EngineInfo:
         max_num_seqs=config.max_num_seqs,
         eos_token_ids=list(loaded.eos_token_ids),
     )
-
-
-if __name__ == "__main__":
-    logs.configure("warning")
-    disable_progress_bar()
-    main(int(sys.argv[1]))

@@ -7,6 +7,7 @@ some sequence refers to is never evicted, and a load never blocks a step.
 from __future__ import annotations
 
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,10 @@ from prefix_store.digest import Digest
 from server.background import yield_to_steps
 
 logger = logging.getLogger(__name__)
+
+PATIENCE_S = 5.0
+"""For so long one that waits for room holds up those that came after it. Without that, small ones
+could take all that is freed; without an end, what it waits for could be in use for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,10 @@ class _Entry:
     num_refs: int = 0
     prefix: ResidentPrefix | None = None
     error: str = ""
+    num_bytes: int = 0
+    """On the device; 0 until it was read."""
+    asked_s: float = 0.0
+    """When somebody began to wait for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +92,7 @@ class Residency:
         host_bytes: int,
         max_loading: int = 2,
         copy: Callable[[Tensor], Tensor] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._read = read
         self._arrive = arrive
@@ -90,6 +100,7 @@ class Residency:
         self._host_bytes = host_bytes
         self._max_loading = max_loading
         self._copy = copy
+        self._clock = clock
         self._entries: OrderedDict[Digest, _Entry] = OrderedDict()  # least recently used first
         self._host: OrderedDict[Digest, ResidentPrefix] = OrderedDict()
         self._loaders = ThreadPoolExecutor(max_loading, "prefix-loader", yield_to_steps)
@@ -103,8 +114,11 @@ class Residency:
     def refer(self, digest: Digest) -> None:
         """Ask for a prefix, and keep it from being evicted until `release`."""
         entry = self._entries.setdefault(digest, _Entry())
+        if entry.num_refs == 0:
+            entry.asked_s = self._clock()
         entry.num_refs += 1
-        self._entries.move_to_end(digest)
+        if entry.place is Place.DEVICE:  # one that waits keeps its place among those that do
+            self._entries.move_to_end(digest)
         self.start_loads()
 
     def release(self, digest: Digest) -> None:
@@ -131,9 +145,25 @@ class Residency:
     # --- loads and evictions ---
 
     def start_loads(self) -> None:
-        """Start what is wanted and fits, in order of arrival."""
-        for digest, entry in list(self._entries.items()):
-            if entry.place is Place.DISK and entry.num_refs and not self._start_load(digest, entry):
+        """Start what is wanted and fits, in order of arrival; what can never fit fails."""
+        wanted = [(d, e) for d, e in self._entries.items() if e.place is Place.DISK and e.num_refs]
+        room = self._room if wanted else 0
+        for digest, entry in wanted:
+            prefix = self._host.get(digest)
+            num_bytes = entry.num_bytes if prefix is None else prefix.num_bytes
+            if (error := self._why_never(num_bytes)) is not None:
+                self._fail(digest, entry, error)
+            elif num_bytes > room:
+                if self._clock() - entry.asked_s < PATIENCE_S:
+                    return
+            elif prefix is not None:
+                self._make_room(num_bytes)
+                self._place(digest, entry, prefix)
+                room = self._room
+            elif self.num_loading < self._max_loading:
+                entry.place = Place.LOADING
+                self._loaders.submit(self._load, digest)
+            else:
                 return
 
     def settle(self, arrival: Arrival) -> None:
@@ -143,14 +173,13 @@ class Residency:
         if prefix is None:
             self._fail(digest, entry, arrival.error)
         elif arrival.on_device:
-            self._ready(entry, prefix)
-        elif prefix.num_bytes > self._device_bytes:
-            budget = f"the device budget for prefixes is {self._device_bytes} bytes"
-            self._fail(digest, entry, f"the prefix takes {prefix.num_bytes} bytes, {budget}")
+            self._ready(digest, entry, prefix)
+        elif (error := self._why_never(prefix.num_bytes)) is not None:
+            self._fail(digest, entry, error)
         elif self._make_room(prefix.num_bytes):
             self._place(digest, entry, prefix)
-        else:  # everything on the device is in use: wait in host memory for a release
-            entry.place = Place.DISK
+        else:  # what is on the device is in use: wait in host memory for a release
+            entry.place, entry.num_bytes = Place.DISK, prefix.num_bytes
             self._keep_on_host(digest, prefix)
         self.start_loads()
 
@@ -168,8 +197,7 @@ class Residency:
         """Keep a prefix that is ready from being evicted. False where pins would take more than
         half of the device budget: the other half is everybody's."""
         if digest not in self._pinned:
-            pinned = [self.get(d).num_bytes for d in (*self._pinned, digest)]
-            if sum(pinned) > self._device_bytes // 2:
+            if self._num_pinned_bytes + self.get(digest).num_bytes > self._device_bytes // 2:
                 return False
             self._pinned.add(digest)
             self.refer(digest)
@@ -222,18 +250,24 @@ class Residency:
 
     # --- steps of the above ---
 
-    def _start_load(self, digest: Digest, entry: _Entry) -> bool:
-        """False when nothing more can start now."""
-        if (prefix := self._host.get(digest)) is not None:
-            if not self._make_room(prefix.num_bytes):
-                return False
-            self._place(digest, entry, prefix)
-            return True
-        if self.num_loading >= self._max_loading:
-            return False
-        entry.place = Place.LOADING
-        self._loaders.submit(self._load, digest)
-        return True
+    @property
+    def _num_pinned_bytes(self) -> int:
+        return sum(self.get(digest).num_bytes for digest in self._pinned)
+
+    @property
+    def _room(self) -> int:
+        """Bytes on the device that are free, or taken by what nobody refers to."""
+        held = (e for e in self._entries.values() if e.num_refs or e.place is not Place.DEVICE)
+        return self._device_bytes - sum(e.prefix.num_bytes for e in held if e.prefix is not None)
+
+    def _why_never(self, num_bytes: int) -> str | None:
+        """Why a prefix of this size finds no room, whoever lets go of theirs; pins stay."""
+        num_pinned = self._num_pinned_bytes
+        if num_bytes <= self._device_bytes - num_pinned:
+            return None
+        budget = f"the device budget for prefixes is {self._device_bytes} bytes"
+        pinned = f", {num_pinned} of them pinned" if num_pinned else ""
+        return f"the prefix takes {num_bytes} bytes, {budget}{pinned}"
 
     def _load(self, digest: Digest) -> None:
         """On a loader thread."""
@@ -258,7 +292,7 @@ class Residency:
         """Onto the device, where there is room."""
         self._keep_on_host(digest, prefix)
         if (copy := self._copy) is None:
-            self._ready(entry, prefix)
+            self._ready(digest, entry, prefix)
             return
         entry.place, entry.prefix = Place.COPYING, prefix
         self._copier.submit(
@@ -267,8 +301,9 @@ class Residency:
             lambda: Arrival(digest, replace(prefix, kv=copy(prefix.kv)), on_device=True),
         )
 
-    def _ready(self, entry: _Entry, prefix: ResidentPrefix) -> None:
+    def _ready(self, digest: Digest, entry: _Entry, prefix: ResidentPrefix) -> None:
         entry.place, entry.prefix = Place.DEVICE, prefix
+        self._entries.move_to_end(digest)
         self.num_loads += 1
 
     def _keep_on_host(self, digest: Digest, prefix: ResidentPrefix) -> None:

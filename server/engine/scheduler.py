@@ -99,6 +99,10 @@ class Scheduler:
         self._sequences[seq.request_id] = seq
         self._queues.add(seq)
 
+    def can_hold(self, seq: Sequence) -> bool:
+        """Whether the pool is large enough for a sequence that has it for itself."""
+        return self.allocator.num_pages_for(seq.max_slots) <= self.allocator.num_pages
+
     def cancel(self, request_id: int) -> None:
         """Drop a sequence wherever it is; unknown ids are those that finished meanwhile."""
         if (seq := self._sequences.get(request_id)) is not None:

@@ -59,6 +59,11 @@ class Sequence:
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
+    def max_slots(self) -> int:
+        """Of the pool that it may come to take: the last token's keys are never computed."""
+        return self.num_prompt_tokens + max(0, self.sampling.max_tokens - 1)
+
+    @property
     def num_uncomputed(self) -> int:
         return len(self.token_ids) - self.num_computed
 

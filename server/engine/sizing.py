@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from server.engine.model.load import LoadedModel
 
 if TYPE_CHECKING:
     from server.engine.messages import EngineConfig
+
+logger = logging.getLogger(__name__)
 
 _SMALL_PAGE = 16
 _MIN_CONTEXT = 16
@@ -97,22 +100,29 @@ def activation_bytes(
 
 
 def sizes(config: EngineConfig, loaded: LoadedModel, budget: int, *, paged: bool) -> Sizes:
-    """How many pages of which size. Raises ValueError where `budget` holds no useful context."""
+    """How many pages of which size: a sequence of `max_model_len` tokens finds room in them, where
+    it is alone. Raises ValueError where `budget` holds no useful context."""
     num_tokens = budget // loaded.spec.num_bytes_per_token
-    share = num_tokens if paged else num_tokens // config.max_num_seqs
+    num_pages = num_tokens // _SMALL_PAGE
+    share = num_pages * _SMALL_PAGE if paged else num_tokens // config.max_num_seqs
     fitting = min(loaded.max_positions, share) // _SMALL_PAGE * _SMALL_PAGE
     wanted = config.max_model_len or fitting
     if wanted > loaded.max_positions:
         raise ValueError(
             f"max_model_len {wanted} is beyond the model's {loaded.max_positions} positions"
         )
-    if not _MIN_CONTEXT <= wanted <= max(share, _MIN_CONTEXT):
+    if not _MIN_CONTEXT <= wanted <= share:
         raise ValueError(
             f"kv_cache_bytes {budget} holds {share} tokens a sequence, {wanted} are wanted: "
             "raise kv_cache_bytes, or lower max_num_seqs or max_model_len"
         )
+    if config.max_model_len is None and share < loaded.max_positions:
+        logger.warning(
+            "max_model_len is %d of the model's %d positions: kv_cache_bytes %d holds no more",
+            wanted, loaded.max_positions, budget,
+        )  # fmt: skip
     if paged:
-        return Sizes(wanted, num_tokens // _SMALL_PAGE, _SMALL_PAGE)
+        return Sizes(wanted, num_pages, _SMALL_PAGE)
     return Sizes(wanted, config.max_num_seqs, wanted)
 
 

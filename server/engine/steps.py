@@ -11,13 +11,22 @@ from typing import Protocol
 
 import torch
 
-from server.engine.batch import Batch
-from server.engine.request import Delta, Scores
+from server.engine.batch import Batch, Chunk
+from server.engine.request import Delta, Sampling, Scores
 from server.engine.sampler import INVALID
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence, SequenceStatus
 
 logger = logging.getLogger(__name__)
+
+_MAX_WITHOUT_MEMORY = 3
+"""Failed steps in a row, before a device without memory for a single token counts as lost."""
+_NOBODY = 0
+"""Requests have ids from 1 on."""
+
+
+class NothingRuns(Exception):
+    """Not even a step that ran before: the device is lost, and this process with it."""
 
 
 class Launched(Protocol):
@@ -57,7 +66,7 @@ class Steps:
     """Schedules, launches and commits. `overlap` keeps one step in flight.
 
     `took` is told of every batch that was committed, `failed` of every sequence that cannot go on
-    and why; it must finish the sequence.
+    and why; it must finish the sequence, if that is not done.
     """
 
     def __init__(
@@ -75,6 +84,7 @@ class Steps:
         self._failed = failed
         self._overlap = overlap
         self._flight: _Flight | None = None
+        self._num_without_memory = 0
 
     @property
     def has_work(self) -> bool:
@@ -82,7 +92,7 @@ class Steps:
 
     def step(self) -> None:
         """Launch one step, if anything can run, and take in the one before it; without `overlap`
-        the same one."""
+        the same one. Raises `NothingRuns`."""
         batch = self._scheduler.schedule() if self._scheduler.has_work else Batch([])
         previous, self._flight = self._flight, None
         try:
@@ -96,6 +106,24 @@ class Steps:
         self._flight = launched
         if (previous is None or self._land(previous, then=batch)) and launched is not None:
             self._sample(launched)
+
+    def check(self) -> None:
+        """Run a token that is nobody's, while no step is in flight. Raises `NothingRuns`.
+
+        After an error of the kind that all later calls return, no request can be blamed.
+        """
+        seq = Sequence(_NOBODY, None, [0], Sampling(max_tokens=1))
+        if not self._scheduler.allocator.grow(seq.pages, 1):
+            return
+        try:
+            self._runner.launch(Batch([Chunk.of(seq, 0, 1)])).tokens()
+            self._num_without_memory = 0
+        except Exception as exc:
+            self._num_without_memory += 1
+            if not _is_out_of_memory(exc) or self._num_without_memory == _MAX_WITHOUT_MEMORY:
+                raise NothingRuns(f"{type(exc).__name__}: {exc}") from exc
+        finally:
+            self._scheduler.allocator.free(seq.pages)
 
     def _sample(self, flight: _Flight) -> None:
         """Grammars have taken in the tokens of the step before: only now it is known what they
@@ -131,6 +159,7 @@ class Steps:
             if token_id == INVALID and chunk.seq.status is not SequenceStatus.FINISHED:
                 self._failed(chunk.seq, _why_invalid(chunk.seq))
         logprobs, prompt_logprobs = handle.logprobs(), handle.prompt_logprobs()
+        self._num_without_memory = 0
         deltas = self._scheduler.commit(batch, token_ids, logprobs, prompt_logprobs)
         self._took(batch, deltas)
 
@@ -144,16 +173,24 @@ class Steps:
             self._scheduler.max_num_batched_tokens = smaller
             return
         logger.exception("a step of %d sequences failed", len(batch.chunks), exc_info=exc)
-        for chunk in batch.chunks:
-            alone = Batch([chunk])
-            try:
-                handle = self._runner.launch(alone)
-                token_ids = handle.tokens()
-            except Exception:
-                logger.exception("request %d fails alone", chunk.seq.request_id)
-                self._failed(chunk.seq, "the model could not run this request")
-            else:
-                self._commit(alone, handle, token_ids)
+        failed = [chunk.seq for chunk in batch.chunks if not self._runs_alone(chunk)]
+        for seq in failed:
+            self._scheduler.finish(seq)
+        if len(failed) == len(batch.chunks) > 0:
+            self.check()
+        for seq in failed:
+            self._failed(seq, "the model could not run this request")
+
+    def _runs_alone(self, chunk: Chunk) -> bool:
+        alone = Batch([chunk])
+        try:
+            handle = self._runner.launch(alone)
+            token_ids = handle.tokens()
+        except Exception:
+            logger.exception("request %d fails alone", chunk.seq.request_id)
+            return False
+        self._commit(alone, handle, token_ids)
+        return True
 
 
 def _why_invalid(seq: Sequence) -> str:

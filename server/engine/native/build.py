@@ -20,6 +20,8 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+from server.engine import lifeline
+
 logger = logging.getLogger(__name__)
 
 _FOLDER = Path(__file__).parent
@@ -81,11 +83,11 @@ def _compile(command: list[str], path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as temp:
             built = Path(temp) / path.name
-            subprocess.run(
+            lifeline.run(
                 [*command, "-o", str(built)],
-                check=True, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S,
+                timeout_s=_COMPILE_TIMEOUT_S,
                 env=os.environ | {"TMPDIR": temp},
-            )  # fmt: skip
+            )
             built.replace(path)
     except subprocess.CalledProcessError as exc:
         raise NativeUnavailable(f"{command[0]} failed: {exc.stderr[-500:]}") from exc

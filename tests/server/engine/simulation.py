@@ -19,7 +19,7 @@ from server.engine.prompt_cache import PromptCache
 from server.engine.request import Delta, Sampling, Scores, Share
 from server.engine.sampler import INVALID
 from server.engine.scheduler import Scheduler
-from server.engine.sequence import Sequence
+from server.engine.sequence import Sequence, SequenceStatus
 from server.engine.steps import Steps
 
 EOS = 2
@@ -243,7 +243,8 @@ class Simulation:
 
     def _failed(self, seq: Sequence, message: str) -> None:
         self.failures.append(seq.request_id)
-        self.scheduler.finish(seq)
+        if seq.status is not SequenceStatus.FINISHED:
+            self.scheduler.finish(seq)
 
     # --- checks ---
 

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -22,11 +23,28 @@ from prefix_store.prefix import Prefix
 from server.engine.client import EngineClient
 from server.engine.messages import EngineConfig
 from server.engine.request import Sampling
-from server.errors import CompileFailed, EngineUnavailable, PrefixUnavailable
+from server.errors import CompileFailed, EngineUnavailable, PrefixUnavailable, StepFailed
 from tests.tiny_models import CONFIGS, build_model, oracle, random_prefix, spec_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 PROMPT = [5, 9, 14, 3, 77]
+POISON, LOSES_DEVICE = 91, 92
+"""First tokens of requests that fail, and after which nothing runs any more."""
+
+ENGINE_ON_A_BAD_DEVICE = f"""
+import sys
+from server.engine.runner import Runner
+launch, lost = Runner.launch, []
+def bad(self, batch):
+    firsts = [chunk.seq.token_ids[0] for chunk in batch.chunks]
+    lost.extend(first for first in firsts if first == {LOSES_DEVICE})
+    if lost or {POISON} in firsts:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    return launch(self, batch)
+Runner.launch = bad
+from server.engine.__main__ import main
+main(*map(int, sys.argv[1:]))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +191,28 @@ async def test_a_loaded_prefix_is_resident_and_an_unloaded_one_is_gone(
     assert str(digest) not in client.stats.prefixes_on_host
 
 
+async def test_a_prefix_that_does_not_fit_beside_the_pins_fails_and_others_are_served(
+    make_client: Callable[..., EngineClient], blobs: FileBlobStore
+) -> None:
+    num_bytes = spec_of(CONFIGS["llama"]).num_bytes_per_token
+    client = make_client(device_prefix_bytes=128 * num_bytes, attention="ref")
+    await client.start()
+    pinned, large, small = (
+        blobs.put(random_artifact(n, n, client.info.fingerprint)) for n in (60, 90, 20)
+    )
+    await client.pin(pinned)
+
+    for ask in (client.load(large), tokens(client, large, PROMPT), client.verify(large, PROMPT)):
+        with pytest.raises(PrefixUnavailable, match="pinned"):
+            await asyncio.wait_for(ask, 20)
+
+    for digest in (small, pinned):
+        assert len(await asyncio.wait_for(tokens(client, digest, PROMPT), 20)) == 8
+    client.unpin(pinned)
+    await asyncio.wait_for(client.load(large), 20)
+    await client.stop(drain_timeout_s=1)
+
+
 async def test_a_damaged_prefix_is_refused_set_aside_and_healed_while_others_run(
     client: EngineClient, blobs: FileBlobStore, model: PreTrainedModel
 ) -> None:
@@ -211,6 +251,32 @@ async def test_a_killed_engine_is_replaced_and_only_what_it_ran_is_lost(
     assert time.monotonic() - started_s < 10
     assert client.num_restarts == restarts + 1
     assert await tokens(client, None, PROMPT) == oracle(model, PROMPT, None, 8)[0]
+
+
+async def test_an_engine_whose_device_is_lost_is_replaced_and_one_with_bad_requests_is_not(
+    make_client: Callable[..., EngineClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = asyncio.create_subprocess_exec
+
+    def start_on_a_bad_device(python: str, _m: str, _: str, *args: str, **options: Any) -> Any:
+        return start(python, "-c", ENGINE_ON_A_BAD_DEVICE, *args, **options)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start_on_a_bad_device)
+    client = make_client(attention="ref")
+    await client.start()
+    for _ in range(6):
+        with pytest.raises(StepFailed):
+            await tokens(client, None, [POISON])
+    assert client.num_restarts == 0
+    assert len(await tokens(client, None, PROMPT)) == 8
+
+    with pytest.raises(EngineUnavailable):
+        await tokens(client, None, [LOSES_DEVICE])
+
+    await eventually(lambda: client.is_ready, timeout_s=60)
+    assert client.num_restarts == 1
+    assert len(await tokens(client, None, PROMPT)) == 8
+    await client.stop(drain_timeout_s=1)
 
 
 async def test_an_engine_that_hangs_is_replaced(make_client: Callable[..., EngineClient]) -> None:

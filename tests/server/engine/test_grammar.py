@@ -21,7 +21,7 @@ from server.engine.grammar import ByteBoundedCache, GrammarError, Matcher, Vocab
 from server.engine.grammars import GrammarCompiled, Grammars
 from server.engine.masks import forbid, unpacked, unpacked_by_numpy
 from server.engine.request import Delta, Sampling
-from server.engine.sequence import Sequence
+from server.engine.sequence import Sequence, SequenceStatus
 from server.engine.steps import Steps
 from tests.server.fakes import make_transformers_tokenizer, make_vocabulary
 from tests.tiny_models import VOCAB, Engine, build_model, make_engine
@@ -117,7 +117,8 @@ class Run:
 
     def _failed(self, seq: Sequence, message: str) -> None:
         self.failures[seq.request_id] = message
-        self.engine.scheduler.finish(seq)
+        if seq.status is not SequenceStatus.FINISHED:
+            self.engine.scheduler.finish(seq)
 
 
 FORMS = ["ab[0-9]{4}", "(x|yz)+!", "[A-Z]{20}"]

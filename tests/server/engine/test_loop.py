@@ -25,11 +25,12 @@ from server.engine.request import Sampling, Scores
 from server.engine.residency import Residency, ResidentPrefix
 from server.engine.sampler import INVALID
 from server.engine.scheduler import Scheduler
+from server.engine.steps import NothingRuns
 from tests.server.fakes import make_vocabulary
 from tests.tiny_models import CONFIGS, spec_of
 
 TOKEN = 7
-NAN, BROKEN, HUGE = 40, 41, 42
+NAN, BROKEN, HUGE, LOSES_DEVICE, NO_MEMORY = 40, 41, 42, 43, 44
 """First prompt tokens that make the fake runner misbehave."""
 
 
@@ -56,10 +57,16 @@ class FakeRunner:
         self.embeds: dict[int, Tensor] = {}
         self.probes: dict[int, Tensor | None] = {}
         self.batches: list[list[int]] = []
+        self.is_lost = False
 
     def launch(self, batch: Batch) -> Sampled:
         self.batches.append([chunk.seq.request_id for chunk in batch.chunks])
         firsts = [chunk.seq.token_ids[0] for chunk in batch.chunks]
+        self.is_lost |= LOSES_DEVICE in firsts
+        if self.is_lost:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        if NO_MEMORY in firsts:
+            raise torch.OutOfMemoryError("no room")
         if BROKEN in firsts:
             raise RuntimeError("an index is out of range")
         if HUGE in firsts and sum(chunk.num_tokens for chunk in batch.chunks) > 8:
@@ -75,11 +82,13 @@ def run(tmp_path: Path, request: pytest.FixtureRequest) -> Run:
     """Feeds requests to a loop until all are answered: tokens and failures, by request."""
 
     def run(
-        *requests: m.Request, read: Callable[[Digest], ResidentPrefix] | None = None
+        *requests: m.Request,
+        read: Callable[[Digest], ResidentPrefix] | None = None,
+        sent: list[m.Event] | None = None,
     ) -> tuple[dict[int, list[int]], dict[int, m.Failed], FakeRunner]:
         spec = spec_of(CONFIGS["llama"])
         inbox: Inbox = Inbox()
-        sent: list[m.Event] = []
+        sent = [] if sent is None else sent
         residency = Residency(
             read or _unreadable, inbox.put, device_bytes=1 << 20, host_bytes=1 << 20
         )
@@ -153,6 +162,72 @@ def test_out_of_memory_makes_the_steps_smaller_and_loses_nothing(run: Run) -> No
     assert tokens == {1: [TOKEN] * 2, 2: [TOKEN] * 2}
     assert not failed
     assert runner.batches[:2] == [[1, 2], [1]]
+
+
+def test_what_is_longer_than_the_whole_pool_fails_and_holds_up_nobody(run: Run) -> None:
+    """The router refuses such requests; nothing may come to a stop where one gets through."""
+    tokens, failed, _ = run(
+        submit(1, num_tokens=500, max_tokens=14), submit(2, num_tokens=513), submit(3),
+        m.Compile(4, [5] * 513, None, {}), submit(5, num_tokens=400, max_tokens=113),
+    )  # fmt: skip
+
+    codes = {request_id: error.code for request_id, error in failed.items()}
+    assert codes == {1: "invalid_request", 2: "invalid_request", 4: "compile_failed"}
+    assert {request_id: len(ids) for request_id, ids in tokens.items()} == {3: 2, 5: 113}
+
+
+def test_a_lost_device_ends_the_loop_and_no_request_is_blamed(run: Run) -> None:
+    sent: list[m.Event] = []
+    with pytest.raises(NothingRuns, match="illegal memory access"):
+        run(submit(1), submit(2, LOSES_DEVICE), submit(3), sent=sent)
+
+    assert not [event for event in sent if isinstance(event, m.Failed)]
+
+
+def test_a_lost_device_is_noticed_by_a_prefix_that_cannot_be_copied_there(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = property(lambda _: True, lambda *_: None)
+    monkeypatch.setattr(FakeRunner, "is_lost", lost, raising=False)
+
+    with pytest.raises(NothingRuns):
+        run(m.Submit(1, str(Digest.of(b"gone")), [5, 5], Sampling(max_tokens=2)))
+
+
+def test_a_request_that_breaks_every_step_alone_does_not_end_the_loop(run: Run) -> None:
+    """However often its client tries it again."""
+    tokens, failed, _ = run(*(submit(i, BROKEN) for i in range(1, 21)), submit(21))
+
+    assert sorted(failed) == [*range(1, 21)]
+    assert tokens == {21: [TOKEN] * 2}
+
+
+def test_a_request_that_memory_is_too_small_for_does_not_end_the_loop(run: Run) -> None:
+    tokens, failed, _ = run(*(submit(i, NO_MEMORY) for i in range(1, 21)), submit(21))
+
+    assert sorted(failed) == [*range(1, 21)]
+    assert tokens == {21: [TOKEN] * 2}
+
+
+def test_a_device_without_memory_for_a_token_is_lost_if_that_lasts(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_launches = []
+
+    def launch(self: FakeRunner, batch: Batch) -> Sampled:
+        num_launches.append(len(batch.chunks))
+        if len(num_launches) < full_for:
+            raise torch.OutOfMemoryError("no room")
+        return Sampled([TOKEN] * len(batch.sampled))
+
+    monkeypatch.setattr(FakeRunner, "launch", launch)
+    full_for = 9
+    run(*(submit(i) for i in range(1, 21)))
+
+    num_launches.clear()
+    full_for = 1000
+    with pytest.raises(NothingRuns):
+        run(*(submit(i) for i in range(1, 21)))
 
 
 def test_who_waits_for_a_grammar_holds_up_nobody_and_is_not_forgotten(run: Run) -> None:

@@ -7,10 +7,12 @@ from queue import SimpleQueue
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from prefix_store.digest import Digest
-from server.engine.residency import Arrival, Residency, ResidentPrefix
+from server.engine.residency import PATIENCE_S, Arrival, Residency, ResidentPrefix
 
 SIZE = 4 * 2 * 8  # bytes of the prefix that `read` makes
 
@@ -29,6 +31,7 @@ class Bench:
         host_bytes: int,
         copy: Callable[[Tensor], Tensor] | None,
     ) -> None:
+        self.now_s = 0.0
         self.inbox: SimpleQueue[Arrival] = SimpleQueue()
         self.reads: list[Digest] = []
         self.load = load
@@ -38,6 +41,7 @@ class Bench:
             device_bytes=device_bytes,
             host_bytes=host_bytes,
             copy=copy,
+            clock=lambda: self.now_s,
         )
 
     def _read(self, digest: Digest) -> ResidentPrefix:
@@ -47,6 +51,22 @@ class Bench:
     def settle(self, num_arrivals: int = 1) -> None:
         for _ in range(num_arrivals):
             self.residency.settle(self.inbox.get(timeout=5))
+
+    def settle_all(self) -> None:
+        while self.residency.num_loading:
+            self.settle()
+
+    def bring(self, *digests: Digest) -> None:
+        """Refer to each and wait for what comes of it."""
+        for digest in digests:
+            self.residency.refer(digest)
+            self.settle_all()
+
+    def pin(self, digest: Digest) -> None:
+        """As the step loop does."""
+        self.bring(digest)
+        assert self.residency.pin(digest)
+        self.residency.release(digest)
 
 
 @pytest.fixture
@@ -68,7 +88,7 @@ def bench() -> Iterator[Callable[..., Bench]]:
         each.residency.close()
 
 
-A, B, C = (Digest.of(name) for name in (b"a", b"b", b"c"))
+A, B, C, D = (Digest.of(name) for name in (b"a", b"b", b"c", b"d"))
 
 
 def test_a_prefix_is_read_once_and_stays_while_there_is_room(bench: Callable[..., Bench]) -> None:
@@ -210,6 +230,150 @@ def test_loader_threads_leave_the_step_loop_its_threads(bench: Callable[..., Ben
     time.sleep(0.01)
 
     assert torch.get_num_threads() == before
+
+
+# --- one that does not fit beside what is there ---
+
+
+def sized(sizes: dict[Digest, int]) -> Callable[[Digest], ResidentPrefix]:
+    """Prefixes so many times as large."""
+    return lambda digest: ResidentPrefix(torch.zeros(1, 2, 1, 8 * sizes.get(digest, 1), 1), 8, 8)
+
+
+def test_one_that_pins_leave_no_room_for_fails_and_others_are_loaded(
+    bench: Callable[..., Bench],
+) -> None:
+    b = bench(sized({A: 2, B: 3}), device=4, host=9)
+    b.pin(A)
+
+    b.bring(B, C)
+
+    error = b.residency.error(B) or ""
+    assert f"{3 * SIZE} bytes" in error
+    assert f"{2 * SIZE} of them pinned" in error
+    assert b.residency.is_ready(C)
+    b.residency.release(B)
+    b.residency.unpin(A)
+    b.bring(B)
+    assert b.residency.is_ready(B)
+
+
+def test_a_pin_fails_those_that_wait_and_can_never_fit_beside_it(
+    bench: Callable[..., Bench],
+) -> None:
+    b = bench(sized({A: 2, B: 3}), device=4, host=9)
+    b.bring(A, B)
+    assert b.residency.error(B) is None, "it waits for A"
+
+    assert b.residency.pin(A)
+
+    assert b.residency.error(B) is not None
+
+
+def test_one_that_waits_for_room_gets_it_before_those_that_came_later(
+    bench: Callable[..., Bench],
+) -> None:
+    b = bench(sized({A: 2, B: 3}), device=4, host=9)
+    b.bring(A, B, C)
+    b.residency.refer(B)  # asked for once more, it does not stand behind C
+    assert not b.residency.is_ready(B)
+    assert not b.residency.is_ready(C)
+
+    b.residency.release(A)
+    b.settle_all()
+
+    assert b.residency.is_ready(B)
+    assert b.residency.is_ready(C)
+
+
+def test_one_that_waits_for_room_holds_up_others_for_a_while_only(
+    bench: Callable[..., Bench],
+) -> None:
+    b = bench(sized({A: 2, B: 3}), device=4, host=9)
+    b.bring(A, B, C)
+
+    b.now_s = PATIENCE_S
+    b.residency.start_loads()
+    b.settle_all()
+
+    assert b.residency.is_ready(C)
+    b.residency.release(A)
+    assert b.residency.is_ready(B)
+
+
+def test_those_that_wait_are_not_read_again_and_again_where_the_host_holds_one(
+    bench: Callable[..., Bench],
+) -> None:
+    b = bench(sized({A: 4, B: 3, C: 3, D: 3}), device=4, host=1)
+    b.bring(A)
+    for digest in (B, C, D):
+        b.residency.refer(digest)
+    b.now_s = 2 * PATIENCE_S
+    for _ in range(10):
+        b.residency.start_loads()
+        b.settle_all()
+        b.now_s += PATIENCE_S
+    assert b.reads.count(B) == b.reads.count(C) == b.reads.count(D) == 1
+
+    for last in (A, B, C):
+        b.residency.release(last)
+        b.settle_all()
+
+    assert b.residency.is_ready(D)
+
+
+OPERATIONS = st.lists(
+    st.tuples(st.sampled_from(["refer", "refer", "release", "pin", "unpin", "evict", "settle"]),
+              st.integers(0, 7)),
+    max_size=60,
+)  # fmt: skip
+
+
+@given(OPERATIONS, st.integers(0, 12))
+@settings(max_examples=150, deadline=None)
+def test_nothing_waits_for_what_can_never_be_and_room_is_used(
+    operations: list[tuple[str, int]], host: int
+) -> None:
+    """Sizes of one to eight on a device of ten."""
+    names = [Digest.of(bytes([i])) for i in range(8)]
+    sizes = {name: 1 + i for i, name in enumerate(names)}
+    b = Bench(sized(sizes), 10 * SIZE, host * SIZE, None)
+    refs: list[Digest] = []
+    pinned: set[Digest] = set()
+    r = b.residency
+    for what, i in operations:
+        name = names[i]
+        if what == "refer":
+            r.refer(name)
+            refs.append(name)
+        elif what == "release" and name in refs:
+            refs.remove(name)
+            r.release(name)
+        elif what == "pin" and name in refs and r.is_ready(name) and r.pin(name):
+            pinned.add(name)
+        elif what == "unpin":
+            r.unpin(name)
+            pinned.discard(name)
+        elif what == "evict":
+            r.evict(name)
+        elif what == "settle" and r.num_loading:
+            b.settle()
+        assert r.num_device_bytes <= 10 * SIZE
+    for _ in range(2):  # those that wait, and then those behind them
+        b.settle_all()
+        b.now_s += PATIENCE_S
+        r.start_loads()
+    b.settle_all()
+    r.close()
+
+    left = 10 - sum(sizes[name] for name in pinned)
+    in_use = sum(sizes[name] for name in {*refs, *pinned} if r.error(name) is None
+                 and r.is_ready(name))  # fmt: skip
+    for name in set(refs):
+        if r.error(name) is not None or r.is_ready(name):
+            continue
+        assert sizes[name] <= left, "it waits for ever"
+        assert sizes[name] > 10 - in_use, "there is room"
 
 
 # --- with a device of its own ---

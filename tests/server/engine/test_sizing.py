@@ -4,6 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from prefix_store.prefix import BaseModelSpec
 from server.engine.messages import EngineConfig
@@ -17,6 +19,7 @@ from server.engine.sizing import (
     cuda_budget,
     sizes,
 )
+from tests.server.engine.simulation import make_scheduler, sequence, step
 
 SPEC = BaseModelSpec("tiny", "sha256:" + "0" * 64, 2, 1, 8, 16, "float32")
 GIB = 1 << 30
@@ -57,6 +60,51 @@ def test_pages_hold_the_longest_sequence() -> None:
 def test_what_cannot_fit_is_said_with_its_numbers(config: dict[str, int], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         sized(paged=False, **config)
+
+
+def test_a_longest_context_that_the_pool_sets_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    size = sized(paged=True, kv_cache_bytes=1000 * NUM_BYTES)
+
+    assert size.max_model_len == 992
+    assert "992 of the model's 1024 positions" in caplog.text
+
+
+@given(
+    num_tokens=st.integers(1, 2200),
+    max_model_len=st.none() | st.integers(16, 1024),
+    max_num_seqs=st.integers(1, 4),
+    paged=st.booleans(),
+)
+@settings(max_examples=300, deadline=None)
+def test_whatever_is_admitted_finds_room(
+    num_tokens: int, max_model_len: int | None, max_num_seqs: int, *, paged: bool
+) -> None:
+    """The longest request there may be, beside others, or a start that is refused."""
+    config = {"kv_cache_bytes": num_tokens * NUM_BYTES, "max_num_seqs": max_num_seqs}
+    if max_model_len is not None:
+        config["max_model_len"] = max_model_len
+    try:
+        size = sized(paged=paged, **config)
+    except ValueError:
+        needed = (max_model_len or 16) * (1 if paged else max_num_seqs)
+        assert num_tokens < needed + 16, "it would have fitted"
+        return
+
+    assert 16 <= size.max_model_len <= 1024
+    assert size.num_pages * size.page_size <= num_tokens
+    s, _ = make_scheduler(
+        num_pages=size.num_pages, page_size=size.page_size, max_num_seqs=max_num_seqs, budget=512
+    )
+    num_prompt = size.max_model_len - 9
+    for i in range(2):
+        longest = sequence(i, num_prompt, max_tokens=9)
+        assert s.can_hold(longest)
+        s.add(longest)
+    for _ in range(60):
+        if s.has_work:
+            step(s)
+    assert not s.running
+    assert not s.waiting
 
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

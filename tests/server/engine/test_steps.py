@@ -14,7 +14,7 @@ from server.engine.attention.ref import RefBackend
 from server.engine.batch import Batch
 from server.engine.request import Delta, Sampling
 from server.engine.residency import ResidentPrefix
-from server.engine.sequence import Sequence
+from server.engine.sequence import Sequence, SequenceStatus
 from server.engine.steps import Steps
 from tests.tiny_models import (
     CONFIGS,
@@ -59,7 +59,8 @@ class Run:
 
     def _failed(self, seq: Sequence, message: str) -> None:
         self.failures.append(seq.request_id)
-        self.engine.scheduler.finish(seq)
+        if seq.status is not SequenceStatus.FINISHED:
+            self.engine.scheduler.finish(seq)
 
 
 def run_of(*, overlap: bool = True, num_pages: int = 60) -> Run:

@@ -47,7 +47,7 @@ def test_it_is_compiled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     except NativeUnavailable as exc:
         pytest.skip(str(exc))
     library.cache_clear()
-    monkeypatch.setattr(build.subprocess, "run", None)
+    monkeypatch.setattr(build.lifeline, "run", None)
 
     library()
 

@@ -1,0 +1,144 @@
+"""SIGKILL of the API process of a real server, or a broken socket: the engine does not stay."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import stat
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from server.engine import messages as m
+from server.engine.child import EngineProcess
+from server.engine.request import Sampling
+from tests.running_server import RunningServer, running_server, starting_server, wait_gone
+from tests.server.fakes import make_transformers_tokenizer
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),
+    pytest.mark.timeout(180),
+]
+
+FLAGS = ("--dtype", "float32", "--num-threads", "1", "--kv-cache-bytes", str(256 << 20))
+BODY = {"prompt": "Hi", "max_tokens": 15_000, "ignore_eos": True, "stream": True}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """So small that steps are quick, with a context that takes minutes to fill."""
+    folder = tmp_path_factory.mktemp("model")
+    config = LlamaConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=20_000,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    make_transformers_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@contextlib.contextmanager
+def streams(url: str, num: int) -> Iterator[None]:
+    """So many clients that read, each past its first tokens when the block begins."""
+    begun = threading.Barrier(num + 1, timeout=60)
+
+    def read() -> None:
+        with (
+            contextlib.suppress(httpx.TransportError),
+            httpx.stream("POST", f"{url}/generate", json=BODY, timeout=60) as response,
+        ):
+            lines = response.iter_lines()
+            next(lines)
+            begun.wait()
+            for _ in lines:
+                pass
+
+    threads = [threading.Thread(target=read, daemon=True) for _ in range(num)]
+    for thread in threads:
+        thread.start()
+    begun.wait()
+    yield
+    for thread in threads:
+        thread.join(10)
+
+
+def eventually(look: Callable[[], int], timeout_s: float = 60.0) -> int:
+    """What `look` finds, as soon as it does."""
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        with contextlib.suppress(OSError, ValueError):
+            return look()
+        assert time.monotonic() < deadline_s, "it did not come about in time"
+        time.sleep(0.02)
+
+
+def kill(server: RunningServer) -> None:
+    server.process.kill()
+    server.process.wait(10)
+
+
+def test_the_engine_ends_with_the_api_process_while_it_streams(model: Path, tmp_path: Path) -> None:
+    with running_server(model, tmp_path / "store", *FLAGS) as server:
+        engine = server.engine_pid()
+        with streams(server.url, 4):
+            kill(server)
+
+            wait_gone(engine)
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 2.0], ids=["at once", "while it imports or loads"])
+def test_the_engine_ends_with_the_api_process_before_it_listens(
+    model: Path, tmp_path: Path, delay_s: float
+) -> None:
+    with starting_server(model, tmp_path / "store", *FLAGS) as server:
+        engine = eventually(server.engine_pid)
+        time.sleep(delay_s)
+
+        kill(server)
+
+        wait_gone(engine)
+
+
+def test_the_engine_and_its_compiler_end_with_the_api_process(model: Path, tmp_path: Path) -> None:
+    compiler = tmp_path / "c++"
+    compiler.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nsleep 100 ; true\n")
+    compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
+    env = {"CXX": str(compiler), "XDG_CACHE_HOME": str(tmp_path)}
+    with starting_server(model, tmp_path / "store", *FLAGS, env=env) as server:
+        compiling = eventually(lambda: int((tmp_path / "pid").read_text()))
+        engine = server.engine_pid()
+
+        kill(server)
+
+        wait_gone(engine, compiling)
+
+
+async def test_the_engine_ends_when_its_socket_is_reset(model: Path, tmp_path: Path) -> None:
+    """The only sign there is where the kernel says nothing of parents."""
+    config = m.EngineConfig(
+        model=str(model), blobs=str(tmp_path), dtype="float32", attention="ref", num_threads=1,
+        kv_cache_bytes=256 << 20,
+    )  # fmt: skip
+    process = await EngineProcess.spawn(config)
+    try:
+        assert isinstance(await asyncio.wait_for(process.read(), 60), m.Ready)
+        process.send(m.Submit(1, None, [5, 6, 7], Sampling(max_tokens=15_000, ignore_eos=True)))
+        assert isinstance(await asyncio.wait_for(process.read(), 60), m.Heartbeat | m.Tokens)
+        transport = process._writer.transport
+        assert isinstance(transport, asyncio.ReadTransport)
+        transport.pause_reading()
+        await asyncio.sleep(0.5)  # there is more now than was read: closed, that is a reset
+
+        transport.abort()
+
+        await asyncio.wait_for(process.wait(), 5)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, 9)
