@@ -73,6 +73,7 @@ def serve(fd: int) -> None:
     inbox: Inbox = Inbox()
     try:
         loop, info = build(config, inbox, connection)
+        loop.check()
     except Exception as exc:
         logger.exception("the engine cannot start")
         connection.send(m.Failed(0, "engine_start_failed", f"{type(exc).__name__}: {exc}"))
