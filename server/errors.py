@@ -154,7 +154,7 @@ class StepFailed(EngineFailure):
 
 
 class PrefixUnavailable(EngineFailure):
-    """The prefix's bytes could not be read or do not hash to their digest."""
+    """The prefix's bytes could not be read, do not hash to their digest, or find no room."""
 
     code = "prefix_unavailable"
 

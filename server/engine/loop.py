@@ -73,6 +73,10 @@ class StepLoop:
         self._loads: list[m.Load | m.Pin] = []
         self._is_draining = False
 
+    def check(self) -> None:
+        """Before `run`: whether a step runs at all. Raises `NothingRuns`."""
+        self._steps.check()
+
     def run(self) -> None:
         """Until drained, or until the API process is gone. Raises `NothingRuns`."""
         while self._receive() and not (self._is_draining and self._is_idle):

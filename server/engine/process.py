@@ -80,6 +80,7 @@ def serve(fd: int) -> None:
     inbox: Inbox = Inbox()
     try:
         loop, info = build(config, inbox, connection)
+        loop.check()
     except _FOR_THE_USER as exc:
         connection.send(m.Failed(0, "engine_start_failed", first_line(exc)))
         return

@@ -23,7 +23,7 @@ def test_it_gives_numbers_and_reads_the_prefix_once_or_each_time(
         lambda self, step: (num_groups.append(len(step.groups)), plan(self, step)),
     )
 
-    result = attention.run(attention.TINY)
+    result = dict(attention.run(attention.TINY))
 
     assert json.loads(json.dumps(result)) == result
     assert len(result) == 1 + 2 * 2 * 2

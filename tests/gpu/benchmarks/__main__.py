@@ -4,7 +4,7 @@
     make bench-gpu ARGS="decode sharing"    these benchmarks, no checks
 
 Each runs in a process of its own, so that none inherits memory, or a device that has failed, from
-the one before. The file is written anew after each.
+the one before. The file is written anew after each result: a run that is cut keeps what it had.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 import subprocess
 import sys
-import time
+from collections import Counter
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
@@ -23,7 +24,8 @@ from typing import Any
 import torch
 import transformers
 
-ROOT = Path(__file__).parents[3]
+from tests.gpu.benchmarks.report import ROOT, Report, call, end_on_sigterm
+
 BENCHMARKS = ("decode", "sharing", "launching", "loading", "sampling", "attention")
 CHECKS = (
     "tests/gpu",
@@ -33,6 +35,7 @@ CHECKS = (
 )
 """The kernels' own tests interpret them where there is no CUDA; here they are compiled."""
 TIMEOUT_S = 600
+_OUTCOME = re.compile(r"(\S*::.+) (PASSED|SKIPPED|XFAIL|XPASS|FAILED|ERROR)\b.*\[ *\d+%\]$")
 
 
 def main() -> int:
@@ -45,26 +48,24 @@ def main() -> int:
         sys.stderr.write("bench-gpu needs a CUDA device, and torch finds none here.\n")
         return 2
     if args.alone:
-        sys.stdout.write(json.dumps(import_module(f"tests.gpu.benchmarks.{args.names[0]}").run()))
+        for name, result in import_module(f"tests.gpu.benchmarks.{args.names[0]}").run():
+            sys.stdout.write(json.dumps({name: result}) + "\n")
+            sys.stdout.flush()
         return 0
-    report: dict[str, Any] = {"machine": machine()}
+    end_on_sigterm()
+    report = Report(args.out, machine())
     if not args.names:
-        report["checks"] = check()
-        write(report, args.out)
+        check(report)
     for name in args.names or BENCHMARKS:
-        report[name] = measure(name)
-        write(report, args.out)
-    return int(any("error" in part for part in report.values()))
+        measure(name, [sys.executable, "-m", "tests.gpu.benchmarks", name, "--alone"], report)
+    return int(report.has_error)
 
 
 def machine() -> dict[str, Any]:
     device = torch.cuda.get_device_properties(0)
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "device": device.name,
         "device_bytes": device.total_memory,
         "python": platform.python_version(),
@@ -74,46 +75,58 @@ def machine() -> dict[str, Any]:
     }
 
 
-def check() -> dict[str, Any]:
-    """The tests, without the fixtures and plugins that the rest of the suite needs."""
-    command = [
-        sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider",
-        "-c", "tests/gpu/pytest.ini", "--rootdir", ".", *CHECKS,
-    ]  # fmt: skip
-    done = call(command)
-    lines = done["output"].splitlines()
-    summary = lines[-1] if lines else ""
-    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-    result = {"summary": summary, "failed": failed, "seconds": done["seconds"]}
-    return result if done["exit_code"] == 0 else result | {"error": "\n".join(lines[-60:])}
-
-
-def measure(name: str) -> dict[str, Any]:
-    done = call([sys.executable, "-m", "tests.gpu.benchmarks", name, "--alone"])
-    try:
-        result: dict[str, Any] = json.loads(done["output"].splitlines()[-1])
-    except (IndexError, ValueError):
-        return {"error": (done["output"] + done["log"])[-4000:], "seconds": done["seconds"]}
-    return result | {"seconds": done["seconds"], "log": done["log"][-2000:]}
-
-
-def call(command: list[str]) -> dict[str, Any]:
-    sys.stderr.write(f"$ {' '.join(command)}\n")
-    began_s = time.monotonic()
+def commit() -> str | None:
+    """None where this is no checkout, or there is no git."""
     try:
         done = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+            ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
         )
-        code, output, log = done.returncode, done.stdout, done.stderr
-    except subprocess.TimeoutExpired:
-        code, output, log = 1, "", f"it took more than {TIMEOUT_S} s"
-    seconds = round(time.monotonic() - began_s, 1)
-    return {"exit_code": code, "output": output, "log": log, "seconds": seconds}
+    except OSError:
+        return None
+    return done.stdout.strip() or None
 
 
-def write(report: dict[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    sys.stderr.write(json.dumps(list(report.items())[-1], indent=1) + "\n")
+def check(report: Report) -> None:
+    """The tests, without the fixtures and plugins that the rest of the suite needs."""
+    command = [
+        sys.executable, "-m", "pytest", "-v", "--noconftest", "-p", "no:cacheprovider",
+        "-c", "tests/gpu/pytest.ini", "--rootdir", ".", *CHECKS,
+    ]  # fmt: skip
+    lines: list[str] = []
+    counts: Counter[str] = Counter()
+    failed: list[str] = []
+
+    def took(line: str) -> None:
+        lines.append(line)
+        if (outcome := _OUTCOME.match(line)) is not None:
+            counts[outcome[2].lower()] += 1
+            if outcome[2] in ("FAILED", "ERROR"):
+                failed.append(outcome[1])
+            report.add("checks", {"counts": counts, "failed": failed})
+
+    report.begin("checks")
+    ended = call(command, took, timeout_s=TIMEOUT_S)
+    error = None if ended.exit_code == 0 else "\n".join([*lines[-60:], ended.log[-2000:]])
+    summary = lines[-1] if lines else ""
+    report.end("checks", error, {"summary": summary, "seconds": ended.seconds})
+
+
+def measure(name: str, command: list[str], report: Report) -> None:
+    """A benchmark, which writes one JSON object a line."""
+    report.begin(name)
+    ended = call(command, lambda line: report.add(name, _results(line)), timeout_s=TIMEOUT_S)
+    log = ended.log[-4000:]
+    error = log if ended.exit_code else None
+    report.end(name, error, {"seconds": ended.seconds, "log": log[-2000:]})
+
+
+def _results(line: str) -> dict[str, Any]:
+    """None in what a library has to say."""
+    try:
+        results = json.loads(line)
+    except ValueError:
+        return {}
+    return results if isinstance(results, dict) else {}
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import median
 from types import SimpleNamespace
@@ -42,18 +42,17 @@ LLAMA_8B = Sizes(
 TINY = Sizes("cpu", "float32", (1, 2), (8, 24), 4, 2, 4, 2, 16, 1 << 20, 1)
 
 
-def run(sizes: Sizes = LLAMA_8B) -> dict[str, Any]:
+def run(sizes: Sizes = LLAMA_8B) -> Iterator[tuple[str, Any]]:
     """`fraction`: bytes of keys and values that the rows need, over the time that a copy takes to
     read and write as many. With one reading for each row the cache may lift it above 1."""
     rate = _copy_rate(sizes)
-    result: dict[str, Any] = {"copy_bytes_per_s": round(rate)}
+    yield "copy_bytes_per_s", round(rate)
     for batch_size in sizes.batch_sizes:
         backend = _backend(sizes, batch_size)
         for length in sizes.prefix_lengths:
             for shared in (True, False):
                 name = f"batch {batch_size}, prefix {length}, {'once' if shared else 'each'}"
-                result[name] = _measure(sizes, backend, batch_size, length, shared, rate)
-    return result
+                yield name, _measure(sizes, backend, batch_size, length, shared, rate)
 
 
 def _copy_rate(sizes: Sizes) -> float:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from tests.gpu.benchmarks.engine import Engine, copy_rate, ms, per_second
 from tests.gpu.benchmarks.scale import FULL, Scale
 
 
-def run(scale: Scale = FULL) -> dict[str, Any]:
+def run(scale: Scale = FULL) -> Iterator[tuple[str, Any]]:
     """`fraction`: bytes that a step must read, weights and keys and values, over the time that a
     copy takes to read and write as many."""
     rate = copy_rate(scale)
-    result: dict[str, Any] = {"copy_bytes_per_s": round(rate)}
+    yield "copy_bytes_per_s", round(rate)
     for geometry in scale.geometries:
         engine = Engine(geometry, scale)
         for batch_size in scale.batch_sizes:
@@ -22,12 +23,14 @@ def run(scale: Scale = FULL) -> dict[str, Any]:
                 num_own_tokens = (before + engine.num_own_tokens) // 2
             kv_bytes = num_own_tokens * engine.spec.num_bytes_per_token
             num_bytes = engine.num_weight_bytes + kv_bytes
-            result[f"{geometry.name}, batch {batch_size}"] = {
-                "step_ms": ms(step_s),
-                "tokens_per_s": per_second(batch_size, step_s),
-                "read_bytes": num_bytes,
-                "fraction": round(num_bytes / step_s / rate, 3),
-                "graphs": engine.runner.graphs is not None,
-            }
+            yield (
+                f"{geometry.name}, batch {batch_size}",
+                {
+                    "step_ms": ms(step_s),
+                    "tokens_per_s": per_second(batch_size, step_s),
+                    "read_bytes": num_bytes,
+                    "fraction": round(num_bytes / step_s / rate, 3),
+                    "graphs": engine.runner.graphs is not None,
+                },
+            )
         del engine
-    return result

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from tests.gpu.benchmarks.engine import Engine, ms, seconds
 from tests.gpu.benchmarks.scale import FULL, Scale
 
 
-def run(scale: Scale = FULL) -> dict[str, Any]:
+def run(scale: Scale = FULL) -> Iterator[tuple[str, Any]]:
     """Times of a decode step. Without graphs where the device or the model has none."""
-    result: dict[str, Any] = {}
     for geometry in scale.geometries:
         engine = Engine(geometry, scale)
         graphs = engine.runner.graphs
@@ -24,9 +24,11 @@ def run(scale: Scale = FULL) -> dict[str, Any]:
                         name = f"{'graph' if uses_graphs else 'eager'}, "
                         name += "one ahead" if overlap else "in turn"
                         times_ms[name] = ms(engine.seconds_per_step(steps))
-            result[f"{geometry.name}, batch {batch_size}"] = {
-                "capture_s": capture_s,
-                "step_ms": times_ms,
-            }
+            yield (
+                f"{geometry.name}, batch {batch_size}",
+                {
+                    "capture_s": capture_s,
+                    "step_ms": times_ms,
+                },
+            )
         del engine, graphs
-    return result

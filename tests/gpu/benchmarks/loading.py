@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -16,9 +16,8 @@ from tests.gpu.benchmarks.engine import Engine, ms
 from tests.gpu.benchmarks.scale import FULL, Scale
 
 
-def run(scale: Scale = FULL) -> dict[str, Any]:
+def run(scale: Scale = FULL) -> Iterator[tuple[str, Any]]:
     """Times of single steps of the largest batch, without and with a copy beside them."""
-    result: dict[str, Any] = {}
     for geometry in scale.geometries:
         engine = Engine(geometry, scale)
         prefix = engine.make_prefix(scale.num_prefix_tokens).kv.cpu()
@@ -33,14 +32,16 @@ def run(scale: Scale = FULL) -> dict[str, Any]:
                 beside: list[float] = []
                 while not copied.done() and len(beside) < scale.num_steps:
                     beside.append(_time(steps.step))
-        result[geometry.name] = {
-            "prefix_bytes": prefix.numel() * prefix.itemsize,
-            "copy_ms": ms(copied.result()),
-            "steps_during_copy": len(beside),
-            "step_ms": {"alone": _spread(alone), "beside": _spread(beside)},
-        }
+        yield (
+            geometry.name,
+            {
+                "prefix_bytes": prefix.numel() * prefix.itemsize,
+                "copy_ms": ms(copied.result()),
+                "steps_during_copy": len(beside),
+                "step_ms": {"alone": _spread(alone), "beside": _spread(beside)},
+            },
+        )
         del engine
-    return result
 
 
 def _time(work: Callable[[], object]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from statistics import median
 from typing import Any
@@ -21,13 +22,11 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def run(scale: Scale = FULL) -> dict[str, Any]:
-    result: dict[str, Any] = {}
+def run(scale: Scale = FULL) -> Iterator[tuple[str, Any]]:
     device, vocab_size = torch.device(scale.device), scale.geometries[-1].vocab_size
     for num_rows in scale.batch_sizes:
         logits = 3 * torch.randn(num_rows, vocab_size, device=device)
         for name, kind in KINDS.items():
             rows = [SampleRow(Sampling(max_tokens=1, seed=i, **kind), i) for i in range(num_rows)]
             times_s = [seconds(partial(sample, logits, rows), device) for _ in range(12)]
-            result[f"{num_rows} rows of {vocab_size}, {name}"] = {"ms": ms(median(times_s[2:]))}
-    return result
+            yield f"{num_rows} rows of {vocab_size}, {name}", {"ms": ms(median(times_s[2:]))}

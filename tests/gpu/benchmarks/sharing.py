@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +13,10 @@ from tests.gpu.benchmarks.scale import FULL, Scale
 GOAL = 2.5
 
 
-def run(scale: Scale = FULL) -> dict[str, Any]:
+def run(scale: Scale = FULL) -> Iterator[tuple[str, Any]]:
     """The same tensors in both, in turn: for each request they only have another name."""
-    result: dict[str, Any] = {"goal": GOAL, "tasks": scale.num_tasks}
+    yield "goal", GOAL
+    yield "tasks", scale.num_tasks
     num_requests = max(scale.batch_sizes)
     for geometry in scale.geometries:
         engine = Engine(
@@ -34,10 +36,12 @@ def run(scale: Scale = FULL) -> dict[str, Any]:
             with engine.requests(digests) as steps:
                 times_s[name] = engine.seconds_per_step(steps)
         once, often = times_s["once a task"], times_s["once a request"]
-        result[f"{geometry.name}, {num_requests} requests x {scale.num_prefix_tokens}"] = {
-            "step_ms": {name: ms(step_s) for name, step_s in times_s.items()},
-            "tokens_per_s": {n: per_second(num_requests, s) for n, s in times_s.items()},
-            "gain": round(often / once, 2),
-        }
+        yield (
+            f"{geometry.name}, {num_requests} requests x {scale.num_prefix_tokens}",
+            {
+                "step_ms": {name: ms(step_s) for name, step_s in times_s.items()},
+                "tokens_per_s": {n: per_second(num_requests, s) for n, s in times_s.items()},
+                "gain": round(often / once, 2),
+            },
+        )
         del engine, prefixes
-    return result

@@ -38,12 +38,12 @@ launch, lost = Runner.launch, []
 def bad(self, batch):
     firsts = [chunk.seq.token_ids[0] for chunk in batch.chunks]
     lost.extend(first for first in firsts if first == {LOSES_DEVICE})
-    if lost or {POISON} in firsts:
+    if lost or {POISON} in firsts or sys.argv[3:]:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
     return launch(self, batch)
 Runner.launch = bad
 from server.engine.__main__ import main
-main(*map(int, sys.argv[1:]))
+main(*map(int, sys.argv[1:3]))
 """
 
 
@@ -99,7 +99,7 @@ async def tokens(
     return [token_id async for delta in stream for token_id in delta.token_ids]
 
 
-async def eventually(is_so: Callable[[], bool], timeout_s: float = 20.0) -> None:
+async def eventually(is_so: Callable[[], bool], timeout_s: float = 60.0) -> None:
     deadline_s = time.monotonic() + timeout_s
     while not is_so():
         assert time.monotonic() < deadline_s, "it did not come about in time"
@@ -253,15 +253,31 @@ async def test_a_killed_engine_is_replaced_and_only_what_it_ran_is_lost(
     assert await tokens(client, None, PROMPT) == oracle(model, PROMPT, None, 8)[0]
 
 
+def on_a_bad_device(monkeypatch: pytest.MonkeyPatch, *flags: str) -> None:
+    """Engines that start from now on are. With a flag nothing ever runs there."""
+    start = asyncio.create_subprocess_exec
+
+    def start_there(python: str, _m: str, _: str, *args: str, **options: Any) -> Any:
+        return start(python, "-c", ENGINE_ON_A_BAD_DEVICE, *args, *flags, **options)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start_there)
+
+
+async def test_an_engine_on_which_nothing_runs_is_a_clear_failure_to_start(
+    make_client: Callable[..., EngineClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_a_bad_device(monkeypatch, "lost")
+    client = make_client(attention="ref")
+
+    with pytest.raises(EngineUnavailable, match="illegal memory access"):
+        await client.start()
+    await client.stop(drain_timeout_s=0)
+
+
 async def test_an_engine_whose_device_is_lost_is_replaced_and_one_with_bad_requests_is_not(
     make_client: Callable[..., EngineClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start = asyncio.create_subprocess_exec
-
-    def start_on_a_bad_device(python: str, _m: str, _: str, *args: str, **options: Any) -> Any:
-        return start(python, "-c", ENGINE_ON_A_BAD_DEVICE, *args, **options)
-
-    monkeypatch.setattr(asyncio, "create_subprocess_exec", start_on_a_bad_device)
+    on_a_bad_device(monkeypatch)
     client = make_client(attention="ref")
     await client.start()
     for _ in range(6):
