@@ -232,10 +232,10 @@ def _fuse_rotary(attention: nn.Module, like: Tensor) -> bool:
 def _agrees(
     original: Callable[..., Tensor], candidate: Callable[..., Tensor], *inputs: Tensor
 ) -> bool:
-    expected = original(*inputs).float()
     try:
+        expected = original(*inputs).float()
         got = candidate(*inputs).float()
-    except Exception as exc:  # whatever a compiler can raise: the model works without it
+    except Exception as exc:  # of a compiler, or of a function that takes other shapes than these
         logger.warning("%s does not run here: %s", candidate, exc)
         return False
     error = (got - expected).norm() / expected.norm()
