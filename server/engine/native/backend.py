@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -30,6 +31,8 @@ from server.engine.residency import ResidentPrefix
 logger = logging.getLogger(__name__)
 
 PAGE_SIZE = 16
+_NUM_POSITIONS = 64
+"""More than a trial takes."""
 Run = Callable[..., Tensor]
 """`PreTrainedModel.forward`'s arguments -> logits of the rows to keep."""
 _MAX_RELATIVE_ERROR = {torch.float32: 1e-4, torch.bfloat16: 0.05}
@@ -82,37 +85,72 @@ class _Witness(RefBackend):
 
 
 def install(
-    model: PreTrainedModel, spec: BaseModelSpec, num_threads: int, *, int8: bool = False
+    model: PreTrainedModel,
+    spec: BaseModelSpec,
+    num_threads: int,
+    *,
+    int8: bool = False,
+    max_model_len: int = 0,
 ) -> NativeBackend:
     """Replace the layers and the head of `model`; `int8`: with their weights as 8-bit integers.
 
-    Raises `NativeUnavailable` and `NotLlamaLike`, with the model as it was. What was tried
-    may still be registered as the attention: the caller registers the one that it uses in the end.
+    They are tried at the first positions and at the last before `max_model_len`: some families
+    scale attention from some position on. Raises `NativeUnavailable` and `NotLlamaLike`, with the
+    model as it was. What was tried may still be registered as the attention: the caller registers
+    the one that it uses in the end.
     """
     team = Team(num_threads)
     if not team.supports(model.dtype):
         raise NativeUnavailable(f"this processor does not multiply {model.dtype}")
+    first_positions = sorted({0, max(0, max_model_len - _NUM_POSITIONS)})
+    try:
+        return _install(model, spec, team, first_positions, int8=int8)
+    except NotLlamaLike:
+        raise
+    except Exception as exc:  # a family that is built otherwise, wherever that shows
+        raise NotLlamaLike(f"they do not run: {type(exc).__name__}: {exc}") from exc
+
+
+def _install(
+    model: PreTrainedModel,
+    spec: BaseModelSpec,
+    team: Team,
+    first_positions: list[int],
+    *,
+    int8: bool,
+) -> NativeBackend:
     reference, pool = _Witness(), KvPool(spec, num_pages=4, page_size=PAGE_SIZE, device="cpu")
     reference.allocate(pool)
     kv = _own_prefix(model, reference, pool)
     num_tokens = kv.shape[3]
+    logits = partial(_logits, model, first_positions)
     by_model = partial(_by_model, model)
-    expected = _logits(model, by_model, reference, ResidentPrefix(kv, num_tokens, num_tokens))
+    expected = logits(by_model, reference, ResidentPrefix(kv, num_tokens, num_tokens))
     backend = NativeBackend(NativeLayers(model, spec, team, reference.calls(), int8=int8))
-    own_layers, own_head = model.model.layers, model.lm_head
-    model.model.layers = nn.ModuleList([backend.layers])
-    model.lm_head = NativeLinear(own_head, team, int8=int8)
-    backend.allocate(BlockPool(spec, num_pages=4, page_size=PAGE_SIZE, device="cpu"))
-    blocks = ResidentPrefix(to_blocks(kv), num_tokens, num_tokens)
-    got = _logits(model, by_model, backend, blocks)
-    error = _relative_error(expected, got)
-    if not error <= (_MAX_RELATIVE_ERROR_INT8 if int8 else _MAX_RELATIVE_ERROR[model.dtype]):
-        model.model.layers, model.lm_head = own_layers, own_head
-        raise NotLlamaLike(f"its logits differ by {error:.1e} of their norm")
-    direct = Direct(model)
-    if torch.equal(got, _logits(model, direct, backend, blocks)):
-        backend.direct = direct
+    head = NativeLinear(model.lm_head, team, int8=int8)
+    with _in_place(model, nn.ModuleList([backend.layers]), head):
+        backend.allocate(BlockPool(spec, num_pages=4, page_size=PAGE_SIZE, device="cpu"))
+        blocks = ResidentPrefix(to_blocks(kv), num_tokens, num_tokens)
+        got = logits(by_model, backend, blocks)
+        error = _relative_error(expected, got)
+        if not error <= (_MAX_RELATIVE_ERROR_INT8 if int8 else _MAX_RELATIVE_ERROR[model.dtype]):
+            raise NotLlamaLike(f"its logits differ by {error:.1e} of their norm")
+        direct = Direct(model)
+        if torch.equal(got, logits(direct, backend, blocks)):
+            backend.direct = direct
     return backend
+
+
+@contextmanager
+def _in_place(model: PreTrainedModel, layers: nn.ModuleList, head: nn.Module) -> Iterator[None]:
+    """From here on, unless an exception leaves."""
+    own_layers, own_head = model.model.layers, model.lm_head
+    model.model.layers, model.lm_head = layers, head
+    try:
+        yield
+    except BaseException:
+        model.model.layers, model.lm_head = own_layers, own_head
+        raise
 
 
 def _relative_error(expected: Tensor, got: Tensor) -> float:
@@ -125,12 +163,23 @@ def _by_model(model: PreTrainedModel, **inputs: Tensor) -> Tensor:
 
 
 def _logits(
-    model: PreTrainedModel, run: Run, backend: AttentionBackend, prefix: ResidentPrefix
+    model: PreTrainedModel,
+    first_positions: list[int],
+    run: Run,
+    backend: AttentionBackend,
+    prefix: ResidentPrefix,
 ) -> Tensor:
-    """A prompt behind a prefix and one without, then a token of each: [num_rows, vocab_size]."""
+    """A prompt after a prefix and one without, then a token of each, all from each of the
+    positions on: [num_rows, vocab_size]."""
     first = [Span(0, 0, 17, 0, [2, 0], prefix), Span(1, 17, 5, 0, [1], None)]
     second = [Span(0, 0, 1, 17, [2, 0], prefix), Span(1, 1, 1, 5, [1], None)]
-    return torch.cat([_forward(model, run, backend, spans) for spans in (first, second)])
+    return torch.cat(
+        [
+            _forward(model, run, backend, spans, first_position)
+            for first_position in first_positions
+            for spans in (first, second)
+        ]
+    )
 
 
 def _own_prefix(model: PreTrainedModel, backend: AttentionBackend, pool: KvPool) -> Tensor:
@@ -143,12 +192,19 @@ def _own_prefix(model: PreTrainedModel, backend: AttentionBackend, pool: KvPool)
 
 @torch.inference_mode()
 def _forward(
-    model: PreTrainedModel, run: Run, backend: AttentionBackend, spans: list[Span]
+    model: PreTrainedModel,
+    run: Run,
+    backend: AttentionBackend,
+    spans: list[Span],
+    first_position: int = 0,
 ) -> Tensor:
     AttentionInterface.register(ATTENTION_NAME, backend.attend)
     num_rows = spans[-1].end
     ids = (torch.arange(num_rows) * 31 % model.config.vocab_size)[None]
-    positions = [s.num_prefix_tokens + s.start + i for s in spans for i in range(s.num_tokens)]
+    starts = [first_position + span.num_prefix_tokens + span.start for span in spans]
+    positions = [
+        start + i for start, s in zip(starts, spans, strict=True) for i in range(s.num_tokens)
+    ]
     groups = [Group(s.begin, s.end, s.prefix) for s in spans if s.prefix is not None]
     step = Step(ids, torch.tensor([positions]), torch.arange(num_rows), spans, groups)
     backend.plan(step)

@@ -223,6 +223,8 @@ class NativeLayers(nn.Module):
         assert step is not None
         hidden = hidden.contiguous()
         cos, sin = (angle.to(hidden.dtype).contiguous() for angle in position_embeddings)
+        if not cos.numel() == sin.numel() == hidden.shape[1] * self._model.head_dim:
+            raise NotLlamaLike(f"it rotates {cos.shape[-1]} of {self._model.head_dim} dimensions")
         result = torch.empty_like(hidden)
         step.cos, step.sin = cos.data_ptr(), sin.data_ptr()
         step.hidden, step.result = hidden.data_ptr(), result.data_ptr()
@@ -232,8 +234,8 @@ class NativeLayers(nn.Module):
         return result
 
     def _pack_layer(self, layer: Any, call: AttentionCall) -> _CLayer:
-        attention, mlp = layer.self_attn, layer.mlp
         _check_layer(layer)
+        attention, mlp = layer.self_attn, layer.mlp
         qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
         gate_up = [mlp.gate_proj, mlp.up_proj]
         query_norm, key_norm = (
