@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from transformers.utils import ModelOutput
 
 
 class Halves:
@@ -14,22 +14,28 @@ class Halves:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-        self._decoder: Any = model.get_decoder()
+        decoder = model.get_decoder()
+        # Llama 4 names itself: its class says that its layers lie elsewhere than they do.
+        self._decoder: Any = decoder if decoder is not model else model.get_submodule("model")
+        self._output: type[ModelOutput] = ModelOutput
+        """What the decoder gives: the head's forward of a mixture of experts reads more of it."""
 
     def hidden(self, **inputs: Any) -> Tensor:
         """What comes out of the last norm: [1, T, hidden_size]."""
-        hidden: Tensor = self._decoder(**inputs, use_cache=False).last_hidden_state
+        output = self._decoder(**inputs, use_cache=False)
+        self._output = type(output)
+        hidden: Tensor = output.last_hidden_state
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[1, T, hidden_size] -> [T, vocab_size].
+        """Of what `hidden` gave: [1, T, hidden_size] -> [T, vocab_size].
 
         By the model's own forward, with its layers left out: families do different things after
         the head, such as a soft cap or a scale.
         """
 
-        def computed(*args: Any, **kwargs: Any) -> BaseModelOutputWithPastAndCrossAttentions:
-            return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden)
+        def computed(*args: Any, **kwargs: Any) -> ModelOutput:
+            return self._output(last_hidden_state=hidden)
 
         self._decoder.forward = computed
         try:
