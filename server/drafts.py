@@ -16,6 +16,7 @@ from prefix_store.manifest import Draft, Message, PromptFormat
 from prefix_store.prefix import BaseModelSpec, Prefix, SoftPrompt, TextPrompt
 from prefix_store.store import PrefixStore
 from server.engine.client import EngineClient
+from server.prompt import check_vocabulary
 from server.template import Part
 from server.tokenizer import Tokenizer
 from server.verification import of_file
@@ -85,6 +86,7 @@ class Drafts:
 
     async def _compile_text(self, upload: TextPrompt, base: BaseModelSpec, source: Digest) -> Draft:
         token_ids = await self._off_loop(self._tokenize, upload)
+        check_vocabulary(token_ids, self._engine.info)
         artifact.check_length(len(token_ids), self.max_prefix_tokens)
         kind = "text" if upload.messages is None else "messages"
         origin = {"source_format": kind, "source_digest": str(source)}

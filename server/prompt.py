@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import TypeVar
 
@@ -84,16 +85,16 @@ def prepare(
     token_ids = _token_ids(params, behind, tokenizer)
     if not token_ids:
         raise InvalidRequest("the prompt has no tokens")
-    given = params.prompt if isinstance(params.prompt, list) else []
-    biased = [token_id for token_id, _ in params.wishes.logit_bias]
-    if max([*given, *biased], default=0) >= info.vocab_size:
-        raise InvalidRequest(f"a token id beyond the vocabulary of {info.vocab_size}")
+    check_vocabulary(token_ids, info)
+    check_vocabulary([token_id for token_id, _ in params.wishes.logit_bias], info)
     limit = behind.profile.limits.max_prompt_tokens
     if limit is not None and len(token_ids) > limit:
         raise InvalidRequest(f"{len(token_ids)} prompt tokens, this task takes {limit}")
     constraint = params.constraint or of_profile(behind.profile.defaults)
     if constraint.choices:
         wholes = [_token_ids(params, behind, tokenizer, text) for text in constraint.choices]
+        for whole in wholes:
+            check_vocabulary(whole, info)
         by = constraint.rank_by
         candidates = Candidates.of(constraint.choices, wholes, token_ids, by)
         return _ranked(params, behind, token_ids, candidates, info.max_model_len)
@@ -110,6 +111,13 @@ def prepare(
         _first(params.stop, behind.profile.defaults.stop, ()),
         _share(params, behind),
     )
+
+
+def check_vocabulary(token_ids: Iterable[int], info: EngineInfo) -> None:
+    """Also of ids that a text became: some tokenizers hold tokens that the model has no embedding
+    for. Raises `InvalidRequest`."""
+    if max(token_ids, default=0) >= info.vocab_size:
+        raise InvalidRequest(f"a token id beyond the model's vocabulary of {info.vocab_size}")
 
 
 def check_profile(profile: Profile) -> str | None:

@@ -12,7 +12,7 @@ from prefix_store.prefix import BaseModelSpec, Prefix
 from server.engine.client import EngineClient
 from server.engine.request import COMPILES, Share
 from server.errors import InvalidRequest, StepFailed, UnusablePrefix
-from server.prompt import Behind, GenerateParams, Prepared, prepare
+from server.prompt import Behind, GenerateParams, Prepared, check_vocabulary, prepare
 from server.tokenizer import Tokenizer
 
 PROBE = "The quick brown fox jumps over the lazy dog. In the year 1984,"
@@ -58,10 +58,12 @@ class Verification:
         self._executor = executor
 
     async def run(self, digest: Digest, num_prefix_tokens: int) -> list[Check]:
-        """One forward without the prefix and one behind it. Raises `UnusablePrefix`."""
+        """One forward without the prefix and one behind it. Raises `UnusablePrefix`, and
+        `InvalidRequest` where the model has no embedding for what the tokenizer adds."""
         info = self._engine.info
         room = info.max_model_len - num_prefix_tokens - 1
         token_ids = self._tokenizer.encode(PROBE)[: max(1, room)]
+        check_vocabulary(token_ids, info)
         try:
             effect = await self._engine.verify(digest, token_ids)
         except StepFailed as exc:
