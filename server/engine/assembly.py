@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 from transformers import AttentionInterface
 
@@ -18,15 +19,23 @@ from server.engine.attention.cpu import CpuBackend
 from server.engine.attention.ref import RefBackend
 from server.engine.graphs import CudaCapture, Graphs, buckets_for
 from server.engine.kv_pool import KvPool
+from server.engine.model.families import Context
 from server.engine.model.load import LoadedModel, load
 from server.engine.model.prepack import prepack
-from server.engine.native.backend import NativeBackend, install
+from server.engine.model.reference import Reference, reference_of
+from server.engine.native.backend import PAGE_SIZE, NativeBackend, install
 from server.engine.native.blocks import BlockPool, to_blocks
 from server.engine.native.build import NativeUnavailable
 from server.engine.native.layers import NotLlamaLike
 from server.engine.residency import ResidentPrefix
 from server.engine.runner import Runner
-from server.engine.self_test import examples, tested
+from server.engine.self_test import (
+    MAX_RELATIVE_ERROR,
+    MAX_RELATIVE_ERROR_OF_ALL,
+    check_model,
+    examples,
+    tested,
+)
 from server.engine.sizing import (
     Budget,
     Sizes,
@@ -40,6 +49,9 @@ from server.engine.sizing import (
 from server.engine.transfer import SideCopy
 
 logger = logging.getLogger(__name__)
+
+_TRIAL_SLAB = 32
+"""Tokens of a page where it holds a whole sequence: more than a trial's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +71,8 @@ class Assembly:
 
 
 def assemble(config: m.EngineConfig) -> Assembly:
-    """Raises what loading a model can raise, and ValueError where the settings do not fit."""
+    """Raises `UnsupportedModel`, what loading a model can raise, and ValueError where the settings
+    do not fit."""
     device = choose_device(config.device)
     if config.quantization != "none" and (
         device != "cpu" or config.attention not in ("auto", "native")
@@ -68,6 +81,8 @@ def assemble(config: m.EngineConfig) -> Assembly:
     backend = _backend(config.attention, device)
     dtype = choose_dtype(config.dtype, device)
     loaded = load(config.model, dtype=dtype, device=device, backend=backend)
+    config = _within_context(config, loaded.context)
+    reference = reference_of(loaded)  # before anything of the model is replaced
     if config.attention in ("auto", "native") and device == "cpu":
         backend = _native(config, loaded) or backend
         AttentionInterface.register(ATTENTION_NAME, backend.attend)  # the trial put others there
@@ -79,9 +94,8 @@ def assemble(config: m.EngineConfig) -> Assembly:
         fuse(loaded.model)
     budget = _cuda_budget(config, loaded) if device == "cuda" else cpu_budget(config)
     size = sizes(config, loaded, budget.kv, paged=not isinstance(backend, CpuBackend))
-    new_pool, layout = KvPool, _as_it_is
-    if isinstance(backend, NativeBackend):
-        new_pool, layout = BlockPool, to_blocks
+    new_pool, layout = _layout(backend)
+    _check(reference, loaded, backend, int8=config.quantization == "int8")
     pool = new_pool(loaded.spec, num_pages=size.num_pages, page_size=size.page_size, device=device)
     num_rows = max(buckets_for(config.max_num_batched_tokens)[-1], config.max_num_batched_tokens)
     bounds = Bounds(loaded.num_heads, num_rows, config.max_num_seqs, size.max_model_len)
@@ -94,9 +108,7 @@ def make_runner(
     parts: Assembly, config: m.EngineConfig, prefix_of: Callable[[Digest], ResidentPrefix]
 ) -> Runner:
     """With graphs where there are any. Before any sequence runs: its tests write into the pool."""
-    runner = Runner(parts.loaded.model, parts.backend, prefix_of, parts.loaded.eos_token_ids)
-    if isinstance(parts.backend, NativeBackend):
-        runner.highest, runner.direct = parts.backend.highest, parts.backend.direct
+    runner = _runner(parts.loaded, parts.backend, prefix_of)
     device = parts.loaded.model.device
     if device.type == "cuda" and parts.backend.graph_safe:
         graphs = Graphs(
@@ -109,6 +121,46 @@ def make_runner(
         steps = examples(parts.loaded.spec, parts.loaded.vocab_size, device)
         runner.graphs = tested(graphs, runner.run_model, parts.backend, steps)
     return runner
+
+
+def _runner(
+    loaded: LoadedModel, backend: AttentionBackend, prefix_of: Callable[[Digest], ResidentPrefix]
+) -> Runner:
+    runner = Runner(loaded.model, backend, prefix_of, loaded.eos_token_ids)
+    if isinstance(backend, NativeBackend):
+        runner.highest, runner.direct = backend.highest, backend.direct
+    return runner
+
+
+def _check(
+    reference: Reference, loaded: LoadedModel, backend: AttentionBackend, *, int8: bool
+) -> None:
+    """Raises `UnsupportedModel` where the backend does not compute the model. In a small pool: the
+    one that serves may have fewer pages than that takes."""
+    new_pool, layout = _layout(backend)
+    page_size = _TRIAL_SLAB if isinstance(backend, CpuBackend) else PAGE_SIZE
+    pool = new_pool(loaded.spec, num_pages=3, page_size=page_size, device=str(loaded.model.device))
+    backend.allocate(pool, Bounds(loaded.num_heads, num_rows=16, num_spans=2, num_tokens=64))
+    num_tokens = reference.prefix.shape[3]
+    prefix = ResidentPrefix(layout(reference.prefix), num_tokens, num_tokens)
+    limit = MAX_RELATIVE_ERROR_OF_ALL if int8 else MAX_RELATIVE_ERROR[loaded.spec.dtype]
+    check_model(reference, _runner(loaded, backend, {}.__getitem__), prefix, limit)
+
+
+def _layout(backend: AttentionBackend) -> tuple[type[KvPool], Callable[[Tensor], Tensor]]:
+    """The pool that a backend reads, and how it reads prefixes."""
+    return (BlockPool, to_blocks) if isinstance(backend, NativeBackend) else (KvPool, _as_it_is)
+
+
+def _within_context(config: m.EngineConfig, context: Context) -> m.EngineConfig:
+    """Where a model's positions reach further than every request would be exact, less is served,
+    also if more was asked for."""
+    if context.why_shorter is None:
+        return config
+    limit = context.num_tokens
+    logger.warning("max_model_len is at most %d: beyond, %s", limit, context.why_shorter)
+    wanted = config.max_model_len
+    return replace(config, max_model_len=min(wanted, limit) if wanted else wanted)
 
 
 def _backend(name: str, device: str) -> AttentionBackend:
@@ -129,6 +181,7 @@ def _native(config: m.EngineConfig, loaded: LoadedModel) -> NativeBackend | None
             loaded.spec,
             config.num_threads or os.cpu_count() or 1,
             int8=config.quantization == "int8",
+            max_model_len=config.max_model_len or loaded.max_positions,
         )
     except (NativeUnavailable, NotLlamaLike) as exc:
         if config.attention == "native" or config.quantization != "none":

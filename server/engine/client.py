@@ -231,7 +231,8 @@ class EngineClient:
                     self._send(m.Pin(next(self._ids), str(prefix)))
             case m.Failed(message=message):
                 self._start_error = message
-                logger.error("the engine failed to start: %s", message)
+                if self._info is not None:  # else the caller of start() is told
+                    logger.error("the engine failed to start: %s", message)
         return self.is_ready
 
     async def _receive(self, process: EngineProcess) -> None:

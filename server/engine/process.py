@@ -13,7 +13,7 @@ import msgspec
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from prefix_store import artifact
 from prefix_store.blobs import BlobStore
@@ -26,12 +26,18 @@ from server.engine.compiler import Compiler
 from server.engine.grammar import Vocabulary
 from server.engine.grammars import Grammars
 from server.engine.loop import Closed, Inbox, StepLoop
+from server.engine.model.families import UnsupportedModel, first_line
+from server.engine.native.build import NativeUnavailable
+from server.engine.native.layers import NotLlamaLike
 from server.engine.page_allocator import PageAllocator
 from server.engine.prompt_cache import PromptCache
 from server.engine.residency import Residency, ResidentPrefix
 from server.engine.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
+
+_FOR_THE_USER = (UnsupportedModel, NotLlamaLike, NativeUnavailable, OSError, ValueError)
+"""Of a model or of settings: one sentence that says what to change, and no fault of ours."""
 
 
 class Connection:
@@ -67,6 +73,9 @@ def main(fd: int) -> None:
     inbox: Inbox = Inbox()
     try:
         loop, info = build(config, inbox, connection)
+    except _FOR_THE_USER as exc:
+        connection.send(m.Failed(0, "engine_start_failed", first_line(exc)))
+        return
     except Exception as exc:
         logger.exception("the engine cannot start")
         connection.send(m.Failed(0, "engine_start_failed", f"{type(exc).__name__}: {exc}"))
@@ -165,4 +174,5 @@ def _info(config: m.EngineConfig, parts: Assembly) -> m.EngineInfo:
 if __name__ == "__main__":
     logs.configure("warning")
     disable_progress_bar()
+    set_verbosity_error()  # what it finds wrong with a checkpoint, loading a model says in a line
     main(int(sys.argv[1]))

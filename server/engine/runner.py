@@ -73,7 +73,7 @@ class Runner:
         prefix_of: Callable[[Digest], ResidentPrefix],
         eos_token_ids: Sequence[int] = (),
     ) -> None:
-        self._model = model
+        self.model = model
         self._halves = Halves(model)
         self._backend = backend
         self._prefix_of = prefix_of
@@ -91,7 +91,7 @@ class Runner:
         """Run a step, or with a device of its own start to: one more may be launched before the
         tokens of this one are asked for. Tokens are chosen at once, unless some grammar's next
         ones depend on a token in flight: then by `Handle.sample`."""
-        step = planner.plan(batch, self._prefix_of, self._model.device)
+        step = planner.plan(batch, self._prefix_of, self.model.device)
         self._fill_in(batch, step)
         prompt_rows = PromptRows.of(batch, step)
         if prompt_rows.rows:
@@ -126,12 +126,25 @@ class Runner:
     def _forward_scoring(self, step: Step, wanted: PromptRows) -> tuple[Tensor, PendingScores]:
         """The same, and the scores of a prompt's tokens, from a block of logits at a time."""
         self._backend.plan(step)
-        hidden = self._halves.hidden(**self._inputs(step), position_ids=step.position_ids)
+        hidden = self._hidden(step)
         columns = (to_device(x, torch.long, hidden.device) for x in (wanted.rows, wanted.token_ids))
         blocks = zip(*(torch.split(x, scores.BLOCK_ROWS) for x in columns), strict=True)
         scored = ((self._halves.logits(hidden[:, at]), token_ids) for at, token_ids in blocks)
         prompt_logprobs = PendingScores(wanted.askers, scored)
         return self._halves.logits(hidden[:, step.logit_rows]), prompt_logprobs
+
+    def run_planned(self, step: Step) -> Tensor:
+        """Plan a step and run the forward, whatever graphs there are."""
+        self._backend.plan(step)
+        return self.run_model(step)
+
+    def run_in_halves(self, step: Step) -> Tensor:
+        """The same as prompts are scored: all rows, then the logits of some."""
+        self._backend.plan(step)
+        return self._halves.logits(self._hidden(step)[:, step.logit_rows])
+
+    def _hidden(self, step: Step) -> Tensor:
+        return self._halves.hidden(**self._inputs(step), position_ids=step.position_ids)
 
     def run_model(self, step: Step) -> Tensor:
         """The forward itself, planned already."""
@@ -141,7 +154,7 @@ class Runner:
         }
         if self.direct is not None:
             return self.direct(**inputs)
-        logits: Tensor = self._model(**inputs, use_cache=False).logits[0]
+        logits: Tensor = self.model(**inputs, use_cache=False).logits[0]
         return logits
 
     def _fill_in(self, batch: Batch, step: Step) -> None:
@@ -168,7 +181,7 @@ class Runner:
         soft = self._soft_prompts(step)
         if not soft:
             return {"input_ids": step.input_ids}
-        embeds = self._model.get_input_embeddings()(step.input_ids)  # [1, T, hidden_size]
+        embeds = self.model.get_input_embeddings()(step.input_ids)  # [1, T, hidden_size]
         for span in soft:
             rows = self.embeds[span.request_id][span.start : span.start + span.num_tokens]
             embeds[0, span.begin : span.end] = rows

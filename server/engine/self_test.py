@@ -1,8 +1,10 @@
-"""Do replays compute what the forward computes? Asked once, before anyone relies on it."""
+"""Does the engine compute the model, and do replays compute what the forward computes? Asked once,
+before anyone relies on it."""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,11 +12,48 @@ from torch import Tensor
 from prefix_store.prefix import BaseModelSpec
 from server.engine.attention.base import AttentionBackend, Group, Span, Step
 from server.engine.graphs import Forward, Graphs
+from server.engine.model.families import UnsupportedModel, refusing
+from server.engine.model.reference import NUM_AFTER_PREFIX, NUM_ALONE, Reference, relative_error
 from server.engine.residency import ResidentPrefix
+from server.engine.runner import Runner
 
 logger = logging.getLogger(__name__)
 
 MAX_RELATIVE_ERROR = {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.05}
+MAX_RELATIVE_ERROR_OF_ALL = 0.25
+"""Whatever the rounding: a wrong layer gives 1 and more."""
+
+
+def check_model(reference: Reference, runner: Runner, prefix: ResidentPrefix, limit: float) -> None:
+    """Mixed steps with prompts in chunks, over the first pages of a pool that nobody uses yet.
+
+    `prefix`: the reference's, as the backend reads it. Raises `UnsupportedModel` where the logits
+    are not the model's own, or do not come out.
+    """
+    config = runner.model.config
+    with refusing(config, "it does not run in a batch"):
+        error = _error(reference, runner, prefix)
+    limit = min(MAX_RELATIVE_ERROR_OF_ALL, max(limit, 3 * reference.noise))
+    if not error <= limit:  # NaN is no agreement
+        raise UnsupportedModel.because(
+            config, f"its logits in a batch differ from its own by {error:.1e} of their norm"
+        )
+
+
+@torch.inference_mode()
+def _error(reference: Reference, runner: Runner, prefix: ResidentPrefix) -> float:
+    """Relative, of the logits of all steps, and of the last when made for scoring prompts."""
+    expected = [reference.after_prefix, reference.alone]
+    got = [torch.empty_like(logits) for logits in expected]
+    for spans in _batches(prefix):
+        step = _step(spans, reference.token_ids, runner.model.device)
+        step = replace(step, logit_rows=torch.arange(spans[-1].end, device=runner.model.device))
+        logits = runner.run_planned(step).float().cpu()
+        for span in spans:
+            own = slice(span.start, span.start + span.num_tokens)
+            got[span.request_id][own] = logits[span.begin : span.end]
+    scored = runner.run_in_halves(step).float().cpu()
+    return max(map(relative_error, [*expected, logits], [*got, scored]))
 
 
 def tested(
@@ -49,28 +88,32 @@ def _agrees(graphs: Graphs, forward: Forward, backend: AttentionBackend, step: S
 
 
 def examples(spec: BaseModelSpec, vocab_size: int, device: torch.device) -> list[Step]:
-    """Mixed steps over the first pages of a pool that nobody uses yet, of at least 16 tokens each:
-    two prompts, one behind a prefix, then the rest of one beside a token of the other."""
+    """The same steps, with any tokens, of which the last of each sequence count."""
     generator = torch.Generator().manual_seed(0)
     shape = (spec.num_layers, 2, spec.num_kv_heads, 5, spec.head_dim)
     kv = torch.randn(shape, generator=generator).to(device, getattr(torch, spec.dtype))
-    prefix = ResidentPrefix(kv, 5, 5)
-    batches = [
-        [Span(0, 0, 9, 0, [2, 0], prefix), Span(1, 9, 4, 0, [1], None)],
-        [Span(0, 0, 10, 9, [2, 0], prefix), Span(1, 10, 1, 4, [1], None)],
-        [Span(0, 0, 1, 19, [2, 0], prefix), Span(1, 1, 1, 5, [1], None)],
+    ids = torch.randint(vocab_size, (2, NUM_AFTER_PREFIX), generator=generator)
+    return [_step(spans, ids, device) for spans in _batches(ResidentPrefix(kv, 5, 5))]
+
+
+def _batches(prefix: ResidentPrefix) -> list[list[Span]]:
+    """Two prompts, one after a prefix, then the rest of one beside a token of the other, and a
+    token of both. Pages hold at least 16 tokens, or all of a sequence."""
+    steps = [((0, 9), (0, 4)), ((9, 8), (4, 1)), ((17, 1), (5, 1))]
+    assert steps[-1] == ((NUM_AFTER_PREFIX - 1, 1), (NUM_ALONE - 1, 1))
+    return [
+        [Span(0, 0, num, start, [2, 0], prefix), Span(1, num, num_alone, start_alone, [1], None)]
+        for (start, num), (start_alone, num_alone) in steps
     ]
-    return [_step(spans, vocab_size, device, generator) for spans in batches]
 
 
-def _step(
-    spans: list[Span], vocab_size: int, device: torch.device, generator: torch.Generator
-) -> Step:
-    ids = torch.randint(vocab_size, (1, spans[-1].end), generator=generator)
+def _step(spans: list[Span], token_ids: Tensor, device: torch.device) -> Step:
+    """`token_ids`: by request [num_requests, num_tokens]."""
+    ids = [token_ids[s.request_id, s.start : s.start + s.num_tokens] for s in spans]
     positions = [s.num_prefix_tokens + s.start + i for s in spans for i in range(s.num_tokens)]
     last: Tensor = torch.tensor([span.end - 1 for span in spans])
     return Step(
-        input_ids=ids.to(device),
+        input_ids=torch.cat(ids)[None].to(device),
         position_ids=torch.tensor([positions], device=device),
         logit_rows=last.to(device),
         spans=spans,

@@ -84,7 +84,8 @@ class AttentionBackend(Protocol):
     of a size, so one goes before its capture."""
 
     def allocate(self, pool: KvPool, bounds: Bounds | None = None) -> None:
-        """Once, before everything else. `bounds` concerns graph safe backends."""
+        """Before everything else. A second pool takes the place of the first, as long as nothing is
+        captured. `bounds` concerns graph safe backends."""
         ...
 
     def plan(self, step: Step) -> None:

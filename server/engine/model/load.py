@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,17 @@ from transformers import AttentionInterface, AutoModelForCausalLM, GenerationCon
 
 from prefix_store.prefix import BaseModelSpec
 from server.engine.attention.base import ATTENTION_NAME, AttentionBackend
-from server.engine.model.families import UnsupportedModel, check_supported, max_positions
+from server.engine.model.families import (
+    Context,
+    UnsupportedModel,
+    check_supported,
+    context_of,
+    read_config,
+    refusing,
+)
 from server.engine.model.fingerprint import fingerprint
+
+logger = logging.getLogger(__name__)
 
 _NUM_PROBE_TOKENS = 16
 
@@ -26,29 +36,62 @@ class LoadedModel:
     spec: BaseModelSpec
     num_heads: int
     """Of the queries."""
-    max_positions: int
+    context: Context
     vocab_size: int
     eos_token_ids: tuple[int, ...]
+
+    @property
+    def max_positions(self) -> int:
+        """The most tokens of prefix, prompt and completion together."""
+        return self.context.num_tokens
 
 
 def load(path: str, *, dtype: str, device: str, backend: AttentionBackend) -> LoadedModel:
     """Raises `UnsupportedModel`, and OSError where there is no model."""
+    config = read_config(path)
+    check_supported(config)
+    context = context_of(config)
     AttentionInterface.register(ATTENTION_NAME, backend.attend)
-    model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=getattr(torch, dtype), attn_implementation=ATTENTION_NAME, use_safetensors=True
-    )
+    with refusing(config, "it cannot be loaded with the server's attention in it"):
+        model = _read(path, getattr(torch, dtype))
     model = model.eval().requires_grad_(requires_grad=False).to(device)
-    check_supported(model.config)
-    spec, num_heads = _measure(model, Path(path).name, dtype)
+    with refusing(config, "it does not run with the server's attention in it"):
+        spec, num_heads = _measure(model, Path(path).name, dtype)
     AttentionInterface.register(ATTENTION_NAME, backend.attend)
     return LoadedModel(
         model=model,
         spec=spec,
         num_heads=num_heads,
-        max_positions=max_positions(model.config),
+        context=context,
         vocab_size=model.get_input_embeddings().num_embeddings,
         eos_token_ids=_eos_token_ids(model.generation_config),
     )
+
+
+def _read(path: str, dtype: torch.dtype) -> PreTrainedModel:
+    """All weights from the checkpoint: transformers would give those that it lacks random values.
+    Weights that are tied to others are not among them."""
+    model, found = AutoModelForCausalLM.from_pretrained(
+        path,
+        dtype=dtype,
+        attn_implementation=ATTENTION_NAME,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # so that they can be named
+    )
+    if missing := sorted(found["missing_keys"]):
+        raise UnsupportedModel(f"the checkpoint lacks {_first_of(missing)}")
+    if mismatched := sorted(found["mismatched_keys"]):
+        names = [f"{name} {tuple(has)} for {tuple(needs)}" for name, has, needs in mismatched]
+        raise UnsupportedModel(f"the checkpoint has weights of another shape: {_first_of(names)}")
+    if unexpected := sorted(found["unexpected_keys"]):
+        logger.warning("the model does not use the checkpoint's %s", _first_of(unexpected))
+    return model
+
+
+def _first_of(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _measure(model: PreTrainedModel, name: str, dtype: str) -> tuple[BaseModelSpec, int]:

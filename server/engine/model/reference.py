@@ -1,0 +1,117 @@
+"""What the model itself computes of a few tokens, by transformers' own attention. The engine is
+compared with it at the start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from server.engine.model.families import UnsupportedModel, refusing
+from server.engine.model.load import LoadedModel
+
+NUM_AFTER_PREFIX = 18
+NUM_ALONE = 6
+_NUM_PREFIX_TOKENS = 21
+_CHUNK = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A prefix, two prompts, and the logits of all their tokens, in float32 on the CPU."""
+
+    prefix: Tensor  # [num_layers, 2, num_kv_heads, L, head_dim]; what the model makes of tokens
+    token_ids: Tensor  # [2, NUM_AFTER_PREFIX]
+    """The prompt after the prefix, and the one alone, which is the first NUM_ALONE."""
+    after_prefix: Tensor  # [NUM_AFTER_PREFIX, vocab_size]
+    alone: Tensor  # [NUM_ALONE, vocab_size]
+    noise: float
+    """How far the model is from itself if it gets a prompt in chunks, relatively: the rounding of
+    its dtype, and the experts that this exchanges."""
+
+
+@torch.inference_mode()
+def reference_of(loaded: LoadedModel) -> Reference:
+    """Six short forwards, before anything of the model is replaced.
+
+    Raises `UnsupportedModel` where the model's cache is not the keys and values that its attention
+    sees: then nothing can be put into it.
+    """
+    model = loaded.model
+    with _own_attention(model), refusing(model.config, "transformers' own forward of it fails"):
+        room = loaded.max_positions - NUM_AFTER_PREFIX
+        num_prefix_tokens = max(1, min(_NUM_PREFIX_TOKENS, room))
+        ids = torch.arange(3, 3 + num_prefix_tokens + 2 * NUM_AFTER_PREFIX)
+        ids = ids * 7919 % loaded.vocab_size  # some of all kinds
+        prefix = _keys_and_values(model, ids[:num_prefix_tokens])
+        _check_shape(prefix, loaded)
+        prompts = ids[num_prefix_tokens:].view(2, NUM_AFTER_PREFIX)
+        after_prefix = _logits(model, prompts[:1], prefix)
+        chunks = _logits(model, prompts[0].split(_CHUNK), prefix)
+        alone = _logits(model, prompts[1:, :NUM_ALONE], None)
+        noise = relative_error(after_prefix, chunks)
+        return Reference(prefix, prompts, after_prefix, alone, noise)
+
+
+def _check_shape(kv: Tensor, loaded: LoadedModel) -> None:
+    spec = loaded.spec
+    seen = (spec.num_layers, 2, spec.num_kv_heads, kv.shape[3], spec.head_dim)
+    if kv.shape != seen:
+        raise UnsupportedModel.because(
+            loaded.model.config, "its cache does not hold the keys and values of its attention"
+        )
+
+
+def relative_error(expected: Tensor, got: Tensor) -> float:
+    """Of all rows together, NaN where either has one."""
+    return float((expected - got).norm() / expected.norm())
+
+
+@contextmanager
+def _own_attention(model: PreTrainedModel) -> Iterator[None]:
+    ours = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        if model.config._attn_implementation != "eager":
+            raise UnsupportedModel.because(model.config, "its attention cannot be exchanged")
+        yield
+    finally:
+        model.set_attn_implementation(ours)
+
+
+def _keys_and_values(model: PreTrainedModel, token_ids: Tensor) -> Tensor:
+    cache = DynamicCache()
+    _forward(model, token_ids, cache, 0)
+    kv = [torch.stack([layer.keys[0], layer.values[0]]) for layer in cache.layers]
+    return torch.stack(kv)
+
+
+def _logits(model: PreTrainedModel, chunks: Iterable[Tensor], prefix: Tensor | None) -> Tensor:
+    """Of one prompt in chunks [num_tokens], through transformers' cache."""
+    cache, num_seen = DynamicCache(), 0
+    if prefix is not None:  # a cache without a config: windows are the mask's, as PEFT has them
+        cache = DynamicCache([(kv[0][None].clone(), kv[1][None].clone()) for kv in prefix])
+        num_seen = prefix.shape[3]
+    logits = []
+    for chunk in chunks:
+        logits.append(_forward(model, chunk, cache, num_seen))
+        num_seen += len(chunk)
+    return torch.cat(logits)
+
+
+def _forward(model: PreTrainedModel, token_ids: Tensor, cache: DynamicCache, start: int) -> Tensor:
+    """As `generate` calls it: positions are the model's own affair. [num_tokens, vocab_size]."""
+    num_tokens = len(token_ids)
+    mask = torch.ones(1, start + num_tokens, dtype=torch.long, device=model.device)
+    output = model(
+        input_ids=token_ids[None].to(model.device),
+        attention_mask=mask,
+        past_key_values=cache,
+        use_cache=True,
+    )
+    logits: Tensor = output.logits[0]
+    return logits.float().cpu()
