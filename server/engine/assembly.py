@@ -144,7 +144,8 @@ def _check(
     num_tokens = reference.prefix.shape[3]
     prefix = ResidentPrefix(layout(reference.prefix), num_tokens, num_tokens)
     limit = MAX_RELATIVE_ERROR_OF_ALL if int8 else MAX_RELATIVE_ERROR[loaded.spec.dtype]
-    check_model(reference, _runner(loaded, backend, {}.__getitem__), prefix, limit)
+    resident: dict[Digest, ResidentPrefix] = {}  # the steps bring their own
+    check_model(reference, _runner(loaded, backend, resident.__getitem__), prefix, limit)
 
 
 def _layout(backend: AttentionBackend) -> tuple[type[KvPool], Callable[[Tensor], Tensor]]:

@@ -51,7 +51,7 @@ def reference_of(loaded: LoadedModel) -> Reference:
         _check_shape(prefix, loaded)
         prompts = ids[num_prefix_tokens:].view(2, NUM_AFTER_PREFIX)
         after_prefix = _logits(model, prompts[:1], prefix)
-        chunks = _logits(model, prompts[0].split(_CHUNK), prefix)
+        chunks = _logits(model, torch.split(prompts[0], _CHUNK), prefix)
         alone = _logits(model, prompts[1:, :NUM_ALONE], None)
         noise = relative_error(after_prefix, chunks)
         return Reference(prefix, prompts, after_prefix, alone, noise)
