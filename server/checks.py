@@ -23,6 +23,12 @@ from prefix_store.errors import PrefixStoreError
 from prefix_store.keys import load_pepper
 from server.__main__ import StartError, check_not_open, read_settings
 from server.default_model import MIN_FREE_BYTES, default_folder
+from server.engine.model.families import (
+    UnsupportedModel,
+    check_supported,
+    first_line,
+    read_config,
+)
 from server.engine.native.build import NativeUnavailable, library
 from server.engine.sizing import choose_device, choose_dtype
 from server.finding import Finding
@@ -82,7 +88,8 @@ def compiler(settings: Settings) -> Finding:
 
 
 def model(settings: Settings) -> Finding:
-    """Whether the base model is here. That it loads shows at the start."""
+    """Whether the base model is here, and of a family that is served. That its weights are right
+    shows at the start."""
     if settings.model != "default":
         return _own_model(settings.model)
     folder = default_folder(settings.cache)
@@ -110,6 +117,10 @@ def _own_model(name: str) -> Finding:
     if missing:
         detail = f"{name} has no {', '.join(missing)}"
         return Finding("model", "fail", detail, "save model and tokenizer there: save_pretrained")
+    try:
+        check_supported(read_config(name))
+    except (UnsupportedModel, OSError) as exc:
+        return Finding("model", "fail", first_line(exc), "say --model with another one")
     return Finding("model", "ok", name)
 
 

@@ -105,7 +105,8 @@ class Settings(BaseSettings):
         None,
         ge=16,
         description="Prefix + prompt + completion tokens of one request. Default: the model's "
-        "context, or what kv_cache_bytes allows.",
+        "context, or what kv_cache_bytes allows. Less where the model would change what it "
+        "computes for all requests of a batch.",
     )
     max_num_seqs: int = Field(64, ge=1, le=4096, description="Sequences in one step.")
     max_num_batched_tokens: int = Field(

@@ -35,14 +35,14 @@ _SIZES = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-_GQA = _SIZES | {"num_key_value_heads": 2}
+GQA = _SIZES | {"num_key_value_heads": 2}
 CONFIGS = {
-    "llama": T.LlamaConfig(**_GQA),
-    "qwen3": T.Qwen3Config(**_GQA, head_dim=24),
-    "mistral": T.MistralConfig(**_GQA, sliding_window=8),
-    "gemma2": T.Gemma2Config(**_GQA, head_dim=16, sliding_window=8),
+    "llama": T.LlamaConfig(**GQA),
+    "qwen3": T.Qwen3Config(**GQA, head_dim=24),
+    "mistral": T.MistralConfig(**GQA, sliding_window=8),
+    "gemma2": T.Gemma2Config(**GQA, head_dim=16, sliding_window=8),
     "gemma3": T.Gemma3TextConfig(
-        **_GQA,
+        **GQA,
         head_dim=16,
         sliding_window=8,
         layer_types=["sliding_attention", "sliding_attention", "full_attention"],
@@ -57,6 +57,16 @@ CONFIGS = {
         eos_token_id=2,
     ),
 }  # fmt: skip
+_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+EXPERTS = {
+    "mixtral": T.MixtralConfig(**GQA, **_EXPERTS),
+    "granitemoe": T.GraniteMoeConfig(**GQA, **_EXPERTS),
+    "gpt_oss": T.GptOssConfig(**GQA, **_EXPERTS, head_dim=16, sliding_window=8),
+    "llama4_text": T.Llama4TextConfig(
+        **GQA, **_EXPERTS, head_dim=16, intermediate_size_mlp=96, attention_chunk_size=192
+    ),
+}
+"""Mixtures of experts, for the few tests that they mean something to."""
 
 
 def build_model(family: str, attn_implementation: str) -> PreTrainedModel:
@@ -64,7 +74,7 @@ def build_model(family: str, attn_implementation: str) -> PreTrainedModel:
     if attn_implementation == ATTENTION_NAME:  # transformers wants the name to exist already
         AttentionInterface.register(ATTENTION_NAME, RefBackend().attend)
     torch.manual_seed(0)
-    config = copy.deepcopy(CONFIGS[family])
+    config = copy.deepcopy((EXPERTS | CONFIGS)[family])
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -139,14 +139,13 @@ def _check(
     one that serves may have fewer pages than that takes."""
     new_pool, layout = _layout(backend)
     page_size = _TRIAL_SLAB if isinstance(backend, CpuBackend) else PAGE_SIZE
-    pool = new_pool(
-        loaded.spec, num_pages=3, page_size=page_size, device=str(loaded.model.device)
-    )
+    pool = new_pool(loaded.spec, num_pages=3, page_size=page_size, device=str(loaded.model.device))
     backend.allocate(pool, Bounds(loaded.num_heads, num_rows=16, num_spans=2, num_tokens=64))
     num_tokens = reference.prefix.shape[3]
     prefix = ResidentPrefix(layout(reference.prefix), num_tokens, num_tokens)
     limit = MAX_RELATIVE_ERROR_OF_ALL if int8 else MAX_RELATIVE_ERROR[loaded.spec.dtype]
-    check_model(reference, _runner(loaded, backend, {}.__getitem__), prefix, limit)
+    resident: dict[Digest, ResidentPrefix] = {}  # the steps bring their own
+    check_model(reference, _runner(loaded, backend, resident.__getitem__), prefix, limit)
 
 
 def _layout(backend: AttentionBackend) -> tuple[type[KvPool], Callable[[Tensor], Tensor]]:

@@ -4,6 +4,7 @@ before anyone relies on it."""
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -43,17 +44,18 @@ def check_model(reference: Reference, runner: Runner, prefix: ResidentPrefix, li
 @torch.inference_mode()
 def _error(reference: Reference, runner: Runner, prefix: ResidentPrefix) -> float:
     """Relative, of the logits of all steps, and of the last when made for scoring prompts."""
-    expected = [reference.after_prefix, reference.alone]
-    got = [torch.empty_like(logits) for logits in expected]
+    got = [torch.empty_like(logits) for logits in reference.logits]
     for spans in _batches(prefix):
-        step = _step(spans, reference.token_ids, runner.model.device)
+        step = _step(spans, reference.prompts, runner.model.device)
         step = replace(step, logit_rows=torch.arange(spans[-1].end, device=runner.model.device))
         logits = runner.run_planned(step).float().cpu()
         for span in spans:
             own = slice(span.start, span.start + span.num_tokens)
             got[span.request_id][own] = logits[span.begin : span.end]
     scored = runner.run_in_halves(step).float().cpu()
-    return max(map(relative_error, [*expected, logits], [*got, scored]))
+    pairs = zip([*reference.logits, logits], [*got, scored], strict=True)
+    errors = [relative_error(*pair) for pair in pairs]
+    return float(torch.tensor(errors).max())  # NaN if one of them is
 
 
 def tested(
@@ -92,8 +94,8 @@ def examples(spec: BaseModelSpec, vocab_size: int, device: torch.device) -> list
     generator = torch.Generator().manual_seed(0)
     shape = (spec.num_layers, 2, spec.num_kv_heads, 5, spec.head_dim)
     kv = torch.randn(shape, generator=generator).to(device, getattr(torch, spec.dtype))
-    ids = torch.randint(vocab_size, (2, NUM_AFTER_PREFIX), generator=generator)
-    return [_step(spans, ids, device) for spans in _batches(ResidentPrefix(kv, 5, 5))]
+    prompts = torch.randint(vocab_size, (2, NUM_AFTER_PREFIX), generator=generator)
+    return [_step(spans, list(prompts), device) for spans in _batches(ResidentPrefix(kv, 5, 5))]
 
 
 def _batches(prefix: ResidentPrefix) -> list[list[Span]]:
@@ -107,9 +109,9 @@ def _batches(prefix: ResidentPrefix) -> list[list[Span]]:
     ]
 
 
-def _step(spans: list[Span], token_ids: Tensor, device: torch.device) -> Step:
-    """`token_ids`: by request [num_requests, num_tokens]."""
-    ids = [token_ids[s.request_id, s.start : s.start + s.num_tokens] for s in spans]
+def _step(spans: list[Span], prompts: Sequence[Tensor], device: torch.device) -> Step:
+    """`prompts`: token ids by request, [num_tokens] each."""
+    ids = [prompts[s.request_id][s.start : s.start + s.num_tokens] for s in spans]
     positions = [s.num_prefix_tokens + s.start + i for s in spans for i in range(s.num_tokens)]
     last: Tensor = torch.tensor([span.end - 1 for span in spans])
     return Step(

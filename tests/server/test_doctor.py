@@ -14,6 +14,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from transformers import BartConfig, LlamaConfig
 
 from prefix_store.registry import Registry
 from server import checks, doctor
@@ -107,7 +108,11 @@ def test_a_folder_that_is_no_model(make: Make, tmp_path: Path) -> None:
     assert_todo(checks.model(make(model=str(tmp_path))), "fail", "config.json", "safetensors")
     for name in ("config.json", "tokenizer_config.json", "model.safetensors"):
         (tmp_path / name).write_text("{}")
+    assert_todo(checks.model(make(model=str(tmp_path))), "fail", "config cannot be read")
+    LlamaConfig().save_pretrained(tmp_path)
     assert checks.model(make(model=str(tmp_path))).status == "ok"
+    BartConfig().save_pretrained(tmp_path)
+    assert_todo(checks.model(make(model=str(tmp_path))), "fail", "bart", "encoder-decoder")
 
 
 def test_too_little_memory(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

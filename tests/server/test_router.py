@@ -4,6 +4,7 @@ import asyncio
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from prefix_store import artifact
 from prefix_store.digest import Digest
@@ -11,6 +12,7 @@ from prefix_store.errors import NothingActive, UnknownTask, UnknownVersion
 from prefix_store.manifest import Defaults, Limits, Profile
 from server.api.deps import Services
 from server.completion import Completion
+from server.constraint import Constraint
 from server.engine.messages import EngineInfo
 from server.engine.request import BASE_MODEL, COMPILES
 from server.errors import (
@@ -193,6 +195,24 @@ async def test_token_ids_are_taken_as_they_are_if_the_model_has_them(
         await admit(services, prompt=[260])
     with pytest.raises(InvalidRequest, match="no tokens"):
         await admit(services, prompt="")
+
+
+async def test_a_text_with_a_token_that_the_model_has_no_embedding_for_is_refused(
+    services: Services, engine: FakeEngine
+) -> None:
+    engine.info_or_none = replace(INFO, vocab_size=150)
+    beyond: list[dict[str, object]] = [
+        {"prompt": "z z"},
+        {"prompt": "z", "constraint": Constraint(choices=("z", " "))},
+        {"prompt": None, "messages": [{"role": "user", "content": "z"}]},
+    ]
+    for asked in beyond:
+        with pytest.raises(InvalidRequest, match="beyond the model's vocabulary of 150"):
+            await admit(services, **asked)
+
+    await (await admit(services, prompt="z")).collect()
+
+    assert len(engine.submitted) == 1
 
 
 async def test_a_template_a_chat_and_fields_make_the_prompt(

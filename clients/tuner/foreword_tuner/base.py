@@ -40,9 +40,15 @@ def load(name: str, dtype: DType) -> Base:
         attention = None if config.is_encoder_decoder else SharedPrefixAttention()
         kind = AutoModelForCausalLM if attention else AutoModelForSeq2SeqLM
         options = {"attn_implementation": attention.name} if attention else {}
-        model = kind.from_pretrained(name, dtype=getattr(torch, dtype), **options)
-    except (OSError, ValueError) as exc:
-        raise TunerError(f"cannot load the base model {name}: {exc}") from None
+        model, found = kind.from_pretrained(
+            name, dtype=getattr(torch, dtype), output_loading_info=True, **options
+        )
+    except Exception as exc:  # families fail in ways of their own, where they cannot be loaded
+        said = str(exc).strip().splitlines()
+        reason = said[0] if said else repr(exc)
+        raise TunerError(f"cannot load the base model {name}: {reason}") from None
+    if missing := sorted(found["missing_keys"]):  # transformers made them up
+        raise TunerError(f"the base model {name} lacks the weights {missing[0]}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.eval().requires_grad_(requires_grad=False).to(device)
     eos_id = _eos_id(model, tokenizer)

@@ -38,8 +38,8 @@ class Cut:
         self._kept: dict[int, Tensor] = {}  # [num_tokens, hidden_size] of an example
         self._num_bytes = 0
 
-    def __call__(self, batch: Batch, **inputs: Any) -> Tensor:
-        """The decoder's last hidden state: [B, T, hidden_size]."""
+    def __call__(self, batch: Batch, **inputs: Any) -> Any:
+        """What the decoder gives."""
         if any(number not in self._kept for number in batch.numbers):
             hidden = self._compute(inputs)
             self._keep(batch, hidden)
@@ -47,8 +47,7 @@ class Cut:
             rows = [self._kept[number] for number in batch.numbers]
             hidden = nn.utils.rnn.pad_sequence(rows, batch_first=True)
         with self._from(hidden):
-            last: Tensor = self._decoder(**inputs).last_hidden_state
-        return last
+            return self._decoder(**inputs)
 
     @torch.no_grad()
     def _compute(self, inputs: dict[str, Any]) -> Tensor:

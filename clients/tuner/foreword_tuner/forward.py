@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from transformers.utils import ModelOutput
 
 from foreword_tuner.attention import SharedPrefixAttention
 from foreword_tuner.batches import Batch, pack
@@ -62,6 +62,8 @@ class DecoderForward:
         self._base: Any = model.get_base_model()
         self._decoder: Any = self._base.get_decoder()
         self._cut = Cut(self._decoder, first_layer) if first_layer else None
+        self._output: type[ModelOutput] = ModelOutput
+        """What the decoder gives: the head's forward of a mixture of experts reads more of it."""
 
     def __call__(self, examples: Sequence[Example]) -> Outcome:
         batch = pack(examples, self._pad_id).to(self._base.device)
@@ -90,11 +92,9 @@ class DecoderForward:
         width = next(iter(inputs.values())).shape[1]
         inputs["position_ids"] = torch.arange(start, start + width, device=self.device)[None]
         inputs["use_cache"] = False
-        hidden: Tensor  # [B, T, hidden_size]
-        if self._cut is not None:
-            hidden = self._cut(batch, **inputs)
-        else:
-            hidden = self._decoder(**inputs).last_hidden_state
+        output = self._cut(batch, **inputs) if self._cut else self._decoder(**inputs)
+        self._output = type(output)
+        hidden: Tensor = output.last_hidden_state  # [B, T, hidden_size]
         own = hidden[:, width - batch.token_ids.shape[1] :]
         return self._head(own.flatten(0, 1)[batch.rows])
 
@@ -120,8 +120,8 @@ class DecoderForward:
     def _head(self, hidden: Tensor) -> Tensor:
         """By the model's own forward with its layers left out: some scale or cap their logits."""
 
-        def computed(*args: Any, **kwargs: Any) -> BaseModelOutputWithPastAndCrossAttentions:
-            return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden[None])
+        def computed(*args: Any, **kwargs: Any) -> ModelOutput:
+            return self._output(last_hidden_state=hidden[None])
 
         self._decoder.forward = computed
         try:

@@ -24,12 +24,12 @@ class UnsupportedModel(Exception):
         return cls(f"{config.model_type} is not supported: {reason}")
 
 
-_OWN_ATTENTION = "its attention does not go through transformers' attention interface"
+OWN_ATTENTION = "its attention does not go through transformers' attention interface"
 _LATENT_CACHE = "its cache is a compressed latent, not keys and values"
 _SHARED_KV = "its layers share keys and values"
 _REFUSED = {
     **dict.fromkeys(
-        ("bloom", "codegen", "falcon", "gpt_neo", "gptj", "mpt", "xglm"), _OWN_ATTENTION
+        ("bloom", "codegen", "falcon", "gpt_neo", "gptj", "mpt", "xglm"), OWN_ATTENTION
     ),
     **dict.fromkeys(("deepseek_v2", "deepseek_v3"), _LATENT_CACHE),
     **dict.fromkeys(("gemma3n_text", "gemma4_text"), _SHARED_KV),

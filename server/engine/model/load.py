@@ -14,6 +14,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM, GenerationCon
 from prefix_store.prefix import BaseModelSpec
 from server.engine.attention.base import ATTENTION_NAME, AttentionBackend
 from server.engine.model.families import (
+    OWN_ATTENTION,
     Context,
     UnsupportedModel,
     check_supported,
@@ -39,7 +40,6 @@ class LoadedModel:
     context: Context
     vocab_size: int
     eos_token_ids: tuple[int, ...]
-
 
     @property
     def max_positions(self) -> int:
@@ -104,8 +104,8 @@ def _measure(model: PreTrainedModel, name: str, dtype: str) -> tuple[BaseModelSp
         module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, None]:
         if key.shape != value.shape:
-            raise UnsupportedModel(
-                f"keys {tuple(key.shape)} and values {tuple(value.shape)} differ"
+            raise UnsupportedModel.because(
+                model.config, f"keys {tuple(key.shape)} and values {tuple(value.shape)} differ"
             )
         shapes[module.layer_idx] = (query.shape[1], key.shape[1], key.shape[3])
         norms[module.layer_idx] = (_longest(key), _longest(value))
@@ -117,10 +117,13 @@ def _measure(model: PreTrainedModel, name: str, dtype: str) -> tuple[BaseModelSp
     with torch.inference_mode():
         model(input_ids=token_ids, position_ids=positions, use_cache=False)
     num_layers = model.config.num_hidden_layers
+    if not shapes:
+        raise UnsupportedModel.because(model.config, OWN_ATTENTION)
     if sorted(shapes) != list(range(num_layers)) or len(set(shapes.values())) != 1:
-        raise UnsupportedModel(
-            f"{model.config.model_type}: attention was seen in {len(shapes)} of {num_layers} "
-            f"layers, with shapes {sorted(set(shapes.values()))}; all must have the same"
+        raise UnsupportedModel.because(
+            model.config,
+            f"attention was seen in {len(shapes)} of {num_layers} layers, with shapes "
+            f"{sorted(set(shapes.values()))}; all must have the same",
         )
     num_heads, num_kv_heads, head_dim = shapes[0]
     hidden_size = model.get_input_embeddings().weight.shape[1]

@@ -17,7 +17,7 @@ from server.engine.model.load import LoadedModel
 NUM_AFTER_PREFIX = 18
 NUM_ALONE = 6
 _NUM_PREFIX_TOKENS = 21
-_CHUNK = 7
+_CHUNK = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,18 +25,17 @@ class Reference:
     """A prefix, two prompts, and the logits of all their tokens, in float32 on the CPU."""
 
     prefix: Tensor  # [num_layers, 2, num_kv_heads, L, head_dim]; what the model makes of tokens
-    token_ids: Tensor  # [2, NUM_AFTER_PREFIX]
-    """The prompt after the prefix, and the one alone, which is the first NUM_ALONE."""
-    after_prefix: Tensor  # [NUM_AFTER_PREFIX, vocab_size]
-    alone: Tensor  # [NUM_ALONE, vocab_size]
+    prompts: tuple[Tensor, Tensor]
+    """Token ids: NUM_AFTER_PREFIX after the prefix, and NUM_ALONE, with which the prefix begins."""
+    logits: tuple[Tensor, Tensor]  # [num_tokens, vocab_size] each
     noise: float
     """How far the model is from itself if it gets a prompt in chunks, relatively: the rounding of
-    its dtype, and the experts that this exchanges."""
+    its dtype, and the experts that this exchanges. 0 in float32."""
 
 
 @torch.inference_mode()
 def reference_of(loaded: LoadedModel) -> Reference:
-    """Six short forwards, before anything of the model is replaced.
+    """A few short forwards, before anything of the model is replaced.
 
     Raises `UnsupportedModel` where the model's cache is not the keys and values that its attention
     sees: then nothing can be put into it.
@@ -44,17 +43,21 @@ def reference_of(loaded: LoadedModel) -> Reference:
     model = loaded.model
     with _own_attention(model), refusing(model.config, "transformers' own forward of it fails"):
         room = loaded.max_positions - NUM_AFTER_PREFIX
-        num_prefix_tokens = max(1, min(_NUM_PREFIX_TOKENS, room))
-        ids = torch.arange(3, 3 + num_prefix_tokens + 2 * NUM_AFTER_PREFIX)
-        ids = ids * 7919 % loaded.vocab_size  # some of all kinds
-        prefix = _keys_and_values(model, ids[:num_prefix_tokens])
+        num_prefix_tokens = max(NUM_ALONE, min(_NUM_PREFIX_TOKENS, room))
+        num_ids = num_prefix_tokens + NUM_AFTER_PREFIX
+        ids = torch.arange(3, 3 + num_ids) * 7919 % loaded.vocab_size  # some of all kinds
+        prefix, of_prefix = _keys_and_values(model, ids[:num_prefix_tokens])
         _check_shape(prefix, loaded)
-        prompts = ids[num_prefix_tokens:].view(2, NUM_AFTER_PREFIX)
-        after_prefix = _logits(model, prompts[:1], prefix)
-        chunks = _logits(model, prompts[0].split(_CHUNK), prefix)
-        alone = _logits(model, prompts[1:, :NUM_ALONE], None)
-        noise = relative_error(after_prefix, chunks)
-        return Reference(prefix, prompts, after_prefix, alone, noise)
+        prompt = ids[num_prefix_tokens:]
+        after_prefix = _logits(model, [prompt], prefix)
+        noise = 0.0
+        if model.dtype is not torch.float32:
+            noise = relative_error(
+                after_prefix, _logits(model, torch.split(prompt, _CHUNK), prefix)
+            )
+        return Reference(
+            prefix, (prompt, ids[:NUM_ALONE]), (after_prefix, of_prefix[:NUM_ALONE]), noise
+        )
 
 
 def _check_shape(kv: Tensor, loaded: LoadedModel) -> None:
@@ -83,20 +86,19 @@ def _own_attention(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation(ours)
 
 
-def _keys_and_values(model: PreTrainedModel, token_ids: Tensor) -> Tensor:
+def _keys_and_values(model: PreTrainedModel, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Of all layers, as the model's cache holds them, and the logits."""
     cache = DynamicCache()
-    _forward(model, token_ids, cache, 0)
+    logits = _forward(model, token_ids, cache, 0)
     kv = [torch.stack([layer.keys[0], layer.values[0]]) for layer in cache.layers]
-    return torch.stack(kv)
+    return torch.stack(kv), logits
 
 
-def _logits(model: PreTrainedModel, chunks: Iterable[Tensor], prefix: Tensor | None) -> Tensor:
-    """Of one prompt in chunks [num_tokens], through transformers' cache."""
-    cache, num_seen = DynamicCache(), 0
-    if prefix is not None:  # a cache without a config: windows are the mask's, as PEFT has them
-        cache = DynamicCache([(kv[0][None].clone(), kv[1][None].clone()) for kv in prefix])
-        num_seen = prefix.shape[3]
-    logits = []
+def _logits(model: PreTrainedModel, chunks: Iterable[Tensor], prefix: Tensor) -> Tensor:
+    """Of one prompt in chunks [num_tokens], through transformers' cache. Without a config the cache
+    keeps all of the prefix: windows are the mask's affair, as PEFT has them."""
+    cache = DynamicCache([(kv[0][None].clone(), kv[1][None].clone()) for kv in prefix])
+    num_seen, logits = prefix.shape[3], []
     for chunk in chunks:
         logits.append(_forward(model, chunk, cache, num_seen))
         num_seen += len(chunk)

@@ -16,7 +16,7 @@ from foreword_tuner.forward import IGNORED
 from foreword_tuner.methods import Method
 from tests.clients.tuner.tiny_base import save_base, settings
 
-FAMILIES = ("llama", "qwen3", "gemma2", "gpt2", "opt")
+FAMILIES = ("llama", "qwen3", "gemma2", "mixtral", "gpt2", "opt")
 EXAMPLES = [
     Example(1, [10, 11, 12, 13], [20, 21, 257]),
     Example(2, [30], [31, 257]),

@@ -49,6 +49,9 @@ def _model(family: str, common: dict[str, Any]) -> Any:
         case "gemma2":
             sizes = {"head_dim": 16, "sliding_window": 16, "query_pre_attn_scalar": 16}
             return T.Gemma2ForCausalLM(T.Gemma2Config(**gqa, **sizes))
+        case "mixtral":
+            experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
+            return T.MixtralForCausalLM(T.MixtralConfig(**gqa, **experts))
         case "gpt2":
             sizes = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}
             return T.GPT2LMHeadModel(T.GPT2Config(**sizes, **common))

@@ -6,13 +6,14 @@ import tarfile
 import httpx
 import pytest
 import torch
+from msgspec.structs import replace
 from safetensors.torch import save
 
 from prefix_store import artifact
 from prefix_store.digest import Digest
 from server.errors import PrefixUnavailable
 from server.tokenizer import Tokenizer
-from tests.server.fakes import ARTIFACT, FakeEngine, make_prefix, push
+from tests.server.fakes import ARTIFACT, INFO, FakeEngine, make_prefix, push
 
 JSON = {"Content-Type": "application/json"}
 
@@ -70,6 +71,18 @@ async def test_text_is_computed_behind_the_tokens_of_the_model(
     assert manifest["num_virtual_tokens"] == 5
     assert manifest["source_format"] == "text"
     assert manifest["prompt"] == {"add_special_tokens": False, "messages": None}
+
+
+async def test_a_text_with_a_token_that_the_model_has_no_embedding_for_is_no_prefix(
+    http: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    engine.info_or_none = replace(INFO, vocab_size=256)
+
+    response = await http.put("/tasks/x/prefix", json={"text": "Hi <|im_start|>"})
+
+    assert response.status_code == 422
+    assert "vocabulary of 256" in response.json()["detail"]
+    assert not engine.compiled
 
 
 async def test_messages_are_kept_and_continued(

@@ -22,6 +22,7 @@ from server.engine.request import Delta, Sampling, Scores
 from server.engine.residency import ResidentPrefix
 from server.engine.sequence import Sequence
 from tests.tiny_models import (
+    EXPERTS,
     VOCAB,
     Engine,
     build_model,
@@ -31,7 +32,7 @@ from tests.tiny_models import (
 )
 
 PROMPT = [5, 9, 41, 3, 77, 5, 12, 60, 8, 31, 9, 5, 44, 2, 19, 23, 51, 7, 80, 11, 9]
-FAMILIES = ["llama", "gemma2", "gpt2", "opt"]
+FAMILIES = ["llama", "gemma2", "gpt2", "opt", *EXPERTS]
 TOLERANCE = 2e-4
 NUM_TOP = 4
 

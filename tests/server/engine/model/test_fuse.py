@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import transformers as T
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -42,6 +43,24 @@ def test_a_fused_model_gives_the_same_logits(family: str) -> None:
     fused = fuse(model)
 
     assert dict(fused) == FUSED[family]
+    torch.testing.assert_close(logits_of(model), expected, atol=2e-5, rtol=0)
+
+
+def test_a_function_that_takes_other_angles_stays_as_it_is() -> None:
+    """gpt-oss rotates by angles of half a head, which is nothing for the trial."""
+    config = T.GptOssConfig(
+        vocab_size=97, hidden_size=64, intermediate_size=96, num_hidden_layers=2, head_dim=16,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, pad_token_id=0,
+        num_local_experts=4, num_experts_per_tok=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = T.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    model.to(DEVICE)
+    expected = logits_of(model)
+
+    fused = fuse(model)
+
+    assert fused["rotary"] == 0
     torch.testing.assert_close(logits_of(model), expected, atol=2e-5, rtol=0)
 
 

@@ -62,6 +62,10 @@ def spec_of(model: PreTrainedModel) -> BaseModelSpec:
     return tiny_models.spec_of(model.config)
 
 
+def spec_of_config(config: T.PretrainedConfig) -> BaseModelSpec:
+    return tiny_models.spec_of(config)
+
+
 def prefixes_for(spec: BaseModelSpec) -> list[ResidentPrefix | None]:
     """The longest is worked on in several chunks."""
     return [
@@ -199,6 +203,68 @@ def test_other_families_keep_their_own_layers(family: str) -> None:
         install(model, spec_of(model), 1)
 
     assert [type(module) for module in model.modules()] == before
+
+
+OTHERWISE = {
+    # Angles of a quarter of a head, where the compiled layers would read those of all of it.
+    "partial-rotary": T.StableLmConfig(
+        **_SIZES | {"hidden_size": 192, "num_attention_heads": 6}, head_dim=32,
+        partial_rotary_factor=0.25,
+    ),
+    # Layers with experts and no `mlp`.
+    "experts": T.GraniteMoeConfig(**_SIZES, num_local_experts=4, num_experts_per_tok=2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", OTHERWISE)
+def test_what_is_built_otherwise_is_seen_before_it_is_read(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(tiny_models.CONFIGS, family, OTHERWISE[family])
+    model = build_model(family, "foreword")
+    before = [type(module) for module in model.modules()]
+    reached: list[str] = []
+    layers_of = layers.NativeLayers.forward
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        hidden = layers_of(self, *args, **kwargs)
+        reached.append("the compiled call")
+        return hidden
+
+    monkeypatch.setattr(layers.NativeLayers, "forward", forward)
+    with pytest.raises(NotLlamaLike, match=r"rotates 8 of 32|no mlp"):
+        install(model, spec_of(model), 1)
+
+    assert not reached
+    assert [type(module) for module in model.modules()] == before
+
+
+def test_an_error_of_any_kind_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Any, *args: Any, **kwargs: Any) -> None:
+        raise KeyError("no such angles")
+
+    monkeypatch.setattr(layers.NativeLayers, "forward", fail)
+    model = build_model("llama", "foreword")
+    before = [type(module) for module in model.modules()]
+
+    with pytest.raises(NotLlamaLike, match="KeyError: 'no such angles'"):
+        install(model, spec_of(model), 1)
+
+    assert [type(module) for module in model.modules()] == before
+
+
+def test_layers_are_also_tried_near_the_end_of_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ministral 3 scales queries from its original context on: there the compiled layers differ."""
+    rope = {
+        "rope_type": "default", "rope_theta": 10000.0, "llama_4_scaling_beta": 0.5,
+        "original_max_position_embeddings": 128,
+    }  # fmt: skip
+    config = T.Ministral3Config(**_SIZES, head_dim=16, rope_parameters=rope, sliding_window=None)
+    monkeypatch.setitem(tiny_models.CONFIGS, "ministral3", config)
+
+    install(build_model("ministral3", "foreword"), spec_of_config(config), 1, max_model_len=128)
+    with pytest.raises(NotLlamaLike, match="logits differ"):
+        install(build_model("ministral3", "foreword"), spec_of_config(config), 1, max_model_len=256)
 
 
 def test_layers_that_compute_something_else_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
