@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,11 @@ def doctor(argv: Sequence[str]) -> None:
         description="Check whether a server would start here, and serve well.",
         epilog="All options of `foreword serve` are taken, and its variables: give the same.",
     )
-    parser.add_argument("--url", help="Also ask the server there whether it is well.")
+    parser.add_argument(
+        "--url",
+        default=os.environ.get("FOREWORD_URL"),
+        help="Also ask the server there whether it is well. Default: FOREWORD_URL, if it is set.",
+    )
     parser.add_argument("--json", action="store_true", help="Write JSON, for programs.")
     args, rest = parser.parse_known_args(argv)
     findings = list(_examine(rest, args.url))
@@ -45,7 +50,9 @@ def _examine(options: list[str], url: str | None) -> Iterator[Finding]:
     try:
         from server import checks
     except ImportError as exc:
-        yield Finding("packages", "fail", str(exc), "install the server: pip install .")
+        yield Finding(
+            "packages", "fail", str(exc), "install the server: pip install . ./clients/python"
+        )
         return
     yield from checks.packages()
     settings = checks.settings(options)

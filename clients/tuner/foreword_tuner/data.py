@@ -82,6 +82,8 @@ def parse(raw: bytes, number: int, *, needs_completion: bool = True) -> Line:
         raise DataError("not UTF-8") from None
     except ValueError as exc:
         raise DataError(f"not JSON: {exc}") from None
+    except RecursionError:
+        raise DataError("nested too deeply") from None
     if not isinstance(value, dict):
         raise DataError("not a JSON object")
     if "messages" in value:
@@ -89,6 +91,8 @@ def parse(raw: bytes, number: int, *, needs_completion: bool = True) -> Line:
     prompt = _text(value, "prompt")
     completion = _text(value, "completion") if needs_completion else ""
     fields = {k: v for k, v in value.items() if isinstance(v, str) and k != "completion"}
+    for name, text in fields.items():
+        _check_whole(name, text)
     return Line(number, completion, prompt, fields)
 
 
@@ -100,7 +104,17 @@ def _text(value: Mapping[str, Any], name: str) -> str:
         raise DataError(f"`{name}` is not a string")
     if not text.strip():
         raise DataError(f"`{name}` is empty")
+    _check_whole(name, text)
     return text
+
+
+def _check_whole(name: str, text: str) -> None:
+    """JSON can escape one half of a character, as a cut text has it; no tokenizer takes that."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as exc:
+        shown = name.encode("ascii", "backslashreplace").decode()
+        raise DataError(f"`{shown}` has half a character at {exc.start + 1}") from None
 
 
 def _chat(value: Mapping[str, Any], number: int) -> Line:

@@ -19,8 +19,15 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: aaa-plugin\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
         "[foreword.commands]\nzzz = foreword_test_plugin:main\nbroken = foreword_test_gone:main\n"
+        "where = foreword_test_plugin:where\n"
     )
-    (tmp_path / "foreword_test_plugin.py").write_text("def main(argv):\n    print(argv)\n")
+    (tmp_path / "foreword_test_plugin.py").write_text(
+        "import os\n"
+        "def main(argv):\n"
+        "    print(argv)\n"
+        "def where(argv):\n"
+        "    print(os.environ.get('FOREWORD_URL'), os.environ.get('FOREWORD_API_KEY'))\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "foreword_test_plugin", raising=False)
     return tmp_path
@@ -34,6 +41,35 @@ def test_a_plug_in_gets_its_arguments_as_they_were_typed() -> None:
 
     assert done.exit_code == 0
     assert done.stdout == f"{args!r}\n"
+
+
+@pytest.mark.usefixtures("install")
+def test_what_stands_in_front_of_a_plug_in_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FOREWORD_URL", raising=False)
+    monkeypatch.setenv("FOREWORD_API_KEY", "set")
+
+    def told(*front: str) -> str:
+        return CliRunner().invoke(make_app(), [*front, "where"]).stdout
+
+    assert told() == "None set\n"
+    assert told("--url", "http://h:1") == "http://h:1 set\n"
+    assert told("--url", "http://h:1", "--api-key", "typed") == "http://h:1 typed\n"
+    assert told() == "None set\n"
+
+
+@pytest.mark.usefixtures("install")
+@pytest.mark.parametrize(
+    ("command", "option"), [("keys", "--url"), ("keys", "--api-key"), ("tune", "--url")]
+)
+def test_what_a_plug_in_would_not_look_at_is_refused(
+    command: str, option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = CliRunner().invoke(make_app(), [option, "http://h:1", command])
+
+    assert done.exit_code == 2
+    assert f"`foreword {command}` does not take {option} before its name" in done.stderr
+    monkeypatch.setenv("FOREWORD_URL", "http://h:1")
+    assert "before its name" not in CliRunner().invoke(make_app(), [command]).stderr
 
 
 @pytest.mark.usefixtures("install")

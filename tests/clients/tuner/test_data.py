@@ -34,6 +34,13 @@ GOOD = b'{"prompt": "a", "completion": "b"}\n'
         (b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}]}',
          "`content` is empty"),
         (b'{"prompt": "a", "completion": "b", "messages": []}', "both `messages` and"),
+        (b'{"prompt": "nice \\ud83d", "completion": "b"}', "`prompt` has half a character at 6"),
+        (b'{"prompt": "a", "completion": "\\ude00 b"}', "`completion` has half a character at 1"),
+        (b'{"prompt": "a", "completion": "b", "\\ud83d": "\\ud83d"}',
+         r"`\\ud83d` has half a character at 1"),
+        (b'{"messages": [{"role": "user", "content": "\\ud83d"}, '
+         b'{"role": "assistant", "content": "b"}]}', "`content` has half a character at 1"),
+        (b'{"prompt": "a", "completion": ' + b"[" * 100_000 + b"}", "nested too deeply"),
     ],
 )  # fmt: skip
 def test_a_bad_line_is_refused_by_its_number(tmp_path: Path, line: bytes, said: str) -> None:
