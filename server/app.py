@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import sys
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from importlib import metadata
@@ -13,8 +14,10 @@ from pathlib import Path
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
+from starlette.datastructures import Headers
 from starlette.types import Scope
 
+from prefix_store import formats
 from prefix_store.audit import AuditLog
 from prefix_store.keys import KeyStore
 from prefix_store.replica import Replica
@@ -244,8 +247,10 @@ async def _running(services: Services, executors: list[Executor]) -> AsyncIterat
 
 
 def _max_bytes(settings: Settings, scope: Scope) -> int:
-    is_upload = scope["method"] in ("PUT", "POST") and _UPLOAD.fullmatch(scope["path"])
-    return settings.max_upload_bytes if is_upload else settings.max_body_bytes
+    if scope["method"] not in ("PUT", "POST") or not _UPLOAD.fullmatch(scope["path"]):
+        return settings.max_body_bytes
+    is_json = Headers(scope=scope).get("content-type", "").lower().startswith(formats.JSON)
+    return min(settings.max_upload_bytes, formats.MAX_JSON_BYTES if is_json else sys.maxsize)
 
 
 def _engine_config(settings: Settings, model: str) -> EngineConfig:

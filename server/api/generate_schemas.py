@@ -140,9 +140,7 @@ class GenerateRequest(SamplingFields):
     )
 
     prompt: str | TokenIds | None = Field(None, description="Text, or token ids taken as they are.")
-    messages: list[ChatMessage] | None = Field(
-        None, min_length=1, max_length=1000, fail_fast=True
-    )
+    messages: list[ChatMessage] | None = Field(None, min_length=1, max_length=1000, fail_fast=True)
     fields: dict[FieldName, str] = Field(
         default_factory=dict,
         max_length=64,
