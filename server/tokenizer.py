@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -19,6 +21,24 @@ from server.template import Marks, Part
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 ChatMessages = Sequence[dict[str, str]]
+
+
+class _Chat:
+    """Messages in the chat template."""
+
+    def __init__(
+        self, plain: str, specials: list[int], cut: Callable[[], tuple[list[int], str]]
+    ) -> None:
+        self.plain = plain
+        """As the template writes them, whatever they say."""
+        self.specials = specials
+        """The template's own, in their order."""
+        self._cut = cut
+
+    @cached_property
+    def cut(self) -> tuple[list[int], str]:
+        """Where a message names a special token: ids up to the template's last, and the rest."""
+        return self._cut()
 
 
 class Tokenizer:
@@ -39,6 +59,8 @@ class Tokenizer:
         self._unk_id = tokenizer.unk_token_id
         self._before, self._after = self._added_around()
         self._texts: dict[int, str] = {}
+        self._last = threading.local()
+        """The chat that a thread rendered last."""
         self._is_byte_level = '"type":"ByteLevel"' in backend.to_str()
         added = (token.content.encode() for token in backend.get_added_tokens_decoder().values())
         self._max_token_size = max(map(len, [*backend.get_vocab(), *added]))
@@ -103,10 +125,7 @@ class Tokenizer:
             expected = [i for part in parts if part.trusted for i in self._specials_in(part.text)]
             if self._special_ids(whole) == expected:
                 return self._surrounded(whole, add_special_tokens)
-        pieces: list[int] = []
-        for piece in self._cut(parts):
-            pieces += [piece] if isinstance(piece, int) else self._encode_text(piece)
-        return self._surrounded(pieces, add_special_tokens)
+        return self._surrounded(self._encode_row(self._cut(parts)), add_special_tokens)
 
     # --- chat ---
 
@@ -124,16 +143,40 @@ class Tokenizer:
         comes behind all that the template writes. Raises
         `TemplateMismatch` where the template cannot continue them, or takes no such messages.
         """
+        chat = self._rendered([*after], [*messages], add_generation_prompt)
+        found = _ids(self._trusting, chat.plain + then)
+        if self._special_ids(found) == chat.specials:
+            return found
+        head, tail = chat.cut
+        return head + self._encode_row([tail + then])
+
+    def _rendered(
+        self, after: list[dict[str, str]], messages: list[dict[str, str]], is_prompt: bool
+    ) -> _Chat:
+        """Once for all choices of a ranking: they ask for it one after another, on one thread."""
+        asked = (after, messages, is_prompt)
+        if getattr(self._last, "asked", None) != asked:
+            self._last.chat = self._render_marked(*asked)
+            self._last.asked = asked
+        chat: _Chat = self._last.chat
+        return chat
+
+    def _render_marked(
+        self, after: list[dict[str, str]], messages: list[dict[str, str]], is_prompt: bool
+    ) -> _Chat:
         head = self._render(after, add_generation_prompt=False) if after else ""
         marks = Marks()
         marked = [{**message, "content": marks.mark(message["content"])} for message in messages]
-        end = marks.mark(then) if then else ""
-        plain = self._continued([*after, *messages], head, add_generation_prompt) + then
-        skeleton = self._continued([*after, *marked], head, add_generation_prompt) + end
-        found = _ids(self._trusting, plain)
-        if self._special_ids(found) == self._specials_in(skeleton):
-            return found
-        return self.encode_parts(marks.cut(skeleton), add_special_tokens=False)
+        plain = self._continued([*after, *messages], head, is_prompt)
+        skeleton = self._continued([*after, *marked], head, is_prompt)
+        specials = self._specials_in(skeleton)
+        return _Chat(plain, specials, lambda: self._cut_at_tail(marks.cut(skeleton)))
+
+    def _cut_at_tail(self, parts: Sequence[Part]) -> tuple[list[int], str]:
+        """Ids of all up to the last special token of trusted parts, and the text behind it."""
+        row = self._cut(parts)
+        tail = row.pop() if row and isinstance(row[-1], str) else ""
+        return self._encode_row(row), str(tail)
 
     def without_bos(self, token_ids: list[int]) -> list[int]:
         """What the tokenizer puts before every text, the prefix holds already: not twice."""
@@ -181,13 +224,20 @@ class Tokenizer:
     def _cut(self, parts: Sequence[Part]) -> list[str | int]:
         """The parts as one row of texts and trusted special ids; neighbouring texts are joined."""
         row: list[str | int] = [""]
+        splits = {text: self._split(text) for text in {p.text for p in parts if p.trusted}}
         for part in parts:
-            for piece in self._split(part.text) if part.trusted else [part.text]:
+            for piece in splits[part.text] if part.trusted else [part.text]:
                 if isinstance(piece, str) and isinstance(row[-1], str):
                     row[-1] += piece
                 else:
                     row.append(piece)
         return [piece for piece in row if piece != ""]
+
+    def _encode_row(self, row: Sequence[str | int]) -> list[int]:
+        ids: list[int] = []
+        for piece in row:
+            ids += [piece] if isinstance(piece, int) else self._encode_text(piece)
+        return ids
 
     def _split(self, text: str) -> list[str | int]:
         """A trusted text as its special tokens and what lies between them."""

@@ -31,13 +31,14 @@ class OwnHosts:
     def has(self, host: str) -> bool:
         """Whether a `Host` header means this server, whatever its port."""
         name = _without_port(host)
-        return ANY_HOST in self._told or name in self._names or self._is_own_address(name)
+        told = self._told & {ANY_HOST, host.lower()}
+        return bool(told) or name in self._names or self._is_own_address(name)
 
     def has_page(self, origin: str, host: str) -> bool:
         """Whether an `Origin` is a page of this server, asked as `host`. Behind a proxy `host` may
-        be another name than the browser's."""
+        be another name than the browser's, which the server was told then, with its port."""
         site = origin.partition("://")[2].lower()
-        return site != "" and (site == host.lower() or _without_port(site) in self._told)
+        return site != "" and (site == host.lower() or site in self._told)
 
     def _is_own_address(self, name: str) -> bool:
         try:
