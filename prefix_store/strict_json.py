@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
 MAX_DIGITS = 32
+MAX_VALUES = 100_000
+"""Texts, names of fields among them, lists and objects: what takes time and memory to make and to
+check. Not numbers: token ids come by the hundred thousand."""
+MAX_FIELDS = 2048
+"""Of one object."""
 MAX_DEPTH = 100
 """Lists and objects inside each other. What reads and writes a value later, in Python or in a
 library, recurses: some of it gives up at 250."""
 _TOO_DEEP = f"nested more than {MAX_DEPTH} deep"
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+class TooManyValues(ValueError):
+    """More values than anything that is meant well has."""
 
 
 class NonFiniteNumber(ValueError):
@@ -18,21 +29,27 @@ class NonFiniteNumber(ValueError):
 
 
 def parse(data: bytes) -> Any:
-    """UTF-8 JSON without duplicate keys, NaN or lone surrogates.
+    """UTF-8 JSON without duplicate keys, NaN or lone surrogates, of a bounded number of values.
 
-    Raises `ValueError`, whose message holds none of the data.
+    Raises `ValueError`, whose message holds none of the data. On a thread it leaves the others
+    their turns: what runs in C and could be long calls Python in between.
     """
+    _check_num_values(data)
     try:
         value = json.loads(
             data.decode(),
             object_pairs_hook=_unique,
             parse_int=_short_int,
+            parse_float=_number,
             parse_constant=_refuse_constant,
         )
         if data.count(b"[") + data.count(b"{") > MAX_DEPTH:
             _check_depth(value)
-        # Text that cannot be encoded would fail later, in the tokenizer or in a database.
-        json.dumps(value, ensure_ascii=False).encode()
+        # Text that cannot be encoded would fail later, in the tokenizer or in a database. Where the
+        # bytes are UTF-8, only an escape can bring it.
+        if _SURROGATE.search(data):
+            for piece in _encoder.iterencode(value):
+                piece.encode()
     except UnicodeError:
         raise ValueError("not UTF-8 text") from None
     except json.JSONDecodeError as error:
@@ -40,6 +57,20 @@ def parse(data: bytes) -> Any:
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
     return value
+
+
+_encoder = json.JSONEncoder(ensure_ascii=False)
+
+
+def _check_num_values(data: bytes) -> None:
+    """Before any of them is made. Counts too few in what is no JSON, which fails later."""
+    unescaped = data.replace(b"\\\\", b"").replace(b'\\"', b"")
+    num_values = unescaped.count(b'"') // 2
+    if num_values <= MAX_VALUES:
+        outside = b"".join(unescaped.split(b'"')[::2])
+        num_values += outside.count(b"[") + outside.count(b"{")
+    if num_values > MAX_VALUES:
+        raise TooManyValues(f"more than {MAX_VALUES} texts, lists and objects")
 
 
 def _check_depth(value: Any) -> None:
@@ -57,6 +88,8 @@ def _parts(whole: list[Any] | dict[str, Any]) -> Iterable[Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MAX_FIELDS:
+        raise TooManyValues(f"more than {MAX_FIELDS} fields in an object")
     value = dict(pairs)
     if len(value) != len(pairs):
         raise ValueError("a key appears twice")
@@ -67,6 +100,10 @@ def _short_int(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
         raise ValueError("a number is too long")
     return int(digits)
+
+
+def _number(digits: str) -> float:
+    return float(digits)
 
 
 def _refuse_constant(name: str) -> NoReturn:
