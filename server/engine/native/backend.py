@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 from prefix_store.prefix import BaseModelSpec
 from server.engine.attention.base import ATTENTION_NAME, AttentionBackend, Bounds, Group, Span, Step
@@ -94,7 +94,7 @@ def install(
 ) -> NativeBackend:
     """Replace the layers and the head of `model`; `int8`: with their weights as 8-bit integers.
 
-    They are tried at the first positions and at the last before `max_model_len`: some families
+    They are tried at the first positions and near the last before `max_model_len`: some families
     scale attention from some position on. Raises `NativeUnavailable` and `NotLlamaLike`, with the
     model as it was. What was tried may still be registered as the attention: the caller registers
     the one that it uses in the end.
@@ -102,41 +102,46 @@ def install(
     team = Team(num_threads)
     if not team.supports(model.dtype):
         raise NativeUnavailable(f"this processor does not multiply {model.dtype}")
-    first_positions = sorted({0, max(0, max_model_len - _NUM_POSITIONS)})
+    _check_scaling(model.config, max_model_len)
+    last_position = max(0, max_model_len - _NUM_POSITIONS)
     try:
-        return _install(model, spec, team, first_positions, int8=int8)
+        return _install(model, spec, team, last_position, int8=int8)
     except NotLlamaLike:
         raise
     except Exception as exc:  # a family that is built otherwise, wherever that shows
         raise NotLlamaLike(f"they do not run: {type(exc).__name__}: {exc}") from exc
 
 
+def _check_scaling(config: PretrainedConfig, max_model_len: int) -> None:
+    """Raises `NotLlamaLike` for a scale that a trial in bfloat16 would take for rounding."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    original = rope.get("original_max_position_embeddings") or max_model_len
+    if rope.get("llama_4_scaling_beta") and max_model_len > original:
+        raise NotLlamaLike(f"it scales attention from position {original} on")
+
+
 def _install(
-    model: PreTrainedModel,
-    spec: BaseModelSpec,
-    team: Team,
-    first_positions: list[int],
-    *,
-    int8: bool,
+    model: PreTrainedModel, spec: BaseModelSpec, team: Team, last_position: int, *, int8: bool
 ) -> NativeBackend:
     reference, pool = _Witness(), KvPool(spec, num_pages=4, page_size=PAGE_SIZE, device="cpu")
     reference.allocate(pool)
     kv = _own_prefix(model, reference, pool)
     num_tokens = kv.shape[3]
-    logits = partial(_logits, model, first_positions)
     by_model = partial(_by_model, model)
-    expected = logits(by_model, reference, ResidentPrefix(kv, num_tokens, num_tokens))
+    steps = _steps(ResidentPrefix(kv, num_tokens, num_tokens), last_position)
+    expected = [_forward(model, by_model, reference, *step) for step in steps]
     backend = NativeBackend(NativeLayers(model, spec, team, reference.calls(), int8=int8))
     head = NativeLinear(model.lm_head, team, int8=int8)
     with _in_place(model, nn.ModuleList([backend.layers]), head):
         backend.allocate(BlockPool(spec, num_pages=4, page_size=PAGE_SIZE, device="cpu"))
-        blocks = ResidentPrefix(to_blocks(kv), num_tokens, num_tokens)
-        got = logits(by_model, backend, blocks)
-        error = _relative_error(expected, got)
-        if not error <= (_MAX_RELATIVE_ERROR_INT8 if int8 else _MAX_RELATIVE_ERROR[model.dtype]):
-            raise NotLlamaLike(f"its logits differ by {error:.1e} of their norm")
+        steps = _steps(ResidentPrefix(to_blocks(kv), num_tokens, num_tokens), last_position)
+        got = [_forward(model, by_model, backend, *step) for step in steps]
+        errors = [_relative_error(*pair) for pair in zip(expected, got, strict=True)]
+        limit = _MAX_RELATIVE_ERROR_INT8 if int8 else _MAX_RELATIVE_ERROR[model.dtype]
+        if not all(error <= limit for error in errors):
+            raise NotLlamaLike(f"its logits differ by {max(errors):.1e} of their norm")
         direct = Direct(model)
-        if torch.equal(got, logits(direct, backend, blocks)):
+        if torch.equal(got[-1], _forward(model, direct, backend, *steps[-1])):
             backend.direct = direct
     return backend
 
@@ -162,24 +167,12 @@ def _by_model(model: PreTrainedModel, **inputs: Tensor) -> Tensor:
     return logits
 
 
-def _logits(
-    model: PreTrainedModel,
-    first_positions: list[int],
-    run: Run,
-    backend: AttentionBackend,
-    prefix: ResidentPrefix,
-) -> Tensor:
-    """A prompt after a prefix and one without, then a token of each, all from each of the
-    positions on: [num_rows, vocab_size]."""
-    first = [Span(0, 0, 17, 0, [2, 0], prefix), Span(1, 17, 5, 0, [1], None)]
-    second = [Span(0, 0, 1, 17, [2, 0], prefix), Span(1, 1, 1, 5, [1], None)]
-    return torch.cat(
-        [
-            _forward(model, run, backend, spans, first_position)
-            for first_position in first_positions
-            for spans in (first, second)
-        ]
-    )
+def _steps(prefix: ResidentPrefix, last_position: int) -> list[tuple[list[Span], int]]:
+    """A prompt after a prefix and one without, a token of each, and the same as if they stood near
+    the end of the context: spans, and the position of the first token there is."""
+    prompts = [Span(0, 0, 17, 0, [2, 0], prefix), Span(1, 17, 5, 0, [1], None)]
+    tokens = [Span(0, 0, 1, 17, [2, 0], prefix), Span(1, 1, 1, 5, [1], None)]
+    return [(prompts, 0), (tokens, 0), (tokens, last_position)]
 
 
 def _own_prefix(model: PreTrainedModel, backend: AttentionBackend, pool: KvPool) -> Tensor:

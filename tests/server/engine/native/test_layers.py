@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from prefix_store.prefix import BaseModelSpec
 from server.engine.attention.base import Span, Step
+from server.engine.native import backend as native
 from server.engine.native import layers
 from server.engine.native.backend import PAGE_SIZE, NativeBackend, install
 from server.engine.native.blocks import BlockPool, from_blocks, to_blocks
@@ -253,17 +254,24 @@ def test_an_error_of_any_kind_leaves_the_model_as_it_was(monkeypatch: pytest.Mon
     assert [type(module) for module in model.modules()] == before
 
 
-def test_layers_are_also_tried_near_the_end_of_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ministral 3 scales queries from its original context on: there the compiled layers differ."""
+@pytest.mark.parametrize("is_said", [True, False])
+def test_layers_are_also_tried_near_the_end_of_the_context(
+    is_said: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ministral 3 scales queries from its original context on: there the compiled layers differ.
+    They would also if its config did not say so."""
     rope = {
         "rope_type": "default", "rope_theta": 10000.0, "llama_4_scaling_beta": 0.5,
         "original_max_position_embeddings": 128,
     }  # fmt: skip
     config = T.Ministral3Config(**_SIZES, head_dim=16, rope_parameters=rope, sliding_window=None)
     monkeypatch.setitem(tiny_models.CONFIGS, "ministral3", config)
+    if not is_said:
+        monkeypatch.setattr(native, "_check_scaling", lambda *_: None)
 
     install(build_model("ministral3", "foreword"), spec_of_config(config), 1, max_model_len=128)
-    with pytest.raises(NotLlamaLike, match="logits differ"):
+    said = "from position 128 on" if is_said else "logits differ"
+    with pytest.raises(NotLlamaLike, match=said):
         install(build_model("ministral3", "foreword"), spec_of_config(config), 1, max_model_len=256)
 
 
