@@ -368,6 +368,12 @@ class Registry:
         with self._read() as connection:
             return {Digest(value) for value in connection.scalars(query.distinct())}
 
+    def refers_to(self, digest: Digest) -> bool:
+        """Whether a version has this blob, or had it before it was deleted."""
+        query = select(versions.c.digest).where(versions.c.digest == str(digest)).limit(1)
+        with self._read() as connection:
+            return connection.scalar(query) is not None
+
     def answer(self, once: Once) -> str | None:
         """What was answered to this request, if it was made before.
 

@@ -9,6 +9,7 @@ from prefix_store.audit import NOBODY, Actor
 from prefix_store.blobs import BlobStore
 from prefix_store.digest import Digest
 from prefix_store.errors import StorageFailure, UnknownDigest
+from prefix_store.held import HeldBlobs, Holding
 from prefix_store.manifest import Activation, Definition, Draft, Manifest, Profile, Task
 from prefix_store.registry import Registry, Route
 from prefix_store.terms import ANY, Once, Seen, Terms
@@ -42,9 +43,16 @@ class PrefixStore:
         self._blobs = blobs
         self._registry = registry
         self._routes: Routes = routes or registry
+        self._held = HeldBlobs(blobs, registry)
 
-    def put(self, prefix: Prefix) -> tuple[Digest, int]:
-        """Keep a prefix's artifact: its digest and its size in bytes. Push it within the grace.
+    def hold(self) -> Holding:
+        """For one upload, which lets go of it at its end: what it has put is deleted then, unless a
+        version or another upload needs it."""
+        return Holding(self._held, self._blobs)
+
+    def put(self, prefix: Prefix, holding: Holding | None = None) -> tuple[Digest, int]:
+        """Keep a prefix's artifact: its digest and its size in bytes. Push it while it is held or,
+        where nobody holds it, within the grace.
 
         Raises `StoreFull`.
         """
@@ -52,11 +60,11 @@ class PrefixStore:
 
         data = artifact.dump(prefix)
         self._registry.check_room(len(data))
-        return self.put_bytes(data), len(data)
+        return self.put_bytes(data, holding), len(data)
 
-    def put_bytes(self, data: bytes) -> Digest:
+    def put_bytes(self, data: bytes, holding: Holding | None = None) -> Digest:
         """Keep bytes that are no artifact yet, such as a soft prompt on its way to the engine."""
-        return self._blobs.put(data)
+        return self._blobs.put(data) if holding is None else holding.put(data)
 
     def open(self, digest: Digest) -> bytes:
         """The artifact's bytes, verified. Raises `UnknownDigest`, `DigestMismatch`."""

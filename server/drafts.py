@@ -13,10 +13,12 @@ from safetensors.torch import save as save_tensors
 
 from prefix_store import artifact, formats
 from prefix_store.digest import Digest
+from prefix_store.held import Holding
 from prefix_store.manifest import Definition, Draft, Message, PromptFormat
 from prefix_store.prefix import BaseModelSpec, Prefix, SoftPrompt, TextPrompt
 from prefix_store.store import PrefixStore
 from server.engine.client import EngineClient
+from server.engine.messages import Compiled
 from server.prompt import check_vocabulary
 from server.template import Part
 from server.tokenizer import Tokenizer
@@ -58,8 +60,8 @@ class Drafts:
         self._model_name = model_name
         self._max_prefix_tokens = max_prefix_tokens
 
-    async def read(self, body: bytes, media_type: str) -> Drafted:
-        """Raises `PrefixStoreError` and `ServerError`; then no version knows of what was kept."""
+    async def read(self, body: bytes, media_type: str, holding: Holding) -> Drafted:
+        """What is kept for it is held. Raises `PrefixStoreError` and `ServerError`."""
         base = self.base()
         upload = await self._off_loop(
             formats.read, body, media_type, base, max_prefix_tokens=self.max_prefix_tokens
@@ -70,23 +72,28 @@ class Drafts:
         definition = await self._off_loop(formats.read_definition, body)
         prompt = (definition and definition.prompt) or PromptFormat()
         await self._off_loop(self._check_messages, prompt)
-        draft = await self._kept(upload, base, source, prompt)
+        draft = await self._kept(upload, base, source, prompt, holding)
         beside = {"golden": golden, "evaluation": evaluation}
         return Drafted(draft.model_copy(update=beside), definition)
 
     async def _kept(
-        self, upload: formats.Upload, base: BaseModelSpec, source: Digest, prompt: PromptFormat
+        self,
+        upload: formats.Upload,
+        base: BaseModelSpec,
+        source: Digest,
+        prompt: PromptFormat,
+        holding: Holding,
     ) -> Draft:
         match upload:
             case Prefix():
-                digest, num_bytes = await self._off_loop(self._store.put, upload)
+                digest, num_bytes = await self._off_loop(self._store.put, upload, holding)
                 return await self._off_loop(
                     self._describe, upload, digest, num_bytes, base, source, prompt
                 )
             case SoftPrompt():
-                return await self._compile_embeddings(upload, base, source, prompt)
+                return await self._compile_embeddings(upload, base, source, prompt, holding)
             case TextPrompt():
-                return await self._compile_text(upload, base, source)
+                return await self._compile_text(upload, base, source, holding)
 
     def _check_messages(self, prompt: PromptFormat) -> None:
         """Whether the base model's chat template can continue them. Raises `TemplateMismatch`."""
@@ -95,17 +102,24 @@ class Drafts:
             self._tokenizer.encode_chat([{"role": "user", "content": PROBE}], after=held)
 
     async def _compile_embeddings(
-        self, upload: SoftPrompt, base: BaseModelSpec, source: Digest, prompt: PromptFormat
+        self,
+        upload: SoftPrompt,
+        base: BaseModelSpec,
+        source: Digest,
+        prompt: PromptFormat,
+        holding: Holding,
     ) -> Draft:
         tensors = {"embeddings": upload.embeddings.contiguous()}
-        blob = await self._off_loop(lambda: self._store.put_bytes(save_tensors(tensors)))
+        blob = await self._off_loop(lambda: self._store.put_bytes(save_tensors(tensors), holding))
         origin = {"source_format": upload.source_format, "source_digest": str(source)}
         if upload.base_model:
             origin["base_model"] = upload.base_model
         compiled = await self._engine.compile(embeddings=blob, origin=origin)
-        return await self._read_back(Digest(compiled.digest), base, source, prompt)
+        return await self._read_back(compiled, base, source, prompt, holding)
 
-    async def _compile_text(self, upload: TextPrompt, base: BaseModelSpec, source: Digest) -> Draft:
+    async def _compile_text(
+        self, upload: TextPrompt, base: BaseModelSpec, source: Digest, holding: Holding
+    ) -> Draft:
         token_ids = await self._off_loop(self._tokenize, upload)
         check_vocabulary(token_ids, self._engine.info)
         artifact.check_length(len(token_ids), self.max_prefix_tokens)
@@ -116,7 +130,7 @@ class Drafts:
         if upload.messages is not None:
             messages = tuple(Message.model_validate(message) for message in upload.messages)
         prompt = PromptFormat(add_special_tokens=False, messages=messages)
-        return await self._read_back(Digest(compiled.digest), base, source, prompt)
+        return await self._read_back(compiled, base, source, prompt, holding)
 
     def _tokenize(self, upload: TextPrompt) -> list[int]:
         """Whoever uploads a prefix writes a template, not a prompt: special tokens count."""
@@ -130,9 +144,16 @@ class Drafts:
         )
 
     async def _read_back(
-        self, digest: Digest, base: BaseModelSpec, source: Digest, prompt: PromptFormat
+        self,
+        compiled: Compiled,
+        base: BaseModelSpec,
+        source: Digest,
+        prompt: PromptFormat,
+        holding: Holding,
     ) -> Draft:
         """What the engine computed goes through the same gate as what a client uploads."""
+        digest = Digest(compiled.digest)
+        await self._off_loop(holding.take, digest, is_new=compiled.is_new)
         data = await self._off_loop(self._store.open, digest)
         prefix = await self._off_loop(
             artifact.load, data, base, max_prefix_tokens=self.max_prefix_tokens

@@ -14,6 +14,7 @@ from prefix_store import artifact, formats
 from prefix_store.audit import NOBODY, Actor
 from prefix_store.digest import Digest
 from prefix_store.errors import InvalidName, PrefixStoreError, UnknownTask, UnsupportedMediaType
+from prefix_store.held import Holding
 from prefix_store.manifest import Check, Definition, Draft, Manifest, Profile
 from prefix_store.prefix import BaseModelSpec
 from prefix_store.reference import check_task_name
@@ -137,9 +138,10 @@ class Uploads:
         It is activated only if nothing else was since it had `begun`, and if `is_wanted` says so in
         the end: nobody sees the outcome of an upload whose client has gone.
         """
+        holding = self._store.hold()
         try:
             begun = begun or await self.begin(task, media_type, create=create)
-            drafted = await self._drafts.read(body, media_type)
+            drafted = await self._drafts.read(body, media_type, holding)
             profile = await self._profile(task, drafted.definition)
             draft = await self._verified(profile, drafted.draft, activate)
             warning = await self.load(draft.digest) if activate else None
@@ -164,6 +166,8 @@ class Uploads:
         except (PrefixStoreError, ServerError) as exc:
             self._metrics.uploaded(exc.code)
             raise
+        finally:
+            await self._off_loop(holding.let_go)
         self._metrics.uploaded("created")
         return pushed(manifest)
 
@@ -171,8 +175,23 @@ class Uploads:
         self, task: str, body: bytes, media_type: str, *, activate: bool, create: bool
     ) -> Rehearsed:
         """Everything that a push does, but for the version. Raises what the push would."""
+        holding = self._store.hold()
+        try:
+            return await self._rehearse(task, body, media_type, holding, activate, create)
+        finally:
+            await self._off_loop(holding.let_go)
+
+    async def _rehearse(
+        self,
+        task: str,
+        body: bytes,
+        media_type: str,
+        holding: Holding,
+        activate: bool,
+        create: bool,
+    ) -> Rehearsed:
         begun = await self.begin(task, media_type, create=create)
-        drafted = await self._drafts.read(body, media_type)
+        drafted = await self._drafts.read(body, media_type, holding)
         draft = drafted.draft
         num_bytes = draft.num_virtual_tokens * self._drafts.base().num_bytes_per_token
         was_resident = draft.digest in self._engine.stats.prefixes_on_device

@@ -94,12 +94,13 @@ class Compiler:
         try:
             prefix = prefix_of(kv, self._spec, request.origin)
             data = artifact.dump(prefix)
+            is_new = not self._blobs.exists(Digest.of(data))
             digest = str(self._blobs.put(data))
         except Exception as exc:
             self._fail(request.request_id, "the computed prefix cannot be written", exc)
         else:
             num_tokens = prefix.num_virtual_tokens
-            self._report(m.Compiled(request.request_id, digest, num_tokens, len(data)))
+            self._report(m.Compiled(request.request_id, digest, num_tokens, len(data), is_new))
 
     def _fail(self, request_id: int, message: str, error: Exception) -> None:
         logger.error("compile %d: %s", request_id, message, exc_info=error)

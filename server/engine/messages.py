@@ -226,6 +226,8 @@ class Compiled(Message, frozen=True):
     digest: str
     num_virtual_tokens: int
     num_bytes: int
+    is_new: bool
+    """It did not lie there before."""
 
 
 class Heartbeat(Message, frozen=True):

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import httpx
 
+from prefix_store import artifact
 from prefix_store.audit import AuditLog
 from prefix_store.blobs import FileBlobStore
 from prefix_store.digest import Digest
@@ -85,15 +86,18 @@ def _wait_ready(server: FakeServer) -> None:
 
 async def _serve(settings: Settings) -> None:
     registry = Registry(f"sqlite:///{settings.store / 'registry.db'}")
-    store = PrefixStore(FileBlobStore(settings.store / "blobs"), registry)
+    blobs = FileBlobStore(settings.store / "blobs")
+    store = PrefixStore(blobs, registry)
 
     def compile_to(
         token_ids: list[int] | None, embeddings: Digest | None, origin: dict[str, str]
     ) -> Compiled:
         num_tokens = len(token_ids) if token_ids is not None else 2
         prefix = make_prefix(num_tokens, num_tokens=num_tokens, fingerprint=INFO.fingerprint)
-        digest, num_bytes = store.put(replace(prefix, origin=origin))
-        return Compiled(0, str(digest), num_tokens, num_bytes)
+        made = replace(prefix, origin=origin)
+        is_new = not blobs.exists(Digest.of(artifact.dump(made)))
+        digest, num_bytes = store.put(made)
+        return Compiled(0, str(digest), num_tokens, num_bytes, is_new)
 
     engine = FakeEngine(compile_to=compile_to, delay_s=0.002)
     tokenizer = Tokenizer(make_transformers_tokenizer())

@@ -10,6 +10,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from prefix_store import artifact
 from prefix_store.audit import AuditLog
 from prefix_store.blobs import FileBlobStore
 from prefix_store.digest import Digest
@@ -69,14 +70,18 @@ def audit(registry: Registry) -> AuditLog:
 
 
 @pytest.fixture
-def engine(store: PrefixStore) -> FakeEngine:
+def engine(store: PrefixStore, tmp_path: Path) -> FakeEngine:
+    blobs = FileBlobStore(tmp_path / "blobs")
+
     def compile_to(
         token_ids: list[int] | None, embeddings: Digest | None, origin: dict[str, str]
     ) -> Compiled:
         num_tokens = len(token_ids) if token_ids is not None else 2
         prefix = make_prefix(num_tokens, num_tokens=num_tokens, fingerprint=INFO.fingerprint)
-        digest, num_bytes = store.put(replace(prefix, origin=origin))
-        return Compiled(0, str(digest), num_tokens, num_bytes)
+        made = replace(prefix, origin=origin)
+        is_new = not blobs.exists(Digest.of(artifact.dump(made)))
+        digest, num_bytes = store.put(made)
+        return Compiled(0, str(digest), num_tokens, num_bytes, is_new)
 
     return FakeEngine(compile_to=compile_to)
 

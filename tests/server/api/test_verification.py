@@ -11,8 +11,11 @@ from pathlib import Path
 import httpx
 import msgspec
 import pytest
+import torch
+from safetensors.torch import save
 
 from prefix_store import artifact
+from prefix_store.blobs import FileBlobStore
 from prefix_store.digest import Digest
 from prefix_store.formats import peft
 from server.engine.messages import Room
@@ -366,3 +369,28 @@ async def test_a_dry_run_is_refused_as_the_upload_would_be(
 
     assert unknown.json()["code"] == "unknown_task"
     assert idle.json()["code"] == "unusable_prefix"
+
+
+async def test_what_is_refused_or_rehearsed_leaves_no_bytes(
+    http: httpx.AsyncClient, engine: FakeEngine, tmp_path: Path
+) -> None:
+    """Else rehearsals fill the disk beyond every quota, until garbage is collected."""
+    await push(http, "x", seed=1)
+    blobs = FileBlobStore(tmp_path / "blobs")
+    kept = {*blobs}
+    bodies: list[tuple[bytes, dict[str, str]]] = [
+        (artifact.dump(make_prefix(2)), ARTIFACT),
+        (b'{"text": "other"}', {"Content-Type": "application/json"}),
+        (save({"prompt_embeddings": torch.randn(2, 16)}), ARTIFACT),
+    ]
+
+    for body, kind in bodies:
+        rehearsed = await http.put("/tasks/x/prefix?dry_run=true", content=body, headers=kind)
+        engine.effect = 0.0
+        unusable = await http.put("/tasks/x/prefix", content=body, headers=kind)
+        engine.effect = 1.0
+        assert (rehearsed.status_code, unusable.status_code) == (200, 422)
+        assert {*blobs} == kept
+    for body, kind in bodies:
+        assert (await http.put("/tasks/x/prefix", content=body, headers=kind)).is_success
+    assert len({*blobs}) == len(kept) + len(bodies)
