@@ -54,7 +54,8 @@ class HeldBlobs:
             is_ours = is_new or digest in self._put_at
         if is_ours:
             with suppress(UnknownDigest, StorageFailure):
-                put_at = time.time() - self._blobs.age_s(digest)
+                age_s = self._blobs.age_s(digest)  # first: what takes time makes `put_at` later
+                put_at = time.time() - age_s
                 with self._lock:
                     self._put_at[digest] = max(put_at, self._put_at.get(digest, 0.0))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -169,3 +170,21 @@ def test_racing_uploads_never_take_a_blob_from_a_version(tmp_path: Path) -> None
 
     assert {*blobs} == registry.digests()
     registry.close()
+
+
+def test_a_slow_look_at_a_blob_leaves_nothing(
+    store: PrefixStore, blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    age_s = blobs.age_s
+
+    def slow_age_s(digest: Digest) -> float:
+        time.sleep(0.02)
+        return age_s(digest)
+
+    monkeypatch.setattr(blobs, "age_s", slow_age_s)
+    holding = store.hold()
+    store.put_bytes(DATA, holding)
+
+    holding.let_go()
+
+    assert [*blobs] == []

@@ -73,7 +73,7 @@ class PluginCommand(TyperCommand):
             main = self._entry_point.load()
         except ImportError as exc:
             raise PluginError(f"`foreword {self.name}` cannot be loaded: {exc}") from exc
-        _refuse_what_is_not_asked(self.name, ctx.parent)
+        _refuse_what_is_not_asked(str(self.name), ctx.parent)
         with _told(*ctx.obj):
             main(ctx.args)
 
