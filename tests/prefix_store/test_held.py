@@ -181,9 +181,10 @@ def test_a_slow_look_at_a_blob_leaves_nothing(
         time.sleep(0.02)
         return age_s(digest)
 
-    monkeypatch.setattr(blobs, "age_s", slow_age_s)
     holding = store.hold()
-    store.put_bytes(DATA, holding)
+    with monkeypatch.context() as busy:
+        busy.setattr(blobs, "age_s", slow_age_s)
+        store.put_bytes(DATA, holding)
 
     holding.let_go()
 
