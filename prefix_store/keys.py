@@ -45,8 +45,8 @@ class Grant(BaseModel):
 
     name: str = Field(min_length=1, max_length=100)
     """For people. Nothing is looked up by it."""
-    scopes: tuple[Scope, ...] = Field(min_length=1, max_length=6)
-    tasks: tuple[Glob, ...] = Field(("*",), min_length=1, max_length=100)
+    scopes: tuple[Scope, ...] = Field(min_length=1, max_length=6, fail_fast=True)
+    tasks: tuple[Glob, ...] = Field(("*",), min_length=1, max_length=100, fail_fast=True)
     """Patterns of task names. Only `*` holds for the bare base model too."""
     expires_at: AwareDatetime | None = None
     requests_per_s: float | None = Field(None, gt=0, le=1e6, allow_inf_nan=False)

@@ -51,12 +51,12 @@ class GoldenPrompt(BaseModel):
     """As a request would send it: the task's template or chat is put around it."""
     expect: (
         Annotated[str, StringConstraints(min_length=1, max_length=10_000)]
-        | Annotated[tuple[TokenId, ...], Field(min_length=1, max_length=1024)]
+        | Annotated[tuple[TokenId, ...], Field(min_length=1, max_length=1024, fail_fast=True)]
     )
     """Text, or token ids."""
 
 
-GoldenPrompts = Annotated[tuple[GoldenPrompt, ...], Field(max_length=16)]
+GoldenPrompts = Annotated[tuple[GoldenPrompt, ...], Field(max_length=16, fail_fast=True)]
 
 ScoreName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_.-]{1,64}$")]
 Score = Annotated[float, Field(allow_inf_nan=False)]
@@ -130,14 +130,18 @@ class Defaults(BaseModel):
     top_k: int | None = Field(None, ge=0, le=1_000_000)
     seed: int | None = Field(None, ge=0, lt=2**63)
     stop: tuple[Annotated[str, StringConstraints(min_length=1, max_length=256)], ...] | None = (
-        Field(None, max_length=16)
+        Field(None, max_length=16, fail_fast=True)
     )
     response_format: dict[str, Any] | None = None
     """In OpenAI's shape. At most one of this and the next three is set."""
     regex: str | None = Field(None, min_length=1, max_length=65_536)
-    choice: tuple[ChoiceText, ...] | None = Field(None, min_length=1, max_length=1000)
+    choice: tuple[ChoiceText, ...] | None = Field(
+        None, min_length=1, max_length=1000, fail_fast=True
+    )
     """Answers are generated, and each is one of these."""
-    choices: tuple[ChoiceText, ...] | None = Field(None, min_length=1, max_length=64)
+    choices: tuple[ChoiceText, ...] | None = Field(
+        None, min_length=1, max_length=64, fail_fast=True
+    )
     """Answers are not generated: each is the likeliest of these."""
     rank_by: Literal["sum", "mean"] | None = None
     """Of the log-probabilities of a choice's tokens."""

@@ -10,6 +10,7 @@ from functools import cached_property
 
 from server.engine.grammar import (
     MAX_GRAMMAR_BYTES,
+    TOO_LONG,
     ByteBoundedCache,
     GrammarError,
     Vocabulary,
@@ -42,7 +43,7 @@ class GrammarCheck:
     async def check(self, grammar: str) -> None:
         """Raises `InvalidGrammar`, also where it takes too long or is too large; `Overloaded`."""
         if len(grammar) > MAX_GRAMMAR_BYTES:
-            raise InvalidGrammar(f"it is longer than {MAX_GRAMMAR_BYTES >> 10} KiB")
+            raise InvalidGrammar(TOO_LONG)
         if (found := self._found.get(grammar)) is None:
             found = await self._compile(grammar)
             self._found.put(grammar, found)

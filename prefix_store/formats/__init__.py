@@ -16,6 +16,8 @@ SAFETENSORS = "application/vnd.safetensors"
 OCTET_STREAM = "application/octet-stream"
 TAR = ("application/x-tar", "application/tar")
 JSON = "application/json"
+MAX_JSON_BYTES = 16 << 20
+"""Of a body of text: four million characters, unless they are escaped one and all."""
 MEDIA_TYPES = (SAFETENSORS, OCTET_STREAM, *TAR, JSON)
 
 

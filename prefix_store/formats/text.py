@@ -20,7 +20,9 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     text: str | None = Field(None, min_length=1, max_length=MAX_CHARS)
-    messages: tuple[Message, ...] | None = Field(None, min_length=1, max_length=MAX_MESSAGES)
+    messages: tuple[Message, ...] | None = Field(
+        None, min_length=1, max_length=MAX_MESSAGES, fail_fast=True
+    )
     golden: GoldenPrompts = ()
 
     @model_validator(mode="after")

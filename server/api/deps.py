@@ -47,6 +47,8 @@ class Services:
     uploads: Uploads
     grammars: GrammarCheck
     metrics: Metrics
+    checks: Executor
+    """For health and keys: nothing on it takes long."""
     executor: Executor
     """For requests: nothing on it waits for a network."""
     readers: Executor
@@ -72,6 +74,11 @@ class Services:
         """The same for what a request needs: it does not wait behind a database that is away."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.executor, partial(work, *args, **kwargs))
+
+    async def at_once(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The same for who asks, and for health: they do not wait behind requests either."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.checks, partial(work, *args, **kwargs))
 
     async def write(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The same for a change of the registry: those who only read never wait behind it."""
@@ -148,5 +155,7 @@ def _parse(raw: bytes) -> Any:
         return strict_json.parse(raw)
     except strict_json.NonFiniteNumber as exc:  # well meant, and not served: as 1e400 is refused
         raise InvalidRequest(str(exc)) from None
+    except strict_json.TooManyValues as exc:
+        raise InvalidRequest(f"the body has {exc}") from None
     except ValueError as exc:
         raise MalformedRequest(f"the body is not valid JSON: {exc}") from None

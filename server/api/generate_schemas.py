@@ -1,5 +1,5 @@
 """What goes over the wire at /generate, and what OpenAI's routes share with it. Every number has a
-bound."""
+bound, and every list fails at its first wrong item: an error takes longer than an item."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic.types import Strict
 
-from prefix_store.manifest import (
-    ChoiceText,
-)
+from prefix_store.manifest import ChoiceText
 from server import constraint
 from server.api.schemas import Body
 from server.constraint import RankBy
@@ -21,8 +19,9 @@ MAX_TOKENS = 1_000_000
 MAX_PRIORITY = 1000
 
 TokenId = Annotated[int, Strict(), Field(ge=0, lt=2**31)]
-TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_TOKENS)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_TOKENS, fail_fast=True)]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+StopStrings = Annotated[list[StopString], Field(fail_fast=True)]
 Priority = Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 RepetitionPenalty = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
@@ -32,7 +31,7 @@ LogitBias = Annotated[
         Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")],
         Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)],
     ],
-    Field(max_length=1024),
+    Field(max_length=1024, fail_fast=True),
 ]
 ResponseFormat = Annotated[
     dict[str, Any],
@@ -42,8 +41,8 @@ ResponseFormat = Annotated[
     ),
 ]
 Regex = Annotated[str, StringConstraints(min_length=1, max_length=65_536)]
-OneOf = Annotated[list[ChoiceText], Field(min_length=1, max_length=1000)]
-Ranked = Annotated[list[ChoiceText], Field(min_length=1, max_length=64)]
+OneOf = Annotated[list[ChoiceText], Field(min_length=1, max_length=1000, fail_fast=True)]
+Ranked = Annotated[list[ChoiceText], Field(min_length=1, max_length=64, fail_fast=True)]
 FieldName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
 TrafficKey = Annotated[str, StringConstraints(max_length=256)]
@@ -83,7 +82,7 @@ class SamplingFields(Body):
     top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
     top_k: int | None = Field(None, ge=0, le=1_000_000, description="0: all tokens.")
     seed: int | None = Field(None, ge=0, lt=2**63)
-    stop: StopString | list[StopString] | None = Field(None, description="At most 16 strings.")
+    stop: StopString | StopStrings | None = Field(None, description="At most 16 strings.")
     ignore_eos: bool | None = None
     min_tokens: int | None = Field(
         None, ge=0, le=MAX_TOKENS, description="Before so many tokens the text does not end."
@@ -147,9 +146,12 @@ class GenerateRequest(SamplingFields):
     )
 
     prompt: str | TokenIds | None = Field(None, description="Text, or token ids taken as they are.")
-    messages: list[ChatMessage] | None = Field(None, min_length=1, max_length=1000)
+    messages: list[ChatMessage] | None = Field(None, min_length=1, max_length=1000, fail_fast=True)
     fields: dict[FieldName, str] = Field(
-        default_factory=dict, max_length=64, description="For the named fields of a template."
+        default_factory=dict,
+        max_length=64,
+        fail_fast=True,
+        description="For the named fields of a template.",
     )
     stream: bool = Field(False, description="Answer with server-sent events.")
     return_token_ids: bool = False

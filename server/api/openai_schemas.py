@@ -21,6 +21,7 @@ from server.api.generate_schemas import (
     Regex,
     RepetitionPenalty,
     StopString,
+    StopStrings,
     TokenIds,
     wishes,
 )
@@ -29,6 +30,8 @@ from server.errors import InvalidRequest, UnsupportedParameter
 from server.prompt import DEFAULT_MAX_TOKENS, GenerateParams
 
 MAX_CHOICES = 64
+MAX_SCHEMA_CHARS = 256 << 10
+"""Of a schema that comes as text: it is read on the event loop, and no grammar may be longer."""
 CHAT_MAX_TOKENS = 1024
 """A chat client expects a whole answer without saying how long it may be."""
 
@@ -107,6 +110,8 @@ class StructuredOutputs(Open):
 def _schema(given: dict[str, Any] | str | None) -> dict[str, Any] | None:
     if not isinstance(given, str):
         return given
+    if len(given) > MAX_SCHEMA_CHARS:
+        raise InvalidRequest(f"a JSON schema has at most {MAX_SCHEMA_CHARS} characters")
     try:
         schema = strict_json.parse(given.encode())
     except ValueError:
@@ -125,7 +130,7 @@ class OpenAIRequest(Open):
     top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
     top_k: int | None = Field(None, ge=-1, le=1_000_000, description="-1 and 0: all tokens.")
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: StopString | list[StopString] | None = Field(None, description="At most 16 strings.")
+    stop: StopString | StopStrings | None = Field(None, description="At most 16 strings.")
     ignore_eos: bool | None = None
     min_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
     priority: Priority | None = None
@@ -160,8 +165,12 @@ class OpenAIRequest(Open):
         """For each prompt."""
         return self.n or 1
 
-    def sampling(self, choice: int) -> dict[str, Any]:
-        """These fields as `GenerateParams` takes them. All choices of a prompt have own seeds."""
+    def seed_of(self, choice: int) -> int | None:
+        """All choices of a prompt have seeds of their own."""
+        return None if self.seed is None else (self.seed + choice) % 2**63
+
+    def sampling(self) -> dict[str, Any]:
+        """These fields, but for the seed, as `GenerateParams` takes them."""
         stop = [self.stop] if isinstance(self.stop, str) else self.stop
         if stop is not None and len(stop) > 16:
             raise InvalidRequest("at most 16 stop strings")
@@ -169,7 +178,6 @@ class OpenAIRequest(Open):
             "temperature": self.temperature,
             "top_p": self.top_p,
             "top_k": None if self.top_k is None else max(0, self.top_k),
-            "seed": None if self.seed is None else (self.seed + choice) % 2**63,
             "stop": None if stop is None else tuple(stop),
             "ignore_eos": bool(self.ignore_eos),
             "priority": self.priority or 0,
@@ -200,8 +208,8 @@ class CompletionRequest(OpenAIRequest):
     prompt: (
         str
         | TokenIds
-        | Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES)]
-        | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_CHOICES)]
+        | Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)]
+        | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)]
     )
     max_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS, description="0 goes with `echo`.")
     best_of: int | None = Field(None, ge=1, le=MAX_CHOICES, description="As many as `n`.")
@@ -221,13 +229,15 @@ class CompletionRequest(OpenAIRequest):
         wished = wishes(
             self, logprobs=self.logprobs, prompt_logprobs=self.logprobs if self.echo else None
         )
+        sampling = self.sampling()
         return [
             GenerateParams(
                 prompt=prompt,
                 max_tokens=self.max_tokens,
                 default_max_tokens=DEFAULT_MAX_TOKENS,
                 wishes=wished,
-                **self.sampling(choice),
+                seed=self.seed_of(choice),
+                **sampling,
             )
             for prompt in prompts
             for choice in range(self.num_choices)
@@ -252,7 +262,7 @@ class OpenAIMessage(Open):
     """A chat message; `developer` is another word for `system`."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
 
     def plain(self) -> dict[str, str]:
         """Role and text, as a chat template takes them. Raises `UnsupportedParameter`."""
@@ -266,7 +276,7 @@ class OpenAIMessage(Open):
 class ChatRequest(OpenAIRequest):
     """Messages for the base model's chat template, behind the task's prefix."""
 
-    messages: list[OpenAIMessage] = Field(min_length=1, max_length=1000)
+    messages: list[OpenAIMessage] = Field(min_length=1, max_length=1000, fail_fast=True)
     max_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
     logprobs: bool | None = None
@@ -284,13 +294,15 @@ class ChatRequest(OpenAIRequest):
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             prompt_logprobs=None,
         )
+        sampling = self.sampling()
         return [
             GenerateParams(
                 messages=messages,
                 max_tokens=self.max_tokens if max_tokens is None else max_tokens,
                 default_max_tokens=CHAT_MAX_TOKENS,
                 wishes=wished,
-                **self.sampling(choice),
+                seed=self.seed_of(choice),
+                **sampling,
             )
             for choice in range(self.num_choices)
         ]

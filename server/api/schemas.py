@@ -46,7 +46,7 @@ class TrafficRequest(Body):
     model_config = ConfigDict(json_schema_extra={"examples": [{"weights": {"3": 90, "4": 10}}]})
 
     weights: dict[VersionKey, Annotated[int, Field(ge=0, le=MAX_WEIGHT)]] = Field(
-        min_length=1, max_length=MAX_VERSIONS
+        min_length=1, max_length=MAX_VERSIONS, fail_fast=True
     )
 
     @model_validator(mode="after")

@@ -18,6 +18,7 @@ V = TypeVar("V")
 
 MAX_GRAMMAR_BYTES = 64 << 10
 """Of a grammar's text. One as large as that compiles in less than half a second."""
+TOO_LONG = f"it is longer than {MAX_GRAMMAR_BYTES >> 10} KiB"
 _MAX_LEXER_STATES = 10_000
 """1 to 2 KiB each."""
 _STEP_LEXER_FUEL, _STEP_MAX_ITEMS = 100_000, 25_000
@@ -44,7 +45,7 @@ class GrammarError(Exception):
 def of_json_schema(schema: dict[str, Any]) -> str:
     """The grammar of all JSON that a schema allows. Raises `GrammarError`."""
     try:
-        return json.dumps({"grammars": [{"json_schema": _with_style(schema)}]})
+        return _written({"grammars": [{"json_schema": _with_style(schema)}]})
     except RecursionError:
         raise GrammarError("recursion limit exceeded") from None
 
@@ -57,8 +58,22 @@ def of_regex(regex: str) -> str:
 
 
 def of_texts(texts: Sequence[str]) -> str:
-    """The grammar of exactly these texts."""
+    """The grammar of exactly these texts. Raises `GrammarError`."""
+    if sum(map(len, texts)) > MAX_GRAMMAR_BYTES:
+        raise GrammarError(TOO_LONG)
     return of_regex("|".join(map(_escaped, texts)))
+
+
+def _written(grammar: dict[str, Any]) -> str:
+    """As JSON; what is left of one that is too long is not written."""
+    pieces: list[str] = []
+    num_chars = 0
+    for piece in json.JSONEncoder().iterencode(grammar):
+        pieces.append(piece)
+        num_chars += len(piece)
+        if num_chars > MAX_GRAMMAR_BYTES:
+            raise GrammarError(TOO_LONG)
+    return "".join(pieces)
 
 
 def _with_style(schema: dict[str, Any]) -> dict[str, Any]:
