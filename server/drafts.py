@@ -97,6 +97,8 @@ class Drafts:
 
     def _tokenize(self, upload: TextPrompt) -> list[int]:
         """Whoever uploads a prefix writes a template, not a prompt: special tokens count."""
+        texts = [upload.text or "", *(m["content"] for m in upload.messages or ())]
+        artifact.check_length(self._tokenizer.least_tokens(texts), self.max_prefix_tokens)
         if upload.messages is not None:
             return self._tokenizer.encode_chat(upload.messages, add_generation_prompt=False)
         assert upload.text is not None, "a TextPrompt has a text or messages"

@@ -28,6 +28,8 @@ What the server can refuse or fail to do. Nothing here knows about HTTP.
   x AccessDenied
     + Unauthenticated
     + InsufficientScope
+    + ForeignOrigin
+    + UnknownHost
     + KeyLimitReached
     + TooManyAttempts
   x ClientGone
@@ -65,12 +67,17 @@ class PromptTooLong(InvalidRequest):
     code = "prompt_too_long"
 
     def __init__(
-        self, *, prefix_tokens: int, prompt_tokens: int, max_tokens: int, limit: int
+        self, *, prefix_tokens: int, prompt_tokens: int, max_tokens: int | None, limit: int
     ) -> None:
-        super().__init__(
-            f"{prefix_tokens} prefix tokens + {prompt_tokens} prompt tokens + {max_tokens} "
-            f"max_tokens = {prefix_tokens + prompt_tokens + max_tokens}, the context holds {limit}"
-        )
+        """`max_tokens` None: the prompt was not tokenised, and has `prompt_tokens` at least."""
+        if max_tokens is None:
+            said = f"{prefix_tokens} prefix tokens + at least {prompt_tokens} prompt tokens"
+        else:
+            said = (
+                f"{prefix_tokens} prefix tokens + {prompt_tokens} prompt tokens + {max_tokens} "
+                f"max_tokens = {prefix_tokens + prompt_tokens + max_tokens}"
+            )
+        super().__init__(f"{said}, the context holds {limit}")
 
 
 class TemplateMismatch(InvalidRequest):
@@ -222,6 +229,18 @@ class InsufficientScope(AccessDenied):
     """The key is valid, and not for this."""
 
     code = "insufficient_scope"
+
+
+class ForeignOrigin(AccessDenied):
+    """There is no key, and a web page of another site has a browser send this."""
+
+    code = "foreign_origin"
+
+
+class UnknownHost(AccessDenied):
+    """There is no key, and the request calls the server by a name that is not the server's."""
+
+    code = "unknown_host"
 
 
 class KeyLimitReached(AccessDenied):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import TypeVar
 
 from prefix_store.manifest import Profile, PromptFormat
@@ -81,6 +82,7 @@ def prepare(
 
     Raises `TemplateMismatch`, `PromptTooLong`, `InvalidGrammar` and `InvalidRequest`.
     """
+    _check_size(params, behind, tokenizer, info.max_model_len)
     token_ids = _token_ids(params, behind, tokenizer)
     if not token_ids:
         raise InvalidRequest("the prompt has no tokens")
@@ -93,6 +95,7 @@ def prepare(
         raise InvalidRequest(f"{len(token_ids)} prompt tokens, this task takes {limit}")
     constraint = params.constraint or of_profile(behind.profile.defaults)
     if constraint.choices:
+        _check_room(behind, len(token_ids), 0, info.max_model_len)  # before it is encoded with each
         wholes = [_token_ids(params, behind, tokenizer, text) for text in constraint.choices]
         by = constraint.rank_by
         candidates = Candidates.of(constraint.choices, wholes, token_ids, by)
@@ -110,6 +113,21 @@ def prepare(
         _first(params.stop, behind.profile.defaults.stop, ()),
         _share(params, behind),
     )
+
+
+def prepare_all(
+    params: Sequence[GenerateParams], behind: Behind, *, tokenizer: Tokenizer, info: EngineInfo
+) -> list[Prepared]:
+    """`prepare` for each of them. What differs from the one before it in its seed only, as the
+    choices of an answer do, is not tokenised again."""
+    prepared: list[Prepared] = []
+    for i, one in enumerate(params):
+        if i and replace(one, seed=params[i - 1].seed) == params[i - 1]:
+            sampling = replace(prepared[-1].sampling, seed=_seed(one, behind.profile))
+            prepared.append(replace(prepared[-1], sampling=sampling))
+        else:
+            prepared.append(prepare(one, behind, tokenizer=tokenizer, info=info))
+    return prepared
 
 
 def check_profile(profile: Profile) -> str | None:
@@ -189,6 +207,22 @@ def _ranked(
 # --- sampling and limits ---
 
 
+def _check_size(
+    params: GenerateParams, behind: Behind, tokenizer: Tokenizer, max_model_len: int
+) -> None:
+    """Before anything is tokenised: whether it could fit at all. Raises `PromptTooLong`."""
+    texts = [message["content"] for message in params.messages or []] + [*params.fields.values()]
+    texts += [params.prompt] if isinstance(params.prompt, str) else []
+    num_tokens = tokenizer.least_tokens(texts)
+    if behind.num_prefix_tokens + num_tokens > max_model_len:
+        raise PromptTooLong(
+            prefix_tokens=behind.num_prefix_tokens,
+            prompt_tokens=num_tokens,
+            max_tokens=None,
+            limit=max_model_len,
+        )
+
+
 def _max_tokens(
     params: GenerateParams, behind: Behind, num_prompt_tokens: int, max_model_len: int
 ) -> int:
@@ -225,11 +259,15 @@ def _sampling(
         temperature=_first(params.temperature, defaults.temperature, 0.0),
         top_p=_first(params.top_p, defaults.top_p, 1.0),
         top_k=_first(params.top_k, defaults.top_k, 0),
-        seed=_first(params.seed, defaults.seed, secrets.randbits(63)),
+        seed=_seed(params, profile),
         ignore_eos=params.ignore_eos,
         grammar=grammar,
         **asdict(params.wishes),
     )
+
+
+def _seed(params: GenerateParams, profile: Profile) -> int:
+    return _first(params.seed, profile.defaults.seed, secrets.randbits(63))
 
 
 def _share(params: GenerateParams, behind: Behind) -> Share:

@@ -20,7 +20,7 @@ from server.engine.stream import TokenStream
 from server.errors import BaseModelMismatch, Draining, InvalidRequest, Overloaded, ServerError
 from server.grammar_check import GrammarCheck
 from server.metrics import Metrics
-from server.prompt import Behind, GenerateParams, Prepared, prepare
+from server.prompt import Behind, GenerateParams, Prepared, prepare_all
 from server.ranking import CandidateStream, Ranking
 from server.tokenizer import Tokenizer
 
@@ -119,8 +119,7 @@ class Router:
         """On a thread of the executor: the registry and the tokenizer take their time."""
         target, behind = self._resolve(task, version, key)
         info = self._engine.info
-        prepared = [prepare(p, behind, tokenizer=self._tokenizer, info=info) for p in params]
-        return target, prepared
+        return target, prepare_all(params, behind, tokenizer=self._tokenizer, info=info)
 
     def _resolve(self, task: str | None, version: int | None, key: str) -> tuple[Target, Behind]:
         if task is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from dataclasses import dataclass
 from string import Formatter
@@ -48,31 +49,26 @@ def _filled(literal: str, name: str | None, fields: dict[str, str]) -> list[Part
     return [part for part in parts if part.text]
 
 
-def mark(content: str) -> str:
-    """Stands for a message's text while the template is rendered; nobody can guess it.
+class Marks:
+    """Stand for messages' texts while a template is rendered; nobody can guess them."""
 
-    It has the text's white space at both ends, because most templates strip that.
-    """
-    middle = content.strip() or "x"
-    start = content.find(middle) if content.strip() else len(content)
-    return content[:start] + secrets.token_hex(16) + content[start + len(middle) :]
+    def __init__(self) -> None:
+        self._nonce = secrets.token_hex(16)
+        self._contents: list[str] = []
 
+    def mark(self, content: str) -> str:
+        """Has the text's white space at both ends, because most templates strip that."""
+        mark = f"{self._nonce}{len(self._contents):06}"
+        self._contents.append(content.strip())
+        middle = content.strip() or "x"
+        start = content.find(middle) if content.strip() else len(content)
+        return content[:start] + mark + content[start + len(middle) :]
 
-def unmarked(skeleton: str, contents: dict[str, str]) -> list[Part]:
-    """The rendered template, cut at the marks, with the messages' texts in their places."""
-    parts = [Part(skeleton, trusted=True)]
-    for stand_in, content in contents.items():
+    def cut(self, skeleton: str) -> list[Part]:
+        """The rendered template, cut at the marks, with the messages' texts in their places."""
+        pieces = re.split(f"{self._nonce}([0-9]{{6}})", skeleton)
         parts = [
-            piece
-            for part in parts
-            for piece in (_split_at(part, stand_in.strip(), content) if part.trusted else [part])
+            Part(self._contents[int(piece)], trusted=False) if i % 2 else Part(piece, trusted=True)
+            for i, piece in enumerate(pieces)
         ]
-    return [part for part in parts if part.text]
-
-
-def _split_at(part: Part, stand_in: str, content: str) -> list[Part]:
-    first, *rest = part.text.split(stand_in)
-    pieces = [Part(first, trusted=True)]
-    for text in rest:
-        pieces += [Part(content.strip(), trusted=False), Part(text, trusted=True)]
-    return pieces
+        return [part for part in parts if part.text]

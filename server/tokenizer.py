@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -12,9 +15,30 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from server.detokenizer import Detokenizer
 from server.errors import InvalidRequest, TemplateMismatch
-from server.template import Part, mark, unmarked
+from server.template import Marks, Part
+
+# Or a text would run on threads of the library's own, at a priority of their own.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 ChatMessages = Sequence[dict[str, str]]
+
+
+class _Chat:
+    """Messages in the chat template."""
+
+    def __init__(
+        self, plain: str, specials: list[int], cut: Callable[[], tuple[list[int], str]]
+    ) -> None:
+        self.plain = plain
+        """As the template writes them, whatever they say."""
+        self.specials = specials
+        """The template's own, in their order."""
+        self._cut = cut
+
+    @cached_property
+    def cut(self) -> tuple[list[int], str]:
+        """Where a message names a special token: ids up to the template's last, and the rest."""
+        return self._cut()
 
 
 class Tokenizer:
@@ -35,6 +59,11 @@ class Tokenizer:
         self._unk_id = tokenizer.unk_token_id
         self._before, self._after = self._added_around()
         self._texts: dict[int, str] = {}
+        self._last = threading.local()
+        """The chat that a thread rendered last."""
+        self._is_byte_level = '"type":"ByteLevel"' in backend.to_str()
+        added = (token.content.encode() for token in backend.get_added_tokens_decoder().values())
+        self._max_token_size = max(map(len, [*backend.get_vocab(), *added]))
         # Alone, the tokens of some vocabularies lose the space that they begin with.
         self._anchor: list[int] = backend.encode("a", add_special_tokens=False).ids
 
@@ -63,6 +92,16 @@ class Tokenizer:
             self._texts[token_id] = both.removeprefix("a")
         return self._texts[token_id]
 
+    def least_tokens(self, texts: Iterable[str]) -> int:
+        """How many tokens the texts have at least, from their size alone.
+
+        An entry of the vocabulary has one character for what it covers of a text: a byte, where the
+        vocabulary is of bytes, else a character. What takes unlimited text for one unknown token,
+        or drops white space, could do with less: such texts count as the long ones that they are.
+        """
+        size = sum(len(text.encode()) if self._is_byte_level else len(text) for text in texts)
+        return -(-size // self._max_token_size)
+
     def backend_json(self) -> str:
         """All of it but the chat template, as the `tokenizers` library writes it."""
         written: str = self._trusting.to_str()
@@ -82,14 +121,11 @@ class Tokenizer:
         of a special token: then the string is cut at the trusted special tokens.
         """
         if any(part.trusted for part in parts):
-            whole = self._trusting.encode("".join(p.text for p in parts), add_special_tokens=False)
+            whole = _ids(self._trusting, "".join(p.text for p in parts))
             expected = [i for part in parts if part.trusted for i in self._specials_in(part.text)]
-            if self._special_ids(whole.ids) == expected:
-                return self._surrounded(whole.ids, add_special_tokens)
-        pieces: list[int] = []
-        for piece in self._cut(parts):
-            pieces += [piece] if isinstance(piece, int) else self._encode_text(piece)
-        return self._surrounded(pieces, add_special_tokens)
+            if self._special_ids(whole) == expected:
+                return self._surrounded(whole, add_special_tokens)
+        return self._surrounded(self._encode_row(self._cut(parts)), add_special_tokens)
 
     # --- chat ---
 
@@ -107,21 +143,40 @@ class Tokenizer:
         comes behind all that the template writes. Raises
         `TemplateMismatch` where the template cannot continue them, or takes no such messages.
         """
+        chat = self._rendered([*after], [*messages], add_generation_prompt)
+        found = _ids(self._trusting, chat.plain + then)
+        if self._special_ids(found) == chat.specials:
+            return found
+        head, tail = chat.cut
+        return head + self._encode_row([tail + then])
+
+    def _rendered(
+        self, after: list[dict[str, str]], messages: list[dict[str, str]], is_prompt: bool
+    ) -> _Chat:
+        """Once for all choices of a ranking: they ask for it one after another, on one thread."""
+        asked = (after, messages, is_prompt)
+        if getattr(self._last, "asked", None) != asked:
+            self._last.chat = self._render_marked(*asked)
+            self._last.asked = asked
+        chat: _Chat = self._last.chat
+        return chat
+
+    def _render_marked(
+        self, after: list[dict[str, str]], messages: list[dict[str, str]], is_prompt: bool
+    ) -> _Chat:
         head = self._render(after, add_generation_prompt=False) if after else ""
-        marks = [mark(message["content"]) for message in messages]
-        end = mark(then) if then else ""
-        marked = [
-            {**message, "content": stand_in}
-            for message, stand_in in zip(messages, marks, strict=True)
-        ]
-        plain = self._continued([*after, *messages], head, add_generation_prompt) + then
-        skeleton = self._continued([*after, *marked], head, add_generation_prompt) + end
-        found = self._trusting.encode(plain, add_special_tokens=False).ids
-        if self._special_ids(found) == self._specials_in(skeleton):
-            return list(found)
-        contents = {m: msg["content"] for m, msg in zip(marks, messages, strict=True)}
-        parts = unmarked(skeleton, contents | ({end: then} if then else {}))
-        return self.encode_parts(parts, add_special_tokens=False)
+        marks = Marks()
+        marked = [{**message, "content": marks.mark(message["content"])} for message in messages]
+        plain = self._continued([*after, *messages], head, is_prompt)
+        skeleton = self._continued([*after, *marked], head, is_prompt)
+        specials = self._specials_in(skeleton)
+        return _Chat(plain, specials, lambda: self._cut_at_tail(marks.cut(skeleton)))
+
+    def _cut_at_tail(self, parts: Sequence[Part]) -> tuple[list[int], str]:
+        """Ids of all up to the last special token of trusted parts, and the text behind it."""
+        row = self._cut(parts)
+        tail = row.pop() if row and isinstance(row[-1], str) else ""
+        return self._encode_row(row), str(tail)
 
     def without_bos(self, token_ids: list[int]) -> list[int]:
         """What the tokenizer puts before every text, the prefix holds already: not twice."""
@@ -164,22 +219,29 @@ class Tokenizer:
         return [i for i in token_ids if i in self._specials]
 
     def _specials_in(self, text: str) -> list[int]:
-        return self._special_ids(self._trusting.encode(text, add_special_tokens=False).ids)
+        return self._special_ids(_ids(self._trusting, text))
 
     def _cut(self, parts: Sequence[Part]) -> list[str | int]:
         """The parts as one row of texts and trusted special ids; neighbouring texts are joined."""
         row: list[str | int] = [""]
+        splits = {text: self._split(text) for text in {p.text for p in parts if p.trusted}}
         for part in parts:
-            for piece in self._split(part.text) if part.trusted else [part.text]:
+            for piece in splits[part.text] if part.trusted else [part.text]:
                 if isinstance(piece, str) and isinstance(row[-1], str):
                     row[-1] += piece
                 else:
                     row.append(piece)
         return [piece for piece in row if piece != ""]
 
+    def _encode_row(self, row: Sequence[str | int]) -> list[int]:
+        ids: list[int] = []
+        for piece in row:
+            ids += [piece] if isinstance(piece, int) else self._encode_text(piece)
+        return ids
+
     def _split(self, text: str) -> list[str | int]:
         """A trusted text as its special tokens and what lies between them."""
-        encoding = self._trusting.encode(text, add_special_tokens=False)
+        [encoding] = self._trusting.encode_batch([text], add_special_tokens=False)
         row: list[str | int] = []
         end = 0
         for i, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
@@ -190,15 +252,11 @@ class Tokenizer:
 
     def _encode_text(self, text: str) -> list[int]:
         """Ids of a text that holds no special token, whatever it says."""
-        ids: list[int] = self._strict.encode(text, add_special_tokens=False).ids
+        ids = _ids(self._strict, text)
         if self._is_plain(ids):
             return ids
         # Unigram and word vocabularies hold the names of special tokens as plain entries.
-        ids = [
-            i
-            for piece in self._halves(text)
-            for i in self._strict.encode(piece, add_special_tokens=False).ids
-        ]
+        ids = [i for piece in self._halves(text) for i in _ids(self._strict, piece)]
         if not self._is_plain(ids):
             raise InvalidRequest("the prompt holds a special token's name that cannot be escaped")
         return ids
@@ -217,3 +275,11 @@ class Tokenizer:
                 at = text.find(content, at + 1)
         bounds = sorted(cuts)
         return [text[a:b] for a, b in pairwise(bounds)]
+
+
+def _ids(backend: tokenizers.Tokenizer, text: str) -> list[int]:
+    """Token ids of a text. Other threads run meanwhile: `encode` of one text would stop them all,
+    the event loop too, for a second where the text is a megabyte."""
+    [encoding] = backend.encode_batch_fast([text], add_special_tokens=False)
+    ids: list[int] = encoding.ids
+    return ids

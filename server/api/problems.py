@@ -48,6 +48,8 @@ STATUS: dict[type[Exception], int] = {
     server.UnsupportedBody: 415,
     server.Unauthenticated: 401,
     server.InsufficientScope: 403,
+    server.ForeignOrigin: 403,
+    server.UnknownHost: 403,
     server.AccessDenied: 429,
     server.ClientGone: 499,
     server.ServerError: 500,
