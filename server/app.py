@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import sys
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from importlib import metadata
@@ -13,8 +14,10 @@ from pathlib import Path
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
+from starlette.datastructures import Headers
 from starlette.types import Scope
 
+from prefix_store import formats
 from prefix_store.audit import AuditLog
 from prefix_store.keys import KeyStore
 from prefix_store.replica import Replica
@@ -110,7 +113,9 @@ def create_app(
     replica: Replica | None = None,
     tracing: Tracing | None = None,
 ) -> FastAPI:
-    """The app around its parts, with small thread pools: for requests, reads, uploads, changes."""
+    """The app around its parts, with small thread pools: for checks, requests, reads, uploads,
+    changes."""
+    checks = ThreadPoolExecutor(4, "check")
     requests = ThreadPoolExecutor(4, "request")
     readers = ThreadPoolExecutor(4, "reader")
     uploads = ThreadPoolExecutor(2, "upload", yield_to_steps)
@@ -157,6 +162,7 @@ def create_app(
         ),
         grammars=grammars,
         metrics=metrics,
+        checks=checks,
         executor=requests,
         readers=readers,
         writers=writers,
@@ -165,10 +171,12 @@ def create_app(
         version=_version(),
         console=load_assets() if settings.console else {},
     )
-    return _assemble(services, [requests, readers, uploads, writers, compilers], tracing)
+    return _assemble(services, [checks, requests, readers, uploads, writers, compilers], tracing)
 
 
 def _assemble(services: Services, executors: list[Executor], tracing: Tracing | None) -> FastAPI:
+    settings = services.settings
+
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with _running(services, executors):
@@ -188,7 +196,8 @@ def _assemble(services: Services, executors: list[Executor], tracing: Tracing | 
     library = list(app.routes)
     for router in ROUTERS:
         app.router.routes.extend(router.routes)
-    access.guard(app, Access(services.keys, services.promptly), library=library)
+    gate = Access(services.keys, services.at_once)
+    access.guard(app, gate, library=library)
     problems.install(
         app,
         [r for router in ROUTERS for r in router.routes if isinstance(r, APIRoute)],
@@ -196,8 +205,8 @@ def _assemble(services: Services, executors: list[Executor], tracing: Tracing | 
     )
     app.add_middleware(
         BodyLimits,
-        max_bytes=lambda scope: _max_bytes(services.settings, scope),
-        timeout_s=services.settings.body_timeout_s,
+        max_bytes=lambda scope: _max_bytes(settings, scope),
+        timeout_s=settings.body_timeout_s,
     )
     if tracing is not None:
         app.add_middleware(tracing.around)
@@ -231,8 +240,10 @@ async def _running(services: Services, executors: list[Executor]) -> AsyncIterat
 
 
 def _max_bytes(settings: Settings, scope: Scope) -> int:
-    is_upload = scope["method"] in ("PUT", "POST") and _UPLOAD.fullmatch(scope["path"])
-    return settings.max_upload_bytes if is_upload else settings.max_body_bytes
+    if scope["method"] not in ("PUT", "POST") or not _UPLOAD.fullmatch(scope["path"]):
+        return settings.max_body_bytes
+    is_json = Headers(scope=scope).get("content-type", "").lower().startswith(formats.JSON)
+    return min(settings.max_upload_bytes, formats.MAX_JSON_BYTES if is_json else sys.maxsize)
 
 
 def _engine_config(settings: Settings, model: str) -> EngineConfig:

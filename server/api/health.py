@@ -33,7 +33,7 @@ async def livez(services: ServicesDep) -> Response:
 async def readyz(services: ServicesDep) -> Response:
     """Whether requests are taken: all of them, or but for what `reasons` say."""
     reasons = _reasons(services)
-    troubles = [] if reasons else await services.promptly(_troubles, services)
+    troubles = [] if reasons else await services.at_once(_troubles, services)
     return _health(reasons, troubles)
 
 

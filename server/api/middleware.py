@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from uuid import uuid4
 
 import structlog
@@ -21,6 +22,7 @@ from server.errors import (
     ClientGone,
     HeadTooLarge,
     MalformedRequest,
+    Overloaded,
     ServerError,
     UnsupportedBody,
 )
@@ -35,6 +37,8 @@ _MAX_HEADERS = 100
 _MIN_BYTES_PER_S = 4 << 10
 _LINGER_S = 1.0
 _SMALL_BODY = 64 << 10
+_MAX_BYTES_OF_ALL = 192 << 20
+"""Of all bodies above `_SMALL_BODY`, but for the largest."""
 
 
 class RequestContext:
@@ -93,6 +97,39 @@ def _write_log_line(scope: Scope, duration_s: float) -> None:
     logger.log(level, "request", extra=extra | state["log"])
 
 
+class BodyBudget:
+    """How much memory the bodies of all running requests may take together.
+
+    Each may have a little on its own account, so that uploads are in no small request's way. One
+    body at a time may go beyond what is left: a large upload is welcome, many at once are not.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._free = max_bytes
+        self._held: dict[_Body, int] = {}
+        self._large: _Body | None = None
+
+    def hold(self, body: _Body, num_bytes: int) -> None:
+        """`num_bytes`: of this body, so far. Raises `Overloaded`."""
+        if body is self._large or num_bytes <= _SMALL_BODY:
+            return
+        growth = num_bytes - self._held.get(body, 0)
+        if growth <= self._free:
+            self._free -= growth
+            self._held[body] = num_bytes
+        elif self._large is None:
+            self.release(body)
+            self._large = body
+        else:
+            raise Overloaded("the bodies of other requests take the memory that there is for them")
+
+    def release(self, body: _Body) -> None:
+        """Once the request is answered. Idempotent."""
+        self._free += self._held.pop(body, 0)
+        if body is self._large:
+            self._large = None
+
+
 class BodyLimits:
     """Refuses a body that is too large, encoded, or not coming, before anybody parses it."""
 
@@ -102,19 +139,24 @@ class BodyLimits:
         self._app = app
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
+        self._budget = BodyBudget(_MAX_BYTES_OF_ALL)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body = _Body(Headers(scope=scope), self._max_bytes(scope), self._timeout_s, receive, send)
+        limits = BodyLimit(self._max_bytes(scope), self._timeout_s, self._budget)
+        body = _Body(Headers(scope=scope), limits, receive, send)
         try:
             _check_head(scope)
             body.check_headers()
         except ServerError as exc:
             await problems.respond(scope, exc)(scope, body.receive, body.send)
             return
-        await self._app(scope, body.receive, body.send)
+        try:
+            await self._app(scope, body.receive, body.send)
+        finally:
+            self._budget.release(body)
 
 
 def _check_head(scope: Scope) -> None:
@@ -130,15 +172,23 @@ def _check_head(scope: Scope) -> None:
         raise MalformedRequest("the Host header is not a host")
 
 
+@dataclass(frozen=True, slots=True)
+class BodyLimit:
+    """What one request's body may take."""
+
+    max_bytes: int
+    timeout_s: float
+    budget: BodyBudget
+
+
 class _Body:
     """One request's body: counted and timed on its way in, drained when it is not wanted."""
 
-    def __init__(
-        self, headers: Headers, max_bytes: int, timeout_s: float, receive: Receive, send: Send
-    ) -> None:
+    def __init__(self, headers: Headers, limit: BodyLimit, receive: Receive, send: Send) -> None:
         self._headers = headers
-        self._max_bytes = max_bytes
-        self._timeout_s = timeout_s
+        self._max_bytes = limit.max_bytes
+        self._timeout_s = limit.timeout_s
+        self._budget = limit.budget
         self._receive = receive
         self._send = send
         self._num_bytes = 0
@@ -174,6 +224,7 @@ class _Body:
         self._is_read = not message.get("more_body", False)
         if self._num_bytes > self._max_bytes:
             raise BodyTooLarge(f"the body may have {self._max_bytes} bytes at most")
+        self._budget.hold(self, self._num_bytes)
         return message
 
     async def send(self, message: Message) -> None:

@@ -190,7 +190,8 @@ async def completions(
     """Complete one prompt or several: text, or token ids."""
     task, version = _target(body.model, services, principal)
     key = traffic_key(key, request)
-    running = await services.router.admit_all(task, version, body.params(), key=key)
+    admitted = services.router.admit_all(task, version, body.params(), key=key)
+    running = await until_disconnect(request, admitted)
     return await _respond(body, running, request, services)
 
 
@@ -206,7 +207,8 @@ async def chat_completions(
     """Answer chat messages."""
     task, version = _target(body.model, services, principal)
     key = traffic_key(key, request)
-    running = await services.router.admit_all(task, version, body.params(), key=key)
+    admitted = services.router.admit_all(task, version, body.params(), key=key)
+    running = await until_disconnect(request, admitted)
     return await _respond(body, running, request, services)
 
 
