@@ -40,6 +40,7 @@ from server.api import keys as keys_api
 from server.api.access import Access
 from server.api.deps import Services
 from server.api.middleware import BodyLimits, RequestContext
+from server.api.own_site import OwnHosts, OwnSiteOnly
 from server.assets import load_assets
 from server.background import yield_to_steps
 from server.drafts import Drafts
@@ -202,6 +203,12 @@ def _assemble(services: Services, executors: list[Executor], tracing: Tracing | 
         app,
         [r for router in ROUTERS for r in router.routes if isinstance(r, APIRoute)],
         services.metrics,
+    )
+    app.add_middleware(
+        OwnSiteOnly,
+        hosts=OwnHosts(settings.host, settings.allowed_hosts.split(",")),
+        is_open=gate.is_open,
+        denied=services.metrics.denied,
     )
     app.add_middleware(
         BodyLimits,

@@ -75,6 +75,11 @@ class Settings(BaseSettings):
         description="Listen beyond loopback although there is no key: whoever reaches the port may "
         "do everything.",
     )
+    allowed_hosts: str = Field(
+        "",
+        description="Names that a server without a key may be called by, separated by commas, "
+        "beside loopback and `host`; `*`: any.",
+    )
     key_pepper_file: Path | None = Field(
         None,
         description="File with the secret that digests of keys are made with; the same for all "

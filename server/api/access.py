@@ -130,12 +130,12 @@ class Access:
     async def principal(self, request: HTTPConnection) -> Principal:
         """Raises `Unauthenticated`, `TooManyAttempts`, `MalformedRequest`."""
         peer = "" if request.client is None else request.client.host
-        if await self._is_open():
+        if await self.is_open():
             return Principal(None, Actor(None, peer, request.state.request_id))
         key = await self._key(_credentials(request), peer)
         return Principal(key, Actor(key.id, peer, request.state.request_id))
 
-    async def _is_open(self) -> bool:
+    async def is_open(self) -> bool:
         """Whether there is no key. That there is one holds for good; else it is asked again."""
         if not self._keys_exist and time.monotonic() - self._asked_s > CACHE_S:
             self._keys_exist = await self._off_loop(self._keys.exist)

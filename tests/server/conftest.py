@@ -35,6 +35,7 @@ def settings(tmp_path: Path) -> Settings:
     return Settings(
         _cli_parse_args=False,
         store=tmp_path,
+        allowed_hosts="test",
         max_num_seqs=4,
         max_waiting=4,
         max_upload_bytes=1 << 20,
