@@ -21,7 +21,7 @@ MAX_PRIORITY = 1000
 TokenId = Annotated[int, Strict(), Field(ge=0, lt=2**31)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_TOKENS, fail_fast=True)]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-StopStrings = Annotated[list[StopString], Field(max_length=16, fail_fast=True)]
+StopStrings = Annotated[list[StopString], Field(fail_fast=True)]
 Priority = Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 RepetitionPenalty = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
@@ -107,6 +107,12 @@ class SamplingFields(Body):
     priority: Priority | None = Field(
         None, description="Lower goes earlier, among the requests of one task. Default: 0."
     )
+
+    @model_validator(mode="after")
+    def _few_stop_strings(self) -> SamplingFields:
+        if isinstance(self.stop, list) and len(self.stop) > 16:
+            raise ValueError("at most 16 stop strings")
+        return self
 
     def sampling(self) -> dict[str, Any]:
         """These fields as `GenerateParams` takes them."""

@@ -172,6 +172,8 @@ class OpenAIRequest(Open):
     def sampling(self) -> dict[str, Any]:
         """These fields, but for the seed, as `GenerateParams` takes them."""
         stop = [self.stop] if isinstance(self.stop, str) else self.stop
+        if stop is not None and len(stop) > 16:
+            raise InvalidRequest("at most 16 stop strings")
         return {
             "temperature": self.temperature,
             "top_p": self.top_p,

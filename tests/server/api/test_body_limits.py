@@ -125,7 +125,16 @@ def test_half_sent_uploads_together_do_not_take_more_than_there_is(
     head = ("PUT /tasks/x/prefix HTTP/1.1", f"Content-Length: {1000 * KIB}")
     part = b"x" * (300 * KIB)
 
+    arrived: dict[object, int] = {}
+    hold = BodyBudget.hold
+
+    def spy(self: BodyBudget, body: Any, num_bytes: int) -> None:
+        arrived[body] = num_bytes
+        hold(self, body, num_bytes)
+
+    monkeypatch.setattr(BodyBudget, "hold", spy)
     waited_for = [connect(roomy, *head, body=part) for _ in range(2)]  # one of them the large one
+    wait_until(lambda: sum(arrived.values()) == 2 * len(part))
     refused = [read_all(connect(roomy, *head, body=part)) for _ in range(2)]
     small = httpx.post(f"{roomy.url}/generate", json={"prompt": "x", "max_tokens": 1})
 

@@ -439,7 +439,10 @@ async def test_several_choices_of_a_prompt_have_seeds_of_their_own(
     assert [opening["index"] for opening in openings] == [0, 1]
 
 
-async def test_usage_is_in_every_chunk_on_request(http: httpx.AsyncClient) -> None:
+async def test_usage_is_in_every_chunk_on_request(
+    http: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    engine.delay_s = 0.01
     options = {"include_usage": True, "continuous_usage_stats": True}
     body = {"model": "tiny", "prompt": "hi", "max_tokens": 3, "stream": True}
 
