@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -24,6 +25,9 @@ from tests import tiny_models
 from tests.tiny_models import Engine, build_model, make_engine, oracle, random_prefix
 
 ATOL = 2e-5
+ATOL_OF_FLOAT64 = 3e-5
+"""Of logits up to 6, where the reference rounds nothing. transformers in float32 is off by 1.2e-5, and
+the compiled layers by 1.8e-5, on a processor on which the two differ by 2.4e-5."""
 NUM_NEW = 20  # over the end of a block
 
 _SIZES = {
@@ -81,6 +85,10 @@ def in_blocks(prefix: ResidentPrefix | None) -> ResidentPrefix | None:
     return ResidentPrefix(to_blocks(prefix.kv), prefix.position_offset, prefix.num_tokens)
 
 
+def in_float64(prefix: ResidentPrefix | None) -> ResidentPrefix | None:
+    return prefix and replace(prefix, kv=prefix.kv.double())
+
+
 def prompt(seed: int) -> list[int]:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, 97, (1 + seed * 7 % 30,), generator=generator).tolist()
@@ -106,7 +114,7 @@ def native_engine(
 def test_a_mixed_batch_with_chunked_prefill_equals_each_sequence_alone(
     family: str, num_threads: int
 ) -> None:
-    engine, reference = native_engine(family, num_threads), build_model(family, "eager")
+    engine, reference = native_engine(family, num_threads), build_model(family, "eager").double()
     prefixes = prefixes_for(spec_of(reference))
     resident = [in_blocks(prefix) for prefix in prefixes]
     for i in range(13):
@@ -115,9 +123,10 @@ def test_a_mixed_batch_with_chunked_prefill_equals_each_sequence_alone(
     tokens = engine.run()
 
     for i in range(13):
-        expected_tokens, expected_logits = oracle(reference, prompt(i), prefixes[i % 4], NUM_NEW)
-        got = torch.stack(engine.runner.logits[i])
-        torch.testing.assert_close(got, expected_logits, atol=ATOL, rtol=0)
+        expected = oracle(reference, prompt(i), in_float64(prefixes[i % 4]), NUM_NEW)
+        expected_tokens, expected_logits = expected
+        got = torch.stack(engine.runner.logits[i]).double()
+        torch.testing.assert_close(got, expected_logits, atol=ATOL_OF_FLOAT64, rtol=0)
         assert tokens[i] == expected_tokens
 
 
