@@ -31,7 +31,7 @@ class Raw:
 
 
 def request(
-    line: str, *headers: str | bytes, body: bytes = b"", host: str | bytes | None = "test"
+    line: str, *headers: str | bytes, body: bytes = b"", host: str | bytes | None = "localhost"
 ) -> bytes:
     """A request that asks for the connection to be closed after the answer."""
     lines: list[str | bytes] = [line]
@@ -216,8 +216,10 @@ def _heads() -> Cases:
         yield f"host {host!r}", request(get, host=host), {400}
     yield "no host", request(get, host=None), {400}
     yield "two hosts", request(get, "Host: other"), {400}
-    for host in ("a:1", "[::1]:80", "a.b-c_d", "1.2.3.4"):
+    for host in ("localhost:1", "[::1]:80", "127.0.0.1", "LocalHost."):
         yield f"good host {host}", request(get, host=host), {200}
+    for host in ("a:1", "[::2]:80", "a.b-c_d", "1.2.3.4", "localhost.a"):
+        yield f"foreign host {host}", request(get, host=host), {403}
     for length in (
         "-1", "+5", "0x5", "5 5", "5, 6", "five", "", "5.0", "\u0665", "9" * 30, "1_0",
     ):  # fmt: skip
@@ -319,7 +321,7 @@ def _noise() -> Cases:
         changed = bytearray(whole)
         for _ in range(dice.randint(1, 4)):
             changed[dice.randrange(len(changed))] = dice.randrange(256)
-        anything = {CLOSED, 200, 400, 404, 405, 408, 413, 415, 422, 431}
+        anything = {CLOSED, 200, 400, 403, 404, 405, 408, 413, 415, 422, 431}
         yield f"changed {i}", bytes(changed), anything
 
 

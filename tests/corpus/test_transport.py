@@ -133,7 +133,8 @@ async def test_what_trickles_ends_at_a_deadline_whatever_it_sends(server: FakeSe
     """H1, H2, U29: a header line now and then, a byte of a body, a chunk of a byte."""
     header_lines = b"GET /livez HTTP/1.1\r\n" + b"X-A: b\r\n" * 1000
     slow_body = post("/generate", b'{"prompt": "' + b"x" * 30_000)
-    chunks = b"POST /tasks/x/versions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunks = b"POST /tasks/x/versions HTTP/1.1\r\nHost: localhost\r\n"
+    chunks += b"Transfer-Encoding: chunked\r\n\r\n"
     httpx.put(f"{server.url}/tasks/x", json={})
     slowly = [
         trickle(server.port, header_lines, size=8, every_s=0.1),
