@@ -26,8 +26,8 @@ from tests.tiny_models import Engine, build_model, make_engine, oracle, random_p
 
 ATOL = 2e-5
 ATOL_OF_FLOAT64 = 3e-5
-"""Of logits up to 6, where the reference rounds nothing. transformers in float32 is off by 1.2e-5, and
-the compiled layers by 1.8e-5, on a processor on which the two differ by 2.4e-5."""
+"""Of logits up to 6. On a processor where transformers in float32 is off by 1.2e-5, the compiled
+layers are by 1.8e-5, and the two differ by 2.4e-5."""
 NUM_NEW = 20  # over the end of a block
 
 _SIZES = {
