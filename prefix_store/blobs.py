@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from math import inf
 from pathlib import Path
 from typing import Protocol
 from uuid import uuid4
@@ -51,12 +52,14 @@ class BlobStore(Protocol):
 
     def exists(self, digest: Digest) -> bool: ...
 
-    def delete(self, digest: Digest, *, older_than_s: float = 0.0) -> bool:
-        """Whether a blob of at least that age was there, or in quarantine, and is gone now."""
+    def delete(self, digest: Digest, *, put_by: float = inf) -> bool:
+        """Whether a blob whose last `put` was not after `put_by` was there, or one in quarantine,
+        and is gone now."""
         ...
 
-    def age_s(self, digest: Digest) -> float:
-        """Seconds since the last `put`. Raises `UnknownDigest`."""
+    def put_at(self, digest: Digest) -> float:
+        """When it was last put, in seconds since 1970 by the store's clock. Raises
+        `UnknownDigest`."""
         ...
 
     def sweep(self) -> None:
@@ -131,24 +134,23 @@ class FileBlobStore:
         with _refused("be read"):
             return self._path(digest).is_file()
 
-    def delete(self, digest: Digest, *, older_than_s: float = 0.0) -> bool:
+    def delete(self, digest: Digest, *, put_by: float = inf) -> bool:
         # Exclusive: a `put` of the same bytes must not make the blob young between look and unlink.
         with _refused("be deleted"), self._locked(fcntl.LOCK_EX), suppress(UnknownDigest):
             if self._aside(digest).exists():
                 self._aside(digest).unlink()
                 return True
-            if self.age_s(digest) >= older_than_s:
+            if self.put_at(digest) <= put_by:
                 self._path(digest).unlink()
                 return True
         return False
 
-    def age_s(self, digest: Digest) -> float:
+    def put_at(self, digest: Digest) -> float:
         with _refused("be read"):
             try:
-                written_at = self._path(digest).stat().st_mtime
+                return self._path(digest).stat().st_mtime
             except FileNotFoundError:
                 raise UnknownDigest(f"no blob {digest}") from None
-        return max(0.0, time.time() - written_at)
 
     def touch(self, digest: Digest) -> None:
         """Make a blob as young as a `put` does, if it is there."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from math import inf
 from pathlib import Path
 from threading import Lock
 
@@ -85,17 +86,17 @@ class CachedBlobStore:
         with self._asking():
             return self._remote.exists(digest)
 
-    def delete(self, digest: Digest, *, older_than_s: float = 0.0) -> bool:
+    def delete(self, digest: Digest, *, put_by: float = inf) -> bool:
         with self._asking():
-            is_gone = self._remote.delete(digest, older_than_s=older_than_s)
+            is_gone = self._remote.delete(digest, put_by=put_by)
         if is_gone:
             self._rotten = self._rotten - {digest}
             self._cache.delete(digest)
         return is_gone
 
-    def age_s(self, digest: Digest) -> float:
+    def put_at(self, digest: Digest) -> float:
         with self._asking():
-            return self._remote.age_s(digest)
+            return self._remote.put_at(digest)
 
     def sweep(self) -> None:
         self._cache.sweep()
@@ -129,9 +130,9 @@ class CachedBlobStore:
         kept = []
         for digest in self._cache:
             with suppress(UnknownDigest):  # another process trims it too
-                kept.append((self._cache.age_s(digest), self._cache.num_bytes(digest), digest))
+                kept.append((self._cache.put_at(digest), self._cache.num_bytes(digest), digest))
         num_bytes = sum(size for _, size, _ in kept)
-        for _, size, digest in sorted(kept, reverse=True, key=lambda one: one[0]):
+        for _, size, digest in sorted(kept, key=lambda one: one[0]):
             if num_bytes <= self._max_bytes:
                 break
             self._cache.delete(digest)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter
 from contextlib import suppress
 from threading import Lock
@@ -14,9 +13,6 @@ from prefix_store.digest import Digest
 from prefix_store.errors import StorageFailure, UnknownDigest
 
 logger = logging.getLogger(__name__)
-
-_ROUNDING_S = 1e-3
-"""Of a time that is told as an age, and back."""
 
 
 class Versions(Protocol):
@@ -54,8 +50,7 @@ class HeldBlobs:
             is_ours = is_new or digest in self._put_at
         if is_ours:
             with suppress(UnknownDigest, StorageFailure):
-                age_s = self._blobs.age_s(digest)  # first: what takes time makes `put_at` later
-                put_at = time.time() - age_s
+                put_at = self._blobs.put_at(digest)
                 with self._lock:
                     self._put_at[digest] = max(put_at, self._put_at.get(digest, 0.0))
 
@@ -78,8 +73,7 @@ class HeldBlobs:
         try:
             if self._versions.refers_to(digest):
                 return True
-            age_s = time.time() - put_at - _ROUNDING_S
-            return self._blobs.delete(digest, older_than_s=age_s) or not self._blobs.exists(digest)
+            return self._blobs.delete(digest, put_by=put_at) or not self._blobs.exists(digest)
         except StorageFailure as exc:
             logger.warning("what an upload has left stays until it is collected: %s", exc)
             return True

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from math import inf
 from typing import Any
 
 import fsspec
@@ -87,20 +87,20 @@ class RemoteBlobStore:
         with _refused("be read"):
             return self._info(self._path(digest)) is not None
 
-    def delete(self, digest: Digest, *, older_than_s: float = 0.0) -> bool:
+    def delete(self, digest: Digest, *, put_by: float = inf) -> bool:
         with _refused("be deleted"):
             if self._remove(self._aside(digest)):
                 return True
             with suppress(UnknownDigest):
-                return self.age_s(digest) >= older_than_s and self._remove(self._path(digest))
+                return self.put_at(digest) <= put_by and self._remove(self._path(digest))
         return False
 
-    def age_s(self, digest: Digest) -> float:
+    def put_at(self, digest: Digest) -> float:
         with _refused("be read"):
             if self._info(self._path(digest)) is None:
                 raise UnknownDigest(f"no blob {digest}")
             written_at: float = self._fs.modified(self._path(digest)).timestamp()
-        return max(0.0, time.time() - written_at)
+        return written_at
 
     def __iter__(self) -> Iterator[Digest]:
         with _refused("be listed"):

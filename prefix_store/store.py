@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -218,7 +219,8 @@ class PrefixStore:
         self._blobs.sweep()
         kept = self._registry.digests(deleted_within_s=grace_s)
         garbage = {*self._blobs, *self._blobs.quarantined()} - kept
-        return sum(self._blobs.delete(digest, older_than_s=grace_s) for digest in garbage)
+        put_by = time.time() - grace_s
+        return sum(self._blobs.delete(digest, put_by=put_by) for digest in garbage)
 
     def look(self) -> None:
         """What a server does every few seconds where blobs are remote: see `BlobStore.look`."""

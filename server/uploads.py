@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -48,10 +48,6 @@ class Begun:
 
     is_new_task: bool
     seen: Seen
-
-
-async def _always() -> bool:
-    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,14 +125,15 @@ class Uploads:
         activate: bool,
         create: bool = False,
         begun: Begun | None = None,
-        is_wanted: Callable[[], Awaitable[bool]] = _always,
+        is_wanted: Callable[[], bool] = lambda: True,
         by: Actor = NOBODY,
         terms: Terms = ANY,
     ) -> Pushed:
         """Make a body the task's next version. Raises `PrefixStoreError`, `ServerError`.
 
         It is activated only if nothing else was since it had `begun`, and if `is_wanted` says so in
-        the end: nobody sees the outcome of an upload whose client has gone.
+        the end: nobody sees the outcome of an upload whose client has gone. One that comes again is
+        another upload.
         """
         holding = self._store.hold()
         try:
@@ -146,9 +143,9 @@ class Uploads:
             draft = await self._verified(profile, drafted.draft, activate)
             warning = await self.load(draft.digest) if activate else None
             warning = warning or _failed(draft.verification)
-            if activate and not await is_wanted():
-                activate, warning = False, _CLIENT_GONE
-            if activate:
+            if activate and not is_wanted():
+                activate, warning, terms = False, _CLIENT_GONE, replace(terms, once=None)
+            elif activate:
                 terms = replace(terms, seen=begun.seen)
             pushed = partial(
                 Pushed, is_active=activate, is_new_task=begun.is_new_task, warning=warning

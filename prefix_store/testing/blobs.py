@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -38,7 +39,7 @@ class BlobStoreContract:
         with pytest.raises(UnknownDigest):
             blobs.get(digest)
         with pytest.raises(UnknownDigest):
-            blobs.age_s(digest)
+            blobs.put_at(digest)
 
     def test_a_deleted_blob_is_gone(self, blobs: BlobStore) -> None:
         digest = blobs.put(b"hello")
@@ -50,8 +51,8 @@ class BlobStoreContract:
     def test_a_young_blob_is_spared(self, blobs: BlobStore) -> None:
         digest = blobs.put(b"hello")
 
-        assert 0 <= blobs.age_s(digest) < 60
-        assert not blobs.delete(digest, older_than_s=60)
+        assert abs(time.time() - blobs.put_at(digest)) < 60
+        assert not blobs.delete(digest, put_by=blobs.put_at(digest) - 60)
         assert blobs.get(digest) == b"hello"
 
     def test_racing_puts_of_the_same_bytes_leave_one_blob(self, blobs: BlobStore) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -13,6 +14,7 @@ from prefix_store.manifest import Manifest
 from prefix_store.terms import Terms
 from server.api.access import Principal, PrincipalDep, needs
 from server.api.deps import JsonRoute, Services, ServicesDep
+from server.api.disconnect import disconnected
 from server.api.residency import residency
 from server.api.schemas import (
     Rehearsal,
@@ -234,9 +236,6 @@ async def _push(
         )
         return _json(_rehearsal(rehearsed), 200)
 
-    async def is_wanted() -> bool:
-        return not await request.is_disconnected()
-
     async def work(terms: Terms) -> Pushed:
         pushed = await services.uploads.push(
             task,
@@ -245,7 +244,7 @@ async def _push(
             activate=how.activate,
             create=how.create,
             begun=begun,
-            is_wanted=is_wanted,
+            is_wanted=lambda: not gone.done(),
             by=principal.actor,
             terms=terms,
         )
@@ -257,7 +256,13 @@ async def _push(
         answer = Uploaded(**manifest, active=pushed.is_active, warning=pushed.warning)
         return _json(answer, 201 if pushed.is_new_task else how.new_is)
 
-    return await make_change(services, request, task, asked, work, respond)
+    # Listened for from now on: asked once, at the end, the server may not have read on yet, since
+    # it stops reading at a body's last large piece.
+    gone = asyncio.ensure_future(disconnected(request.receive))
+    try:
+        return await make_change(services, request, task, asked, work, respond)
+    finally:
+        gone.cancel()
 
 
 def _rehearsal(rehearsed: Rehearsed) -> Rehearsal:

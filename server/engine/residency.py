@@ -22,8 +22,9 @@ from server.background import yield_to_steps
 logger = logging.getLogger(__name__)
 
 PATIENCE_S = 5.0
-"""For so long one that waits for room holds up those that came after it. Without that, small ones
-could take all that is freed; without an end, what it waits for could be in use for ever."""
+"""For so long one that waits for room holds up those that came after it, and then, in turn, lets
+them by. Without the first, small ones could take all that is freed, for ever; without the second,
+all would wait where what it waits for is in use for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +155,7 @@ class Residency:
             if (error := self._why_never(num_bytes)) is not None:
                 self._fail(digest, entry, error)
             elif num_bytes > room:
-                if self._clock() - entry.asked_s < PATIENCE_S:
+                if (self._clock() - entry.asked_s) % (2 * PATIENCE_S) < PATIENCE_S:
                     return
             elif prefix is not None:
                 self._make_room(num_bytes)

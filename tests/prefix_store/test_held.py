@@ -6,6 +6,8 @@ import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from math import inf
 from pathlib import Path
 from random import Random
 from uuid import uuid4
@@ -132,7 +134,7 @@ def test_an_outage_leaves_it_to_garbage_collection(
     holding = store.hold()
     store.put_bytes(DATA, holding)
 
-    def away(digest: Digest, *, older_than_s: float = 0.0) -> bool:
+    def away(digest: Digest, *, put_by: float = inf) -> bool:
         raise StorageFailure("away")
 
     with monkeypatch.context() as outage:
@@ -172,20 +174,21 @@ def test_racing_uploads_never_take_a_blob_from_a_version(tmp_path: Path) -> None
     registry.close()
 
 
-def test_a_slow_look_at_a_blob_leaves_nothing(
-    store: PrefixStore, blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
+def test_what_another_process_puts_while_a_deletion_waits_stays(
+    tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    age_s = blobs.age_s
+    """A large upload holds the lock that deletions wait for; meanwhile, the same bytes again."""
+    blobs, other = FileBlobStore(tmp_path / "blobs"), FileBlobStore(tmp_path / "blobs")
+    holding = PrefixStore(blobs, registry).hold()
+    holding.put(DATA)
+    locked = blobs._locked
 
-    def slow_age_s(digest: Digest) -> float:
-        time.sleep(0.02)
-        return age_s(digest)
+    def slowly_locked(kind: int) -> AbstractContextManager[None]:
+        time.sleep(0.05)
+        other.put(DATA)
+        return locked(kind)
 
-    holding = store.hold()
-    with monkeypatch.context() as busy:
-        busy.setattr(blobs, "age_s", slow_age_s)
-        store.put_bytes(DATA, holding)
-
+    monkeypatch.setattr(blobs, "_locked", slowly_locked)
     holding.let_go()
 
-    assert [*blobs] == []
+    assert other.exists(DIGEST)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from math import inf
 from pathlib import Path
 from random import Random
 
@@ -149,9 +150,9 @@ def test_a_put_during_the_collection_is_spared(
     age(root)
 
     class Interrupted(FileBlobStore):
-        def delete(self, digest: Digest, *, older_than_s: float = 0.0) -> bool:
+        def delete(self, digest: Digest, *, put_by: float = inf) -> bool:
             blobs.put(b"again")
-            return super().delete(digest, older_than_s=older_than_s)
+            return super().delete(digest, put_by=put_by)
 
     registry = Registry(f"sqlite:///{root}/registry.db")
 

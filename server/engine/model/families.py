@@ -49,7 +49,9 @@ def read_config(path: str) -> PretrainedConfig:
 
 def check_supported(config: PretrainedConfig) -> None:
     """Raises `UnsupportedModel` for what its config shows not to work, before weights are read."""
-    if (reason := _reason(config)) is not None:
+    with refusing(config, "its config cannot be understood"):
+        reason = _reason(config)
+    if reason is not None:
         raise UnsupportedModel.because(config, reason)
 
 

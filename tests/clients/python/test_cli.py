@@ -176,6 +176,8 @@ def test_download_writes_a_file_or_standard_output(run: Run, tmp_path: Path) -> 
     assert run("download", "x", "1", "-o", "-").stdout_bytes == b"bytes of tar"
     assert run("download", "x", "1", "-o", "-", "--bare").stdout_bytes == b"bytes of artifact"
     assert run("download", "x", "1", "--bare", "--peft").exit_code == 2
+    assert run("download", "x", "1", "-o", str(tmp_path / "x.safetensors")).exit_code == 0
+    assert (tmp_path / "x.safetensors").read_bytes() == b"bytes of artifact"
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import httpx
 import pytest
 
 from prefix_store import artifact
 from prefix_store.digest import Digest
+from prefix_store.formats import tar
 from tests.server.fakes import ARTIFACT, FakeEngine, make_prefix, push
 from tests.server.live import LiveServer, wait_until
 
@@ -103,43 +106,74 @@ async def test_a_slow_activation_is_refused_once_a_later_one_came_first(
     assert await active(http) == (2, 3)
 
 
+@dataclass
+class Leaving:
+    """A client that leaves while its upload is verified, and what becomes of its task."""
+
+    live: LiveServer
+    engine: FakeEngine
+    http: httpx.Client
+
+    def upload(self, body: bytes, headers: dict[str, str], num_versions: int) -> int | None:
+        """The active version, once there are so many versions."""
+        inner, began, may_go = self.engine.verify, [], []
+
+        async def verify(prefix: Digest, token_ids: list[int]) -> float:
+            began.append(prefix)
+            while not may_go:
+                await asyncio.sleep(0.01)
+            return await inner(prefix, token_ids)
+
+        self.engine.verify = verify  # type: ignore[method-assign]
+        lines = {"Host": f"127.0.0.1:{self.live.port}", "Content-Length": str(len(body))} | headers
+        head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+        with socket.create_connection(("127.0.0.1", self.live.port)) as sock:
+            sock.sendall(f"PUT /tasks/x/prefix HTTP/1.1\r\n{head}\r\n".encode() + body)
+            wait_until(lambda: bool(began))
+        # The connection is closed: the server has read that once it has answered others.
+        for _ in range(3):
+            self.http.get("/livez")
+        may_go.append(True)
+        self.engine.verify = inner  # type: ignore[method-assign]
+        wait_until(lambda: self.found()[1] == num_versions)
+        return self.found()[0]
+
+    def found(self) -> tuple[int | None, int]:
+        """The active version, and the number of versions."""
+        answer = self.http.get("/tasks/x")
+        if answer.status_code != 200:
+            return None, 0
+        return answer.json()["active_version"], answer.json()["num_versions"]
+
+
+@pytest.fixture
+def leaving(live: LiveServer, engine: FakeEngine) -> Iterator[Leaving]:
+    with httpx.Client(base_url=live.url) as http:
+        yield Leaving(live, engine, http)
+
+
+LARGE = tar.write({"prefix.safetensors": artifact.dump(make_prefix(2)), "notes": bytes(300_000)})
+"""More than a server reads ahead."""
+
+
+@pytest.mark.parametrize("body", [artifact.dump(make_prefix(2)), LARGE], ids=["small", "large"])
 @pytest.mark.parametrize("is_new", [True, False])
 def test_an_upload_whose_client_has_gone_is_kept_and_not_activated(
-    live: LiveServer, engine: FakeEngine, is_new: bool
+    leaving: Leaving, body: bytes, is_new: bool
 ) -> None:
-    began: list[Digest] = []
-    may_go: list[bool] = []
-    inner = engine.verify
+    if not is_new:
+        leaving.http.put("/tasks/x/prefix", content=artifact.dump(make_prefix(1)), headers=ARTIFACT)
 
-    async def verify(prefix: Digest, token_ids: list[int]) -> float:
-        began.append(prefix)
-        while not may_go:
-            await asyncio.sleep(0.01)
-        return await inner(prefix, token_ids)
+    active_version = leaving.upload(body, {}, num_versions=1 if is_new else 2)
 
-    with httpx.Client(base_url=live.url) as http:
-        if not is_new:
-            body = artifact.dump(make_prefix(1))
-            http.put("/tasks/x/prefix", content=body, headers=ARTIFACT)
-        engine.verify = verify  # type: ignore[method-assign]
-        body = artifact.dump(make_prefix(2))
-        head = (
-            f"PUT /tasks/x/prefix HTTP/1.1\r\nHost: 127.0.0.1:{live.port}\r\n"
-            f"Content-Type: {ARTIFACT['Content-Type']}\r\nContent-Length: {len(body)}\r\n\r\n"
-        )
-        with socket.create_connection(("127.0.0.1", live.port)) as sock:
-            sock.sendall(head.encode() + body)
-            wait_until(lambda: bool(began))
-        # The connection is closed: the server has read that once it answers another.
-        http.get("/livez")
-        may_go.append(True)
-        expected = (None, 1) if is_new else (1, 2)
+    assert active_version == (None if is_new else 1)
 
-        def found() -> tuple[int | None, int] | None:
-            answer = http.get("/tasks/x")
-            if answer.status_code != 200:
-                return None
-            return answer.json()["active_version"], answer.json()["num_versions"]
 
-        wait_until(lambda: (found() or (0, 0))[1] == expected[1])
-        assert found() == expected
+def test_a_client_that_comes_back_for_its_upload_gets_it_activated(leaving: Leaving) -> None:
+    body, key = artifact.dump(make_prefix(2)), {"Idempotency-Key": "again"}
+    leaving.upload(body, key, num_versions=1)
+
+    again = leaving.http.put("/tasks/x/prefix", content=body, headers=key)
+
+    assert (again.status_code, again.json()["active"]) == (200, True)
+    assert leaving.found() == (2, 2)

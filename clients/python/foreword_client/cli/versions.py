@@ -197,13 +197,14 @@ def download(
         bool, typer.Option("--peft", help="A folder that PEFT loads, in the tar.")
     ] = False,
     bare: Annotated[
-        bool, typer.Option("--bare", help="The artifact (.safetensors) alone, without a tar.")
+        bool, typer.Option("--bare", help="The artifact alone, as a .safetensors output.")
     ] = False,
     as_json: arguments.AsJson = False,
 ) -> None:
     """Download a version's prefix and how it is asked, as a tar that `push` takes."""
+    bare = bare or (to is not None and to.suffix == ".safetensors")
     if peft and bare:
-        raise typer.BadParameter("give --peft or --bare, not both")
+        raise typer.BadParameter("--peft writes a tar: not with --bare, nor into a .safetensors")
     with arguments.connect(ctx) as client:
         data = client.download(task, version, format=None if bare else "peft" if peft else "tar")
         manifest = client.version(task, version) if as_json else None
