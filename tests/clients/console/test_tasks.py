@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import httpx
 from playwright.sync_api import expect
 
 from prefix_store.digest import Digest
+from prefix_store.formats import tar
 from server.errors import PrefixUnavailable, UnusablePrefix
 from tests.clients.console.conftest import Open
 from tests.clients.console.pushes import artifact_bytes, push
@@ -140,8 +142,12 @@ def test_a_prefix_is_warmed_pinned_verified_evicted_and_fetched(
     expect(page.locator("article")).to_contain_text("the logits are not finite")
     with page.expect_download() as download:
         page.get_by_role("button", name="Download", exact=True).click()
-    assert download.value.suggested_filename == "alpha-1.safetensors"
-    assert Path(download.value.path()).read_bytes() == artifact_bytes(1)
+    assert download.value.suggested_filename == "alpha-1.tar"
+    files = tar.read_files(
+        Path(download.value.path()).read_bytes(), frozenset({"prefix.safetensors", "foreword.json"})
+    )
+    assert files["prefix.safetensors"] == artifact_bytes(1)
+    assert json.loads(files["foreword.json"])["chat"] is False
 
 
 def test_a_delete_is_asked_about_first(open_page: Open, http: httpx.Client) -> None:
