@@ -52,31 +52,31 @@ def test_those_that_were_tuned_are_verified_with_golden_prompts(demo: RunningSer
                 assert version["evaluation"]["num_examples"] > 100
 
 
-@pytest.mark.parametrize("format", ["tar", "peft"])
-def test_a_download_under_another_name_answers_as_the_task_itself(
-    demo: RunningServer, format: str
-) -> None:
-    with httpx.Client(base_url=demo.url, timeout=60) as client:
-        for task in DEMO_TASKS:
-            path = f"/tasks/{task.name}/versions/1/prefix"
-            data = client.get(path, params={"format": format}).content
-            client.put(f"/tasks/{format}-{task.name}/prefix", content=data).raise_for_status()
-            original, copy = (
-                client.post("/generate", params={"task": name}, json={"prompt": task.example})
-                for name in (task.name, f"{format}-{task.name}")
-            )
-            assert original.json()["text"] == copy.json()["text"] != ""
+COPIES = [("pirate", "peft"), ("opposite", "tar"), ("banking77", "peft"), ("banking77", "tar")]
 
 
-def test_every_demo_task_answers_a_chat_client_alike(demo: RunningServer) -> None:
+def test_a_chat_client_and_a_copy_from_a_download_answer_alike(demo: RunningServer) -> None:
     with httpx.Client(base_url=demo.url, timeout=60) as client:
+        if client.get("/info").json()["dtype"] == "float32":
+            pytest.skip("once is enough, and bfloat16 is faster")
+
+        def ask(task: str, prompt: str) -> str:
+            answer = client.post("/generate", params={"task": task}, json={"prompt": prompt})
+            text: str = answer.raise_for_status().json()["text"]
+            return text
+
+        answers = {task.name: ask(task.name, task.example) for task in DEMO_TASKS}
         for task in DEMO_TASKS:
-            body = {"prompt": task.example}
-            text = client.post("/generate", params={"task": task.name}, json=body).json()["text"]
             messages = [{"role": "user", "content": task.example}]
             chat = {"model": task.name, "messages": messages}
             answer = client.post("/v1/chat/completions", json=chat).json()
-            assert answer["choices"][0]["message"]["content"] == text
+            assert answer["choices"][0]["message"]["content"] == answers[task.name]
+        examples = {task.name: task.example for task in DEMO_TASKS}
+        for name, format in COPIES:
+            path, copy = f"/tasks/{name}/versions/1/prefix", f"{name}-{format}"
+            data = client.get(path, params={"format": format}).content
+            client.put(f"/tasks/{copy}/prefix", content=data).raise_for_status()
+            assert ask(copy, examples[name]) == answers[name] != ""
 
 
 ASKED = {
