@@ -29,7 +29,7 @@ from server.engine.model.families import (
     first_line,
     read_config,
 )
-from server.engine.native.build import NativeUnavailable, library
+from server.engine.native.build import NativeUnavailable, has_wide_vectors, library
 from server.engine.sizing import choose_device, choose_dtype
 from server.finding import Finding
 from server.settings import Settings
@@ -79,6 +79,9 @@ def compiler(settings: Settings) -> Finding:
         return Finding("compiler", "ok", f"not needed with attention={settings.attention}")
     if settings.device == "auto" and torch.cuda.is_available():
         return Finding("compiler", "ok", "not needed on CUDA")
+    is_asked_for = settings.attention == "native" or settings.quantization != "none"
+    if not (is_asked_for or has_wide_vectors()):
+        return Finding("compiler", "ok", "not used: the processor has no AVX-512")
     try:
         return Finding("compiler", "ok", f"layers compiled: {Path(library()._name).name}")
     except NativeUnavailable as exc:

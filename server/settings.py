@@ -96,7 +96,7 @@ class Settings(BaseSettings):
     attention: Literal["auto", "ref", "cpu", "native", "triton"] = Field(
         "auto",
         description="Attention backend. `auto`: `triton` on CUDA; on a CPU `native`, the compiled "
-        "layers, where there is a C++ compiler and the model is like Llama; else `cpu`.",
+        "layers, where there is AVX-512, a C++ compiler and a model like Llama; else `cpu`.",
     )
     quantization: Literal["none", "int8"] = Field(
         "none",

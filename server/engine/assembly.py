@@ -25,7 +25,7 @@ from server.engine.model.prepack import prepack
 from server.engine.model.reference import Reference, reference_of
 from server.engine.native.backend import PAGE_SIZE, NativeBackend, install
 from server.engine.native.blocks import BlockPool, to_blocks
-from server.engine.native.build import NativeUnavailable
+from server.engine.native.build import NativeUnavailable, has_wide_vectors
 from server.engine.native.layers import NotLlamaLike
 from server.engine.residency import ResidentPrefix
 from server.engine.runner import Runner
@@ -175,7 +175,10 @@ def _backend(name: str, device: str) -> AttentionBackend:
 
 
 def _native(config: m.EngineConfig, loaded: LoadedModel) -> NativeBackend | None:
-    """None where the compiled layers cannot be had and nobody insists on them."""
+    """None where the compiled layers cannot be had, or are slow, and nobody insists on them."""
+    is_asked_for = config.attention == "native" or config.quantization != "none"
+    if not (is_asked_for or has_wide_vectors()):
+        return None
     try:
         backend = install(
             loaded.model,
@@ -185,7 +188,7 @@ def _native(config: m.EngineConfig, loaded: LoadedModel) -> NativeBackend | None
             max_model_len=config.max_model_len or loaded.max_positions,
         )
     except (NativeUnavailable, NotLlamaLike) as exc:
-        if config.attention == "native" or config.quantization != "none":
+        if is_asked_for:
             raise
         logger.warning("without compiled layers, slower: %s", exc)
         return None

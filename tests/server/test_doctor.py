@@ -75,6 +75,7 @@ def test_a_device_that_is_not_there(make: Make) -> None:
 
 
 def test_a_machine_without_a_compiler(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "has_wide_vectors", lambda: True)
     build.library.cache_clear()
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CXX", raising=False)

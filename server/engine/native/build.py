@@ -56,6 +56,12 @@ def compiler() -> list[str]:
     raise NativeUnavailable("no C++ compiler was found (g++, clang++, or the package ziglang)")
 
 
+def has_wide_vectors() -> bool:
+    """Whether the processor has the vectors of 64 bytes that the layers are written in. With AVX2
+    alone they were measured at a sixteenth of plain torch's speed, for 16 requests at a time."""
+    return "avx512f" in _processor().split()
+
+
 def _cache_folder() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "foreword" / "native"

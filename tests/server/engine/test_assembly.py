@@ -17,6 +17,8 @@ from server.engine.attention.cpu import CpuBackend
 from server.engine.attention.ref import RefBackend
 from server.engine.messages import EngineConfig
 from server.engine.model.families import UnsupportedModel
+from server.engine.native.backend import NativeBackend
+from server.engine.native.build import NativeUnavailable, library
 from server.engine.page_allocator import PageAllocator
 from server.engine.request import Sampling
 from server.engine.scheduler import Scheduler
@@ -28,9 +30,28 @@ PROMPT = torch.randint(3, 97, (150,), generator=torch.Generator().manual_seed(0)
 NUM_NEW = 8
 
 
+@pytest.mark.parametrize("has_wide_vectors", [True, False])
+def test_auto_takes_the_compiled_layers_where_they_are_fast(
+    has_wide_vectors: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try:
+        library()
+    except NativeUnavailable as exc:
+        pytest.skip(str(exc))
+    monkeypatch.setattr(assembly, "has_wide_vectors", lambda: has_wide_vectors)
+    build_model("llama", "eager").save_pretrained(tmp_path)
+
+    backend = assemble(config_of(tmp_path)).backend
+
+    assert isinstance(backend, NativeBackend) == has_wide_vectors
+
+
 @pytest.mark.parametrize("family", [*CONFIGS, *EXPERTS])
-def test_what_auto_chooses_computes_the_model(family: str, tmp_path: Path) -> None:
+def test_what_auto_chooses_computes_the_model(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where compiled layers were tried and turned out not to fit."""
+    monkeypatch.setattr(assembly, "has_wide_vectors", lambda: True)
     model = build_model(family, "eager")
     model.save_pretrained(tmp_path)
     config = config_of(tmp_path)
