@@ -57,6 +57,8 @@ class Traffic:
         self._dice = random.Random(seed)
         self._sums: dict[Digest | None, int] = {None: 0}
         self._num_versions = [0] * NUM_TASKS
+        self._changing = [asyncio.Lock() for _ in range(NUM_TASKS)]
+        """One change of a task at a time: of two that overlap one is refused."""
         self.seen = Seen()
 
     async def run(self, num_requests: int) -> Seen:
@@ -87,9 +89,10 @@ class Traffic:
     async def _swap(self) -> None:
         self.seen.num_swaps += 1
         task = self._dice.randrange(NUM_TASKS)
-        if self._dice.random() < 0.2:
-            await self._upload(task)
-        else:
+        async with self._changing[task]:
+            if self._dice.random() < 0.2:
+                await self._upload(task)
+                return
             version = self._dice.randint(1, self._num_versions[task])
             await self._services.off_loop(self._services.store.activate, f"task-{task}", version)
 

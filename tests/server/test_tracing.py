@@ -169,7 +169,9 @@ def test_off_nothing_is_loaded_and_nothing_stands_in_between(
     assert tracing.from_environment() is None
 
     names = [middleware.cls for middleware in app_with(None).user_middleware]
-    assert [getattr(name, "__name__", "") for name in names] == ["RequestContext", "BodyLimits"]
+    assert [getattr(name, "__name__", "") for name in names] == (
+        ["RequestContext", "BodyLimits", "OwnSiteOnly"]
+    )
     code = "import sys, server.app; sys.exit(any('opentelemetry.sdk' in m for m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], timeout=100)
     assert done.returncode == 0
