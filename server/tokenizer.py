@@ -70,7 +70,7 @@ class Tokenizer:
     @classmethod
     def load(cls, model: str) -> Tokenizer:
         """From a model's folder or hub id. Raises `OSError` or `ValueError`."""
-        return cls(AutoTokenizer.from_pretrained(model))
+        return cls(AutoTokenizer.from_pretrained(model, trust_remote_code=False))
 
     @property
     def has_chat_template(self) -> bool:
