@@ -103,8 +103,12 @@ def test_completions_whole_and_streamed(client: openai.OpenAI) -> None:
     assert whole.usage.completion_tokens == 12
 
 
-def test_chat_whole_and_streamed(client: openai.OpenAI) -> None:
-    asked: dict[str, Any] = {"model": TASK, "messages": CHAT, "max_completion_tokens": 12}
+@pytest.mark.parametrize("is_base", [True, False])
+def test_chat_whole_and_streamed(client: openai.OpenAI, base: str, is_base: bool) -> None:
+    """A chat with the base model, and the one message that is a task's prompt."""
+    asked: dict[str, Any] = {"model": base, "messages": CHAT, "max_completion_tokens": 12}
+    if not is_base:
+        asked |= {"model": TASK, "messages": [{"role": "user", "content": PROMPTS[0]}]}
 
     whole = client.chat.completions.create(**asked, logprobs=True, top_logprobs=3)
     chunks = list(client.chat.completions.create(**asked, stream=True))
@@ -133,7 +137,7 @@ def test_the_asynchronous_client_does_the_same(client: openai.OpenAI, base: str)
                 )
             )
             stream = await other.chat.completions.create(  # type: ignore[call-overload]
-                model=TASK, messages=CHAT, max_tokens=8, stream=True
+                model=base, messages=CHAT, max_tokens=8, stream=True
             )
             pieces = [chunk.choices[0].delta.content or "" async for chunk in stream]
             return [answer.choices[0].text for answer in answers], "".join(pieces)
