@@ -248,7 +248,7 @@ async def test_a_killed_engine_is_replaced_and_only_what_it_ran_is_lost(
         client.submit(None, PROMPT, Sampling(max_tokens=1))
     assert client.heartbeat_age_s == float("inf")
     await eventually(lambda: client.is_ready)
-    assert time.monotonic() - started_s < 10
+    assert time.monotonic() - started_s < 60
     assert client.num_restarts == restarts + 1
     assert await tokens(client, None, PROMPT) == oracle(model, PROMPT, None, 8)[0]
 
