@@ -124,7 +124,7 @@ def test_results_are_reported_and_whoever_watches_sees_them(
 ) -> None:
     report = Report(tmp_path / "out.json", {"device": "none"})
 
-    benchmarks.measure("decode", fake(), report)
+    benchmarks.measure("decode", fake(takes_s=0.2), report)
 
     parts = parts_of(tmp_path / "out.json")
     assert parts["machine"] == {"device": "none"}
