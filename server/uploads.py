@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ParamSpec, TypeVar
@@ -135,36 +136,34 @@ class Uploads:
         the end: nobody sees the outcome of an upload whose client has gone. One that comes again is
         another upload.
         """
-        holding = self._store.hold()
         try:
-            begun = begun or await self.begin(task, media_type, create=create)
-            drafted = await self._drafts.read(body, media_type, holding)
-            profile = await self._profile(task, drafted.definition)
-            draft = await self._verified(profile, drafted.draft, activate)
-            warning = await self.load(draft.digest) if activate else None
-            warning = warning or _failed(draft.verification)
-            if activate and not is_wanted():
-                activate, warning, terms = False, _CLIENT_GONE, replace(terms, once=None)
-            elif activate:
-                terms = replace(terms, seen=begun.seen)
-            pushed = partial(
-                Pushed, is_active=activate, is_new_task=begun.is_new_task, warning=warning
-            )
-            manifest = await self._off_loop(
-                self._store.push,
-                task,
-                draft,
-                activate=activate,
-                create=create,
-                by=by,
-                terms=terms.after(pushed),
-                definition=drafted.definition,
-            )
+            async with self._holding() as holding:
+                begun = begun or await self.begin(task, media_type, create=create)
+                drafted = await self._drafts.read(body, media_type, holding)
+                profile = await self._profile(task, drafted.definition)
+                draft = await self._verified(profile, drafted.draft, activate)
+                warning = await self.load(draft.digest) if activate else None
+                warning = warning or _failed(draft.verification)
+                if activate and not is_wanted():
+                    activate, warning, terms = False, _CLIENT_GONE, replace(terms, once=None)
+                elif activate:
+                    terms = replace(terms, seen=begun.seen)
+                pushed = partial(
+                    Pushed, is_active=activate, is_new_task=begun.is_new_task, warning=warning
+                )
+                manifest = await self._off_loop(
+                    self._store.push,
+                    task,
+                    draft,
+                    activate=activate,
+                    create=create,
+                    by=by,
+                    terms=terms.after(pushed),
+                    definition=drafted.definition,
+                )
         except (PrefixStoreError, ServerError) as exc:
             self._metrics.uploaded(exc.code)
             raise
-        finally:
-            await self._off_loop(holding.let_go)
         self._metrics.uploaded("created")
         return pushed(manifest)
 
@@ -172,42 +171,37 @@ class Uploads:
         self, task: str, body: bytes, media_type: str, *, activate: bool, create: bool
     ) -> Rehearsed:
         """Everything that a push does, but for the version. Raises what the push would."""
+        async with self._holding() as holding:
+            begun = await self.begin(task, media_type, create=create)
+            drafted = await self._drafts.read(body, media_type, holding)
+            draft = drafted.draft
+            num_bytes = draft.num_virtual_tokens * self._drafts.base().num_bytes_per_token
+            was_resident = draft.digest in self._engine.stats.prefixes_on_device
+            room = await self._engine.ask_room(0 if was_resident else num_bytes)
+            profile = await self._profile(task, drafted.definition)
+            draft = await self._verified(profile, draft, activate)
+            if not was_resident:
+                self._engine.unload(Digest(draft.digest))
+            manifest = await self._off_loop(
+                self._store.push,
+                task,
+                draft,
+                activate=activate,
+                create=create,
+                definition=drafted.definition,
+                rehearse=True,
+            )
+            pushed = Pushed(manifest, activate, begun.is_new_task, _failed(draft.verification))
+            return Rehearsed(pushed, num_bytes, room.fits, room.evicted)
+
+    @asynccontextmanager
+    async def _holding(self) -> AsyncIterator[Holding]:
+        """What an upload keeps while it lasts."""
         holding = self._store.hold()
         try:
-            return await self._rehearse(task, body, media_type, holding, activate, create)
+            yield holding
         finally:
             await self._off_loop(holding.let_go)
-
-    async def _rehearse(
-        self,
-        task: str,
-        body: bytes,
-        media_type: str,
-        holding: Holding,
-        activate: bool,
-        create: bool,
-    ) -> Rehearsed:
-        begun = await self.begin(task, media_type, create=create)
-        drafted = await self._drafts.read(body, media_type, holding)
-        draft = drafted.draft
-        num_bytes = draft.num_virtual_tokens * self._drafts.base().num_bytes_per_token
-        was_resident = draft.digest in self._engine.stats.prefixes_on_device
-        room = await self._engine.ask_room(0 if was_resident else num_bytes)
-        profile = await self._profile(task, drafted.definition)
-        draft = await self._verified(profile, draft, activate)
-        if not was_resident:
-            self._engine.unload(Digest(draft.digest))
-        manifest = await self._off_loop(
-            self._store.push,
-            task,
-            draft,
-            activate=activate,
-            create=create,
-            definition=drafted.definition,
-            rehearse=True,
-        )
-        pushed = Pushed(manifest, activate, begun.is_new_task, _failed(draft.verification))
-        return Rehearsed(pushed, num_bytes, room.fits, room.evicted)
 
     async def check_golden(self, manifest: Manifest) -> None:
         """Before a version gets traffic. Raises `GoldenPromptFailed`."""
