@@ -15,7 +15,7 @@ from prefix_store.keys import Key
 from server.errors import KeyLimitReached, TooManyAttempts
 
 _LONGEST_WAIT_S = 24 * 3600.0
-"""What is told; keys of 0.1.0 may have a rate for which it would be infinite."""
+"""The longest that is reported; keys of 0.1.0 may have a rate for which it would be infinite."""
 _MAX_PEERS = 10_000
 _FAILURES_PER_S = 1.0
 _FAILURES_AT_ONCE = 20

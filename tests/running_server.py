@@ -79,7 +79,7 @@ def starting_server(
 
 
 def wait_gone(*pids: int, timeout_s: float = 5.0) -> None:
-    """Until these processes have ended, whoever started them. Those that do not are killed."""
+    """Until these processes, children or not, have ended. Those that do not are killed."""
     deadline_s = time.monotonic() + timeout_s
     while (left := [pid for pid in pids if _runs(pid)]) and time.monotonic() < deadline_s:
         time.sleep(0.05)

@@ -22,7 +22,7 @@ DISTRIBUTIONS = {
 }
 NOT_ASKED_FOR = {
     ".": {
-        "pytest",  # `prefix_store.testing` is for the tests of whoever writes a store
+        "pytest",  # `prefix_store.testing` is for the tests of other stores
         "triton",  # torch's builds for CUDA bring the one that fits
     },
 }

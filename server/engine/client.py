@@ -239,7 +239,7 @@ class EngineClient:
                     self._send(m.Pin(next(self._ids), str(prefix)))
             case m.Failed(message=message):
                 self._start_error = message
-                if self._info is not None:  # else the caller of start() is told
+                if self._info is not None:  # else start() raises it
                     logger.error("the engine failed to start: %s", message)
         return self.is_ready
 

@@ -262,7 +262,7 @@ class Residency:
         return self._device_bytes - sum(e.prefix.num_bytes for e in held if e.prefix is not None)
 
     def _why_never(self, num_bytes: int) -> str | None:
-        """Why a prefix of this size finds no room, whoever lets go of theirs; pins stay."""
+        """Why a prefix of this size finds no room, even if all but the pinned ones leave."""
         num_pinned = self._num_pinned_bytes
         if num_bytes <= self._device_bytes - num_pinned:
             return None

@@ -119,7 +119,7 @@ def parts_of(path: Path) -> dict[str, Any]:
     return parts
 
 
-def test_results_are_reported_and_whoever_watches_sees_them(
+def test_results_are_reported_and_shown_as_they_come(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     report = Report(tmp_path / "out.json", {"device": "none"})

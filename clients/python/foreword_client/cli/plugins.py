@@ -42,7 +42,7 @@ _NOT_ASKED = {
     "distill": ("url",),
     "bench": ("url",),
 }
-"""Options of `foreword` that say nothing to a command: it asks no server, or is told which one by
+"""Options of `foreword` that say nothing to a command: it asks no server, or takes its address by
 an option of its own."""
 
 
