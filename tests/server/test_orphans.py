@@ -111,7 +111,8 @@ def test_the_engine_and_its_compiler_end_with_the_api_process(model: Path, tmp_p
     compiler.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nsleep 100 ; true\n")
     compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
     env = {"CXX": str(compiler), "XDG_CACHE_HOME": str(tmp_path)}
-    with starting_server(model, tmp_path / "store", *FLAGS, env=env) as server:
+    flags = (*FLAGS, "--attention", "native")  # `auto` compiles for wide vectors only
+    with starting_server(model, tmp_path / "store", *flags, env=env) as server:
         compiling = eventually(lambda: int((tmp_path / "pid").read_text()))
         engine = server.engine_pid()
 

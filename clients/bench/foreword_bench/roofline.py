@@ -158,7 +158,9 @@ class Roofline:
         return shape.num_requests * shape.num_new_tokens / (self.prefill_s(shape) + decode_s)
 
 
-def measure(num_threads: int, *, num_bytes: int = 1 << 30, num_times: int = 25) -> Rates:
+def measure(
+    num_threads: int, *, num_bytes: int = 1 << 30, num_times: int = 25, gemm_size: int = 2048
+) -> Rates:
     """The best of several tries of each, in huge pages, as a good server would. Needs torch."""
     os.environ["THP_MEM_ALLOC_ENABLE"] = "1"  # torch reads it when it first allocates
     import torch
@@ -171,9 +173,9 @@ def measure(num_threads: int, *, num_bytes: int = 1 << 30, num_times: int = 25) 
     read_s = min(
         _best_s(lambda: source.sum(), num_times), _best_s(lambda: matrix.mv(vector), num_times)
     )
-    a, b = (torch.ones(2048, 2048, dtype=torch.bfloat16) for _ in range(2))
+    a, b = (torch.ones(gemm_size, gemm_size, dtype=torch.bfloat16) for _ in range(2))
     gemm_s = _best_s(lambda: a @ b, 4 * num_times)
-    return Rates(2 * num_bytes / copy_s, num_bytes / read_s, 2 * 2048**3 / gemm_s)
+    return Rates(2 * num_bytes / copy_s, num_bytes / read_s, 2 * gemm_size**3 / gemm_s)
 
 
 def _best_s(work: Callable[[], object], num_times: int) -> float:

@@ -87,6 +87,6 @@ def test_a_folder_without_a_model_is_one_line(tmp_path: Path) -> None:
 
 
 def test_rates_are_measured() -> None:
-    rates = measure(1, num_bytes=1 << 22, num_times=1)
+    rates = measure(1, num_bytes=1 << 22, num_times=1, gemm_size=128)
 
     assert min(rates.copy, rates.read, rates.gemm) > 1e6
