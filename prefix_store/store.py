@@ -6,14 +6,14 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from prefix_store.audit import NOBODY, Actor
-from prefix_store.blobs import BlobStore
+from prefix_store.blobs.blobs import BlobStore
+from prefix_store.blobs.held import HeldBlobs, Holding
 from prefix_store.digest import Digest
 from prefix_store.errors import StorageFailure, UnknownDigest
-from prefix_store.held import HeldBlobs, Holding
 from prefix_store.manifest import Activation, Definition, Draft, Manifest, Profile, Task
-from prefix_store.registry import Registry, Route
-from prefix_store.terms import ANY, Once, Seen, Terms
+from prefix_store.registry.audit import NOBODY, Actor
+from prefix_store.registry.preconditions import ANY, Once, Seen, Terms
+from prefix_store.registry.registry import Registry, Route
 
 if TYPE_CHECKING:
     from prefix_store.prefix import Prefix

@@ -18,43 +18,33 @@ from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from prefix_store import formats
-from prefix_store.audit import AuditLog
-from prefix_store.keys import KeyStore
-from prefix_store.replica import Replica
+from prefix_store.registry.audit import AuditLog
+from prefix_store.registry.keys import KeyStore
+from prefix_store.registry.replica import Replica
 from prefix_store.store import PrefixStore
-from server import chores
+from server import maintenance
 from server import tracing as traces
-from server.api import (
-    access,
-    console,
-    generate,
-    health,
-    openai,
-    problems,
-    residency,
-    tasks,
-    traffic,
-    versions,
-)
-from server.api import keys as keys_api
-from server.api.access import Access
-from server.api.deps import Services
-from server.api.middleware import BodyLimits, RequestContext
-from server.api.own_site import OwnHosts, OwnSiteOnly
-from server.assets import load_assets
-from server.background import yield_to_steps
-from server.drafts import Drafts
-from server.engine.client import EngineClient
-from server.engine.messages import EngineConfig
-from server.grammar_check import GrammarCheck
+from server.api.http import access, problems
+from server.api.http.access import Access
+from server.api.http.allowed_hosts import OwnHosts, OwnSiteOnly
+from server.api.http.assets import load_assets
+from server.api.http.deps import Services
+from server.api.http.middleware import BodyLimits, RequestContext
+from server.api.routes import console, generate, health, openai, residency, tasks, traffic, versions
+from server.api.routes import keys as keys_api
+from server.engine.background import yield_to_steps
+from server.engine.ipc.client import EngineClient
+from server.engine.ipc.messages import EngineConfig
+from server.generation.grammar_check import GrammarCheck
+from server.generation.router import Router
 from server.metrics import Metrics
-from server.registry import open_storage, where_blobs_are
-from server.router import Router
+from server.publishing.drafts import Drafts
+from server.publishing.uploads import Uploads
+from server.publishing.verification import Verification
 from server.settings import Settings
-from server.tokenizer import Tokenizer
+from server.storage import open_storage, where_blobs_are
+from server.text.tokenizer import Tokenizer
 from server.tracing import Tracing
-from server.uploads import Uploads
-from server.verification import Verification
 
 _STOP_TIMEOUT_S = 5.0
 _UPLOAD = re.compile(r"/tasks/[^/]+/(?:prefix|versions)")
@@ -232,14 +222,14 @@ async def _running(services: Services, executors: list[Executor]) -> AsyncIterat
         services.engine.pinned.update(digest for _, _, digest in pinned)
         await services.engine.start()
         if services.settings.demo:
-            await chores.seed(services)
-        running = chores.start(services)
+            await maintenance.seed(services)
+        running = maintenance.start(services)
         yield
     finally:
         services.router.drain()
         for chore in running:
             chore.cancel()
-        await chores.log_audit_head(services)
+        await maintenance.log_audit_head(services)
         if services.replica is not None:
             await services.promptly(services.replica.close)
         await services.engine.stop(_STOP_TIMEOUT_S)

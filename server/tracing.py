@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.completion import Completion
+from server.generation.completion import Completion
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider

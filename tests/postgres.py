@@ -18,7 +18,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from prefix_store.database import Database
+from prefix_store.registry.database import Database
 
 PASSWORD = "a password that no log may show"
 _DURABILITY_OFF = ("-c", "fsync=off", "-c", "full_page_writes=off")

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from prefix_store.errors import PrefixStoreError
 from server.demo.tasks import DEMO_TASKS
-from server.engine.messages import EngineStats
+from server.engine.ipc.messages import EngineStats
 from server.errors import ServerError
 from server.metrics import Metrics
 from server.settings import Settings
@@ -154,7 +154,8 @@ def test_the_console_is_in_the_wheel_and_in_the_image() -> None:
     wheel = tomllib.loads(read("pyproject.toml"))["tool"]["hatch"]["build"]["targets"]["wheel"]
     install = read("Dockerfile").index("pip install --constraint constraints.txt '.[")
 
-    assert wheel["force-include"] == {"clients/console": "server/console"}  # see server/assets.py
+    # See server/api/http/assets.py.
+    assert wheel["force-include"] == {"clients/console": "server/console"}
     assert read("Dockerfile").index("COPY clients/console clients/console") < install
     assert "!clients/console" in read(".dockerignore").splitlines()
 

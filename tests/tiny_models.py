@@ -14,14 +14,14 @@ from prefix_store.digest import Digest
 from prefix_store.prefix import BaseModelSpec
 from server.engine.attention.base import ATTENTION_NAME, AttentionBackend, Bounds, Step
 from server.engine.attention.ref import RefBackend
-from server.engine.kv_pool import KvPool
-from server.engine.page_allocator import PageAllocator
-from server.engine.prompt_cache import PromptCache
-from server.engine.request import Sampling
-from server.engine.residency import ResidentPrefix
-from server.engine.runner import Runner
-from server.engine.scheduler import Scheduler
-from server.engine.sequence import Sequence
+from server.engine.memory.kv_pool import KvPool
+from server.engine.memory.residency import ResidentPrefix
+from server.engine.params import Sampling
+from server.engine.runner.runner import Runner
+from server.engine.scheduler.page_allocator import PageAllocator
+from server.engine.scheduler.prompt_cache import PromptCache
+from server.engine.scheduler.scheduler import Scheduler
+from server.engine.scheduler.sequence import Sequence
 
 VOCAB = 97
 _SIZES = {

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from prefix_store.blobs import BlobStore
+from prefix_store.blobs.blobs import BlobStore
 from prefix_store.digest import Digest
 from prefix_store.errors import DigestMismatch, UnknownDigest
 

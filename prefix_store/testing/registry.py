@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 
 import pytest
 
-from prefix_store.audit import Actor
 from prefix_store.digest import Digest
 from prefix_store.errors import (
     IdempotencyMismatch,
@@ -22,8 +21,9 @@ from prefix_store.errors import (
     VersionQuarantined,
 )
 from prefix_store.manifest import Draft, Profile
-from prefix_store.registry import Registry
-from prefix_store.terms import Once, Terms
+from prefix_store.registry.audit import Actor
+from prefix_store.registry.preconditions import Once, Terms
+from prefix_store.registry.registry import Registry
 
 HOSTILE_NAMES = [
     "", ".", "..", "../x", "a/b", "a\n", "a\0b", "A", "é", "\uff41", "a\u202eb", "\ud800", "-a",

@@ -13,12 +13,13 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from prefix_store.digest import Digest
-from server.engine import messages as m
 from server.engine.attention.base import ATTENTION_NAME, AttentionBackend, Bounds
 from server.engine.attention.cpu import CpuBackend
 from server.engine.attention.ref import RefBackend
-from server.engine.graphs import CudaCapture, Graphs, buckets_for
-from server.engine.kv_pool import KvPool
+from server.engine.ipc import messages as m
+from server.engine.memory.kv_pool import KvPool
+from server.engine.memory.residency import ResidentPrefix
+from server.engine.memory.transfer import SideCopy
 from server.engine.model.families import Context
 from server.engine.model.load import LoadedModel, load
 from server.engine.model.prepack import prepack
@@ -27,9 +28,9 @@ from server.engine.native.backend import PAGE_SIZE, NativeBackend, install
 from server.engine.native.blocks import BlockPool, to_blocks
 from server.engine.native.build import NativeUnavailable, has_wide_vectors
 from server.engine.native.layers import NotLlamaLike
-from server.engine.residency import ResidentPrefix
-from server.engine.runner import Runner
-from server.engine.self_test import (
+from server.engine.runner.graphs import CudaCapture, Graphs, buckets_for
+from server.engine.runner.runner import Runner
+from server.engine.runner.self_test import (
     MAX_RELATIVE_ERROR,
     MAX_RELATIVE_ERROR_OF_ALL,
     check_model,
@@ -46,7 +47,6 @@ from server.engine.sizing import (
     cuda_budget,
     sizes,
 )
-from server.engine.transfer import SideCopy
 
 logger = logging.getLogger(__name__)
 

@@ -16,23 +16,23 @@ from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from prefix_store import artifact
-from prefix_store.blobs import BlobStore
-from prefix_store.cached_blobs import open_blobs
+from prefix_store.blobs.blobs import BlobStore
+from prefix_store.blobs.cached import open_blobs
 from prefix_store.digest import Digest
 from server import logs
-from server.engine import messages as m
 from server.engine.assembly import Assembly, assemble, make_runner
-from server.engine.compiler import Compiler
 from server.engine.grammar import Vocabulary
-from server.engine.grammars import Grammars
-from server.engine.loop import Closed, Inbox, StepLoop
+from server.engine.ipc import messages as m
+from server.engine.loop.grammars import Grammars
+from server.engine.loop.loop import Closed, Inbox, StepLoop
+from server.engine.loop.prefix_compiler import Compiler
+from server.engine.memory.residency import Residency, ResidentPrefix
 from server.engine.model.families import UnsupportedModel, first_line
 from server.engine.native.build import NativeUnavailable
 from server.engine.native.layers import NotLlamaLike
-from server.engine.page_allocator import PageAllocator
-from server.engine.prompt_cache import PromptCache
-from server.engine.residency import Residency, ResidentPrefix
-from server.engine.scheduler import Scheduler
+from server.engine.scheduler.page_allocator import PageAllocator
+from server.engine.scheduler.prompt_cache import PromptCache
+from server.engine.scheduler.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
 

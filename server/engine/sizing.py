@@ -13,7 +13,7 @@ import torch
 from server.engine.model.load import LoadedModel
 
 if TYPE_CHECKING:
-    from server.engine.messages import EngineConfig
+    from server.engine.ipc.messages import EngineConfig
 
 logger = logging.getLogger(__name__)
 

@@ -19,18 +19,18 @@ from pathlib import Path
 import httpx
 
 from prefix_store import artifact
-from prefix_store.audit import AuditLog
-from prefix_store.blobs import FileBlobStore
+from prefix_store.blobs.blobs import FileBlobStore
 from prefix_store.digest import Digest
-from prefix_store.keys import KeyStore
-from prefix_store.registry import Registry
+from prefix_store.registry.audit import AuditLog
+from prefix_store.registry.keys import KeyStore
+from prefix_store.registry.registry import Registry
 from prefix_store.store import PrefixStore
 from server import logs
+from server.api.http.http_server import DeadlineProtocol, HttpServer
 from server.app import create_app
-from server.engine.messages import Compiled
-from server.http_server import DeadlineProtocol, HttpServer
+from server.engine.ipc.messages import Compiled
 from server.settings import Settings
-from server.tokenizer import Tokenizer
+from server.text.tokenizer import Tokenizer
 from tests.server.fakes import INFO, FakeEngine, make_prefix, make_transformers_tokenizer
 
 

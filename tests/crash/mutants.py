@@ -13,13 +13,14 @@ from unittest.mock import patch
 
 from sqlalchemy import Connection
 
-from prefix_store import answers, audit, blobs, database
-from prefix_store.blobs import FileBlobStore
-from prefix_store.database import Database
+from prefix_store.blobs import blobs
+from prefix_store.blobs.blobs import FileBlobStore
 from prefix_store.digest import Digest
 from prefix_store.manifest import Manifest
-from prefix_store.registry import Registry
-from prefix_store.terms import ANY, Terms
+from prefix_store.registry import answers, audit, database
+from prefix_store.registry.database import Database
+from prefix_store.registry.preconditions import ANY, Terms
+from prefix_store.registry.registry import Registry
 
 T = TypeVar("T")
 

@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from prefix_store.blobs import FileBlobStore
+from prefix_store.blobs.blobs import FileBlobStore
 from prefix_store.digest import Digest
-from prefix_store.registry import Registry
+from prefix_store.registry.preconditions import Once, Terms
+from prefix_store.registry.registry import Registry
 from prefix_store.store import PrefixStore
-from prefix_store.terms import Once, Terms
 from prefix_store.testing import draft
 
 GRACE_S = 3600.0

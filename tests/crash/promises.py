@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefix_store.audit import AuditLog
 from prefix_store.digest import Digest
 from prefix_store.errors import PrefixStoreError
+from prefix_store.registry.audit import AuditLog
 from prefix_store.store import PrefixStore
 from tests.crash.operations import STEPS, build, opened, path_of
 

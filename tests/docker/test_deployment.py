@@ -21,8 +21,8 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from prefix_store.digest import Digest
-from server.completion import Target
-from server.engine.messages import EngineStats
+from server.engine.ipc.messages import EngineStats
+from server.generation.completion import Target
 from server.metrics import Metrics
 from server.settings import Settings
 

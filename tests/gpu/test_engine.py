@@ -13,16 +13,16 @@ import torch
 from prefix_store.digest import Digest
 from server.engine.attention.base import ATTENTION_NAME, AttentionBackend
 from server.engine.attention.ref import RefBackend
-from server.engine.batch import Batch
-from server.engine.graphs import CudaCapture, Graphs
-from server.engine.request import Delta, Sampling
-from server.engine.runner import Runner
-from server.engine.sampler import INVALID, SampleRow, sample
-from server.engine.scheduler import Scheduler
-from server.engine.self_test import agrees, examples, tested
-from server.engine.sequence import Sequence
-from server.engine.steps import Steps
-from server.engine.transfer import SideCopy
+from server.engine.loop.steps import Steps
+from server.engine.memory.transfer import SideCopy
+from server.engine.params import Delta, Sampling
+from server.engine.runner.graphs import CudaCapture, Graphs
+from server.engine.runner.runner import Runner
+from server.engine.runner.self_test import agrees, examples, tested
+from server.engine.sampling.sampler import INVALID, SampleRow, sample
+from server.engine.scheduler.batch import Batch
+from server.engine.scheduler.scheduler import Scheduler
+from server.engine.scheduler.sequence import Sequence
 from tests.tiny_models import CONFIGS, VOCAB, build_model, make_engine, random_prefix, spec_of
 
 pytestmark = [
@@ -185,7 +185,7 @@ def test_a_copy_beside_the_steps_is_whole_and_does_not_wait_for_them(num_values:
 def test_the_engine_is_assembled_for_cuda(tmp_path: Path) -> None:
     pytest.importorskip("msgspec")
     from server.engine.assembly import assemble, make_runner
-    from server.engine.messages import EngineConfig
+    from server.engine.ipc.messages import EngineConfig
 
     build_model("llama", "eager").save_pretrained(tmp_path)
     config = EngineConfig(

@@ -22,11 +22,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from prefix_store import artifact
-from prefix_store.keys import Grant
+from prefix_store.registry.keys import Grant
 from server.app import create_app
-from server.registry import open_blobs, open_storage
 from server.settings import Settings
-from server.tokenizer import Tokenizer
+from server.storage import open_blobs, open_storage
+from server.text.tokenizer import Tokenizer
 from tests.postgres import Postgres, running_postgres
 from tests.s3 import BUCKET, S3, running_s3
 from tests.server.fakes import make_prefix, make_transformers_tokenizer

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from prefix_store.prefix import BaseModelSpec, Prefix
-from prefix_store.registry import Registry
+from prefix_store.registry.registry import Registry
 from tests.postgres import Postgres, running_postgres
 
 

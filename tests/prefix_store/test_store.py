@@ -13,13 +13,13 @@ import pytest
 
 import prefix_store
 from prefix_store import artifact
-from prefix_store.audit import Actor
-from prefix_store.blobs import FileBlobStore
+from prefix_store.blobs.blobs import FileBlobStore
 from prefix_store.digest import Digest
 from prefix_store.errors import DigestMismatch, UnknownDigest, UnknownTask, VersionQuarantined
 from prefix_store.manifest import Draft, Manifest, Profile
 from prefix_store.prefix import Prefix
-from prefix_store.registry import Registry
+from prefix_store.registry.audit import Actor
+from prefix_store.registry.registry import Registry
 from prefix_store.store import PrefixStore
 from prefix_store.testing import draft
 
@@ -230,8 +230,8 @@ def test_processes_share_a_folder(root: Path) -> None:
 SHARER = """
 import sys
 from pathlib import Path
-from prefix_store.blobs import FileBlobStore
-from prefix_store.registry import Registry
+from prefix_store.blobs.blobs import FileBlobStore
+from prefix_store.registry.registry import Registry
 from prefix_store.store import PrefixStore
 from prefix_store.testing import draft
 
@@ -248,9 +248,9 @@ HOME = Path(prefix_store.__file__).parents[1]
 PUSHER = """
 import sys
 from pathlib import Path
-from prefix_store.blobs import FileBlobStore
+from prefix_store.blobs.blobs import FileBlobStore
 from prefix_store.digest import Digest
-from prefix_store.registry import Registry
+from prefix_store.registry.registry import Registry
 from prefix_store.testing import draft
 
 root = Path(sys.argv[1])
@@ -292,8 +292,8 @@ def test_what_was_acknowledged_survives_kills(root: Path) -> None:
     [
         "prefix_store",
         "prefix_store.store",
-        "prefix_store.registry",
-        "prefix_store.blobs",
+        "prefix_store.registry.registry",
+        "prefix_store.blobs.blobs",
         "prefix_store.reference",
     ],
 )

@@ -17,9 +17,9 @@ from prefix_store import artifact
 from prefix_store.digest import Digest
 from prefix_store.prefix import BaseModelSpec, Prefix
 from server.engine.grammar import Vocabulary
-from server.engine.messages import Compiled, EngineInfo, EngineStats, Room
-from server.engine.request import ALONE, Delta, Sampling, Scores, Share
-from server.engine.stream import TokenStream
+from server.engine.ipc.messages import Compiled, EngineInfo, EngineStats, Room
+from server.engine.ipc.stream import TokenStream
+from server.engine.params import ALONE, Delta, Sampling, Scores, Share
 from server.errors import EngineUnavailable, ServerError
 
 CHATML = (

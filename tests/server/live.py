@@ -13,7 +13,7 @@ from threading import Thread
 
 from fastapi import FastAPI
 
-from server.http_server import HttpServer
+from server.api.http.http_server import HttpServer
 
 LONG = {"prompt": "hi", "max_tokens": 200}
 

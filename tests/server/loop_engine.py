@@ -13,21 +13,21 @@ import torch
 from torch import Tensor
 
 from prefix_store import artifact
-from prefix_store.blobs import BlobStore
+from prefix_store.blobs.blobs import BlobStore
 from prefix_store.digest import Digest
 from prefix_store.prefix import Prefix
-from server.engine import messages as m
-from server.engine.batch import Batch, Chunk
-from server.engine.client import EngineClient
-from server.engine.compiler import Compiler
-from server.engine.grammars import Grammars
-from server.engine.kv_pool import KvPool
-from server.engine.loop import Closed, Inbox, StepLoop
-from server.engine.page_allocator import PageAllocator
-from server.engine.prompt_cache import PromptCache
-from server.engine.request import Scores
-from server.engine.residency import Residency, ResidentPrefix
-from server.engine.scheduler import Scheduler
+from server.engine.ipc import messages as m
+from server.engine.ipc.client import EngineClient
+from server.engine.loop.grammars import Grammars
+from server.engine.loop.loop import Closed, Inbox, StepLoop
+from server.engine.loop.prefix_compiler import Compiler
+from server.engine.memory.kv_pool import KvPool
+from server.engine.memory.residency import Residency, ResidentPrefix
+from server.engine.params import Scores
+from server.engine.scheduler.batch import Batch, Chunk
+from server.engine.scheduler.page_allocator import PageAllocator
+from server.engine.scheduler.prompt_cache import PromptCache
+from server.engine.scheduler.scheduler import Scheduler
 from tests.server.fakes import BASE, INFO, make_vocabulary
 
 EOS = INFO.eos_token_ids[0]

@@ -8,16 +8,16 @@ import msgspec
 import pytest
 from fastapi import FastAPI
 
-from prefix_store.audit import AuditLog
-from prefix_store.keys import KeyStore
+from prefix_store.registry.audit import AuditLog
+from prefix_store.registry.keys import KeyStore
 from prefix_store.store import PrefixStore
 from server import logs
-from server.api.deps import Services
+from server.api.http.deps import Services
 from server.app import create_app, public_name
 from server.demo.tasks import DEMO_TASKS
 from server.errors import EngineUnavailable
 from server.settings import Settings
-from server.tokenizer import Tokenizer
+from server.text.tokenizer import Tokenizer
 from tests.server.fakes import FakeEngine
 
 

@@ -12,18 +12,18 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from prefix_store.formats import text
-from prefix_store.keys import Grant, KeyStore
 from prefix_store.manifest import Profile
-from server import tokenizer as tokenizers
-from server.api.deps import Services
-from server.api.generate_schemas import GenerateRequest
-from server.api.openai_schemas import ChatRequest, CompletionRequest
-from server.api.schemas import TrafficRequest
+from prefix_store.registry.keys import Grant, KeyStore
+from server.api.http.deps import Services
+from server.api.schemas.admin import TrafficRequest
+from server.api.schemas.generate import GenerateRequest
+from server.api.schemas.openai import ChatRequest, CompletionRequest
 from server.engine import grammar
 from server.engine.grammar import GrammarError
-from server.prompt import GenerateParams
-from server.template import Marks, Part
-from server.tokenizer import Tokenizer
+from server.generation.prompt import GenerateParams
+from server.text import tokenizer as tokenizers
+from server.text.template import Marks, Part
+from server.text.tokenizer import Tokenizer
 from tests.server.fakes import INFO, FakeEngine, push
 
 MANY = 10_000

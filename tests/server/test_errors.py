@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from prefix_store.errors import PrefixStoreError
 from server import errors
-from server.api.problems import STATUS, status_of
+from server.api.http.problems import STATUS, status_of
 from server.errors import ServerError
 
 Error = type[PrefixStoreError] | type[ServerError]

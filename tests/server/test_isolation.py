@@ -12,21 +12,21 @@ from pathlib import Path
 import pytest
 
 from prefix_store import artifact, formats
-from prefix_store.audit import AuditLog
-from prefix_store.blobs import FileBlobStore
+from prefix_store.blobs.blobs import FileBlobStore
 from prefix_store.digest import Digest
-from prefix_store.keys import KeyStore
-from prefix_store.registry import Registry
+from prefix_store.registry.audit import AuditLog
+from prefix_store.registry.keys import KeyStore
+from prefix_store.registry.registry import Registry
 from prefix_store.store import PrefixStore
-from server.api.deps import Services
+from server.api.http.deps import Services
 from server.app import create_app
-from server.engine import prompt_cache
-from server.engine.prompt_cache import PromptCache
-from server.engine.residency import Residency, ResidentPrefix
-from server.engine.sequence import Sequence
-from server.prompt import GenerateParams
+from server.engine.memory.residency import Residency, ResidentPrefix
+from server.engine.scheduler import prompt_cache
+from server.engine.scheduler.prompt_cache import PromptCache
+from server.engine.scheduler.sequence import Sequence
+from server.generation.prompt import GenerateParams
 from server.settings import Settings
-from server.tokenizer import Tokenizer
+from server.text.tokenizer import Tokenizer
 from tests.server.fakes import make_prefix, make_transformers_tokenizer
 from tests.server.loop_engine import LoopEngine, checksum, expected, stacked
 

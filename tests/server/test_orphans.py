@@ -16,9 +16,9 @@ import httpx
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from server.engine import messages as m
-from server.engine.child import EngineProcess
-from server.engine.request import Sampling
+from server.engine.ipc import messages as m
+from server.engine.ipc.child import EngineProcess
+from server.engine.params import Sampling
 from tests.running_server import RunningServer, running_server, starting_server, wait_gone
 from tests.server.fakes import make_transformers_tokenizer
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from server.__main__ import StartError, main, read_settings
+from server.cli.serve import StartError, main, read_settings
 from server.settings import Settings
 
 

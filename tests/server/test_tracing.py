@@ -17,14 +17,14 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from prefix_store.audit import AuditLog
-from prefix_store.keys import KeyStore
-from prefix_store.registry import Registry
+from prefix_store.registry.audit import AuditLog
+from prefix_store.registry.keys import KeyStore
+from prefix_store.registry.registry import Registry
 from prefix_store.store import PrefixStore
 from server import tracing
 from server.app import create_app
 from server.settings import Settings
-from server.tokenizer import Tokenizer
+from server.text.tokenizer import Tokenizer
 from server.tracing import Tracing
 from tests.server.fakes import FakeEngine
 from tests.server.live import serve, wait_until

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from server.engine.attention.base import Bounds, Span, Step
 from server.engine.attention.ref import RefBackend
-from server.engine.kv_pool import KvPool
+from server.engine.memory.kv_pool import KvPool
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 

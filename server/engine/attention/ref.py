@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from server.engine.attention.base import Bounds, Span, Step
-from server.engine.kv_pool import KvPool
+from server.engine.memory.kv_pool import KvPool
 
 
 class RefBackend:

@@ -15,7 +15,8 @@ from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 from prefix_store.prefix import BaseModelSpec
 from server.engine.attention.base import ATTENTION_NAME, AttentionBackend, Bounds, Group, Span, Step
 from server.engine.attention.ref import RefBackend
-from server.engine.kv_pool import KvPool
+from server.engine.memory.kv_pool import KvPool
+from server.engine.memory.residency import ResidentPrefix
 from server.engine.native.blocks import BlockPool, to_blocks
 from server.engine.native.build import NativeUnavailable
 from server.engine.native.direct import Direct
@@ -26,7 +27,6 @@ from server.engine.native.layers import (
     NotLlamaLike,
     Team,
 )
-from server.engine.residency import ResidentPrefix
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from server.engine.kv_pool import KvPool
+from server.engine.memory.kv_pool import KvPool
 from server.engine.native.memory import in_huge_pages
 
 BLOCK = 16

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from prefix_store.prefix import BaseModelSpec
 from server.engine.attention.base import Span, Step
-from server.engine.kv_pool import KvPool
+from server.engine.memory.kv_pool import KvPool
 from server.engine.native.blocks import BLOCK, pack_size
 from server.engine.native.build import library
 from server.engine.native.memory import in_huge_pages

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
-from prefix_store.keys import Grant, KeyStore
+from prefix_store.registry.keys import Grant, KeyStore
 from tests.clients.console.chromium import chromium, find
 from tests.server.conftest import (
     app,

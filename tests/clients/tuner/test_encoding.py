@@ -10,8 +10,8 @@ from foreword_tuner.data import Line
 from foreword_tuner.encoding import Encoder
 from foreword_tuner.errors import DataError, TunerError
 from prefix_store.manifest import Profile
-from server.prompt import Behind, GenerateParams, prepare
-from server.tokenizer import Tokenizer
+from server.generation.prompt import Behind, GenerateParams, prepare
+from server.text.tokenizer import Tokenizer
 from tests.server.fakes import INFO, make_transformers_tokenizer
 
 USER = {"role": "user", "content": "How  are you?\n"}

@@ -29,8 +29,8 @@ from tests.gpu.benchmarks.report import ROOT, Report, call, end_on_sigterm
 BENCHMARKS = ("decode", "sharing", "launching", "loading", "sampling", "attention")
 CHECKS = (
     "tests/gpu",
-    "tests/server/engine/test_attention.py",
-    "tests/server/engine/test_triton_attention.py",
+    "tests/server/engine/attention/test_attention.py",
+    "tests/server/engine/attention/test_triton_attention.py",
     "tests/server/engine/model/test_fuse.py",
 )
 """The kernels' own tests interpret them where there is no CUDA; here they are compiled."""

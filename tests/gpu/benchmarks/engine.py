@@ -15,17 +15,17 @@ from prefix_store.digest import Digest
 from prefix_store.prefix import BaseModelSpec
 from server.engine.attention.base import ATTENTION_NAME, AttentionBackend, Bounds
 from server.engine.attention.ref import RefBackend
-from server.engine.batch import Batch
-from server.engine.graphs import CudaCapture, Graphs, buckets_for
-from server.engine.kv_pool import KvPool
-from server.engine.page_allocator import PageAllocator
-from server.engine.request import Delta, Sampling
-from server.engine.residency import ResidentPrefix
-from server.engine.runner import Runner
-from server.engine.scheduler import Scheduler
-from server.engine.self_test import agrees, examples
-from server.engine.sequence import Sequence
-from server.engine.steps import Steps
+from server.engine.loop.steps import Steps
+from server.engine.memory.kv_pool import KvPool
+from server.engine.memory.residency import ResidentPrefix
+from server.engine.params import Delta, Sampling
+from server.engine.runner.graphs import CudaCapture, Graphs, buckets_for
+from server.engine.runner.runner import Runner
+from server.engine.runner.self_test import agrees, examples
+from server.engine.scheduler.batch import Batch
+from server.engine.scheduler.page_allocator import PageAllocator
+from server.engine.scheduler.scheduler import Scheduler
+from server.engine.scheduler.sequence import Sequence
 from tests.gpu.benchmarks.scale import Geometry, Scale
 
 PAGE_SIZE = 16

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from server.engine.transfer import SideCopy
+from server.engine.memory.transfer import SideCopy
 from tests.gpu.benchmarks.engine import Engine, ms
 from tests.gpu.benchmarks.scale import FULL, Scale
 

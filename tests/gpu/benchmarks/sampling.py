@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from server.engine.request import Sampling
-from server.engine.sampler import SampleRow, sample
+from server.engine.params import Sampling
+from server.engine.sampling.sampler import SampleRow, sample
 from tests.gpu.benchmarks.engine import ms, seconds
 from tests.gpu.benchmarks.scale import FULL, Scale
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from server.api.deps import Services
+from server.api.http.deps import Services
 from tests.server.fakes import push
 
 JSON = {"Content-Type": "application/json"}

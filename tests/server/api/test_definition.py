@@ -10,7 +10,7 @@ import pytest
 
 from prefix_store import artifact
 from prefix_store.formats import peft, tar
-from server.tokenizer import Tokenizer
+from server.text.tokenizer import Tokenizer
 from tests.server.fakes import BASE, FakeEngine, make_prefix, push
 
 TAR = {"Content-Type": "application/x-tar"}

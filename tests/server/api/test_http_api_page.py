@@ -10,11 +10,11 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from server.api.access import need_of
-from server.api.generate_schemas import GenerateRequest
-from server.api.openai_schemas import ChatRequest, CompletionRequest
+from server.api.http.access import need_of
+from server.api.schemas.generate import GenerateRequest
+from server.api.schemas.openai import ChatRequest, CompletionRequest
 from server.app import ROUTERS
-from server.prompt import DEFAULT_MAX_TOKENS
+from server.generation.prompt import DEFAULT_MAX_TOKENS
 
 PAGE = (Path(__file__).parents[3] / "docs/http-api.md").read_text("utf-8")
 ROUTES = [r for router in ROUTERS for r in router.routes if isinstance(r, APIRoute)]

@@ -13,7 +13,7 @@ import pytest
 from prefix_store import artifact
 from prefix_store.digest import Digest
 from prefix_store.errors import StorageFailure
-from prefix_store.registry import Registry
+from prefix_store.registry.registry import Registry
 from server import app as server_app
 from server.settings import Settings
 from tests.server.fakes import ARTIFACT, make_prefix, push

@@ -11,11 +11,11 @@ from typing import Any
 import httpx
 import pytest
 
-from server import grammar_check
-from server.api.deps import Services
-from server.constraint import Constraint
-from server.engine.request import Sampling
-from server.grammar_check import reason
+from server.api.http.deps import Services
+from server.engine.params import Sampling
+from server.generation import grammar_check
+from server.generation.constraint import Constraint
+from server.generation.grammar_check import reason
 from tests.server.fakes import FakeEngine, push
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
@@ -286,7 +286,7 @@ async def test_logprobs_are_those_of_the_choice(http: httpx.AsyncClient) -> None
 async def test_a_reader_that_leaves_ends_all_of_them(
     services: Services, engine: FakeEngine
 ) -> None:
-    from server.prompt import GenerateParams
+    from server.generation.prompt import GenerateParams
 
     engine.delay_s = 5.0
     asked = GenerateParams(prompt="hi", constraint=Constraint(choices=("a", "b")))

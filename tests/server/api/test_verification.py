@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import save
 
 from prefix_store import artifact
-from prefix_store.blobs import FileBlobStore
+from prefix_store.blobs.blobs import FileBlobStore
 from prefix_store.digest import Digest
 from prefix_store.formats import peft
-from server.engine.messages import Room
+from server.engine.ipc.messages import Room
 from server.errors import PrefixUnavailable, StepFailed
-from server.tokenizer import Tokenizer
-from server.verification import PROBE
+from server.publishing.verification import PROBE
+from server.text.tokenizer import Tokenizer
 from tests.server.fakes import (
     ARTIFACT,
     BASE,

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from prefix_store.digest import Digest
-from server.engine.batch import Batch, Chunk
-from server.engine.page_allocator import PageAllocator
-from server.engine.prompt_cache import PromptCache
-from server.engine.request import Delta, Sampling, Scores, Share
-from server.engine.sampler import INVALID
-from server.engine.scheduler import Scheduler
-from server.engine.sequence import Sequence, SequenceStatus
-from server.engine.steps import Steps
+from server.engine.loop.steps import Steps
+from server.engine.params import Delta, Sampling, Scores, Share
+from server.engine.sampling.sampler import INVALID
+from server.engine.scheduler.batch import Batch, Chunk
+from server.engine.scheduler.page_allocator import PageAllocator
+from server.engine.scheduler.prompt_cache import PromptCache
+from server.engine.scheduler.scheduler import Scheduler
+from server.engine.scheduler.sequence import Sequence, SequenceStatus
 
 EOS = 2
 T = TypeVar("T")

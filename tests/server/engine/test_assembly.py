@@ -15,14 +15,14 @@ from server.engine import assembly
 from server.engine.assembly import Assembly, assemble, make_runner
 from server.engine.attention.cpu import CpuBackend
 from server.engine.attention.ref import RefBackend
-from server.engine.messages import EngineConfig
+from server.engine.ipc.messages import EngineConfig
 from server.engine.model.families import UnsupportedModel
 from server.engine.native.backend import NativeBackend
 from server.engine.native.build import NativeUnavailable, library
-from server.engine.page_allocator import PageAllocator
-from server.engine.request import Sampling
-from server.engine.scheduler import Scheduler
-from server.engine.sequence import Sequence
+from server.engine.params import Sampling
+from server.engine.scheduler.page_allocator import PageAllocator
+from server.engine.scheduler.scheduler import Scheduler
+from server.engine.scheduler.sequence import Sequence
 from tests import tiny_models
 from tests.tiny_models import CONFIGS, EXPERTS, AlwaysReady, build_model, oracle
 

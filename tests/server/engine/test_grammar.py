@@ -14,15 +14,16 @@ from typing import Any
 import pytest
 import torch
 
-from server.engine import adjust, grammar
+from server.engine import grammar
 from server.engine.attention.base import ATTENTION_NAME
 from server.engine.attention.ref import RefBackend
 from server.engine.grammar import ByteBoundedCache, GrammarError, Matcher, Vocabulary
-from server.engine.grammars import GrammarCompiled, Grammars
-from server.engine.masks import forbid, unpacked, unpacked_by_numpy
-from server.engine.request import Delta, Sampling
-from server.engine.sequence import Sequence, SequenceStatus
-from server.engine.steps import Steps
+from server.engine.loop.grammars import GrammarCompiled, Grammars
+from server.engine.loop.steps import Steps
+from server.engine.params import Delta, Sampling
+from server.engine.sampling import logits_processors
+from server.engine.sampling.masks import forbid, unpacked, unpacked_by_numpy
+from server.engine.scheduler.sequence import Sequence, SequenceStatus
 from tests.server.fakes import make_transformers_tokenizer, make_vocabulary
 from tests.tiny_models import VOCAB, Engine, build_model, make_engine
 
@@ -212,7 +213,7 @@ def test_a_step_that_fails_while_it_chooses_loses_nothing(
         return tokens
 
     right = run()
-    monkeypatch.setattr(adjust, "forbid", failing)
+    monkeypatch.setattr(logits_processors, "forbid", failing)
 
     assert run() == right
     assert next(calls) > 6

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefix_store.prefix import BaseModelSpec
-from server.engine.messages import EngineConfig
+from server.engine.ipc.messages import EngineConfig
 from server.engine.sizing import (
     Budget,
     Sizes,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from server.engine import sampler
 from server.engine.native.build import NativeUnavailable
 from server.engine.native.layers import Team
-from server.engine.sampler import INVALID
+from server.engine.sampling import sampler
+from server.engine.sampling.sampler import INVALID
 
 NAN, INF = torch.nan, torch.inf
 

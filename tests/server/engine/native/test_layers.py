@@ -14,13 +14,13 @@ from transformers import PreTrainedModel
 
 from prefix_store.prefix import BaseModelSpec
 from server.engine.attention.base import Span, Step
+from server.engine.memory.residency import ResidentPrefix
 from server.engine.native import backend as native
 from server.engine.native import layers
 from server.engine.native.backend import PAGE_SIZE, NativeBackend, install
 from server.engine.native.blocks import BlockPool, from_blocks, to_blocks
 from server.engine.native.build import NativeUnavailable, library
 from server.engine.native.layers import NativeLinear, NotLlamaLike, Team
-from server.engine.residency import ResidentPrefix
 from tests import tiny_models
 from tests.tiny_models import Engine, build_model, make_engine, oracle, random_prefix
 

@@ -1,0 +1,1 @@
+"""Tasks, versions, keys and the audit log, in one database."""

@@ -1,0 +1,402 @@
+"""Tasks, versions, the active version and its history. Knows no tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from datetime import timedelta
+
+from sqlalchemy import Connection, or_, select
+
+from prefix_store.digest import Digest
+from prefix_store.errors import (
+    NothingActive,
+    NothingToRollBack,
+    TaskExists,
+    UnknownTask,
+    UnknownVersion,
+    VersionActive,
+)
+from prefix_store.manifest import Activation, Definition, Draft, Manifest, Profile, Task
+from prefix_store.reference import check_task_name
+from prefix_store.registry import answers, audit, rows, traffic
+from prefix_store.registry.audit import NOBODY, Actor
+from prefix_store.registry.database import Database
+from prefix_store.registry.preconditions import ANY, Once, Seen, Terms
+from prefix_store.registry.quotas import Quotas
+from prefix_store.registry.schema import activations, tasks, versions
+from prefix_store.registry.traffic import choose
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a request goes, and how its task treats prompts."""
+
+    manifest: Manifest
+    profile: Profile
+
+
+class Registry:
+    """A small transactional database. Safe to call from any number of threads and processes.
+
+    A write is durable when its method returns, and audited; one that raises has changed nothing.
+    Deletes are tombstones, so that a version's number is never given twice. Every method raises
+    `StorageFailure` where the database refuses.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        may_create: bool = True,
+        quotas: Quotas = Quotas(),  # noqa: B008
+    ) -> None:
+        """`may_create`: make the tables where there are none; else that is a `StorageFailure`."""
+        self._quotas = quotas
+        self.database = Database(url, may_create=may_create)
+        self._read, self._write = self.database.read, self.database.write
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        self.database.close()
+
+    def ping(self) -> None:
+        """Return if the registry can be read, and is the one that it was."""
+        self.database.check()
+        with self._read() as connection:
+            connection.execute(select(tasks.c.name).limit(1)).all()
+
+    def create_task(self, name: str, profile: Profile, by: Actor = NOBODY) -> Task:
+        """Raises `InvalidName`, `TaskExists`."""
+        check_task_name(name)
+        with self._write() as connection:
+            if not rows.create(connection, name, profile):
+                raise TaskExists(f"there is a task {name} already")
+            self._quotas.check_tasks(connection)
+            digest = Digest.of(profile.model_dump_json().encode())
+            audit.append(connection, by, "create_task", task=name, digest=digest)
+            return rows.read_task(connection, name)
+
+    def set_profile(
+        self, name: str, profile: Profile, terms: Terms = ANY, by: Actor = NOBODY
+    ) -> Task:
+        """Raises `UnknownTask`, `PreconditionFailed`."""
+        with self._write() as connection:
+            rows.lock(connection, name, terms)
+            _write_profile(connection, name, profile, by)
+            return rows.read_task(connection, name)
+
+    def get_task(self, name: str) -> Task:
+        """Raises `UnknownTask`."""
+        with self._read() as connection:
+            return rows.read_task(connection, name)
+
+    def list_tasks(
+        self, after: str | None = None, limit: int = 100, globs: Sequence[str] = ("*",)
+    ) -> list[Task]:
+        """At most `limit` tasks behind the name `after`, sorted by name. Raises `InvalidName`."""
+        page = rows.TASKS.where(rows.matches(globs)).order_by(tasks.c.name).limit(limit)
+        if after is not None:
+            check_task_name(after)
+            page = page.where(tasks.c.name > after)
+        with self._read() as connection:
+            return [rows.as_task(row) for row in connection.execute(page)]
+
+    def delete_task(self, name: str, terms: Terms = ANY, by: Actor = NOBODY) -> None:
+        """Delete a task and its versions. Raises `UnknownTask`, `PreconditionFailed`."""
+        with self._write() as connection:
+            rows.lock(connection, name, terms)
+            rows.bury(connection, name)
+            rows.change(connection, name, active_seq=None, deleted_at=rows.now())
+            audit.append(connection, by, "delete_task", task=name)
+            answers.keep(connection, terms, None)
+
+    def add_version(
+        self,
+        task: str,
+        draft: Draft,
+        *,
+        activate: bool,
+        create: bool,
+        by: Actor = NOBODY,
+        terms: Terms = ANY,
+        definition: Definition | None = None,
+        rehearse: bool = False,
+    ) -> Manifest:
+        """Give a draft the task's next number; row, pointer and history in one transaction.
+
+        `create` makes a missing task, with an empty profile; a task without versions adopts the
+        `definition`; `rehearse` undoes it all in the end. Raises `UnknownTask`, `InvalidName`,
+        `PreconditionFailed`, `QuotaExceeded`, `DefinitionMismatch`, `ActivationOvertaken`.
+        """
+        if create:
+            check_task_name(task)
+        with self._write() as connection:
+            if create and terms.revisions is None and rows.create(connection, task, Profile()):
+                self._quotas.check_tasks(connection)
+            row = rows.lock(connection, task, terms)
+            if definition is not None:
+                _adopt(connection, task, definition, by)
+            number = rows.next_number(connection, task)
+            manifest = draft.as_version(task, number, at=rows.now(), by=by.key)
+            rows.add(connection, manifest)
+            self._quotas.check_versions(connection, task)
+            if activate:
+                rows.point(connection, task, number, "activate", parent=row.active_seq, by=by.key)
+            else:
+                rows.change(connection, task)
+            if rehearse:
+                connection.rollback()
+                return manifest
+            action: audit.Action = "push_and_activate" if activate else "push"
+            digest = Digest(draft.digest)
+            audit.append(connection, by, action, task=task, version=number, digest=digest)
+            return answers.keep(connection, terms, manifest)
+
+    def get_version(self, task: str, number: int) -> Manifest:
+        """Raises `UnknownTask`, `UnknownVersion`."""
+        return self.resolve(task, number)
+
+    def list_versions(self, task: str) -> list[Manifest]:
+        """All versions that are not deleted, by number. Raises `UnknownTask`."""
+        query = (
+            select(versions.c.manifest)
+            .where(versions.c.task == task, versions.c.deleted_at.is_(None))
+            .order_by(versions.c.number)
+        )
+        with self._read() as connection:
+            rows.read_task(connection, task)
+            return [Manifest.model_validate_json(text) for text in connection.scalars(query)]
+
+    def delete_version(
+        self, task: str, number: int, terms: Terms = ANY, by: Actor = NOBODY
+    ) -> None:
+        """Raises `UnknownTask`, `PreconditionFailed`, `UnknownVersion`, and `VersionActive` for
+        the active one.
+        """
+        with self._write() as connection:
+            top = rows.activation(connection, rows.lock(connection, task, terms).active_seq)
+            rows.check_version(connection, task, number)
+            if top is not None and top.version == number:
+                raise VersionActive(f"version {number} of {task} is active")
+            if top is not None and number in traffic.read(connection, [top.seq]).get(top.seq, {}):
+                raise VersionActive(f"version {number} of {task} gets a part of the traffic")
+            rows.bury(connection, task, number)
+            rows.change(connection, task)
+            audit.append(connection, by, "delete_version", task=task, version=number)
+            answers.keep(connection, terms, None)
+
+    def activate(
+        self,
+        task: str,
+        number: int,
+        by: Actor = NOBODY,
+        terms: Terms = ANY,
+        unusable: Set[Digest] = frozenset(),
+    ) -> Activation:
+        """Make a version the active one, with all the traffic. Returns the activation in force if
+        it is that already.
+
+        Raises `UnknownTask`, `PreconditionFailed`, `UnknownVersion`, and `VersionQuarantined` for
+        a version of an unusable blob.
+        """
+        with self._write() as connection:
+            top = rows.activation(connection, rows.lock(connection, task, terms).active_seq)
+            rows.check_version(connection, task, number, unusable)
+            parent = None if top is None else top.seq
+            if top is not None and top.version == number:
+                if not traffic.read(connection, [top.seq]):
+                    return answers.keep(connection, terms, rows.as_activation(top))
+                parent = top.parent
+            made = rows.point(connection, task, number, "activate", parent=parent, by=by.key)
+            audit.append(connection, by, "activate", task=task, version=number)
+            return answers.keep(connection, terms, made)
+
+    def rollback(
+        self,
+        task: str,
+        by: Actor = NOBODY,
+        terms: Terms = ANY,
+        unusable: Set[Digest] = frozenset(),
+    ) -> Activation:
+        """Back to the version that was active before this one; a second rollback goes on back.
+        Where traffic is split, back to the active version alone.
+
+        Versions that were deleted in the meantime are skipped. Raises `UnknownTask`,
+        `PreconditionFailed`, `NothingToRollBack`, `VersionQuarantined`.
+        """
+        with self._write() as connection:
+            top = rows.activation(connection, rows.lock(connection, task, terms).active_seq)
+            is_split = top is not None and bool(traffic.read(connection, [top.seq]))
+            target = top if is_split else rows.beneath(connection, top)
+            if target is None:
+                raise NothingToRollBack(f"{task} has no earlier version to go back to")
+            rows.check_version(connection, task, target.version, unusable)
+            made = rows.point(
+                connection, task, target.version, "rollback", parent=target.parent, by=by.key
+            )
+            audit.append(connection, by, "rollback", task=task, version=target.version)
+            return answers.keep(connection, terms, made)
+
+    def set_traffic(
+        self,
+        task: str,
+        weights: Mapping[int, int],
+        by: Actor = NOBODY,
+        terms: Terms = ANY,
+        unusable: Set[Digest] = frozenset(),
+    ) -> Activation:
+        """Let versions share the traffic, in proportion to their weights; none: the active one
+        gets all of it. It holds until the next activation or rollback.
+
+        Raises `UnknownTask`, `PreconditionFailed`, `NothingActive`, `UnknownVersion`,
+        `VersionQuarantined`.
+        """
+        with self._write() as connection:
+            top = rows.activation(connection, rows.lock(connection, task, terms).active_seq)
+            if top is None:
+                raise NothingActive(f"{task} has no active version")
+            for number in weights:
+                rows.check_version(connection, task, number, unusable)
+            if not weights and not traffic.read(connection, [top.seq]):
+                return answers.keep(connection, terms, rows.as_activation(top))
+            made = rows.point(
+                connection, task, top.version, "traffic", parent=top.parent, by=by.key
+            )
+            traffic.write(connection, made.seq, weights)
+            audit.append(connection, by, "set_traffic", task=task)
+            made = made.model_copy(update={"weights": dict(weights) or None})
+            return answers.keep(connection, terms, made)
+
+    def traffic(self, task: str) -> dict[int, int] | None:
+        """The weights of the versions that share the traffic, if any do. Raises `UnknownTask`."""
+        query = select(tasks.c.active_seq).where(tasks.c.name == task)
+        with self._read() as connection:
+            rows.read_task(connection, task)
+            seq = connection.scalar(query)
+            return None if seq is None else traffic.read(connection, [seq]).get(seq)
+
+    def set_pinned(self, task: str, number: int, *, pinned: bool, by: Actor = NOBODY) -> None:
+        """Raises `UnknownTask`, `UnknownVersion`."""
+        with self._write() as connection:
+            rows.lock(connection, task, ANY)
+            rows.check_version(connection, task, number)
+            rows.pin(connection, task, number, pinned=pinned)
+            action: audit.Action = "pin" if pinned else "unpin"
+            audit.append(connection, by, action, task=task, version=number)
+
+    def pinned(self) -> set[tuple[str, int, Digest]]:
+        """Task, number and blob of all versions that are pinned."""
+        query = select(versions.c.task, versions.c.number, versions.c.digest).where(
+            versions.c.pinned.is_(True), versions.c.deleted_at.is_(None)
+        )
+        with self._read() as connection:
+            return {(row.task, row.number, Digest(row.digest)) for row in connection.execute(query)}
+
+    def check_room(self, num_bytes: int) -> None:
+        """Before so many bytes are kept. Raises `StoreFull`."""
+        with self._read() as connection:
+            self._quotas.check_bytes(connection, num_bytes)
+
+    def seen(self, task: str) -> Seen:
+        """What is in force now, also of a task that does not exist."""
+        query = select(tasks.c.active_seq).where(tasks.c.name == task, tasks.c.deleted_at.is_(None))
+        with self._read() as connection:
+            return Seen(connection.scalar(query))
+
+    def history(self, task: str, limit: int = 100) -> list[Activation]:
+        """The task's last activations, newest first. Raises `UnknownTask`."""
+        query = (
+            select(activations)
+            .join(tasks, tasks.c.name == activations.c.task)
+            .where(activations.c.task == task, activations.c.seq > tasks.c.since_seq)
+            .order_by(activations.c.seq.desc())
+            .limit(limit)
+        )
+        with self._read() as connection:
+            rows.read_task(connection, task)
+            found = connection.execute(query).all()
+            weights = traffic.read(connection, [row.seq for row in found])
+            return [rows.as_activation(row, weights.get(row.seq)) for row in found]
+
+    def resolve(self, task: str, version: int | None = None, key: str = "") -> Manifest:
+        """The version a request gets: one query, for it is on the way of every request.
+
+        Where versions share the traffic, requests with the same key get the same one.
+
+        Raises `UnknownTask`, `UnknownVersion`, `NothingActive`.
+        """
+        rows.check_known_name(task)
+        if version is not None:
+            rows.check_known_number(task, version)
+        with self._read() as connection:
+            found = connection.execute(rows.RESOLVED, {"task": task, "number": version}).all()
+        if not found:
+            raise UnknownTask(f"there is no task {task}")
+        alive = {row.number: row for row in found if row.manifest is not None}
+        if len(alive) > 1:
+            weights = {number: row.weight for number, row in alive.items()}
+            return Manifest.model_validate_json(alive[choose(weights, task, key)].manifest)
+        for row in alive.values():
+            return Manifest.model_validate_json(row.manifest)
+        if version is None:
+            raise NothingActive(f"{task} has no active version")
+        raise UnknownVersion(f"{task} has no version {version}")
+
+    def route(self, task: str, version: int | None, key: str) -> Route:
+        """What `resolve` finds, and the task's profile."""
+        return Route(self.resolve(task, version, key), self.get_task(task).profile)
+
+    def check(self) -> None:
+        """`ping`, as a replica is asked."""
+        self.ping()
+
+    def age_s(self) -> float:
+        """Each request asks anew."""
+        return 0.0
+
+    def is_lost(self) -> bool:
+        """Likewise."""
+        return False
+
+    def digests(self, *, deleted_within_s: float = 0.0) -> set[Digest]:
+        """The blobs of all versions, and of those deleted less than that long ago."""
+        since = rows.now() - timedelta(seconds=deleted_within_s)
+        query = select(versions.c.digest).where(
+            or_(versions.c.deleted_at.is_(None), versions.c.deleted_at > since)
+        )
+        with self._read() as connection:
+            return {Digest(value) for value in connection.scalars(query.distinct())}
+
+    def refers_to(self, digest: Digest) -> bool:
+        """Whether a version has this blob, or had it before it was deleted."""
+        query = select(versions.c.digest).where(versions.c.digest == str(digest)).limit(1)
+        with self._read() as connection:
+            return connection.scalar(query) is not None
+
+    def answer(self, once: Once) -> str | None:
+        """What was answered to this request, if it was made before.
+
+        Raises `IdempotencyMismatch`.
+        """
+        with self._read() as connection:
+            return answers.find(connection, once)
+
+    def forget_answers(self, older_than_s: float) -> int:
+        """Delete the answers to requests that will not come again; their number."""
+        with self._write() as connection:
+            return answers.forget(connection, older_than_s)
+
+
+def _adopt(connection: Connection, task: str, definition: Definition, by: Actor) -> None:
+    """Raises `DefinitionMismatch`."""
+    found = rows.read_task(connection, task)
+    profile = definition.adopted_by(found)
+    if profile != found.profile:
+        _write_profile(connection, task, profile, by)
+
+
+def _write_profile(connection: Connection, task: str, profile: Profile, by: Actor) -> None:
+    text = profile.model_dump_json()
+    rows.change(connection, task, profile=text)
+    audit.append(connection, by, "set_profile", task=task, digest=Digest.of(text.encode()))

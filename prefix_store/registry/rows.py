@@ -1,0 +1,257 @@
+"""What the registry reads and writes inside one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Integer,
+    Row,
+    and_,
+    bindparam,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
+
+from prefix_store.digest import Digest
+from prefix_store.errors import (
+    ActivationOvertaken,
+    PreconditionFailed,
+    UnknownTask,
+    UnknownVersion,
+    VersionQuarantined,
+)
+from prefix_store.manifest import Activation, Manifest, Profile, Task
+from prefix_store.reference import MAX_VERSION, is_task_name
+from prefix_store.registry.preconditions import Terms
+from prefix_store.registry.schema import activations, tasks, traffic, versions
+
+_ASKED = bindparam("number", type_=Integer)
+_NUMBER = func.coalesce(_ASKED, traffic.c.version, activations.c.version)
+RESOLVED = (
+    select(tasks.c.active_seq, versions.c.manifest, versions.c.number, traffic.c.weight)
+    .outerjoin(activations, activations.c.seq == tasks.c.active_seq)
+    .outerjoin(traffic, (traffic.c.seq == tasks.c.active_seq) & _ASKED.is_(None))
+    .outerjoin(
+        versions,
+        (versions.c.task == tasks.c.name)
+        & (versions.c.number == _NUMBER)
+        & versions.c.deleted_at.is_(None),
+    )
+    .where(tasks.c.name == bindparam("task"), tasks.c.deleted_at.is_(None))
+)
+"""Of a task, the version of a number, or the active one, or those that share its traffic, a row
+each; the manifest is null where there is none."""
+
+_NUM_VERSIONS = (
+    select(func.count())
+    .select_from(versions)
+    .where(versions.c.task == tasks.c.name, versions.c.deleted_at.is_(None))
+    .scalar_subquery()
+)
+TASKS = (
+    select(tasks, activations.c.version, _NUM_VERSIONS.label("num_versions"))
+    .outerjoin(activations, activations.c.seq == tasks.c.active_seq)
+    .where(tasks.c.deleted_at.is_(None))
+)
+
+
+def matches(globs: Sequence[str]) -> ColumnElement[bool]:
+    """Whether a task's name matches one of them; in SQL what `reference.matches` is in Python."""
+    table = str.maketrans({"*": "%", "?": "_", "_": r"\_"})
+    return or_(*(tasks.c.name.like(glob.translate(table), escape="\\") for glob in globs))
+
+
+def now() -> datetime:
+    """The time, aware, in UTC."""
+    return datetime.now(UTC)
+
+
+def check_known_name(task: str) -> None:
+    """No row has such a name, and some of them no database can be asked for."""
+    if not is_task_name(task):
+        raise UnknownTask("there is no such task")
+
+
+def check_known_number(task: str, number: int) -> None:
+    """Likewise for a version's number."""
+    if not 1 <= number <= MAX_VERSION:
+        raise UnknownVersion(f"{task} has no such version")
+
+
+def create(connection: Connection, name: str, profile: Profile) -> bool:
+    """A new task, or a deleted one made anew with nothing active. False if there is one."""
+    found = connection.execute(
+        select(tasks.c.deleted_at, tasks.c.revision).where(tasks.c.name == name).with_for_update()
+    ).one_or_none()
+    if found is not None and found.deleted_at is None:
+        return False
+    at = now()
+    fields = {
+        "profile": profile.model_dump_json(),
+        "active_seq": None,
+        "since_seq": connection.scalar(select(func.max(activations.c.seq))) or 0,
+        "created_at": at,
+        "updated_at": at,
+        "deleted_at": None,
+    }
+    if found is None:
+        connection.execute(insert(tasks).values(name=name, **fields))
+    else:
+        fields["revision"] = found.revision + 1
+        connection.execute(update(tasks).where(tasks.c.name == name).values(**fields))
+    return True
+
+
+def lock(connection: Connection, name: str, terms: Terms) -> Row[Any]:
+    """The task's row, to be changed in this transaction.
+
+    Raises `UnknownTask`, `PreconditionFailed`, `ActivationOvertaken`.
+    """
+    check_known_name(name)
+    row = connection.execute(
+        select(tasks).where(tasks.c.name == name, tasks.c.deleted_at.is_(None)).with_for_update()
+    ).one_or_none()
+    if row is None:
+        raise UnknownTask(f"there is no task {name}")
+    if terms.revisions is not None and row.revision not in terms.revisions:
+        raise PreconditionFailed(f"{name} has changed: it is at revision {row.revision}")
+    if terms.seen is not None and row.active_seq != terms.seen.activation:
+        raise ActivationOvertaken(
+            f"another activation of {name} came first, after this request had begun: look at what "
+            "is active now, and send it again if it is still wanted"
+        )
+    return row
+
+
+def change(connection: Connection, name: str, **fields: object) -> None:
+    """Change a task's row; without fields, only say that something about it has changed."""
+    changes = {"updated_at": now(), "revision": tasks.c.revision + 1, **fields}
+    connection.execute(update(tasks).where(tasks.c.name == name).values(**changes))
+
+
+def read_task(connection: Connection, name: str) -> Task:
+    """Raises `UnknownTask`."""
+    check_known_name(name)
+    row = connection.execute(TASKS.where(tasks.c.name == name)).one_or_none()
+    if row is None:
+        raise UnknownTask(f"there is no task {name}")
+    return as_task(row)
+
+
+def next_number(connection: Connection, task: str) -> int:
+    """Numbers of deleted versions are not given again."""
+    last = connection.scalar(select(func.max(versions.c.number)).where(versions.c.task == task))
+    return (last or 0) + 1
+
+
+def add(connection: Connection, manifest: Manifest) -> None:
+    """Write a version's row."""
+    connection.execute(
+        insert(versions).values(
+            task=manifest.task,
+            number=manifest.version,
+            manifest=manifest.model_dump_json(),
+            digest=manifest.digest,
+            num_bytes=manifest.num_bytes,
+            created_at=manifest.created_at,
+        )
+    )
+
+
+def check_version(
+    connection: Connection, task: str, number: int, unusable: Set[Digest] = frozenset()
+) -> None:
+    """Raises `UnknownVersion`, and `VersionQuarantined` for one of an unusable blob."""
+    check_known_number(task, number)
+    query = select(versions.c.digest).where(_alive(task, number))
+    digest = connection.scalar(query)
+    if digest is None:
+        raise UnknownVersion(f"{task} has no version {number}")
+    if Digest(digest) in unusable:
+        raise VersionQuarantined(
+            f"the stored bytes of version {number} of {task} have changed: upload them again"
+        )
+
+
+def pin(connection: Connection, task: str, number: int, *, pinned: bool) -> None:
+    """Write down whether a version's prefix is to stay on the device."""
+    connection.execute(update(versions).where(_alive(task, number)).values(pinned=pinned))
+
+
+def bury(connection: Connection, task: str, number: int | None = None) -> None:
+    """Make a version, or all of a task's, a tombstone."""
+    statement = update(versions).where(versions.c.task == task, versions.c.deleted_at.is_(None))
+    if number is not None:
+        statement = statement.where(versions.c.number == number)
+    connection.execute(statement.values(deleted_at=now()))
+
+
+def activation(connection: Connection, seq: int | None) -> Row[Any] | None:
+    """The row of `activations` with this number."""
+    if seq is None:
+        return None
+    return connection.execute(select(activations).where(activations.c.seq == seq)).one()
+
+
+def beneath(connection: Connection, top: Row[Any] | None) -> Row[Any] | None:
+    """The activation that a rollback from `top` goes back to, if one is left."""
+    row = activation(connection, top.parent) if top is not None else None
+    while row is not None and top is not None:
+        if row.version != top.version and _is_alive(connection, row.task, row.version):
+            return row
+        row = activation(connection, row.parent)
+    return None
+
+
+def point(
+    connection: Connection,
+    task: str,
+    version: int,
+    action: Literal["activate", "rollback", "traffic"],
+    *,
+    parent: int | None,
+    by: str | None,
+) -> Activation:
+    """Make a version the active one, and write that down."""
+    values = {"task": task, "version": version, "action": action, "parent": parent, "by": by}
+    row = connection.execute(
+        insert(activations).values(at=now(), **values).returning(activations)
+    ).one()
+    change(connection, task, active_seq=row.seq)
+    return as_activation(row)
+
+
+def as_task(row: Row[Any]) -> Task:
+    return Task(
+        name=row.name,
+        profile=Profile.model_validate_json(row.profile),
+        active_version=row.version,
+        num_versions=row.num_versions,
+        revision=row.revision,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+    )
+
+
+def as_activation(row: Row[Any], weights: dict[int, int] | None = None) -> Activation:
+    return Activation(
+        seq=row.seq, version=row.version, action=row.action, weights=weights, at=row.at, by=row.by
+    )
+
+
+def _is_alive(connection: Connection, task: str, number: int) -> bool:
+    return connection.scalar(select(versions.c.number).where(_alive(task, number))) is not None
+
+
+def _alive(task: str, number: int) -> ColumnElement[bool]:
+    return and_(
+        versions.c.task == task, versions.c.number == number, versions.c.deleted_at.is_(None)
+    )

@@ -1,0 +1,1 @@
+"""What every route goes through: middleware, keys, limits, errors, event streams."""

@@ -1,0 +1,44 @@
+"""The web console's files, read once."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import server
+
+_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """One file, in memory."""
+
+    body: bytes
+    media_type: str
+    tag: str
+    """Of its bytes, in quotes, as an `ETag` is written."""
+
+
+def load_assets() -> dict[str, Asset]:
+    """All files of the console by name. Raises `OSError`."""
+    paths = sorted(path for path in _folder().iterdir() if path.suffix in _TYPES)
+    return {path.name: _asset(path) for path in paths}
+
+
+def _folder() -> Path:
+    """Inside the package where it came in a wheel, else beside it in the checkout."""
+    package = Path(server.__file__).parent
+    packed = package / "console"
+    return packed if packed.is_dir() else package.parent / "clients" / "console"
+
+
+def _asset(path: Path) -> Asset:
+    body = path.read_bytes()
+    return Asset(body, _TYPES[path.suffix], f'"{hashlib.sha256(body).hexdigest()[:32]}"')

@@ -1,0 +1,161 @@
+"""What the routes are handed, and how strictly a JSON body is read."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+from fastapi import Depends, Header, Request, Response
+from fastapi.routing import APIRoute
+
+from prefix_store import strict_json
+from prefix_store.registry.audit import AuditLog
+from prefix_store.registry.keys import KeyStore
+from prefix_store.registry.replica import Replica
+from prefix_store.store import PrefixStore
+from server.api.http.assets import Asset
+from server.engine.ipc.client import EngineClient
+from server.errors import InvalidRequest, MalformedRequest, UnsupportedBody
+from server.generation.grammar_check import GrammarCheck
+from server.generation.router import Router
+from server.metrics import Metrics
+from server.publishing.uploads import Uploads
+from server.settings import Settings
+from server.text.tokenizer import Tokenizer
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_LARGE_JSON = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Everything the app is made of; built in `server.app`."""
+
+    settings: Settings
+    store: PrefixStore
+    keys: KeyStore
+    audit: AuditLog
+    engine: EngineClient
+    tokenizer: Tokenizer
+    router: Router
+    uploads: Uploads
+    grammars: GrammarCheck
+    metrics: Metrics
+    checks: Executor
+    """For health and keys: nothing on it takes long."""
+    executor: Executor
+    """For requests: nothing on it waits for a network."""
+    readers: Executor
+    writers: Executor
+    """For what changes the registry, and may have to wait for another writer."""
+    model_name: str
+    """What clients call the base model; never a path."""
+    version: str
+    """Of the server."""
+    replica: Replica | None
+    """Of a shared registry."""
+    console: Mapping[str, Asset]
+    """The web console's files by name; none where it is switched off."""
+    in_progress: set[tuple[str, ...]] = field(default_factory=set)
+    """Requests with an idempotency key that are not answered yet."""
+
+    async def off_loop(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run blocking work, such as a look into the registry, on a thread."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.readers, partial(work, *args, **kwargs))
+
+    async def promptly(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The same for what a request needs: it does not wait behind a database that is away."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.executor, partial(work, *args, **kwargs))
+
+    async def at_once(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The same for who asks, and for health: they do not wait behind requests either."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.checks, partial(work, *args, **kwargs))
+
+    async def write(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The same for a change of the registry: those who only read never wait behind it."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.writers, partial(work, *args, **kwargs))
+
+
+def get_services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+ServicesDep = Annotated[Services, Depends(get_services)]
+TrafficKeyHeader = Annotated[
+    str | None,
+    Header(
+        alias="X-Traffic-Key",
+        max_length=256,
+        description="Requests with the same key get the same version, where versions share the "
+        "traffic.",
+    ),
+]
+
+
+def traffic_key(given: str | None, request: Request) -> str:
+    """By what a request's version is drawn, where versions share the traffic: what the client says,
+    or by chance, which is the request's id."""
+    return f"key:{given}" if given is not None else f"request:{request.state.request_id}"
+
+
+def require_json(request: Request) -> None:
+    """Raises `UnsupportedBody` unless the body is declared as UTF-8 JSON."""
+    kind, _, parameters = request.headers.get("content-type", "").lower().partition(";")
+    charset = parameters.strip().replace('"', "")
+    if kind.strip() != "application/json" or charset not in ("", "charset=utf-8"):
+        raise UnsupportedBody("send the body as application/json in UTF-8")
+
+
+class StrictRequest(Request):
+    """Reads JSON without second meanings: no key twice, no NaN, no half characters."""
+
+    async def json(self) -> Any:
+        if not hasattr(self, "_json"):
+            raw = await self.body()
+            parsed = asyncio.to_thread(_parse, raw) if len(raw) > _LARGE_JSON else _soon(raw)
+            self._json = await parsed
+        return self._json
+
+
+class JsonRoute(APIRoute):
+    """A route whose body, if it takes one, is checked before the framework looks at it."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        answer = super().get_route_handler()
+        takes_body = self.body_field is not None
+
+        async def checked(request: Request) -> Response:
+            if not takes_body:
+                return await answer(request)
+            require_json(request)
+            strict = StrictRequest(request.scope, request.receive)
+            await strict.json()  # our own errors, raised outside of the framework's catch-all
+            return await answer(strict)
+
+        return checked
+
+
+async def _soon(raw: bytes) -> Any:
+    return _parse(raw)
+
+
+def _parse(raw: bytes) -> Any:
+    try:
+        return strict_json.parse(raw)
+    except strict_json.NonFiniteNumber as exc:  # well meant, and not served: as 1e400 is refused
+        raise InvalidRequest(str(exc)) from None
+    except strict_json.TooManyValues as exc:
+        raise InvalidRequest(f"the body has {exc}") from None
+    except ValueError as exc:
+        raise MalformedRequest(f"the body is not valid JSON: {exc}") from None

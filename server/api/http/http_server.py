@@ -1,0 +1,238 @@
+"""uvicorn with deadlines: for heads to arrive, answers to be taken, requests to end at shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import resource
+import socket
+import sys
+from functools import partial
+from typing import Any, ClassVar
+
+import h11
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from server.api.http import problems
+from server.api.http.deps import Services
+from server.api.http.middleware import MAX_HEAD_BYTES
+
+logger = logging.getLogger(__name__)
+
+_DRAIN_MARGIN_S = 5.0
+_SLICE_BYTES = 16 << 10
+_FREE_CHUNKS = 1000
+_MIN_CHUNK = 256
+_MAX_UNSENT_BYTES = 16 << 10
+_OTHER_FILES = 256
+"""Open beside connections: blobs, the registry, logs."""
+
+
+class PatientConnection(h11.Connection):
+    """Takes no body in crumbs: parsing a chunk costs the same whether it holds a byte or a page."""
+
+    _num_chunks = 0
+    _num_bytes = 0
+
+    def next_event(self) -> Any:
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._num_chunks = self._num_bytes = 0
+        elif isinstance(event, h11.Data):
+            self._num_chunks += event.chunk_start
+            self._num_bytes += len(event.data)
+            if self._num_chunks > _FREE_CHUNKS + self._num_bytes // _MIN_CHUNK:
+                raise h11.RemoteProtocolError("the chunks of the body are too small")
+        return event
+
+
+class DeadlineProtocol(H11Protocol):
+    """Ends connections whose client is slow: to send a head, or to take an answer.
+
+    uvicorn itself waits for ever, also at shutdown. Bodies have their own limit in the middleware.
+    `idle`: this server's connections that no request runs on, the longest idle first.
+    """
+
+    HEAD_TIMEOUT_S: ClassVar[float] = 10.0
+
+    def __init__(
+        self,
+        *args: Any,
+        write_timeout_s: float,
+        max_connections: int,
+        idle: dict[DeadlineProtocol, None],
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.conn = PatientConnection(h11.SERVER, MAX_HEAD_BYTES)
+        self._write_timeout_s = write_timeout_s
+        self._max_connections = max_connections
+        self._idle = idle
+        self._deadline: asyncio.TimerHandle | None = None
+        self._write_check: asyncio.TimerHandle | None = None
+        self._num_unsent = 0
+        self._stalled_since_s = 0.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self._max_connections:
+            victim = next(iter(self._idle), self)
+            self._idle.pop(victim, None)
+            victim.transport.abort()
+        self._idle[self] = None
+        connection: socket.socket = transport.get_extra_info("socket")
+        # asyncio sets this only on sockets made with an explicit protocol number; without it, the
+        # tokens of a stream wait up to 40 ms for the acknowledgement of those before.
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # Megabytes in the kernel's buffer would hide for long that nobody reads.
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _MAX_UNSENT_BYTES)
+        transport.set_write_buffer_limits(high=0)  # paused is whenever the client is behind
+        self._arm()
+
+    def data_received(self, data: bytes) -> None:
+        if not self._is_answering:
+            self._arm()
+        for start in range(0, len(data), _SLICE_BYTES):  # the parser's limit is kept between calls
+            if not self.transport.is_closing():
+                super().data_received(data[start : start + _SLICE_BYTES])
+        if self._is_answering:
+            self._disarm()
+            self._idle.pop(self, None)
+
+    def on_response_complete(self) -> None:
+        self._idle[self] = None
+        super().on_response_complete()
+        if self._is_answering:  # the next request had come before
+            self._idle.pop(self, None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._idle.pop(self, None)
+        self._disarm()
+        self._stop_checking()
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """What is not HTTP is a problem like any other, unless an answer is on its way already."""
+        # uvicorn calls this where it catches the parser's error.
+        is_too_large = getattr(sys.exc_info()[1], "error_status_hint", None) == 431
+        if self._is_answering:  # whoever waits for the rest of the body is told
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            status, body = problems.unreadable(is_too_large=is_too_large)
+            headers = [
+                (b"content-type", b"application/problem+json"),
+                (b"content-length", str(len(body)).encode()),
+                (b"connection", b"close"),
+            ]
+            for event in (
+                h11.Response(status_code=status, headers=headers, reason=b""),
+                h11.Data(data=body),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+    @property
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _arm(self) -> None:
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(self.HEAD_TIMEOUT_S, self._expire)
+
+    def _disarm(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _expire(self) -> None:
+        self._deadline = None
+        if not self._is_answering and not self.transport.is_closing():
+            self.transport.abort()
+
+    # --- slow readers ---
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._num_unsent = self.transport.get_write_buffer_size()
+        self._stalled_since_s = self.loop.time()
+        self._check_later()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_checking()
+
+    def _stop_checking(self) -> None:
+        if self._write_check is not None:
+            self._write_check.cancel()
+            self._write_check = None
+
+    def _check_later(self) -> None:
+        self._write_check = self.loop.call_later(self._write_timeout_s / 4, self._check_progress)
+
+    def _check_progress(self) -> None:
+        """Slow is fine, however large the answer; not a byte in all the time is not."""
+        num_unsent = self.transport.get_write_buffer_size()
+        now_s = self.loop.time()
+        if num_unsent < self._num_unsent:
+            self._num_unsent, self._stalled_since_s = num_unsent, now_s
+        if now_s - self._stalled_since_s < self._write_timeout_s:
+            self._check_later()
+        else:
+            logger.info("a client took nothing of its answer for %g s", self._write_timeout_s)
+            self.transport.abort()
+
+
+class HttpServer(uvicorn.Server):
+    """Drains: from the signal on nothing new is taken, and what runs has a deadline to finish."""
+
+    def __init__(self, app: FastAPI, *, drain_timeout_s: float) -> None:
+        self._services: Services = app.state.services
+        self._drain_timeout_s = drain_timeout_s
+        settings = self._services.settings
+        protocol = partial(
+            DeadlineProtocol,
+            write_timeout_s=settings.write_timeout_s,
+            max_connections=_with_files(settings.max_connections),
+            idle={},
+        )
+        config = uvicorn.Config(
+            app,
+            http=protocol,  # type: ignore[arg-type]
+            ws="none",
+            lifespan="off",  # entered by the caller: a failed start is one line, not a traceback
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=math.ceil(drain_timeout_s + _DRAIN_MARGIN_S),
+        )
+        super().__init__(config)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Called by uvicorn once a signal has come."""
+        self._services.router.drain()
+        deadline = asyncio.create_task(self._end_what_runs())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            deadline.cancel()
+
+    async def _end_what_runs(self) -> None:
+        """Streams that outlive the deadline end with an `error` event, not a torn connection."""
+        await asyncio.sleep(self._drain_timeout_s)
+        num_cut = self._services.engine.num_in_flight
+        logger.warning("%d requests did not finish in %g s", num_cut, self._drain_timeout_s)
+        await self._services.engine.stop(0)
+
+
+def _with_files(max_connections: int) -> int:
+    """How many connections this process can have open; the limit is raised as far as it may be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max(soft, max_connections + _OTHER_FILES)
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    return max(1, min(max_connections, allowed - _OTHER_FILES))

@@ -1,0 +1,101 @@
+"""How fast and how many at once: limits of a key, and of peers that present wrong ones.
+
+They hold in this process. Several servers behind one address each allow that much.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prefix_store.registry.keys import Key
+from server.errors import KeyLimitReached, TooManyAttempts
+
+_LONGEST_WAIT_S = 24 * 3600.0
+"""The longest that is reported; keys of 0.1.0 may have a rate for which it would be infinite."""
+_MAX_PEERS = 10_000
+_FAILURES_PER_S = 1.0
+_FAILURES_AT_ONCE = 20
+
+
+class TokenBucket:
+    """Holds `burst` tokens at most, and gets `rate` new ones in a second."""
+
+    def __init__(self, rate: float, burst: int) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._tokens = float(burst)
+        self._at_s = time.monotonic()
+
+    def wait_s(self) -> float:
+        """Seconds until there is a token, a day at most; 0 if there is one."""
+        now_s = time.monotonic()
+        self._tokens = min(self._burst, self._tokens + (now_s - self._at_s) * self._rate)
+        self._at_s = now_s
+        return min(max(0.0, (1 - self._tokens) / self._rate), _LONGEST_WAIT_S)
+
+    def take(self) -> float:
+        """Take a token, if there is one, and return 0; else the seconds until there is."""
+        wait_s = self.wait_s()
+        if wait_s == 0:
+            self._tokens -= 1
+        return wait_s
+
+
+class KeyLimits:
+    """The limits that stand in a key. For one thread, the event loop's."""
+
+    def __init__(self) -> None:
+        self._buckets: dict[str, TokenBucket] = {}
+        self._num_running: Counter[str] = Counter()
+
+    @contextmanager
+    def admitted(self, key: Key | None) -> Iterator[None]:
+        """Around a request, to the end of its answer. Raises `KeyLimitReached`."""
+        if key is None:
+            yield
+            return
+        if key.max_concurrency is not None and self._num_running[key.id] >= key.max_concurrency:
+            raise KeyLimitReached(f"the key allows {key.max_concurrency} requests at once", 1)
+        if (wait_s := self._take(key)) > 0:
+            said = f"the key allows {key.requests_per_s:g} requests in a second"
+            raise KeyLimitReached(said, math.ceil(wait_s))
+        self._num_running[key.id] += 1
+        try:
+            yield
+        finally:
+            self._num_running[key.id] -= 1
+            if not self._num_running[key.id]:
+                del self._num_running[key.id]
+
+    def _take(self, key: Key) -> float:
+        if key.requests_per_s is None:
+            return 0.0
+        if (bucket := self._buckets.get(key.id)) is None:
+            burst = key.burst or math.ceil(key.requests_per_s)
+            bucket = self._buckets[key.id] = TokenBucket(key.requests_per_s, burst)
+        return bucket.take()
+
+
+class AttemptLimit:
+    """Slows down a peer that presents wrong keys: each one costs a look into the database."""
+
+    def __init__(self) -> None:
+        self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
+
+    def check(self, peer: str) -> None:
+        """Raises `TooManyAttempts`."""
+        bucket = self._buckets.get(peer)
+        if bucket is not None and (wait_s := bucket.wait_s()) > 0:
+            raise TooManyAttempts("too many wrong keys came from your address", math.ceil(wait_s))
+
+    def failed(self, peer: str) -> None:
+        """Count a wrong key."""
+        bucket = self._buckets.setdefault(peer, TokenBucket(_FAILURES_PER_S, _FAILURES_AT_ONCE))
+        bucket.take()
+        self._buckets.move_to_end(peer)
+        if len(self._buckets) > _MAX_PEERS:
+            self._buckets.popitem(last=False)

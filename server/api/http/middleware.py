@@ -1,0 +1,265 @@
+"""Around every request: an id, a log line, a last line of defence, and limits on the body."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from uuid import uuid4
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.api.http import problems
+from server.errors import (
+    BodyTimeout,
+    BodyTooLarge,
+    ClientGone,
+    HeadTooLarge,
+    MalformedRequest,
+    Overloaded,
+    ServerError,
+    UnsupportedBody,
+)
+
+logger = logging.getLogger("server.access")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_HOST = re.compile(rb"([\w.~%!$&'()*+,;=-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{0,5})?", re.ASCII)
+_SINGLE = (b"host", b"content-type", b"content-encoding", b"content-length", b"transfer-encoding")
+MAX_HEAD_BYTES = 32 << 10
+_MAX_HEADERS = 100
+_MIN_BYTES_PER_S = 4 << 10
+_LINGER_S = 1.0
+_SMALL_BODY = 64 << 10
+_MAX_BYTES_OF_ALL = 192 << 20
+"""Of all bodies above `_SMALL_BODY`, but for the largest."""
+
+
+class RequestContext:
+    """Gives a request its id, writes its log line, and turns a bug into a 500 that says nothing."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started_s = time.monotonic()
+        request_id = _request_id(Headers(scope=scope))
+        state = scope.setdefault("state", {})
+        state |= {"request_id": request_id, "log": {}, "arrived_s": started_s, "status": None}
+        sender = _marked(scope, send)
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self._app(scope, receive, sender)
+            except Exception:  # logged here, with the request's id, and answered
+                logger.exception("unhandled error")
+                if state["status"] is not None:
+                    raise
+                await problems.internal(scope)(scope, receive, sender)
+            finally:
+                _write_log_line(scope, time.monotonic() - started_s)
+
+
+def _request_id(headers: Headers) -> str:
+    given = headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else uuid4().hex
+
+
+def _marked(scope: Scope, send: Send) -> Send:
+    async def marked(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            scope["state"]["status"] = message["status"]
+            MutableHeaders(scope=message)["x-request-id"] = scope["state"]["request_id"]
+        await send(message)
+
+    return marked
+
+
+def _write_log_line(scope: Scope, duration_s: float) -> None:
+    route = getattr(scope.get("route"), "path", None)
+    state = scope["state"]
+    extra = {
+        "method": scope["method"],
+        "route": route or "-",
+        "status": state["status"],
+        "duration_ms": round(duration_s * 1000, 1),
+    }
+    is_quiet = route in ("/livez", "/readyz", "/metrics") or str(route).startswith("/console")
+    level = logging.DEBUG if is_quiet else logging.INFO
+    logger.log(level, "request", extra=extra | state["log"])
+
+
+class BodyBudget:
+    """How much memory the bodies of all running requests may take together.
+
+    Each may have a little on its own account, so that uploads are in no small request's way. One
+    body at a time may go beyond what is left: a large upload is welcome, many at once are not.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._free = max_bytes
+        self._held: dict[_Body, int] = {}
+        self._large: _Body | None = None
+
+    def hold(self, body: _Body, num_bytes: int) -> None:
+        """`num_bytes`: of this body, so far. Raises `Overloaded`."""
+        if body is self._large or num_bytes <= _SMALL_BODY:
+            return
+        growth = num_bytes - self._held.get(body, 0)
+        if growth <= self._free:
+            self._free -= growth
+            self._held[body] = num_bytes
+        elif self._large is None:
+            self.release(body)
+            self._large = body
+        else:
+            raise Overloaded("the bodies of other requests take the memory that there is for them")
+
+    def release(self, body: _Body) -> None:
+        """Once the request is answered. Idempotent."""
+        self._free += self._held.pop(body, 0)
+        if body is self._large:
+            self._large = None
+
+
+class BodyLimits:
+    """Refuses a body that is too large, encoded, or not coming, before anybody parses it."""
+
+    def __init__(
+        self, app: ASGIApp, *, max_bytes: Callable[[Scope], int], timeout_s: float
+    ) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
+        self._budget = BodyBudget(_MAX_BYTES_OF_ALL)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        limits = BodyLimit(self._max_bytes(scope), self._timeout_s, self._budget)
+        body = _Body(Headers(scope=scope), limits, receive, send)
+        try:
+            _check_head(scope)
+            body.check_headers()
+        except ServerError as exc:
+            await problems.respond(scope, exc)(scope, body.receive, body.send)
+            return
+        try:
+            await self._app(scope, body.receive, body.send)
+        finally:
+            self._budget.release(body)
+
+
+def _check_head(scope: Scope) -> None:
+    """What the parser lets through: a head that comes in one piece, and headers of two meanings."""
+    num_bytes = len(scope["raw_path"]) + len(scope["query_string"])
+    num_bytes += sum(len(name) + len(value) for name, value in scope["headers"])
+    if num_bytes > MAX_HEAD_BYTES or len(scope["headers"]) > _MAX_HEADERS:
+        raise HeadTooLarge(f"at most {MAX_HEAD_BYTES} bytes in {_MAX_HEADERS} headers")
+    names = [name for name, _ in scope["headers"]]
+    if any(names.count(name) > 1 for name in _SINGLE):
+        raise MalformedRequest("a header that has one value is given twice")
+    if not all(_HOST.fullmatch(value) for name, value in scope["headers"] if name == b"host"):
+        raise MalformedRequest("the Host header is not a host")
+
+
+@dataclass(frozen=True, slots=True)
+class BodyLimit:
+    """What one request's body may take."""
+
+    max_bytes: int
+    timeout_s: float
+    budget: BodyBudget
+
+
+class _Body:
+    """One request's body: counted and timed on its way in, drained when it is not wanted."""
+
+    def __init__(self, headers: Headers, limit: BodyLimit, receive: Receive, send: Send) -> None:
+        self._headers = headers
+        self._max_bytes = limit.max_bytes
+        self._timeout_s = limit.timeout_s
+        self._budget = limit.budget
+        self._receive = receive
+        self._send = send
+        self._num_bytes = 0
+        self._waited_s = 0.0
+        self._is_read = not ({"content-length", "transfer-encoding"} & set(headers.keys()))
+
+    def check_headers(self) -> None:
+        """Everything that can be refused without reading a byte of the body."""
+        if self._headers.get("content-encoding", "identity").strip().lower() != "identity":
+            raise UnsupportedBody("send the body as it is, without a content encoding")
+        if "transfer-encoding" in self._headers and "content-length" in self._headers:
+            raise MalformedRequest("both a content length and a transfer encoding")
+        if self._content_length > self._max_bytes:
+            raise BodyTooLarge(f"the body may have {self._max_bytes} bytes at most")
+
+    async def receive(self) -> Message:
+        if self._is_read:
+            return await self._receive()  # only the disconnect is left, and that may take its time
+        started_s = time.monotonic()
+        try:
+            async with asyncio.timeout(min(self._timeout_s, self._patience_s)):
+                message = await self._receive()
+        except TimeoutError:
+            raise BodyTimeout(
+                f"the body pauses for {self._timeout_s:g} s, or comes slower than "
+                f"{_MIN_BYTES_PER_S} bytes a second"
+            ) from None
+        self._waited_s += time.monotonic() - started_s
+        if message["type"] != "http.request":
+            self._is_read = True
+            raise ClientGone("the client left before its body was there")
+        self._num_bytes += len(message.get("body", b""))
+        self._is_read = not message.get("more_body", False)
+        if self._num_bytes > self._max_bytes:
+            raise BodyTooLarge(f"the body may have {self._max_bytes} bytes at most")
+        self._budget.hold(self, self._num_bytes)
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and not self._is_read and self._is_large:
+            MutableHeaders(scope=message)["connection"] = "close"
+        is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
+        if is_last and not self._is_read:
+            # Closing on a client that still sends would reset the connection under our answer.
+            await self._send({**message, "more_body": True})
+            await self._drain()
+            message = {"type": "http.response.body", "body": b"", "more_body": False}
+        await self._send(message)
+
+    @property
+    def _patience_s(self) -> float:
+        """How long a body of so many bytes may still be behind."""
+        return self._timeout_s + self._num_bytes / _MIN_BYTES_PER_S - self._waited_s
+
+    @property
+    def _content_length(self) -> int:
+        given = self._headers.get("content-length", "0")
+        if not given.isascii() or not given.isdigit():
+            raise MalformedRequest("the content length is not a number")
+        return int(given[:20])
+
+    @property
+    def _is_large(self) -> bool:
+        chunked = "transfer-encoding" in self._headers
+        return chunked or self._content_length - self._num_bytes > _SMALL_BODY
+
+    async def _drain(self) -> None:
+        if "expect" in self._headers:
+            return  # the client waits for our word before it sends
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_S):
+                while not self._is_read:
+                    message = await self._receive()
+                    self._is_read = not message.get("more_body", False)

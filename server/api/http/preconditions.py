@@ -1,0 +1,122 @@
+"""On what terms a request asks for a change: `If-Match`, and `Idempotency-Key`."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import Depends, Header, Request, Response
+
+from prefix_store.digest import Digest
+from prefix_store.errors import RequestInProgress
+from prefix_store.registry.preconditions import Once, Terms
+from server.api.http.access import get_principal
+from server.api.http.deps import Services
+from server.errors import MalformedRequest
+
+_TAG = r'(?:W/)?"[^"]*"'
+_TAGS = re.compile(rf"\s*{_TAG}\s*(?:,\s*{_TAG}\s*)*", re.ASCII)
+_REVISION = re.compile(r'(?<!/)"(\d{1,18})"', re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the headers say."""
+
+    revisions: frozenset[int] | None
+    """Of the task, that the change may be made to; None for any."""
+    must_exist: bool
+    key: str | None
+
+
+async def read_terms(
+    if_match: Annotated[
+        str | None, Header(description="The task's `ETag`: refused if it has changed since.")
+    ] = None,
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            max_length=255,
+            pattern=r"^[!-~]+$",
+            description="Sent again under the same key, the request counts once.",
+        ),
+    ] = None,
+) -> Asked:
+    revisions = None
+    if if_match is not None and if_match.strip() != "*":
+        if not _TAGS.fullmatch(if_match):
+            raise MalformedRequest("If-Match is `*` or a list of entity tags in double quotes")
+        revisions = frozenset(int(number) for number in _REVISION.findall(if_match))
+    return Asked(revisions, if_match is not None, idempotency_key)
+
+
+AskedDep = Annotated[Asked, Depends(read_terms)]
+
+
+def tag(revision: int) -> dict[str, str]:
+    """The header for a task in this state."""
+    return {"ETag": f'"{revision}"'}
+
+
+async def make_change(
+    services: Services,
+    request: Request,
+    task: str,
+    asked: Asked,
+    work: Callable[[Terms], Awaitable[Any]],
+    respond: Callable[[Any], Response],
+) -> Response:
+    """Let `work` make a change, and `respond` say what it returned.
+
+    A request that comes again under its key is answered as the first one was, without any work.
+    """
+    if asked.key is None:
+        return respond(await work(Terms(asked.revisions)))
+    principal = get_principal(request)
+    once = Once(
+        principal=principal.actor.key or "",
+        route=f"{request.method} {request.scope['route'].path}",
+        task=task,
+        key=asked.key,
+        request_digest=await services.off_loop(_digest, request, await request.body()),
+        answer=lambda result: _kept(respond(result)),
+    )
+    name = (once.principal, once.route, once.task, once.key)
+    if name in services.in_progress:
+        raise RequestInProgress("the first request with this idempotency key is not answered yet")
+    services.in_progress.add(name)
+    try:
+        answer = await services.off_loop(services.store.answer, once)
+        if answer is not None:
+            return _again(answer)
+        return respond(await work(Terms(asked.revisions, once)))
+    finally:
+        services.in_progress.remove(name)
+
+
+class _Kept(msgspec.Struct):
+    status: int
+    body: str
+
+
+def _kept(response: Response) -> str:
+    return msgspec.json.encode(_Kept(response.status_code, bytes(response.body).decode())).decode()
+
+
+def _again(answer: str) -> Response:
+    kept = msgspec.json.decode(answer, type=_Kept)
+    return Response(kept.body, kept.status, media_type="application/json" if kept.body else None)
+
+
+def _digest(request: Request, body: bytes) -> Digest:
+    """Of what makes two requests the same; each part with its length, so that none runs over."""
+    hashed = hashlib.sha256()
+    kind = request.headers.get("content-type", "").encode()
+    for part in (request.url.path.encode(), request.scope["query_string"], kind, body):
+        hashed.update(len(part).to_bytes(8, "big"))
+        hashed.update(part)
+    return Digest(f"sha256:{hashed.hexdigest()}")

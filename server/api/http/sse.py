@@ -1,0 +1,73 @@
+"""Server-sent events: how a stream is written, and how it ends when its client leaves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from server.api.http.disconnect import disconnected
+
+_encoder = msgspec.json.Encoder()
+
+
+def event(name: str, data: object) -> bytes:
+    """One named event. `data` is a msgspec struct, or plain data."""
+    return b"event: " + name.encode() + b"\ndata: " + _encoder.encode(data) + b"\n\n"
+
+
+def data(data: object) -> bytes:
+    """One event without a name, as OpenAI's clients read it."""
+    return b"data: " + _encoder.encode(data) + b"\n\n"
+
+
+DONE = b"data: [DONE]\n\n"
+
+
+class EventStream(Response):
+    """Writes events as they come. `close` runs however it ends: finished, failed, or left."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        *,
+        close: Callable[[], None],
+        headers: Mapping[str, str],
+    ) -> None:
+        super().__init__(
+            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers}
+        )
+        del self.headers["content-length"]
+        self._events = events
+        self._close = close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        writer = asyncio.ensure_future(self._write(send))
+        gone = asyncio.ensure_future(disconnected(receive))
+        try:
+            await asyncio.wait({writer, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if writer.done():
+                writer.result()
+        finally:
+            self._close()
+            writer.cancel()
+            gone.cancel()
+            await asyncio.gather(writer, gone, return_exceptions=True)
+
+    async def _write(self, send: Send) -> None:
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        async with aclosing(self._events) as events:
+            await send(start)
+            async for chunk in events:
+                await send(_body(chunk, more=True))
+            await send(_body(b"", more=False))
+
+
+def _body(chunk: bytes, *, more: bool) -> dict[str, object]:
+    return {"type": "http.response.body", "body": chunk, "more_body": more}

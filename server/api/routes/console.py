@@ -1,0 +1,63 @@
+"""The web console: a few static files, for everybody. What they show needs a key, as anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fastapi import APIRouter, Request, Response
+from starlette.exceptions import HTTPException
+
+from server.api.http.access import public
+from server.api.http.assets import Asset
+from server.api.http.deps import ServicesDep
+
+routes = APIRouter(prefix="/console", include_in_schema=False)
+
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'"
+)
+_HEADERS = {
+    "Cache-Control": "no-cache",  # ask each time whether the ETag still holds
+    "Content-Security-Policy": _POLICY,
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+@routes.get("")
+@public
+async def to_folder(services: ServicesDep) -> Response:
+    """To the folder: the page's addresses are relative, so that a proxy may put a path before."""
+    _find(services.console, "index.html")
+    return Response(status_code=307, headers={"Location": "console/"})
+
+
+@routes.get("/")
+@public
+async def index(request: Request, services: ServicesDep) -> Response:
+    """The page."""
+    return _answer(request, _find(services.console, "index.html"))
+
+
+@routes.get("/{name}")
+@public
+async def asset(name: str, request: Request, services: ServicesDep) -> Response:
+    """A file of the page."""
+    return _answer(request, _find(services.console, name))
+
+
+def _find(assets: Mapping[str, Asset], name: str) -> Asset:
+    if (found := assets.get(name)) is None:
+        raise HTTPException(404)
+    return found
+
+
+def _answer(request: Request, found: Asset) -> Response:
+    headers = _HEADERS | {"ETag": found.tag}
+    if found.tag in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    return Response(found.body, headers=headers, media_type=found.media_type)

@@ -1,0 +1,188 @@
+"""POST /generate: one prompt, one task, one completion, whole or as events."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Query, Request, Response
+
+from prefix_store.reference import MAX_VERSION
+from server.api.http import problems, sse
+from server.api.http.access import PrincipalDep, needs
+from server.api.http.deps import JsonRoute, ServicesDep, TrafficKeyHeader, traffic_key
+from server.api.http.disconnect import until_disconnect
+from server.api.schemas.generate import GenerateRequest, GenerateResponse
+from server.api.schemas.logprobs import plain, scored
+from server.errors import MalformedRequest, ServerError
+from server.generation.completion import Completion, Piece, joined
+from server.text.tokenizer import Tokenizer
+
+routes = APIRouter(tags=["generate"], route_class=JsonRoute)
+
+_encoder = msgspec.json.Encoder()
+_PARAMETERS = {"task", "version"}
+_STREAMED = "Events `token`, then `done` or `error`, where `stream` is true."
+
+TaskQuery = Annotated[str | None, Query(description="The task's name. None: the base model.")]
+VersionQuery = Annotated[
+    int | None, Query(ge=1, le=MAX_VERSION, description="Default: the active version.")
+]
+
+
+class TokenEvent(msgspec.Struct, omit_defaults=True):
+    """A stream's `token`: some more of the text."""
+
+    text: str
+    token_ids: list[int] | None
+    logprobs: list[dict[str, Any]] | None = None
+
+
+@routes.post(
+    "/generate",
+    response_model=GenerateResponse,
+    responses={200: {"content": {"text/event-stream": {}}, "description": _STREAMED}},
+)
+@needs("generate")
+async def generate(
+    body: GenerateRequest,
+    request: Request,
+    services: ServicesDep,
+    principal: PrincipalDep,
+    task: TaskQuery = None,
+    version: VersionQuery = None,
+    key: TrafficKeyHeader = None,
+) -> Response:
+    """Complete a prompt behind the task's prefix, whole or token by token."""
+    _check_parameters(request)
+    principal.check_task(task)
+    key = traffic_key(body.traffic_key or key, request)
+    admitted = services.router.admit(task, version, body.params(), key=key)
+    completion = await until_disconnect(request, admitted)
+    headers = target_headers(completion)
+    note(request, completion)
+    write = Writer(body, request, completion, services.tokenizer)
+    if body.stream:
+        events = _events(completion, request, write)
+        return sse.EventStream(events, close=completion.close, headers=headers)
+    whole = await until_disconnect(request, completion.collect())
+    note(request, completion)
+    work = partial(write.answer, whole)  # scores of a long prompt take a while
+    answer = await services.promptly(work) if write.has_scores else work()
+    content = _encoder.encode(answer | {"text": whole.text})
+    return Response(content, headers=headers, media_type="application/json")
+
+
+def _check_parameters(request: Request) -> None:
+    names = [name for name, _ in request.query_params.multi_items()]
+    if len(names) != len(set(names)):
+        raise MalformedRequest("a query parameter is given twice")
+    if set(names) - _PARAMETERS:
+        raise MalformedRequest("an unknown query parameter; known are: task, version")
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """Writes one completion as its request wants it."""
+
+    body: GenerateRequest
+    request: Request
+    completion: Completion
+    tokenizer: Tokenizer
+
+    @property
+    def has_scores(self) -> bool:
+        return self.body.logprobs is not None or self.body.prompt_logprobs is not None
+
+    def token(self, piece: Piece) -> TokenEvent | None:
+        """None for a piece that says nothing yet."""
+        token_ids = piece.token_ids if self.body.return_token_ids else None
+        logprobs = self._logprobs(piece)
+        if not (piece.text or token_ids or logprobs):
+            return None
+        return TokenEvent(piece.text, token_ids, logprobs)
+
+    def answer(self, whole: Piece) -> dict[str, Any]:
+        """All but the text."""
+        completion, target = self.completion, self.completion.target
+        answer: dict[str, Any] = {
+            "id": f"gen-{self.request.state.request_id}",
+            "task": target.task,
+            "version": target.version,
+            "digest": None if target.digest is None else str(target.digest),
+            "token_ids": whole.token_ids if self.body.return_token_ids else None,
+            "finish_reason": completion.finish_reason,
+            "usage": {
+                "prefix_tokens": target.num_prefix_tokens,
+                "prompt_tokens": completion.num_prompt_tokens,
+                "cached_tokens": completion.num_cached_tokens,
+                "completion_tokens": completion.num_completion_tokens,
+            },
+            "timings": {
+                "queue_ms": _ms(completion.queue_s),
+                "first_token_ms": _ms(completion.time_to_first_token_s),
+                "total_ms": _ms(completion.total_s),
+            },
+        }
+        if (choices := scored_choices(completion)) is not None:
+            answer["choices"] = choices
+        if (logprobs := self._logprobs(whole)) is not None:
+            answer["logprobs"] = logprobs
+        if self.body.prompt_logprobs is not None:
+            tokens = scored(completion.prompt_token_ids, completion.prompt_logprobs)
+            answer["prompt_logprobs"] = plain(tokens, self.tokenizer)
+        return answer
+
+    def _logprobs(self, piece: Piece) -> list[dict[str, Any]] | None:
+        if self.body.logprobs is None:
+            return None
+        return plain(scored(piece.token_ids, piece.logprobs), self.tokenizer)
+
+
+async def _events(
+    completion: Completion, request: Request, write: Writer
+) -> AsyncGenerator[bytes, None]:
+    """The status line is long gone: what fails from here on is an `error` event."""
+    pieces: list[Piece] = []
+    try:
+        async for piece in completion:
+            pieces.append(piece)
+            if (token := write.token(piece)) is not None:
+                yield sse.event("token", token)
+        yield sse.event("done", write.answer(joined(pieces)))
+    except ServerError as exc:
+        yield sse.event("error", problems.describe(exc, request.state.request_id))
+    finally:
+        note(request, completion)
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 2)
+
+
+def scored_choices(completion: Completion) -> list[dict[str, Any]] | None:
+    """What the answer was chosen from, if it was."""
+    scores = completion.choice_scores
+    return None if scores is None else [choice._asdict() for choice in scores]
+
+
+def target_headers(completion: Completion) -> dict[str, str]:
+    """Which version answers, and by which bytes."""
+    target = completion.target
+    if target.digest is None:
+        return {}
+    return {"X-Task-Version": str(target.version), "X-Prefix-Digest": str(target.digest)}
+
+
+def note(request: Request, *completions: Completion) -> None:
+    """What the log line of this request says about its completions."""
+    request.state.log |= {
+        "task": completions[0].target.task,
+        "version": completions[0].target.version,
+        "prompt_tokens": sum(completion.num_prompt_tokens for completion in completions),
+        "completion_tokens": sum(completion.num_completion_tokens for completion in completions),
+        "outcome": completions[0].outcome,
+    }

@@ -1,0 +1,107 @@
+"""Liveness asks the engine's loop, readiness whether work is taken, /info what is loaded."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from prefix_store.errors import StorageFailure
+from server.api.http.access import PrincipalDep, needs, public
+from server.api.http.deps import Services, ServicesDep
+from server.api.schemas.admin import Health, Info, Limits
+from server.engine.ipc.messages import EngineInfo
+
+routes = APIRouter(tags=["server"])
+
+_UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"model": Health, "description": "And why."}}
+
+
+@routes.get("/livez", response_model=Health, responses=_UNAVAILABLE)
+@public
+async def livez(services: ServicesDep) -> Response:
+    """Whether the engine's loop still turns. An orchestrator may restart the server if not."""
+    limit_s = services.settings.engine_hang_timeout_s
+    age_s = services.engine.heartbeat_age_s
+    return _health([] if age_s < limit_s else [f"no sign of life from the engine in {limit_s:g} s"])
+
+
+@routes.get("/readyz", response_model=Health, responses=_UNAVAILABLE)
+@routes.get("/health", response_model=Health, responses=_UNAVAILABLE)
+@public
+async def readyz(services: ServicesDep) -> Response:
+    """Whether requests are taken: all of them, or but for what `reasons` say."""
+    reasons = _reasons(services)
+    troubles = [] if reasons else await services.at_once(_troubles, services)
+    return _health(reasons, troubles)
+
+
+@routes.get("/metrics", response_class=Response)
+@needs("read")
+async def metrics(services: ServicesDep, principal: PrincipalDep) -> Response:
+    """Prometheus' text format."""
+    principal.check_all_tasks()  # their names are labels
+    return Response(services.metrics.render(), media_type="text/plain; version=0.0.4")
+
+
+@routes.get("/info", response_model=Info)
+@needs("generate", "read")
+async def info(services: ServicesDep) -> Info:
+    """The base model, its geometry, and the server's limits."""
+    return describe(services, services.engine.info)
+
+
+def describe(services: Services, engine: EngineInfo) -> Info:
+    """What a client needs in order to make prefixes that fit."""
+    settings = services.settings
+    return Info(
+        version=services.version,
+        model=services.model_name,
+        fingerprint=engine.fingerprint,
+        num_layers=engine.num_layers,
+        num_kv_heads=engine.num_kv_heads,
+        head_dim=engine.head_dim,
+        hidden_size=engine.hidden_size,
+        vocab_size=engine.vocab_size,
+        dtype=engine.dtype,
+        device=engine.device,
+        attention=engine.attention,
+        eos_token_ids=engine.eos_token_ids,
+        chat_template=services.tokenizer.has_chat_template,
+        limits=Limits(
+            max_model_len=engine.max_model_len,
+            max_prefix_tokens=services.uploads.max_prefix_tokens,
+            max_num_seqs=engine.max_num_seqs,
+            max_upload_bytes=settings.max_upload_bytes,
+            max_body_bytes=settings.max_body_bytes,
+        ),
+    )
+
+
+def _reasons(services: Services) -> list[str]:
+    reasons = []
+    if services.router.is_draining:
+        reasons.append("the server is shutting down")
+    if not services.engine.is_ready:
+        reasons.append("the engine is starting")
+    if services.store.is_lost():
+        reasons.append("the registry has been away for too long")
+    return reasons
+
+
+def _troubles(services: Services) -> list[str]:
+    """What is not as it should be, while requests are taken."""
+    troubles = list(services.store.troubles().values())
+    with suppress(StorageFailure):
+        if quarantined := services.store.quarantined():
+            troubles.append(f"{len(quarantined)} damaged blobs in quarantine")
+    return troubles
+
+
+def _health(reasons: list[str], troubles: list[str] | None = None) -> Response:
+    status = "unavailable" if reasons else "degraded" if troubles else "ok"
+    health = Health(status=status, reasons=reasons or troubles or [])
+    return Response(
+        health.model_dump_json(), 503 if reasons else 200, media_type="application/json"
+    )

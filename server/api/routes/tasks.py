@@ -1,0 +1,217 @@
+"""Tasks: their profiles, and which version answers."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+
+from prefix_store.errors import TaskExists
+from prefix_store.manifest import Activation, Manifest, Profile, Task
+from prefix_store.registry.preconditions import Terms
+from server.api.http.access import PrincipalDep, needs
+from server.api.http.deps import JsonRoute, Services, ServicesDep
+from server.api.http.preconditions import AskedDep, make_change, tag
+from server.api.routes.residency import residency
+from server.api.schemas.admin import (
+    ActivateRequest,
+    ActivationResponse,
+    Limit,
+    TaskDescription,
+    TaskPage,
+    TaskPath,
+)
+from server.generation.prompt import check_profile
+
+routes = APIRouter(prefix="/tasks", tags=["tasks"], route_class=JsonRoute)
+
+After = Annotated[str | None, Query(max_length=63, description="Names behind this one.")]
+
+
+@routes.get("")
+@needs("read")
+async def list_tasks(
+    services: ServicesDep, principal: PrincipalDep, limit: Limit = 100, after: After = None
+) -> TaskPage:
+    """All tasks, a page at a time, in the order of their names."""
+    tasks = await services.off_loop(services.store.list_tasks, after, limit + 1, principal.globs)
+    is_last = len(tasks) <= limit
+    return TaskPage(tasks=tasks[:limit], next_after=None if is_last else tasks[limit - 1].name)
+
+
+@routes.get("/{task}")
+@needs("read")
+async def get_task(task: TaskPath, services: ServicesDep, response: Response) -> TaskDescription:
+    """A task's profile, its active version, and whether that is in memory."""
+    found = await services.off_loop(services.store.get_task, task)
+    digest = None
+    if found.active_version is not None:
+        manifest = await services.off_loop(services.store.get_version, task, found.active_version)
+        digest = manifest.digest
+    response.headers.update(tag(found.revision))
+    return TaskDescription(
+        **dict(found),
+        digest=digest,
+        residency=None if digest is None else residency(services, digest),
+        weights=await services.off_loop(services.store.traffic, task),
+    )
+
+
+@routes.put("/{task}", responses={201: {"model": Task, "description": "The task is new."}})
+@needs("write")
+async def put_task(
+    task: TaskPath,
+    profile: Profile,
+    services: ServicesDep,
+    asked: AskedDep,
+    principal: PrincipalDep,
+) -> Response:
+    """Create a task, or replace its profile."""
+    await _check(profile, services)
+    by = principal.actor
+    if not asked.must_exist:
+        with suppress(TaskExists):
+            created = await services.write(services.store.create_task, task, profile, by=by)
+            return _json(created, 201)
+    terms = Terms(asked.revisions)
+    changed = await services.write(services.store.set_profile, task, profile, terms, by=by)
+    return _json(changed, 200)
+
+
+@routes.patch("/{task}")
+@needs("write")
+async def patch_task(
+    task: TaskPath,
+    patch: Annotated[dict[str, Any], Body(description="Parts of a profile. null: the default.")],
+    services: ServicesDep,
+    asked: AskedDep,
+    response: Response,
+    principal: PrincipalDep,
+) -> Task:
+    """Change parts of a task's profile (RFC 7396)."""
+    found = await services.off_loop(services.store.get_task, task)
+    profile = _patched(found.profile, patch)
+    await _check(profile, services)
+    terms = Terms(asked.revisions)
+    changed = await services.write(
+        services.store.set_profile, task, profile, terms, by=principal.actor
+    )
+    response.headers.update(tag(changed.revision))
+    return changed
+
+
+@routes.delete("/{task}", status_code=204)
+@needs("delete")
+async def delete_task(
+    task: TaskPath,
+    request: Request,
+    services: ServicesDep,
+    asked: AskedDep,
+    principal: PrincipalDep,
+) -> Response:
+    """Gone for new requests; those in flight finish."""
+
+    async def work(terms: Terms) -> None:
+        versions = await services.off_loop(services.store.list_versions, task)
+        await services.write(services.store.delete_task, task, terms, by=principal.actor)
+        await services.uploads.unload(versions)
+
+    return await make_change(services, request, task, asked, work, lambda _: Response(b"", 204))
+
+
+@routes.post("/{task}/activate", response_model=ActivationResponse)
+@needs("promote")
+async def activate(
+    task: TaskPath,
+    body: ActivateRequest,
+    request: Request,
+    services: ServicesDep,
+    asked: AskedDep,
+    principal: PrincipalDep,
+) -> Response:
+    """Hot swap: new requests get this version, those in flight keep theirs."""
+
+    async def work(terms: Terms) -> ActivationResponse:
+        seen = await services.off_loop(services.store.seen, task)
+        manifest = await services.off_loop(services.store.get_version, task, body.version)
+        await services.uploads.check_golden(manifest)
+        answer = _activated(manifest, await services.uploads.load(manifest.digest))
+        terms = replace(terms, seen=seen).after(lambda _: answer)
+        await services.write(
+            services.store.activate, task, body.version, by=principal.actor, terms=terms
+        )
+        return answer
+
+    return await make_change(services, request, task, asked, work, _json)
+
+
+@routes.post("/{task}/rollback", response_model=ActivationResponse)
+@needs("promote")
+async def rollback(
+    task: TaskPath,
+    request: Request,
+    services: ServicesDep,
+    asked: AskedDep,
+    principal: PrincipalDep,
+) -> Response:
+    """Back to the version that was active before."""
+
+    def answer(activation: Activation) -> ActivationResponse:
+        return _activated(services.store.get_version(task, activation.version), None)
+
+    async def work(terms: Terms) -> ActivationResponse:
+        terms = terms.after(answer)
+        activation = await services.write(
+            services.store.rollback, task, by=principal.actor, terms=terms
+        )
+        answered = await services.off_loop(answer, activation)
+        warning = await services.uploads.load(answered.digest)
+        return answered.model_copy(update={"warning": warning})
+
+    return await make_change(services, request, task, asked, work, _json)
+
+
+async def _check(profile: Profile, services: Services) -> None:
+    """Refuse what no request could be served with."""
+    if (grammar := await services.off_loop(check_profile, profile)) is not None:
+        await services.grammars.check(grammar)
+
+
+def _activated(manifest: Manifest, warning: str | None) -> ActivationResponse:
+    return ActivationResponse(
+        task=manifest.task,
+        active_version=manifest.version,
+        digest=manifest.digest,
+        warning=warning,
+    )
+
+
+def _patched(profile: Profile, patch: dict[str, Any]) -> Profile:
+    merged = _merged(profile.model_dump(mode="json"), patch)
+    try:
+        return Profile.model_validate(merged)
+    except ValidationError as exc:
+        raise RequestValidationError(
+            [error | {"loc": ("body", *error["loc"])} for error in exc.errors()]
+        ) from exc
+
+
+def _merged(old: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(old)
+    for key, value in patch.items():
+        if value is None:
+            merged.pop(key, None)
+        elif isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _merged(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _json(model: Task | ActivationResponse, status: int = 200) -> Response:
+    headers = tag(model.revision) if isinstance(model, Task) else None
+    return Response(model.model_dump_json(), status, headers, media_type="application/json")

@@ -1,0 +1,92 @@
+"""Versions that share a task's traffic: a canary, or an experiment."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fastapi import APIRouter, Request, Response
+
+from prefix_store.manifest import Activation
+from prefix_store.registry.preconditions import Terms
+from server.api.http.access import Principal, PrincipalDep, needs
+from server.api.http.deps import JsonRoute, Services, ServicesDep
+from server.api.http.preconditions import AskedDep, make_change
+from server.api.schemas.admin import TaskPath, TrafficRequest, TrafficResponse
+
+routes = APIRouter(prefix="/tasks", tags=["traffic"], route_class=JsonRoute)
+
+
+@routes.get("/{task}/traffic")
+@needs("read")
+async def get_traffic(task: TaskPath, services: ServicesDep) -> TrafficResponse:
+    """Which versions share the traffic, if any do."""
+    found = await services.off_loop(services.store.get_task, task)
+    weights = await services.off_loop(services.store.traffic, task)
+    return TrafficResponse(task=task, active_version=found.active_version, weights=weights)
+
+
+@routes.put("/{task}/traffic", response_model=TrafficResponse)
+@needs("promote")
+async def put_traffic(
+    task: TaskPath,
+    body: TrafficRequest,
+    request: Request,
+    services: ServicesDep,
+    asked: AskedDep,
+    principal: PrincipalDep,
+) -> Response:
+    """Split the traffic, until the next activation or rollback. All of it is loaded first."""
+    weights = {int(number): weight for number, weight in body.weights.items() if weight}
+
+    async def work(terms: Terms) -> TrafficResponse:
+        terms = replace(terms, seen=await services.off_loop(services.store.seen, task))
+        warnings = []
+        for number in weights:
+            manifest = await services.off_loop(services.store.get_version, task, number)
+            await services.uploads.check_golden(manifest)
+            warnings.append(await services.uploads.load(manifest.digest))
+        warning = "; ".join(filter(None, warnings)) or None
+        return await _set(services, task, weights, terms, principal, warning)
+
+    return await make_change(services, request, task, asked, work, _json)
+
+
+@routes.delete("/{task}/traffic", response_model=TrafficResponse)
+@needs("promote")
+async def delete_traffic(
+    task: TaskPath,
+    request: Request,
+    services: ServicesDep,
+    asked: AskedDep,
+    principal: PrincipalDep,
+) -> Response:
+    """Back to the active version alone."""
+
+    async def work(terms: Terms) -> TrafficResponse:
+        return await _set(services, task, {}, terms, principal, None)
+
+    return await make_change(services, request, task, asked, work, _json)
+
+
+async def _set(
+    services: Services,
+    task: str,
+    weights: dict[int, int],
+    terms: Terms,
+    principal: Principal,
+    warning: str | None,
+) -> TrafficResponse:
+    def answer(made: Activation) -> TrafficResponse:
+        return TrafficResponse(
+            task=task, active_version=made.version, weights=made.weights, warning=warning
+        )
+
+    terms = terms.after(answer)
+    made = await services.write(
+        services.store.set_traffic, task, weights, by=principal.actor, terms=terms
+    )
+    return answer(made)
+
+
+def _json(answer: TrafficResponse) -> Response:
+    return Response(answer.model_dump_json(), media_type="application/json")

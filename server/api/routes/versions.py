@@ -1,0 +1,281 @@
+"""Versions of a task: upload, list, download, delete."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+
+from prefix_store import formats
+from prefix_store.digest import Digest
+from prefix_store.manifest import Manifest
+from prefix_store.registry.preconditions import Terms
+from server.api.http.access import Principal, PrincipalDep, needs
+from server.api.http.deps import JsonRoute, Services, ServicesDep
+from server.api.http.disconnect import disconnected
+from server.api.http.preconditions import Asked, AskedDep, make_change
+from server.api.routes.residency import residency
+from server.api.schemas.admin import (
+    Rehearsal,
+    TaskPath,
+    TextUpload,
+    Uploaded,
+    VerificationReport,
+    VersionDescription,
+    VersionList,
+    VersionPath,
+)
+from server.publishing.uploads import Pushed, Rehearsed
+
+routes = APIRouter(prefix="/tasks", tags=["versions"], route_class=JsonRoute)
+
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "A prefix: our artifact, PEFT's adapter_model.safetensors, a tar of either "
+        "with a `foreword.json`, or text that the server computes one from.",
+        "content": {
+            formats.SAFETENSORS: _BINARY,
+            formats.OCTET_STREAM: _BINARY,
+            formats.TAR[0]: _BINARY,
+            formats.JSON: {
+                "schema": TextUpload.model_json_schema(),
+                "example": {"text": "Translate to French.\n\n"},
+            },
+        },
+    }
+}
+_DOWNLOAD: dict[int | str, dict[str, Any]] = {
+    200: {"content": {formats.SAFETENSORS: _BINARY, formats.TAR[0]: _BINARY}}
+}
+
+DryRun = Annotated[
+    bool, Query(description="Do everything but make the version, and answer with a rehearsal.")
+]
+Activate = Annotated[bool, Query(description="Make the new version active.")]
+Format = Annotated[
+    Literal["artifact", "tar", "peft"],
+    Query(
+        description="`tar`: the artifact and a `foreword.json`, which says how it is asked; "
+        "`peft`: a directory that PEFT loads, with the same."
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class _How:
+    """What becomes of an upload."""
+
+    activate: bool
+    create: bool
+    dry_run: bool
+    new_is: int
+    """The status for a new version of a task that is not new."""
+
+
+@routes.put(
+    "/{task}/prefix",
+    response_model=Uploaded,
+    responses={201: {"model": Uploaded, "description": "The task is new."}},
+    openapi_extra=_BODY,
+)
+@needs("write")
+async def put_prefix(
+    task: TaskPath,
+    request: Request,
+    services: ServicesDep,
+    asked: AskedDep,
+    principal: PrincipalDep,
+    dry_run: DryRun = False,
+) -> Response:
+    """The short way: upload, verify, make active; creates the task if it is new."""
+    how = _How(activate=True, create=not asked.must_exist, dry_run=dry_run, new_is=200)
+    return await _push(task, request, services, asked, principal, how)
+
+
+@routes.post(
+    "/{task}/versions",
+    response_model=Uploaded,
+    status_code=201,
+    responses={200: {"model": Rehearsal, "description": "With `dry_run`."}},
+    openapi_extra=_BODY,
+)
+@needs("write")
+async def post_version(
+    task: TaskPath,
+    request: Request,
+    services: ServicesDep,
+    asked: AskedDep,
+    principal: PrincipalDep,
+    activate: Activate = False,
+    dry_run: DryRun = False,
+) -> Response:
+    """Upload a version of a task that exists."""
+    how = _How(activate=activate, create=False, dry_run=dry_run, new_is=201)
+    return await _push(task, request, services, asked, principal, how)
+
+
+@routes.get("/{task}/versions")
+@needs("read")
+async def list_versions(task: TaskPath, services: ServicesDep) -> VersionList:
+    """All versions, and the history of which one was active."""
+    found = await services.off_loop(services.store.get_task, task)
+    versions = await services.off_loop(services.store.list_versions, task)
+    quarantined = await services.off_loop(services.store.quarantined)
+    return VersionList(
+        task=task,
+        active_version=found.active_version,
+        versions=await _described(services, versions),
+        quarantined=[m.version for m in versions if Digest(m.digest) in quarantined],
+        history=await services.off_loop(services.store.history, task),
+    )
+
+
+@routes.get("/{task}/versions/{version}")
+@needs("read")
+async def get_version(
+    task: TaskPath, version: VersionPath, services: ServicesDep
+) -> VersionDescription:
+    """The manifest: what was uploaded, what was checked, what prompts have to look like."""
+    manifest = await services.off_loop(services.store.get_version, task, version)
+    [described] = await _described(services, [manifest])
+    return described
+
+
+@routes.post("/{task}/versions/{version}/verify")
+@needs("write")
+async def verify(task: TaskPath, version: VersionPath, services: ServicesDep) -> VerificationReport:
+    """Check a version once more: its stored bytes, a run of the model, its golden prompts."""
+    manifest = await services.off_loop(services.store.get_version, task, version)
+    checks = await services.uploads.verify(manifest)
+    return VerificationReport(
+        task=task,
+        version=version,
+        digest=manifest.digest,
+        passed=all(check.passed for check in checks),
+        verification=list(checks),
+    )
+
+
+@routes.delete("/{task}/versions/{version}", status_code=204)
+@needs("delete")
+async def delete_version(
+    task: TaskPath,
+    version: VersionPath,
+    request: Request,
+    services: ServicesDep,
+    asked: AskedDep,
+    principal: PrincipalDep,
+) -> Response:
+    """Delete a version that is not active. Requests in flight finish."""
+
+    async def work(terms: Terms) -> None:
+        manifest = await services.off_loop(services.store.get_version, task, version)
+        await services.write(
+            services.store.delete_version, task, version, terms, by=principal.actor
+        )
+        await services.uploads.unload([manifest])
+
+    return await make_change(services, request, task, asked, work, lambda _: Response(b"", 204))
+
+
+@routes.get("/{task}/versions/{version}/prefix", response_class=Response, responses=_DOWNLOAD)
+@needs("read")
+async def download(
+    task: TaskPath, version: VersionPath, services: ServicesDep, format: Format = "artifact"
+) -> Response:
+    """The artifact's bytes alone, or a tar that also says how prompts for it are made."""
+    manifest = await services.off_loop(services.store.get_version, task, version)
+    if format == "artifact":
+        data = await services.off_loop(services.store.open, Digest(manifest.digest))
+        suffix, media_type = "safetensors", formats.SAFETENSORS
+    else:
+        data = await services.uploads.export(manifest, for_peft=format == "peft")
+        suffix, media_type = "tar", formats.TAR[0]
+    filename = f"{manifest.task}-{manifest.version}.{suffix}"
+    headers = {
+        "Content-Disposition": f'attachment; filename="{filename}"',
+        "X-Task-Version": str(manifest.version),
+        "X-Prefix-Digest": manifest.digest,
+    }
+    return Response(data, headers=headers, media_type=media_type)
+
+
+async def _described(services: Services, versions: list[Manifest]) -> list[VersionDescription]:
+    pinned = {(task, number) for task, number, _ in await services.off_loop(services.store.pinned)}
+    return [
+        VersionDescription(
+            **dict(manifest),
+            residency=residency(services, manifest.digest),
+            pinned=(manifest.task, manifest.version) in pinned,
+        )
+        for manifest in versions
+    ]
+
+
+async def _push(
+    task: str,
+    request: Request,
+    services: Services,
+    asked: Asked,
+    principal: Principal,
+    how: _How,
+) -> Response:
+    if how.activate:
+        principal.require("promote")
+    services.router.check_open()
+    media_type = request.headers.get("content-type", "")
+    begun = await services.uploads.begin(task, media_type, create=how.create)
+    body = await request.body()
+    if how.dry_run:
+        rehearsed = await services.uploads.rehearse(
+            task, body, media_type, activate=how.activate, create=how.create
+        )
+        return _json(_rehearsal(rehearsed), 200)
+
+    async def work(terms: Terms) -> Pushed:
+        pushed = await services.uploads.push(
+            task,
+            body,
+            media_type,
+            activate=how.activate,
+            create=how.create,
+            begun=begun,
+            is_wanted=lambda: not gone.done(),
+            by=principal.actor,
+            terms=terms,
+        )
+        request.state.log |= {"task": task, "version": pushed.manifest.version}
+        return pushed
+
+    def respond(pushed: Pushed) -> Response:
+        manifest = dict(pushed.manifest)
+        answer = Uploaded(**manifest, active=pushed.is_active, warning=pushed.warning)
+        return _json(answer, 201 if pushed.is_new_task else how.new_is)
+
+    # Listened for from now on: asked once, at the end, the server may not have read on yet, since
+    # it stops reading at a body's last large piece.
+    gone = asyncio.ensure_future(disconnected(request.receive))
+    try:
+        return await make_change(services, request, task, asked, work, respond)
+    finally:
+        gone.cancel()
+
+
+def _rehearsal(rehearsed: Rehearsed) -> Rehearsal:
+    pushed = rehearsed.pushed
+    return Rehearsal(
+        **dict(pushed.manifest),
+        active=pushed.is_active,
+        warning=pushed.warning,
+        device_bytes=rehearsed.num_device_bytes,
+        fits=rehearsed.fits,
+        evicted=rehearsed.evicted,
+    )
+
+
+def _json(answer: Uploaded, status: int) -> Response:
+    return Response(answer.model_dump_json(), status, media_type="application/json")

@@ -1,0 +1,1 @@
+"""Bodies and answers, and how one is made from the other."""

@@ -1,0 +1,209 @@
+"""What goes over the wire beside /generate: tasks, versions, keys, the server. Every number has a
+bound."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import Path, Query
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from prefix_store.manifest import (
+    Activation,
+    Check,
+    GoldenPrompts,
+    Manifest,
+    Message,
+    Task,
+)
+from prefix_store.reference import MAX_VERSION
+from prefix_store.registry.audit import Entry
+from prefix_store.registry.keys import Key
+from prefix_store.registry.traffic import MAX_VERSIONS, MAX_WEIGHT
+
+VersionKey = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,8}$")]
+
+TaskPath = Annotated[str, Path(description="The task's name.", examples=["summarize"])]
+VersionPath = Annotated[int, Path(ge=1, le=MAX_VERSION, description="The version's number.")]
+Limit = Annotated[int, Query(ge=1, le=1000, description="Entries in one page.")]
+
+
+class Body(BaseModel):
+    """A JSON body: strict types, no unknown fields."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class ActivateRequest(Body):
+    """The version that is to answer from now on."""
+
+    version: int = Field(ge=1, le=MAX_VERSION)
+
+
+class TrafficRequest(Body):
+    """The versions that are to share the traffic, and in which proportion."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"weights": {"3": 90, "4": 10}}]})
+
+    weights: dict[VersionKey, Annotated[int, Field(ge=0, le=MAX_WEIGHT)]] = Field(
+        min_length=1, max_length=MAX_VERSIONS, fail_fast=True
+    )
+
+    @model_validator(mode="after")
+    def _somebody_gets_it(self) -> TrafficRequest:
+        if not any(self.weights.values()):
+            raise ValueError("at least one weight must be above 0")
+        return self
+
+
+class TrafficResponse(BaseModel):
+    """Who gets the traffic: the versions with a weight, or all of it the active one."""
+
+    task: str
+    active_version: int | None
+    weights: dict[int, int] | None
+    warning: str | None = Field(None, description="Why a prefix could not be loaded at once.")
+
+
+class TaskDescription(Task):
+    """A task, and whether its active prefix is in memory."""
+
+    digest: str | None = Field(description="Of the active version.")
+    residency: Literal["device", "host", "disk"] | None
+    weights: dict[int, int] | None = Field(description="Of the versions that share the traffic.")
+
+
+class TaskPage(BaseModel):
+    """Some tasks, in the order of their names."""
+
+    tasks: list[Task]
+    next_after: str | None = Field(description="Pass it as `after` for the next page.")
+
+
+class VersionDescription(Manifest):
+    """A version's manifest, and where its prefix is."""
+
+    residency: Literal["device", "host", "disk"]
+    pinned: bool = Field(description="It stays on the device.")
+
+
+class VersionResidency(BaseModel):
+    """Where a version's prefix is."""
+
+    task: str
+    version: int
+    digest: str
+    residency: Literal["device", "host", "disk"]
+    pinned: bool
+
+
+class VerificationReport(BaseModel):
+    """What was checked of a stored version, just now."""
+
+    task: str
+    version: int
+    digest: str
+    passed: bool
+    verification: list[Check]
+
+
+class VersionList(BaseModel):
+    """All versions of a task and the history of its active version."""
+
+    task: str
+    active_version: int | None
+    versions: list[VersionDescription]
+    quarantined: list[int] = Field(
+        [], description="Those whose stored bytes have changed. Uploading them again heals them."
+    )
+    history: list[Activation]
+
+
+class ActivationResponse(BaseModel):
+    """What answers from now on."""
+
+    task: str
+    active_version: int
+    digest: str
+    warning: str | None = Field(None, description="Why the prefix could not be loaded at once.")
+
+
+class Uploaded(Manifest):
+    """The new version, and whether it answers already."""
+
+    active: bool
+    warning: str | None = Field(
+        None,
+        description="A check that did not pass, or why the prefix could not be loaded at once.",
+    )
+
+
+class Rehearsal(Uploaded):
+    """The version that an upload would have made. Nothing was changed."""
+
+    device_bytes: int = Field(description="Of its prefix, on the device, about.")
+    fits: bool = Field(description="Beside the prefixes that are in use or pinned.")
+    evicted: list[str] = Field(description="Digests of the prefixes that would make room for it.")
+
+
+class TextUpload(Body):
+    """A prefix to be computed by the server. Exactly one of the two."""
+
+    text: str | None = Field(None, min_length=1)
+    messages: list[Message] | None = Field(None, min_length=1, max_length=1000)
+    golden: GoldenPrompts = Field((), description="Prompts and how their answers must begin.")
+
+
+class CreatedKey(Key):
+    """A new key."""
+
+    key: str = Field(description="The key itself. Keep it: the server does not.")
+
+
+class KeyList(BaseModel):
+    """All keys."""
+
+    keys: list[Key]
+
+
+class AuditPage(BaseModel):
+    """Some rows of the audit."""
+
+    entries: list[Entry]
+    next_after: int | None = Field(description="Pass it as `after` for the next page.")
+
+
+class Limits(BaseModel):
+    """What this server takes at most."""
+
+    max_model_len: int
+    max_prefix_tokens: int
+    max_num_seqs: int
+    max_upload_bytes: int
+    max_body_bytes: int
+
+
+class Info(BaseModel):
+    """The base model and the server around it."""
+
+    version: str
+    model: str
+    fingerprint: str
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    hidden_size: int
+    vocab_size: int
+    dtype: str
+    device: str
+    attention: str
+    eos_token_ids: list[int]
+    chat_template: bool
+    limits: Limits
+
+
+class Health(BaseModel):
+    """Whether the server lives, or is ready, and why not."""
+
+    status: Literal["ok", "degraded", "unavailable"]
+    reasons: list[str] = []

@@ -1,0 +1,97 @@
+"""Log-probabilities as the routes write them: our own way, and the two ways of OpenAI."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from server.engine.params import Scores
+from server.text.tokenizer import Tokenizer
+
+LOWEST = -9999.0
+"""In place of less, which JSON may not be able to say; as vLLM has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A token, its log-probability if anybody knows it, and the likeliest in its place."""
+
+    token_id: int
+    logprob: float | None
+    top: list[tuple[int, float]]
+
+
+def scored(token_ids: Sequence[int], scores: Scores | None) -> list[Scored]:
+    """Tokens with their scores. Those at the start that have none have no log-probability."""
+    columns = zip(*scores, strict=True) if scores is not None else iter(())
+    rows = [
+        (max(LOWEST, own), [(i, max(LOWEST, x)) for i, x in zip(ids, logprobs, strict=True)])
+        for own, ids, logprobs in columns
+    ]
+    num_unknown = len(token_ids) - len(rows)
+    unknown = [Scored(token_id, None, []) for token_id in token_ids[:num_unknown]]
+    known = zip(token_ids[num_unknown:], rows, strict=True)
+    return unknown + [Scored(token_id, own, top) for token_id, (own, top) in known]
+
+
+def plain(tokens: Sequence[Scored], tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """As `/generate` writes them."""
+
+    def entry(token_id: int, logprob: float | None) -> dict[str, Any]:
+        text = tokenizer.token_text(token_id)
+        return {"token_id": token_id, "token": text, "logprob": logprob}
+
+    return [
+        entry(t.token_id, t.logprob) | {"top": [entry(i, logprob) for i, logprob in t.top]}
+        for t in tokens
+    ]
+
+
+def of_completion(
+    tokens: Sequence[Scored], tokenizer: Tokenizer, offset: int, *, as_ids: bool
+) -> tuple[dict[str, Any], int]:
+    """As OpenAI's completions write them, `offset` characters into the text; and where they end.
+
+    Several tokens may look alike, such as halves of characters: then the likeliest is shown.
+    """
+    offsets: list[int] = []
+    top: list[dict[str, float] | None] = []
+    for t in tokens:
+        offsets.append(offset)
+        offset += 0 if tokenizer.is_special(t.token_id) else len(tokenizer.token_text(t.token_id))
+        if t.logprob is None:
+            top.append(None)
+            continue
+        likeliest: dict[str, float] = {}
+        for token_id, logprob in [*t.top, (t.token_id, t.logprob)]:
+            likeliest.setdefault(_name(token_id, tokenizer, as_ids=as_ids), logprob)
+        top.append(likeliest)
+    logprobs = {
+        "text_offset": offsets,
+        "token_logprobs": [t.logprob for t in tokens],
+        "tokens": [_name(t.token_id, tokenizer, as_ids=as_ids) for t in tokens],
+        "top_logprobs": top,
+    }
+    return logprobs, offset
+
+
+def of_chat(tokens: Sequence[Scored], tokenizer: Tokenizer, *, as_ids: bool) -> dict[str, Any]:
+    """As OpenAI's chat completions write them."""
+
+    def entry(token_id: int, logprob: float | None) -> dict[str, Any]:
+        name = _name(token_id, tokenizer, as_ids=as_ids)
+        text = tokenizer.token_text(token_id)
+        # Of half a character the bytes are not known here.
+        raw = None if "\ufffd" in text else list(text.encode())
+        return {"token": name, "logprob": logprob, "bytes": raw}
+
+    content = [
+        entry(t.token_id, t.logprob) | {"top_logprobs": [entry(i, logprob) for i, logprob in t.top]}
+        for t in tokens
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _name(token_id: int, tokenizer: Tokenizer, *, as_ids: bool) -> str:
+    return f"token_id:{token_id}" if as_ids else tokenizer.token_text(token_id)

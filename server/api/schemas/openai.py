@@ -1,0 +1,313 @@
+"""OpenAI's request bodies, and vLLM's additions to them, as far as they have a meaning here.
+
+A field that would silently be something else is refused: `refuse_unsupported`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from prefix_store import strict_json
+from server.api.schemas.generate import (
+    MAX_TOKENS,
+    LogitBias,
+    NumTop,
+    OneOf,
+    Penalty,
+    Priority,
+    Ranked,
+    Regex,
+    RepetitionPenalty,
+    StopString,
+    StopStrings,
+    TokenIds,
+    wishes,
+)
+from server.errors import InvalidRequest, UnsupportedParameter
+from server.generation.constraint import ANYTHING, Constraint, RankBy, of_fields
+from server.generation.prompt import DEFAULT_MAX_TOKENS, GenerateParams
+
+MAX_CHOICES = 64
+MAX_SCHEMA_CHARS = 256 << 10
+"""Of a schema that comes as text: it is read on the event loop, and no grammar may be longer."""
+CHAT_MAX_TOKENS = 1024
+"""A chat client expects a whole answer without saying how long it may be."""
+
+_WITHOUT_EFFECT = {
+    "metadata", "name", "prompt_cache_key", "request_id", "safety_identifier", "session_id", "user",
+}  # fmt: skip
+"""Fields that say nothing about the answer."""
+_AS_IT_IS_DONE: dict[str, tuple[object, ...]] = {
+    "add_generation_prompt": (True,),
+    "bad_words": ([],),
+    "continue_final_message": (False,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1,),
+    "min_p": (0,),
+    "modalities": (["text"],),
+    "parallel_tool_calls": (True, False),
+    "service_tier": ("auto", "default"),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "stop_token_ids": ([],),
+    "store": (False,),
+    "suffix": ("",),
+    "tool_calls": ([],),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "use_beam_search": (False,),
+}
+"""Fields that are not supported, and the values that ask for nothing else than is done anyway."""
+
+
+class Open(BaseModel):
+    """What OpenAI's clients and their relatives send: more than is listed here."""
+
+    model_config = ConfigDict(extra="allow")
+
+    def refuse_unsupported(self) -> None:
+        """Raises `UnsupportedParameter`."""
+        for name, value in (self.model_extra or {}).items():
+            harmless = value is None or name in _WITHOUT_EFFECT
+            if not harmless and value not in _AS_IT_IS_DONE.get(name, ()):
+                raise UnsupportedParameter(name if _is_plain(name) else "?")
+
+
+class StreamOptions(Open):
+    """What a stream says about its tokens beside them."""
+
+    include_usage: bool | None = None
+    """The usage in a chunk of its own at the end."""
+    continuous_usage_stats: bool | None = None
+    """And in all chunks before."""
+
+
+class StructuredOutputs(Open):
+    """As vLLM has it."""
+
+    json_: dict[str, Any] | str | None = Field(None, alias="json")
+    """A schema, or its text."""
+    json_object: bool | None = None
+    regex: Regex | None = None
+    choice: OneOf | None = None
+
+    def constraint(self) -> Constraint | None:
+        """Raises `InvalidRequest` and `UnsupportedParameter`."""
+        self.refuse_unsupported()
+        schema = _schema(self.json_)
+        if self.json_object:
+            schema = {"type": "object"} if schema is None else schema
+        form = None
+        if schema is not None:
+            form = {"type": "json_schema", "json_schema": {"schema": schema}}
+        return of_fields({"response_format": form, "regex": self.regex, "choice": self.choice})
+
+
+def _schema(given: dict[str, Any] | str | None) -> dict[str, Any] | None:
+    if not isinstance(given, str):
+        return given
+    if len(given) > MAX_SCHEMA_CHARS:
+        raise InvalidRequest(f"a JSON schema has at most {MAX_SCHEMA_CHARS} characters")
+    try:
+        schema = strict_json.parse(given.encode())
+    except ValueError:
+        schema = None
+    if not isinstance(schema, dict):
+        raise InvalidRequest("a JSON schema is an object, or the text of one")
+    return schema
+
+
+class OpenAIRequest(Open):
+    """The fields that completions and chat share."""
+
+    model: str = Field(max_length=512)
+    """A task, `task@version`, or the base model's name."""
+    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
+    top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
+    top_k: int | None = Field(None, ge=-1, le=1_000_000, description="-1 and 0: all tokens.")
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: StopString | StopStrings | None = Field(None, description="At most 16 strings.")
+    ignore_eos: bool | None = None
+    min_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
+    priority: Priority | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+    logit_bias: LogitBias | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: Regex | None = None
+    guided_choice: OneOf | None = None
+    choices: Ranked | None = Field(
+        None, description="Nothing is generated: the answer is the likeliest of these."
+    )
+    rank_by: RankBy | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+
+    def refuse_unsupported(self) -> None:
+        super().refuse_unsupported()
+        if self.stream_options is not None:
+            self.stream_options.refuse_unsupported()
+            if not self.stream:
+                raise UnsupportedParameter("stream_options", "`stream_options` go with `stream`")
+
+    @property
+    def num_choices(self) -> int:
+        """For each prompt."""
+        return self.n or 1
+
+    def seed_of(self, choice: int) -> int | None:
+        """All choices of a prompt have seeds of their own."""
+        return None if self.seed is None else (self.seed + choice) % 2**63
+
+    def sampling(self) -> dict[str, Any]:
+        """These fields, but for the seed, as `GenerateParams` takes them."""
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop
+        if stop is not None and len(stop) > 16:
+            raise InvalidRequest("at most 16 stop strings")
+        return {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": None if self.top_k is None else max(0, self.top_k),
+            "stop": None if stop is None else tuple(stop),
+            "ignore_eos": bool(self.ignore_eos),
+            "priority": self.priority or 0,
+            "constraint": self._constraint(),
+        }
+
+    def _constraint(self) -> Constraint | None:
+        """OpenAI's way, vLLM's, vLLM's old one, and ours for what they lack. Raises
+        `InvalidRequest`."""
+        one = self.structured_outputs or StructuredOutputs()
+        old = StructuredOutputs(
+            json=self.guided_json, regex=self.guided_regex, choice=self.guided_choice
+        )
+        said = [
+            of_fields({"response_format": self.response_format}),
+            of_fields({"choices": self.choices, "rank_by": self.rank_by}),
+            *(each.constraint() for each in (one, old)),
+        ]
+        found = [each for each in said if each not in (None, ANYTHING)]
+        if len(found) > 1:
+            raise InvalidRequest("what the answer is to be is said twice")
+        return found[0] if found else said[0]
+
+
+class CompletionRequest(OpenAIRequest):
+    """One prompt or several; each gets `n` choices."""
+
+    prompt: (
+        str
+        | TokenIds
+        | Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)]
+        | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)]
+    )
+    max_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS, description="0 goes with `echo`.")
+    best_of: int | None = Field(None, ge=1, le=MAX_CHOICES, description="As many as `n`.")
+    echo: bool | None = None
+    logprobs: NumTop | None = None
+
+    def params(self) -> list[GenerateParams]:
+        """One for each choice. Raises `InvalidRequest` for what is not supported."""
+        self.refuse_unsupported()
+        if self.best_of not in (None, self.num_choices):
+            raise UnsupportedParameter("best_of", "`best_of` other than `n` is not supported")
+        if self.max_tokens == 0 and not self.echo:
+            raise UnsupportedParameter("max_tokens", "`max_tokens` 0 goes with `echo` only")
+        prompts = self._prompts()
+        if len(prompts) * self.num_choices > MAX_CHOICES:
+            raise UnsupportedParameter("n", f"at most {MAX_CHOICES} choices in one request")
+        wished = wishes(
+            self, logprobs=self.logprobs, prompt_logprobs=self.logprobs if self.echo else None
+        )
+        sampling = self.sampling()
+        return [
+            GenerateParams(
+                prompt=prompt,
+                max_tokens=self.max_tokens,
+                default_max_tokens=DEFAULT_MAX_TOKENS,
+                wishes=wished,
+                seed=self.seed_of(choice),
+                **sampling,
+            )
+            for prompt in prompts
+            for choice in range(self.num_choices)
+        ]
+
+    def _prompts(self) -> list[str | list[int]]:
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if isinstance(self.prompt[0], int):
+            return [[i for i in self.prompt if isinstance(i, int)]]
+        return [prompt for prompt in self.prompt if not isinstance(prompt, int)]
+
+
+class TextPart(Open):
+    """A part of a message's content. Only text is taken."""
+
+    type: Literal["text"]
+    text: str
+
+
+class OpenAIMessage(Open):
+    """A chat message; `developer` is another word for `system`."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
+
+    def plain(self) -> dict[str, str]:
+        """Role and text, as a chat template takes them. Raises `UnsupportedParameter`."""
+        self.refuse_unsupported()
+        role = "system" if self.role == "developer" else self.role
+        if isinstance(self.content, str):
+            return {"role": role, "content": self.content}
+        return {"role": role, "content": "\n".join(part.text for part in self.content)}
+
+
+class ChatRequest(OpenAIRequest):
+    """Messages for the base model's chat template, behind the task's prefix."""
+
+    messages: list[OpenAIMessage] = Field(min_length=1, max_length=1000, fail_fast=True)
+    max_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
+    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
+    logprobs: bool | None = None
+    top_logprobs: NumTop | None = None
+
+    def params(self) -> list[GenerateParams]:
+        """One for each choice. Raises `InvalidRequest` for what is not supported."""
+        self.refuse_unsupported()
+        if self.top_logprobs is not None and not self.logprobs:
+            raise UnsupportedParameter("top_logprobs", "`top_logprobs` go with `logprobs`")
+        max_tokens = self.max_completion_tokens
+        messages = [message.plain() for message in self.messages]
+        wished = wishes(
+            self,
+            logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+            prompt_logprobs=None,
+        )
+        sampling = self.sampling()
+        return [
+            GenerateParams(
+                messages=messages,
+                max_tokens=self.max_tokens if max_tokens is None else max_tokens,
+                default_max_tokens=CHAT_MAX_TOKENS,
+                wishes=wished,
+                seed=self.seed_of(choice),
+                **sampling,
+            )
+            for choice in range(self.num_choices)
+        ]
+
+
+def _is_plain(name: str) -> bool:
+    """A client's own field name comes back only where it is harmless."""
+    return name.isascii() and name.isidentifier() and len(name) <= 64

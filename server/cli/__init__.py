@@ -1,0 +1,1 @@
+"""The `foreword` commands of the server: serve, keys, audit, doctor."""

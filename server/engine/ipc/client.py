@@ -1,0 +1,307 @@
+"""The API process's handle on the engine process: requests in, tokens out, the dead replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from itertools import count
+
+from prefix_store.digest import Digest
+from server.engine.ipc import messages as m
+from server.engine.ipc.child import EngineProcess
+from server.engine.ipc.stream import TokenStream
+from server.engine.params import ALONE, Delta, Sampling, Share
+from server.errors import (
+    CompileFailed,
+    EngineUnavailable,
+    InvalidRequest,
+    PinRefused,
+    PrefixUnavailable,
+    ServerError,
+    StepFailed,
+    Unavailable,
+)
+
+logger = logging.getLogger(__name__)
+
+_FAILURES: dict[str, type[ServerError]] = {
+    error.code: error
+    for error in (
+        StepFailed,
+        PrefixUnavailable,
+        CompileFailed,
+        PinRefused,
+        Unavailable,
+        InvalidRequest,
+    )
+}
+_RESTART_DELAYS_S = (0.0, 0.5, 2.0, 10.0)
+
+
+class EngineClient:
+    """Owns the engine process: spawns it, watches its heartbeat, replaces it when it dies or hangs.
+
+    All methods belong to one event loop. Requests in flight when the engine dies raise
+    `EngineUnavailable`; requests after that do so until the new process is ready.
+    """
+
+    def __init__(
+        self, config: m.EngineConfig, *, start_timeout_s: float, hang_timeout_s: float
+    ) -> None:
+        self._config = config
+        self._start_timeout_s = start_timeout_s
+        self._hang_timeout_s = hang_timeout_s
+        self._ids = count(1)
+        self._streams: dict[int, TokenStream] = {}
+        self._replies: dict[int, asyncio.Future[m.Event]] = {}
+        self._info: m.EngineInfo | None = None
+        self._process: EngineProcess | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._ready = asyncio.Event()
+        self._start_error: str | None = None
+        self._last_event_s = -float("inf")
+        self._stopping = False
+        self.stats = m.EngineStats()
+        self.num_restarts = 0
+        self.pinned: set[Digest] = set()
+        """What every engine process that starts is to pin."""
+
+    @property
+    def info(self) -> m.EngineInfo:
+        """What the engine loaded. Known from the first start on, also during a restart."""
+        if self._info is None:
+            raise EngineUnavailable("the engine is loading the model")
+        return self._info
+
+    @property
+    def is_ready(self) -> bool:
+        return self._ready.is_set()
+
+    @property
+    def heartbeat_age_s(self) -> float:
+        """Seconds since the engine's loop last gave a sign of life; infinite without an engine."""
+        return time.monotonic() - self._last_event_s if self.is_ready else float("inf")
+
+    @property
+    def num_in_flight(self) -> int:
+        return len(self._streams)
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    async def start(self) -> None:
+        """Spawn the engine and wait until the model is loaded. Raises `EngineUnavailable`."""
+        self._supervisor = asyncio.create_task(self._supervise(), name="engine supervisor")
+        ready = asyncio.create_task(self._ready.wait())
+        await asyncio.wait({ready, self._supervisor}, return_when=asyncio.FIRST_COMPLETED)
+        if not ready.done():
+            ready.cancel()
+            raise EngineUnavailable(self._start_error or "the engine process did not start")
+
+    async def stop(self, drain_timeout_s: float) -> None:
+        """Let running requests finish for at most `drain_timeout_s`, then end the process."""
+        self._stopping = True
+        if self._process is not None and self.is_ready:
+            self._send(m.Drain())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait(), drain_timeout_s)
+        if self._process is not None:
+            await self._process.kill()
+        if self._supervisor is not None:
+            await self._supervisor
+
+    def submit(
+        self,
+        prefix: Digest | None,
+        token_ids: list[int],
+        sampling: Sampling,
+        share: Share = ALONE,
+    ) -> TokenStream:
+        """Start generating behind a prefix. Raises `EngineUnavailable`."""
+        request_id = next(self._ids)
+        digest = str(prefix) if prefix else None
+        self._send(m.Submit(request_id, digest, token_ids, sampling, share))
+        stream = TokenStream(cancel=lambda: self._cancel(request_id))
+        self._streams[request_id] = stream
+        return stream
+
+    async def load(self, prefix: Digest) -> None:
+        """Make a prefix resident. Raises `PrefixUnavailable`."""
+        request_id = next(self._ids)
+        await self._ask(request_id, m.Load(request_id, str(prefix)))
+
+    def unload(self, prefix: Digest) -> None:
+        """Evict a prefix that no sequence refers to. A dead engine holds nothing anyway."""
+        with contextlib.suppress(EngineUnavailable):
+            self._send(m.Unload(next(self._ids), str(prefix)))
+
+    async def evict(self, prefix: Digest) -> bool:
+        """The same, and whether it is gone: what is in use or pinned stays."""
+        request_id = next(self._ids)
+        reply = await self._ask(request_id, m.Unload(request_id, str(prefix)))
+        assert isinstance(reply, m.Unloaded)
+        return reply.is_gone
+
+    async def pin(self, prefix: Digest) -> None:
+        """Make a prefix resident and keep it so, also over the engine's restarts.
+
+        Raises `PrefixUnavailable`, `PinRefused`.
+        """
+        request_id = next(self._ids)
+        await self._ask(request_id, m.Pin(request_id, str(prefix)))
+        self.pinned.add(prefix)
+
+    def unpin(self, prefix: Digest) -> None:
+        """Let a prefix be evicted again."""
+        self.pinned.discard(prefix)
+        with contextlib.suppress(EngineUnavailable):
+            self._send(m.Unpin(str(prefix)))
+
+    async def ask_room(self, num_bytes: int) -> m.Room:
+        """What one more prefix of so many bytes would push off the device."""
+        request_id = next(self._ids)
+        reply = await self._ask(request_id, m.AskRoom(request_id, num_bytes))
+        assert isinstance(reply, m.Room)
+        return reply
+
+    async def verify(self, prefix: Digest, token_ids: list[int]) -> float:
+        """Run a prompt without and behind a prefix; how far that moves the logits, relatively.
+
+        Raises `StepFailed` where it cannot run or the logits are not finite, `PrefixUnavailable`.
+        """
+        request_id = next(self._ids)
+        reply = await self._ask(request_id, m.Verify(request_id, str(prefix), token_ids))
+        assert isinstance(reply, m.Verified)
+        return reply.effect
+
+    async def compile(
+        self,
+        *,
+        token_ids: list[int] | None = None,
+        embeddings: Digest | None = None,
+        origin: dict[str, str],
+    ) -> m.Compiled:
+        """Compute a prefix from tokens or input embeddings; its artifact lies in the blob store.
+
+        Raises `CompileFailed`.
+        """
+        request_id = next(self._ids)
+        source = str(embeddings) if embeddings else None
+        reply = await self._ask(request_id, m.Compile(request_id, token_ids, source, origin))
+        assert isinstance(reply, m.Compiled)
+        return reply
+
+    # --- one engine process after the other ---
+
+    async def _supervise(self) -> None:
+        attempt = 0
+        while not self._stopping:
+            await asyncio.sleep(_RESTART_DELAYS_S[min(attempt, len(_RESTART_DELAYS_S) - 1)])
+            was_ready = await self._run_one_process()
+            if self._info is None:
+                return  # the very first start failed: the caller of start() is told
+            attempt = 0 if was_ready else attempt + 1
+            if not self._stopping:
+                self.num_restarts += 1
+                logger.error("the engine process ended; starting a new one")
+
+    async def _run_one_process(self) -> bool:
+        """Spawn, serve until the process is gone, fail what it left. True if it ever was ready."""
+        self._process = process = await EngineProcess.spawn(self._config)
+        try:
+            was_ready = await self._wait_ready(process)
+            if was_ready:
+                watchdog = asyncio.create_task(self._watch(process))
+                await self._receive(process)
+                watchdog.cancel()
+            return was_ready
+        finally:
+            self._ready.clear()
+            self.stats = m.EngineStats()  # a dead engine runs and holds nothing
+            await process.kill()
+            self._fail_all()
+
+    async def _wait_ready(self, process: EngineProcess) -> bool:
+        try:
+            event = await asyncio.wait_for(process.read(), self._start_timeout_s)
+        except TimeoutError:
+            event = None
+            self._start_error = f"the engine did not load within {self._start_timeout_s:.0f} s"
+        match event:
+            case m.Ready(info=info):
+                self._info = info
+                self._last_event_s = time.monotonic()
+                self._ready.set()
+                for prefix in self.pinned:
+                    self._send(m.Pin(next(self._ids), str(prefix)))
+            case m.Failed(message=message):
+                self._start_error = message
+                if self._info is not None:  # else start() raises it
+                    logger.error("the engine failed to start: %s", message)
+        return self.is_ready
+
+    async def _receive(self, process: EngineProcess) -> None:
+        while (event := await process.read()) is not None:
+            self._last_event_s = time.monotonic()
+            self._dispatch(event)
+
+    def _dispatch(self, event: m.Event) -> None:
+        match event:
+            case m.Tokens(deltas=deltas):
+                for delta in deltas:
+                    self._deliver(delta.request_id, delta, last=delta.finish_reason is not None)
+            case m.Failed(request_id=request_id, code=code, message=message):
+                error = _FAILURES.get(code, StepFailed)(message)
+                self._deliver(request_id, error, last=True)
+                self._answer(request_id, error)
+            case m.Heartbeat(stats=stats):
+                self.stats = stats
+            case m.Loaded() | m.Unloaded() | m.Room() | m.Verified() | m.Compiled():
+                self._answer(event.request_id, event)
+
+    def _deliver(self, request_id: int, item: Delta | ServerError, *, last: bool) -> None:
+        stream = self._streams.pop(request_id, None) if last else self._streams.get(request_id)
+        if stream is not None:
+            stream.put(item)
+
+    def _answer(self, request_id: int, result: m.Event | ServerError) -> None:
+        reply = self._replies.pop(request_id, None)
+        if reply is None or reply.done():
+            return
+        if isinstance(result, ServerError):
+            reply.set_exception(result)
+        else:
+            reply.set_result(result)
+
+    async def _ask(self, request_id: int, message: m.Request) -> m.Event:
+        self._send(message)
+        reply: asyncio.Future[m.Event] = asyncio.get_running_loop().create_future()
+        self._replies[request_id] = reply
+        return await reply
+
+    def _cancel(self, request_id: int) -> None:
+        self._streams.pop(request_id, None)
+        with contextlib.suppress(EngineUnavailable):
+            self._send(m.Cancel(request_id))
+
+    def _send(self, message: m.Request) -> None:
+        if not self.is_ready or self._process is None:
+            raise EngineUnavailable("the engine is starting")
+        self._process.send(message)
+
+    async def _watch(self, process: EngineProcess) -> None:
+        """A loop that hangs is as dead as a process that ended."""
+        while self.heartbeat_age_s < self._hang_timeout_s:
+            await asyncio.sleep(self._hang_timeout_s / 10)
+        logger.error("no heartbeat for %.0f s: killing the engine process", self._hang_timeout_s)
+        await process.kill()
+
+    def _fail_all(self) -> None:
+        gone = "the engine stopped under this request; try again"
+        for request_id in list(self._streams):
+            self._deliver(request_id, EngineUnavailable(gone), last=True)
+        for request_id in list(self._replies):
+            self._answer(request_id, EngineUnavailable(gone))

@@ -1,0 +1,1 @@
+"""The step loop, and the work that runs beside generation in it."""

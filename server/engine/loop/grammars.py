@@ -1,0 +1,104 @@
+"""Grammars of requests, compiled on a thread: who waits for one holds up nobody."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+
+from server.engine.background import yield_to_steps
+from server.engine.grammar import (
+    ByteBoundedCache,
+    GrammarError,
+    Matcher,
+    Vocabulary,
+    compiled_bytes,
+)
+from server.engine.scheduler.sequence import Sequence
+
+logger = logging.getLogger(__name__)
+
+CACHE_BYTES = 32 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class GrammarCompiled:
+    """What the thread brings to the step loop's inbox. None: it could not be."""
+
+    grammar: str
+    matcher: Matcher | None
+
+
+class Grammars:
+    """Sequences that wait for their grammar, and the grammars compiled so far.
+
+    `load` makes the vocabulary, on the thread. `report` is called there and must hand the result to
+    the step loop, which calls `settle`. All other methods belong to the step loop.
+    """
+
+    def __init__(
+        self, report: Callable[[GrammarCompiled], None], load: Callable[[], Vocabulary]
+    ) -> None:
+        self._report = report
+        self._load = load
+        self._compiled = ByteBoundedCache[Matcher](CACHE_BYTES, compiled_bytes)
+        self._waiting: dict[int, Sequence] = {}
+        self._worker = ThreadPoolExecutor(1, "grammar", yield_to_steps)
+        self._worker.submit(self._warm_up)
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._waiting
+
+    def begin(self, seq: Sequence) -> bool:
+        """Give a sequence its matcher; False where it has to wait for it."""
+        grammar = seq.sampling.grammar
+        assert grammar is not None
+        if (matcher := self._compiled.get(grammar)) is not None:
+            seq.matcher = matcher.copy()
+            return True
+        if grammar not in (other.sampling.grammar for other in self._waiting.values()):
+            self._worker.submit(self._compile, grammar)
+        self._waiting[seq.request_id] = seq
+        return False
+
+    def settle(self, item: GrammarCompiled) -> list[Sequence]:
+        """Those who waited for it; without a matcher where it could not be compiled."""
+        if item.matcher is not None:
+            self._compiled.put(item.grammar, item.matcher)
+        ready = [s for s in self._waiting.values() if s.sampling.grammar == item.grammar]
+        for seq in ready:
+            del self._waiting[seq.request_id]
+            seq.matcher = None if item.matcher is None else item.matcher.copy()
+        return ready
+
+    def cancel(self, request_id: int) -> None:
+        """A sequence is not wanted any more."""
+        self._waiting.pop(request_id, None)
+
+    def close(self) -> None:
+        self._worker.shutdown(wait=False, cancel_futures=True)
+
+    # --- on the thread: whatever goes wrong concerns this grammar alone, and is told ---
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return self._load()
+
+    def _warm_up(self) -> None:
+        """Loading the vocabulary holds the interpreter's lock: best while nothing runs yet."""
+        with suppress(Exception):
+            _ = self._vocabulary
+
+    def _compile(self, grammar: str) -> None:
+        matcher: Matcher | None = None
+        try:
+            matcher = self._vocabulary.compile(grammar)
+        except GrammarError:
+            logger.warning("a grammar that passed the check cannot be compiled")
+        except Exception:
+            logger.exception("a grammar cannot be compiled")
+        self._report(GrammarCompiled(grammar, matcher))

@@ -1,0 +1,324 @@
+"""Which prefixes lie where: disk -> host -> device, least recently used out.
+
+Loader threads read and check blobs; the step loop only learns of what has arrived. A prefix that
+some sequence refers to is never evicted, and a load never blocks a step.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+
+from torch import Tensor
+
+from prefix_store.digest import Digest
+from server.engine.background import yield_to_steps
+
+logger = logging.getLogger(__name__)
+
+PATIENCE_S = 5.0
+"""For so long one that waits for room holds up those that came after it, and then, in turn, lets
+them by. Without the first, small ones could take all that is freed, for ever; without the second,
+all would wait where what it waits for is in use for ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResidentPrefix:
+    """A prefix as attention reads it."""
+
+    kv: Tensor
+    """[num_layers, 2 (keys, values), num_kv_heads, L, head_dim], serving dtype. The compiled layers
+    round L up and have an order of their own inside."""
+    position_offset: int
+    num_tokens: int
+
+    @property
+    def num_bytes(self) -> int:
+        return self.kv.numel() * self.kv.itemsize
+
+
+class Place(Enum):
+    DISK = auto()
+    """Wanted, and not yet read: waits for a loader or for room."""
+    LOADING = auto()
+    COPYING = auto()
+    """Has its room on the device, and is on its way there."""
+    DEVICE = auto()
+    FAILED = auto()
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    place: Place = Place.DISK
+    num_refs: int = 0
+    prefix: ResidentPrefix | None = None
+    error: str = ""
+    num_bytes: int = 0
+    """On the device; 0 until it was read."""
+    asked_s: float = 0.0
+    """When somebody began to wait for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What a loader thread brings to the step loop's inbox."""
+
+    digest: Digest
+    prefix: ResidentPrefix | None
+    error: str = ""
+    on_device: bool = False
+    """Copied there, not only read."""
+
+
+class Residency:
+    """Prefixes by digest, under one byte budget for the device and one for the host.
+
+    `read` runs on a loader thread: digest -> prefix in host memory, checked and cast. `arrive` is
+    called there with the result and must hand it to the step loop, which calls `settle`. `copy`
+    brings a prefix to a device of its own; it runs on a thread, too, and may wait. Without it the
+    device is the host. All other methods belong to the step loop.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[Digest], ResidentPrefix],
+        arrive: Callable[[Arrival], None],
+        *,
+        device_bytes: int,
+        host_bytes: int,
+        max_loading: int = 2,
+        copy: Callable[[Tensor], Tensor] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._read = read
+        self._arrive = arrive
+        self._device_bytes = device_bytes
+        self._host_bytes = host_bytes
+        self._max_loading = max_loading
+        self._copy = copy
+        self._clock = clock
+        self._entries: OrderedDict[Digest, _Entry] = OrderedDict()  # least recently used first
+        self._host: OrderedDict[Digest, ResidentPrefix] = OrderedDict()
+        self._loaders = ThreadPoolExecutor(max_loading, "prefix-loader", yield_to_steps)
+        self._copier = ThreadPoolExecutor(1, "prefix-copier", yield_to_steps)
+        self._pinned: set[Digest] = set()
+        self.num_loads = 0
+        self.num_evictions = 0
+
+    # --- what the scheduler asks ---
+
+    def refer(self, digest: Digest) -> None:
+        """Ask for a prefix, and keep it from being evicted until `release`."""
+        entry = self._entries.setdefault(digest, _Entry())
+        if entry.num_refs == 0:
+            entry.asked_s = self._clock()
+        entry.num_refs += 1
+        if entry.place is Place.DEVICE:  # one that waits keeps its place among those that do
+            self._entries.move_to_end(digest)
+        self.start_loads()
+
+    def release(self, digest: Digest) -> None:
+        entry = self._entries[digest]
+        entry.num_refs -= 1
+        if entry.num_refs == 0 and entry.prefix is None and entry.place is not Place.LOADING:
+            del self._entries[digest]
+        self.start_loads()
+
+    def is_ready(self, digest: Digest) -> bool:
+        return self._entries[digest].place is Place.DEVICE
+
+    def get(self, digest: Digest) -> ResidentPrefix:
+        """A prefix that is ready and referred to."""
+        prefix = self._entries[digest].prefix
+        assert prefix is not None
+        return prefix
+
+    def error(self, digest: Digest) -> str | None:
+        """Why a prefix cannot be loaded; None if nothing is known against it."""
+        entry = self._entries.get(digest)
+        return entry.error if entry is not None and entry.place is Place.FAILED else None
+
+    # --- loads and evictions ---
+
+    def start_loads(self) -> None:
+        """Start what is wanted and fits, in order of arrival; what can never fit fails."""
+        wanted = [(d, e) for d, e in self._entries.items() if e.place is Place.DISK and e.num_refs]
+        room = self._room if wanted else 0
+        for digest, entry in wanted:
+            prefix = self._host.get(digest)
+            num_bytes = entry.num_bytes if prefix is None else prefix.num_bytes
+            if (error := self._why_never(num_bytes)) is not None:
+                self._fail(digest, entry, error)
+            elif num_bytes > room:
+                if (self._clock() - entry.asked_s) % (2 * PATIENCE_S) < PATIENCE_S:
+                    return
+            elif prefix is not None:
+                self._make_room(num_bytes)
+                self._place(digest, entry, prefix)
+                room = self._room
+            elif self.num_loading < self._max_loading:
+                entry.place = Place.LOADING
+                self._loaders.submit(self._load, digest)
+            else:
+                return
+
+    def settle(self, arrival: Arrival) -> None:
+        """Take in what a loader brought."""
+        digest, prefix = arrival.digest, arrival.prefix
+        entry = self._entries[digest]
+        if prefix is None:
+            self._fail(digest, entry, arrival.error)
+        elif arrival.on_device:
+            self._ready(digest, entry, prefix)
+        elif (error := self._why_never(prefix.num_bytes)) is not None:
+            self._fail(digest, entry, error)
+        elif self._make_room(prefix.num_bytes):
+            self._place(digest, entry, prefix)
+        else:  # what is on the device is in use: wait in host memory for a release
+            entry.place, entry.num_bytes = Place.DISK, prefix.num_bytes
+            self._keep_on_host(digest, prefix)
+        self.start_loads()
+
+    def evict(self, digest: Digest) -> bool:
+        """Drop a prefix from device and host if nobody refers to it; whether that is so."""
+        entry = self._entries.get(digest)
+        if entry is not None and entry.num_refs:
+            return False
+        self._host.pop(digest, None)
+        if entry is not None and entry.place is Place.DEVICE:
+            self._drop(digest)
+        return True
+
+    def pin(self, digest: Digest) -> bool:
+        """Keep a prefix that is ready from being evicted. False where pins would take more than
+        half of the device budget: the other half is everybody's."""
+        if digest not in self._pinned:
+            if self._num_pinned_bytes + self.get(digest).num_bytes > self._device_bytes // 2:
+                return False
+            self._pinned.add(digest)
+            self.refer(digest)
+        return True
+
+    def unpin(self, digest: Digest) -> None:
+        """Let it be evicted again. Idempotent."""
+        if digest in self._pinned:
+            self._pinned.remove(digest)
+            self.release(digest)
+
+    def victims(self, num_bytes: int) -> list[Digest] | None:
+        """What has to go to make room for a prefix of this size; None if even that is too little,
+        as things are."""
+        missing = self.num_device_bytes + num_bytes - self._device_bytes
+        found: list[Digest] = []
+        for digest, entry in self._entries.items():
+            if missing > 0 and entry.place is Place.DEVICE and not entry.num_refs:
+                found.append(digest)
+                missing -= entry.prefix.num_bytes if entry.prefix is not None else 0
+        return found if missing <= 0 else None
+
+    def close(self) -> None:
+        self._loaders.shutdown(wait=False, cancel_futures=True)
+        self._copier.shutdown(wait=False, cancel_futures=True)
+
+    # --- figures ---
+
+    @property
+    def on_device(self) -> list[Digest]:
+        return [digest for digest, entry in self._entries.items() if entry.place is Place.DEVICE]
+
+    @property
+    def on_host(self) -> list[Digest]:
+        return list(self._host)
+
+    @property
+    def num_loading(self) -> int:
+        """Read, or copied to the device."""
+        under_way = (Place.LOADING, Place.COPYING)
+        return sum(entry.place in under_way for entry in self._entries.values())
+
+    @property
+    def num_device_bytes(self) -> int:
+        return sum(entry.prefix.num_bytes for entry in self._entries.values() if entry.prefix)
+
+    @property
+    def num_host_bytes(self) -> int:
+        return sum(prefix.num_bytes for prefix in self._host.values())
+
+    # --- steps of the above ---
+
+    @property
+    def _num_pinned_bytes(self) -> int:
+        return sum(self.get(digest).num_bytes for digest in self._pinned)
+
+    @property
+    def _room(self) -> int:
+        """Bytes on the device that are free, or taken by what nobody refers to."""
+        held = (e for e in self._entries.values() if e.num_refs or e.place is not Place.DEVICE)
+        return self._device_bytes - sum(e.prefix.num_bytes for e in held if e.prefix is not None)
+
+    def _why_never(self, num_bytes: int) -> str | None:
+        """Why a prefix of this size finds no room, even if all but the pinned ones leave."""
+        num_pinned = self._num_pinned_bytes
+        if num_bytes <= self._device_bytes - num_pinned:
+            return None
+        budget = f"the device budget for prefixes is {self._device_bytes} bytes"
+        pinned = f", {num_pinned} of them pinned" if num_pinned else ""
+        return f"the prefix takes {num_bytes} bytes, {budget}{pinned}"
+
+    def _load(self, digest: Digest) -> None:
+        """On a loader thread."""
+        self._bring(digest, lambda: Arrival(digest, self._read(digest)))
+
+    def _bring(self, digest: Digest, make: Callable[[], Arrival]) -> None:
+        """Whatever goes wrong on a thread concerns this prefix alone, and is told."""
+        try:
+            arrival = make()
+        except Exception as exc:
+            logger.exception("prefix %s could not be loaded", digest)
+            arrival = Arrival(digest, None, f"the prefix could not be loaded: {type(exc).__name__}")
+        self._arrive(arrival)
+
+    def _fail(self, digest: Digest, entry: _Entry, error: str) -> None:
+        """Those who wait are told; whoever asks after them makes a new try."""
+        entry.place, entry.error, entry.prefix = Place.FAILED, error, None
+        if entry.num_refs == 0:
+            del self._entries[digest]
+
+    def _place(self, digest: Digest, entry: _Entry, prefix: ResidentPrefix) -> None:
+        """Onto the device, where there is room."""
+        self._keep_on_host(digest, prefix)
+        if (copy := self._copy) is None:
+            self._ready(digest, entry, prefix)
+            return
+        entry.place, entry.prefix = Place.COPYING, prefix
+        self._copier.submit(
+            self._bring,
+            digest,
+            lambda: Arrival(digest, replace(prefix, kv=copy(prefix.kv)), on_device=True),
+        )
+
+    def _ready(self, digest: Digest, entry: _Entry, prefix: ResidentPrefix) -> None:
+        entry.place, entry.prefix = Place.DEVICE, prefix
+        self._entries.move_to_end(digest)
+        self.num_loads += 1
+
+    def _keep_on_host(self, digest: Digest, prefix: ResidentPrefix) -> None:
+        self._host[digest] = prefix
+        self._host.move_to_end(digest)
+        while self.num_host_bytes > self._host_bytes and len(self._host) > 1:
+            self._host.popitem(last=False)
+
+    def _make_room(self, num_bytes: int) -> bool:
+        victims = self.victims(num_bytes)
+        for digest in victims or ():
+            self._drop(digest)
+        return victims is not None
+
+    def _drop(self, digest: Digest) -> None:
+        del self._entries[digest]
+        self.num_evictions += 1

@@ -1,0 +1,1 @@
+"""One step on the device: a plan, a forward, sampled tokens."""

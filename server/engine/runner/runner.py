@@ -1,0 +1,189 @@
+"""A planned batch -> forward -> token ids. Knows batches, not who asked for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from prefix_store.digest import Digest
+from server.engine.attention.base import AttentionBackend, Span, Step
+from server.engine.memory.residency import ResidentPrefix
+from server.engine.memory.transfer import ToHost, to_device
+from server.engine.model.head import Halves
+from server.engine.params import Scores
+from server.engine.runner import planner
+from server.engine.runner.graphs import Graphs
+from server.engine.sampling import logprobs
+from server.engine.sampling.logits_processors import adjusted
+from server.engine.sampling.logprobs import PendingScores, PromptRows
+from server.engine.sampling.sampler import Highest, SampleRow, highest, sample
+from server.engine.scheduler.batch import Batch
+
+
+class Handle:
+    """A step that was launched. `sample` makes its token ids and their log-probabilities."""
+
+    def __init__(
+        self,
+        sample: Callable[[], tuple[Tensor, PendingScores]],
+        prompt_logprobs: PendingScores,
+    ) -> None:
+        self._sample = sample
+        self._prompt_logprobs = prompt_logprobs
+
+    def sample(self) -> None:
+        """Before the next step is launched, which overwrites the logits. Idempotent."""
+        _ = self._sampled
+
+    def tokens(self) -> list[int]:
+        """One token for each of the batch's `sampled`, `sampler.INVALID` where the logits hold NaN.
+        Waits until the device has run the step."""
+        token_ids: list[int] = self._sampled[0].wait().tolist()
+        return token_ids
+
+    def logprobs(self) -> dict[int, Scores]:
+        """Of these tokens, by request, where it asks."""
+        return self._sampled[1].wait()
+
+    @cached_property
+    def _sampled(self) -> tuple[ToHost, PendingScores]:
+        token_ids, logprobs = self._sample()
+        return ToHost(token_ids), logprobs
+
+    def prompt_logprobs(self) -> dict[int, Scores]:
+        """Of tokens of the prompt, likewise."""
+        return self._prompt_logprobs.wait()
+
+
+class Runner:
+    """Owns the model. `embeds` holds soft prompts [L, hidden_size], by request id; `probes` keeps
+    the logits [vocab_size] of those requests that it names.
+
+    With `graphs` a forward is replayed where it can be. `highest` finds the highest logits, and
+    `direct`, where set, takes the place of the model's own forward.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        backend: AttentionBackend,
+        prefix_of: Callable[[Digest], ResidentPrefix],
+        eos_token_ids: Sequence[int] = (),
+    ) -> None:
+        self.model = model
+        self._halves = Halves(model)
+        self._backend = backend
+        self._prefix_of = prefix_of
+        self._eos_token_ids = eos_token_ids
+        self.highest: Highest = highest
+        self.direct: Callable[..., Tensor] | None = None
+        self.graphs: Graphs | None = None
+        self.embeds: dict[int, Tensor] = {}
+        self._sampled: dict[int, int] = {}
+        self._sampled_ids = torch.empty(0)
+        self.probes: dict[int, Tensor | None] = {}
+
+    @torch.inference_mode()
+    def launch(self, batch: Batch) -> Handle:
+        """Run a step, or with a device of its own start to: one more may be launched before the
+        tokens of this one are asked for. Tokens are chosen at once, unless some grammar's next
+        ones depend on a token in flight: then by `Handle.sample`."""
+        step = planner.plan(batch, self._prefix_of, self.model.device)
+        self._fill_in(batch, step)
+        prompt_rows = PromptRows.of(batch, step)
+        if prompt_rows.rows:
+            logits, prompt_logprobs = self._forward_scoring(step, prompt_rows)
+        else:
+            logits, prompt_logprobs = self.forward(step), PendingScores([], [])
+        self._keep_probed(batch, logits)
+        handle = Handle(partial(self._sample, batch, step, logits), prompt_logprobs)
+        if not any(chunk.awaits_mask for chunk in batch.sampled):
+            handle.sample()
+        return handle
+
+    @torch.inference_mode()
+    def _sample(self, batch: Batch, step: Step, logits: Tensor) -> tuple[Tensor, PendingScores]:
+        rows = [SampleRow(c.seq.sampling, c.num_completion_tokens) for c in batch.sampled]
+        logits_as_wished = adjusted(logits, batch.sampled, step, self._eos_token_ids)
+        token_ids = sample(logits_as_wished, rows, self.highest)
+        self._sampled = {chunk.seq.request_id: row for row, chunk in enumerate(batch.sampled)}
+        self._sampled_ids = token_ids.clamp(min=0)  # NaN is found out later: feed it some token
+        return token_ids, logprobs.of_sampled(batch, logits, self._sampled_ids)
+
+    @torch.inference_mode()
+    def forward(self, step: Step) -> Tensor:
+        """Logits of the rows that are sampled: [num_sampled, vocab_size]. Valid until the next."""
+        self._backend.plan(step)
+        if self.graphs is not None and not self._soft_prompts(step):
+            logits = self.graphs.replay(step)
+            if logits is not None:
+                return logits
+        return self.run_model(step)
+
+    def _forward_scoring(self, step: Step, wanted: PromptRows) -> tuple[Tensor, PendingScores]:
+        """The same, and the scores of a prompt's tokens, from a block of logits at a time."""
+        self._backend.plan(step)
+        hidden = self._hidden(step)
+        columns = (to_device(x, torch.long, hidden.device) for x in (wanted.rows, wanted.token_ids))
+        blocks = zip(*(torch.split(x, logprobs.BLOCK_ROWS) for x in columns), strict=True)
+        scored = ((self._halves.logits(hidden[:, at]), token_ids) for at, token_ids in blocks)
+        prompt_logprobs = PendingScores(wanted.askers, scored)
+        return self._halves.logits(hidden[:, step.logit_rows]), prompt_logprobs
+
+    def run_planned(self, step: Step) -> Tensor:
+        """Plan a step and run the forward, whatever graphs there are."""
+        self._backend.plan(step)
+        return self.run_model(step)
+
+    def run_in_halves(self, step: Step) -> Tensor:
+        """The same as prompts are scored: all rows, then the logits of some."""
+        self._backend.plan(step)
+        return self._halves.logits(self._hidden(step)[:, step.logit_rows])
+
+    def _hidden(self, step: Step) -> Tensor:
+        return self._halves.hidden(**self._inputs(step), position_ids=step.position_ids)
+
+    def run_model(self, step: Step) -> Tensor:
+        """The forward itself, planned already."""
+        inputs = self._inputs(step) | {
+            "position_ids": step.position_ids,
+            "logits_to_keep": step.logit_rows,
+        }
+        if self.direct is not None:
+            return self.direct(**inputs)
+        logits: Tensor = self.model(**inputs, use_cache=False).logits[0]
+        return logits
+
+    def _fill_in(self, batch: Batch, step: Step) -> None:
+        """Input tokens that the step before this one samples: only the device knows them yet."""
+        begin = {span.request_id: span.begin for span in step.spans}
+        waiting = [c.seq.request_id for c in batch.chunks if c.input_in_flight]
+        if not waiting:
+            return
+        device = step.input_ids.device
+        rows = to_device([begin[request_id] for request_id in waiting], torch.long, device)
+        sources = [self._sampled[request_id] for request_id in waiting]
+        step.input_ids[0, rows] = self._sampled_ids[to_device(sources, torch.long, device)]
+
+    def _soft_prompts(self, step: Step) -> list[Span]:
+        return [span for span in step.spans if span.request_id in self.embeds]
+
+    def _keep_probed(self, batch: Batch, logits: Tensor) -> None:
+        for chunk, row in zip(batch.sampled, logits, strict=True):
+            if chunk.seq.request_id in self.probes:
+                self.probes[chunk.seq.request_id] = row.float().clone()
+
+    def _inputs(self, step: Step) -> dict[str, Tensor]:
+        """Token ids, or embeddings where some rows are a soft prompt, which has no ids."""
+        soft = self._soft_prompts(step)
+        if not soft:
+            return {"input_ids": step.input_ids}
+        embeds = self.model.get_input_embeddings()(step.input_ids)  # [1, T, hidden_size]
+        for span in soft:
+            rows = self.embeds[span.request_id][span.start : span.start + span.num_tokens]
+            embeds[0, span.begin : span.end] = rows
+        return {"inputs_embeds": embeds}

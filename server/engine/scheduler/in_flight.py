@@ -1,0 +1,69 @@
+"""Batches between their schedule and their commit, and what must wait for that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from prefix_store.digest import Digest
+from server.engine.scheduler.batch import Batch
+from server.engine.scheduler.sequence import Sequence, SequenceStatus
+
+MAX_IN_FLIGHT = 2
+"""One that runs, and the next, which is launched before the first one's tokens are known."""
+
+
+@dataclass(eq=False, slots=True)
+class InFlight:
+    """A batch that a device may be reading and writing for."""
+
+    batch: Batch
+    gone: set[Sequence] = field(default_factory=set)
+    """Finished or preempted meanwhile: what they sample here is discarded."""
+    pages: list[int] = field(default_factory=list)
+    prefixes: list[Digest] = field(default_factory=list)
+    """What they held, and let go of with this batch."""
+
+    def runs(self, seq: Sequence) -> bool:
+        return any(chunk.seq is seq for chunk in self.batch.chunks)
+
+
+class Flights:
+    """The batches in flight, in the order in which they were scheduled."""
+
+    def __init__(self) -> None:
+        self._flights: list[InFlight] = []
+
+    @property
+    def is_full(self) -> bool:
+        return len(self._flights) == MAX_IN_FLIGHT
+
+    @property
+    def pages(self) -> list[list[int]]:
+        """Pages that come back with each."""
+        return [flight.pages for flight in self._flights]
+
+    def put(self, batch: Batch) -> None:
+        if batch.chunks:
+            self._flights.append(InFlight(batch))
+
+    def last_of(self, seq: Sequence) -> InFlight | None:
+        """The last batch that a sequence runs in."""
+        return next((flight for flight in reversed(self._flights) if flight.runs(seq)), None)
+
+    def drop(self, seq: Sequence) -> None:
+        """A sequence runs no more: whatever is in flight of it does not count."""
+        for flight in self._flights:
+            flight.gone.add(seq)
+
+    def take_oldest(self, batch: Batch) -> InFlight:
+        """For a commit. A batch that runs again after it was abandoned is not in flight."""
+        if not any(flight.batch is batch for flight in self._flights):
+            ended = {c.seq for c in batch.chunks if c.seq.status is not SequenceStatus.RUNNING}
+            return InFlight(batch, gone=ended)
+        assert self._flights[0].batch is batch, "the batch before this one is not committed"
+        return self._flights.pop(0)
+
+    def take_newest(self, batch: Batch) -> InFlight:
+        """To abandon it."""
+        assert self._flights[-1].batch is batch, "the batch after this one is not abandoned"
+        return self._flights.pop()

@@ -1,0 +1,74 @@
+"""Pages that hold the start of a prompt are found again: computed once, read by many."""
+
+from __future__ import annotations
+
+from array import array
+from hashlib import blake2b
+
+from prefix_store.digest import Digest
+from server.engine.scheduler.page_allocator import PageAllocator
+from server.engine.scheduler.sequence import Sequence
+
+
+class PromptCache:
+    """Labels full pages by a chain of digests over what came before and the page's token ids.
+
+    The chain begins with the prefix's digest, because keys and values depend on the prefix: equal
+    tokens behind two prefixes have nothing in common. Sequences that compile or verify have no part
+    in this.
+    """
+
+    def __init__(self, allocator: PageAllocator) -> None:
+        self._allocator = allocator
+        self.num_reused_tokens = 0
+
+    def find(self, seq: Sequence) -> list[int]:
+        """Pages that hold the start of a sequence. At least one token is left to compute, or there
+        would be no logits; and all whose logits are asked for."""
+        if seq.compiles or seq.verifies:
+            return []
+        most = len(seq.token_ids) - 1
+        if seq.sampling.prompt_logprobs is not None:
+            most = min(most, seq.num_scored)
+        found: list[int] = []
+        for label in self._labels(seq, most // self._allocator.page_size):
+            if (page := self._allocator.find(label)) is None:
+                break
+            found.append(page)
+        return found
+
+    def reuse(self, seq: Sequence, pages: list[int]) -> None:
+        """Begin a sequence, which holds no page yet, with what `find` gave."""
+        self._allocator.share(pages)
+        seq.pages = list(pages)
+        seq.num_labelled_pages = len(pages)
+        seq.num_computed = seq.num_scheduled = len(pages) * self._allocator.page_size
+        if seq.num_reused is None:  # the second time, after a preemption, it finds its own
+            seq.num_reused = seq.num_computed
+            self.num_reused_tokens += seq.num_reused
+
+    def keep(self, seq: Sequence) -> None:
+        """Label the full pages of what a sequence has computed, once it has sampled a token: then
+        nothing in them is NaN."""
+        num_full = 0 if seq.verifies else seq.num_computed // self._allocator.page_size
+        if num_full <= seq.num_labelled_pages:
+            return
+        labels = self._labels(seq, num_full)
+        for i in range(seq.num_labelled_pages, num_full):
+            self._allocator.label(seq.pages[i], labels[i])
+        seq.num_labelled_pages = num_full
+
+    def _labels(self, seq: Sequence, num_pages: int) -> list[bytes]:
+        labels, size = seq.page_labels, self._allocator.page_size
+        for i in range(len(labels), num_pages):
+            before = labels[-1] if labels else _root(seq.prefix)
+            labels.append(_label(before, seq.token_ids[i * size : (i + 1) * size]))
+        return labels[:num_pages]
+
+
+def _root(prefix: Digest | None) -> bytes:
+    return blake2b(str(prefix or "").encode(), digest_size=32).digest()
+
+
+def _label(before: bytes, token_ids: list[int]) -> bytes:
+    return blake2b(before + array("I", token_ids).tobytes(), digest_size=32).digest()

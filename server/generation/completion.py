@@ -1,0 +1,186 @@
+"""One admitted request on its way out: tokens become text, stop strings cut it, times are kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
+
+from prefix_store.digest import Digest
+from server.engine.ipc.stream import TokenStream
+from server.engine.params import Delta, FinishReason, Scores
+from server.errors import ServerError
+from server.text.detokenizer import Detokenizer, StopStrings
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a request was pinned to when it was admitted."""
+
+    task: str | None
+    version: int | None
+    digest: Digest | None
+    num_prefix_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some more of a completion."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason | None
+    """Set on the last piece."""
+    logprobs: Scores | None = None
+    """Of the token ids, if asked for."""
+
+
+class ChoiceScore(NamedTuple):
+    """One of the texts that an answer was chosen from."""
+
+    text: str
+    logprob: float
+    """The sum over its tokens."""
+    num_tokens: int
+    probability: float
+    """Beside those of the others."""
+
+
+class Completion:
+    """Iterate over it for the pieces; afterwards the result is in its attributes.
+
+    Closing it, or leaving the iteration early, cancels the sequence in the engine.
+    """
+
+    def __init__(
+        self,
+        stream: TokenStream,
+        *,
+        target: Target,
+        prompt_token_ids: list[int],
+        max_tokens: int,
+        min_tokens: int,
+        detokenizer: Detokenizer,
+        stops: StopStrings,
+        arrived_s: float,
+        on_end: Callable[[Completion], None],
+    ) -> None:
+        self.target = target
+        self.prompt_token_ids = prompt_token_ids
+        self._prompt_logprobs: list[Scores] = []
+        self.num_cached_tokens = 0
+        self.num_completion_tokens = 0
+        self.finish_reason: FinishReason | None = None
+        self.error: ServerError | None = None
+        self.choice_scores: list[ChoiceScore] | None = None
+        """Where the answer was chosen from texts, known at the end."""
+        self.submitted_s = time.monotonic()
+        self.first_token_s: float | None = None
+        self.ended_s: float | None = None
+        self._max_tokens = max_tokens
+        self._min_tokens = min_tokens
+        self._arrived_s = arrived_s
+        self._stream = stream
+        self._detokenizer = detokenizer
+        self._stops = stops
+        self._on_end = on_end
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.prompt_token_ids)
+
+    @property
+    def prompt_logprobs(self) -> Scores | None:
+        """Of the prompt's tokens from the second on, if asked for; whole with the first token."""
+        return joined_scores(self._prompt_logprobs)
+
+    @property
+    def queue_s(self) -> float:
+        """From the request's arrival to its submission: resolving, tokenising, admission."""
+        return self.submitted_s - self._arrived_s
+
+    @property
+    def time_to_first_token_s(self) -> float | None:
+        return None if self.first_token_s is None else self.first_token_s - self._arrived_s
+
+    @property
+    def total_s(self) -> float:
+        return (self.ended_s or time.monotonic()) - self._arrived_s
+
+    @property
+    def outcome(self) -> str:
+        """`stop`, `length`, the code of an error, or `cancelled` when the reader left."""
+        if self.error is not None:
+            return self.error.code
+        return self.finish_reason or "cancelled"
+
+    async def __aiter__(self) -> AsyncIterator[Piece]:
+        """Pieces of text as they come. Raises a `ServerError` when the engine fails."""
+        try:
+            async for delta in self._stream:
+                piece = self._take(delta)
+                yield piece
+                if piece.finish_reason is not None:
+                    break
+        except ServerError as exc:
+            self.error = exc
+            raise
+        finally:
+            self.close()
+
+    async def collect(self) -> Piece:
+        """The whole completion in one piece."""
+        return joined([piece async for piece in self])
+
+    def close(self) -> None:
+        """End it here. Idempotent."""
+        self._stream.close()
+        if self.ended_s is None:
+            self.ended_s = time.monotonic()
+            self._on_end(self)
+
+    def _take(self, delta: Delta) -> Piece:
+        if delta.prompt_logprobs is not None:
+            self._prompt_logprobs.append(delta.prompt_logprobs)
+        if not delta.token_ids and delta.finish_reason is None:
+            return Piece("", [], None)
+        if self.first_token_s is None and delta.token_ids:
+            self.first_token_s = time.monotonic()
+        self.num_cached_tokens = delta.num_reused
+        if self._max_tokens == 0:
+            self.finish_reason = "length"
+            return Piece("", [], "length")
+        text = ""
+        token_ids: list[int] = []
+        for token_id in delta.token_ids:
+            token_ids.append(token_id)
+            self.num_completion_tokens += 1
+            more = self._detokenizer.push(token_id)
+            has_to_go_on = self.num_completion_tokens <= self._min_tokens
+            text += more if has_to_go_on else self._stops.push(more)
+            if self._stops.matched:
+                break
+        if delta.finish_reason is not None:
+            text += self._stops.push(self._detokenizer.flush()) + self._stops.flush()
+        self.finish_reason = "stop" if self._stops.matched else delta.finish_reason
+        return Piece(text, token_ids, self.finish_reason, delta.logprobs)
+
+
+def joined(pieces: Sequence[Piece]) -> Piece:
+    """All pieces of a completion as one."""
+    return Piece(
+        text="".join(piece.text for piece in pieces),
+        token_ids=[token_id for piece in pieces for token_id in piece.token_ids],
+        finish_reason=pieces[-1].finish_reason if pieces else None,
+        logprobs=joined_scores([piece.logprobs for piece in pieces if piece.logprobs]),
+    )
+
+
+def joined_scores(parts: Sequence[Scores]) -> Scores | None:
+    """Those of tokens in a row as one; None where there are none."""
+    if not parts:
+        return None
+    columns = (chain.from_iterable(column) for column in zip(*parts, strict=True))
+    return Scores(*map(list, columns))

@@ -1,0 +1,99 @@
+"""Whether a grammar can be compiled: found out off the event loop, in bounded time and memory."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from concurrent.futures import Executor
+from functools import cached_property
+
+from server.engine.grammar import (
+    MAX_GRAMMAR_BYTES,
+    TOO_LONG,
+    ByteBoundedCache,
+    GrammarError,
+    Vocabulary,
+)
+from server.engine.ipc.messages import EngineInfo
+from server.errors import InvalidGrammar, Overloaded
+from server.text.tokenizer import Tokenizer
+
+COMPILE_TIMEOUT_S = 5.0
+CACHE_BYTES = 8 << 20
+_KNOWN = {
+    "NoExtension": "no text can be what it wants",
+    "recursion limit": "it is nested too deeply",
+    "Current row has": "too many things may come next",
+}
+_KEYWORD = re.compile(r'"([$A-Za-z]{1,32})"')
+
+
+class GrammarCheck:
+    """Remembers what was found. `executor` runs one compile at a time on each of its threads."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, info: Callable[[], EngineInfo], *, executor: Executor
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._info = info
+        self._executor = executor
+        self._found = ByteBoundedCache[str](CACHE_BYTES, lambda grammar: 512 + len(grammar))
+
+    async def check(self, grammar: str) -> None:
+        """Raises `InvalidGrammar`, also where it takes too long or is too large; `Overloaded`."""
+        if len(grammar) > MAX_GRAMMAR_BYTES:
+            raise InvalidGrammar(TOO_LONG)
+        if (found := self._found.get(grammar)) is None:
+            found = await self._compile(grammar)
+            self._found.put(grammar, found)
+        if found:
+            raise InvalidGrammar(found)
+
+    async def _compile(self, grammar: str) -> str:
+        """What is wrong with it; empty if nothing is. Raises `InvalidGrammar` and `Overloaded`."""
+        compiling = self._executor.submit(self._why_not, grammar)
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(compiling), COMPILE_TIMEOUT_S)
+        except TimeoutError:
+            if compiling.cancelled():  # it was never begun: others are to blame
+                raise Overloaded("too many grammars wait to be compiled") from None
+            took = f"it takes longer than {COMPILE_TIMEOUT_S:.0f} s to compile"
+            raise InvalidGrammar(took) from None
+
+    def _why_not(self, grammar: str) -> str:
+        """On a thread."""
+        try:
+            self._vocabulary.compile(grammar)
+        except GrammarError as exc:
+            return reason(str(exc))
+        except ImportError:
+            raise InvalidGrammar.not_installed() from None
+        except ValueError:
+            return "the model's tokenizer does not go with grammars"
+        return ""
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        info = self._info()
+        return Vocabulary(
+            self._tokenizer.backend_json(),
+            vocab_size=info.vocab_size,
+            eos_token_ids=info.eos_token_ids,
+        )
+
+
+def reason(message: str) -> str:
+    """What a compiler says, without what it quotes: that may be anything a user sent."""
+    for part, words in _KNOWN.items():
+        if part in message:
+            return words
+    if message.startswith("Unimplemented keys"):
+        names = ", ".join(_KEYWORD.findall(message)) or "a keyword"
+        return f"the schema uses what is not supported: {names}"
+    if found := re.search(r"^error: ([a-z ,-]+)", message, re.MULTILINE):
+        return found[1].strip()
+    unquoted = re.sub(r"\"[^\n]*\"|'[^\n]*'|/[^\n]*/|\([^\n]*\)", "", message)
+    parts = [part.strip() for part in re.split(r"[:;\n]", unquoted)]
+    plain = [part for part in parts if re.fullmatch(r"[A-Za-z][A-Za-z ]{7,99}", part)]
+    return plain[0].lower() if plain else "it cannot be compiled"

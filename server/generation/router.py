@@ -1,0 +1,184 @@
+"""From a task and a prompt to an admitted request on one exact version. Every refusal is here."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from typing import Any
+
+from prefix_store.digest import Digest
+from prefix_store.errors import PrefixStoreError
+from prefix_store.manifest import Manifest
+from prefix_store.store import PrefixStore
+from server.engine.ipc.client import EngineClient
+from server.engine.ipc.stream import TokenStream
+from server.errors import BaseModelMismatch, Draining, InvalidRequest, Overloaded, ServerError
+from server.generation.completion import Completion, Target
+from server.generation.grammar_check import GrammarCheck
+from server.generation.prompt import Behind, GenerateParams, Prepared, prepare_all
+from server.generation.ranking import CandidateStream, Ranking
+from server.metrics import Metrics
+from server.text.detokenizer import StopStrings
+from server.text.tokenizer import Tokenizer
+
+
+class Router:
+    """Admits requests. `executor` runs what must stay off the event loop."""
+
+    def __init__(
+        self,
+        store: PrefixStore,
+        engine: EngineClient,
+        tokenizer: Tokenizer,
+        metrics: Metrics,
+        *,
+        grammars: GrammarCheck,
+        executor: Executor,
+        max_in_flight: int,
+    ) -> None:
+        self._store = store
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._metrics = metrics
+        self._grammars = grammars
+        self._executor = executor
+        self._max_in_flight = max_in_flight
+        self._num_preparing = 0
+        self.is_draining = False
+
+    def drain(self) -> None:
+        """Refuse everything new from now on."""
+        self.is_draining = True
+
+    def check_open(self) -> None:
+        """Raises `Draining`, or `EngineUnavailable` before the model is loaded."""
+        if self.is_draining:
+            raise Draining("the server is shutting down")
+        _ = self._engine.info
+
+    async def admit(
+        self, task: str | None, version: int | None, params: GenerateParams, *, key: str = ""
+    ) -> Completion:
+        """Start one completion on the version asked for, the task's active version, or the one that
+        `key` draws from those that share the traffic.
+
+        Raises `PrefixStoreError` and `ServerError`; once it returns, only the engine can fail.
+        """
+        return (await self.admit_all(task, version, [params], key=key))[0]
+
+    async def admit_all(
+        self,
+        task: str | None,
+        version: int | None,
+        params: Sequence[GenerateParams],
+        *,
+        key: str = "",
+    ) -> list[Completion]:
+        """Start several completions on one and the same version: all of them, or none."""
+        arrived_s = time.monotonic()
+        try:
+            target, prepared = await self._prepare(task, version, params, key)
+            await self._check_grammars(prepared)
+            self.check_open()
+            self._check_room(sum(one.num_sequences for one in prepared))
+            return self._submit_all(target, prepared, arrived_s)
+        except (ServerError, PrefixStoreError) as exc:
+            self._metrics.refused(exc.code)
+            raise
+
+    async def _prepare(
+        self, task: str | None, version: int | None, params: Sequence[GenerateParams], key: str
+    ) -> tuple[Target, list[Prepared]]:
+        self.check_open()
+        self._check_room(len(params))
+        self._num_preparing += len(params)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(
+                self._executor, self._prepare_all, task, version, params, key
+            )
+        finally:
+            self._num_preparing -= len(params)
+
+    async def _check_grammars(self, prepared: Sequence[Prepared]) -> None:
+        grammars = {one.sampling.grammar for one in prepared}
+        for grammar in grammars - {None}:
+            assert grammar is not None
+            await self._grammars.check(grammar)
+
+    def _check_room(self, num_requests: int) -> None:
+        num_in_flight = self._engine.num_in_flight + self._num_preparing
+        if num_in_flight + num_requests > self._max_in_flight:
+            raise Overloaded(f"{num_in_flight} requests are running or waiting already")
+
+    def _prepare_all(
+        self, task: str | None, version: int | None, params: Sequence[GenerateParams], key: str
+    ) -> tuple[Target, list[Prepared]]:
+        """On a thread of the executor: the registry and the tokenizer take their time."""
+        target, behind = self._resolve(task, version, key)
+        info = self._engine.info
+        return target, prepare_all(params, behind, tokenizer=self._tokenizer, info=info)
+
+    def _resolve(self, task: str | None, version: int | None, key: str) -> tuple[Target, Behind]:
+        if task is None:
+            if version is not None:
+                raise InvalidRequest("a `version` needs a `task`")
+            return Target(None, None, None, 0), Behind(is_base=True)
+        route = self._store.route(task, version, key)
+        manifest = route.manifest
+        self._check_base_model(manifest)
+        num_tokens = manifest.num_virtual_tokens
+        target = Target(manifest.task, manifest.version, Digest(manifest.digest), num_tokens)
+        behind = Behind(
+            num_prefix_tokens=num_tokens,
+            prompt_format=manifest.prompt,
+            profile=route.profile,
+            queue=_queue_of(manifest.task),
+        )
+        return target, behind
+
+    def _check_base_model(self, manifest: Manifest) -> None:
+        if manifest.fingerprint != self._engine.info.fingerprint:
+            raise BaseModelMismatch(
+                f"version {manifest.version} was made for {manifest.base_model} with other weights "
+                "than those of the base model that is loaded"
+            )
+
+    def _submit_all(
+        self, target: Target, prepared: Sequence[Prepared], arrived_s: float
+    ) -> list[Completion]:
+        completions: list[Completion] = []
+        try:
+            for one in prepared:
+                completions.append(self._submit(target, one, arrived_s))
+        except ServerError:
+            for completion in completions:
+                completion.close()
+            raise
+        return completions
+
+    def _submit(self, target: Target, prepared: Prepared, arrived_s: float) -> Completion:
+        def submit(token_ids: list[int]) -> TokenStream:
+            return self._engine.submit(target.digest, token_ids, prepared.sampling, prepared.share)
+
+        details: dict[str, Any] = {
+            "target": target,
+            "prompt_token_ids": prepared.token_ids,
+            "max_tokens": prepared.max_tokens,
+            "min_tokens": prepared.sampling.min_tokens,
+            "detokenizer": self._tokenizer.detokenizer(),
+            "stops": StopStrings(prepared.stop),
+            "arrived_s": arrived_s,
+            "on_end": self._metrics.completed,
+        }
+        if (candidates := prepared.candidates) is not None:
+            stream = CandidateStream(candidates, submit)
+            return Ranking(stream, candidates, **details)
+        return Completion(submit(prepared.token_ids), **details)
+
+
+def _queue_of(task: str) -> int:
+    """The same for all versions of a task, also after a restart, and nothing but a number."""
+    return int.from_bytes(hashlib.blake2b(task.encode(), digest_size=8).digest(), "little")

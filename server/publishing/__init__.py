@@ -1,0 +1,1 @@
+"""An upload, from its body to a version that serves."""

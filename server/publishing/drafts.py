@@ -1,0 +1,212 @@
+"""From an uploaded body to the draft of a version: read, computed where it has to be, kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+from typing import ParamSpec, TypeVar
+
+from safetensors.torch import save as save_tensors
+
+from prefix_store import artifact, formats
+from prefix_store.blobs.held import Holding
+from prefix_store.digest import Digest
+from prefix_store.manifest import Definition, Draft, Message, PromptFormat
+from prefix_store.prefix import BaseModelSpec, Prefix, SoftPrompt, TextPrompt
+from prefix_store.store import PrefixStore
+from server.engine.ipc.client import EngineClient
+from server.engine.ipc.messages import Compiled
+from server.generation.prompt import check_vocabulary
+from server.publishing.verification import PROBE, of_file, of_prompt
+from server.text.template import Part
+from server.text.tokenizer import Tokenizer
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_HOLDS_SPECIAL_TOKENS = ("text", "messages")
+
+
+@dataclass(frozen=True, slots=True)
+class Drafted:
+    """What a body says."""
+
+    draft: Draft
+    definition: Definition | None
+    """How the prefix is asked, where the body says so."""
+
+
+class Drafts:
+    """Reads bodies. Prefixes go into the store; texts and soft prompts become prefixes in the
+    engine first."""
+
+    def __init__(
+        self,
+        store: PrefixStore,
+        engine: EngineClient,
+        tokenizer: Tokenizer,
+        *,
+        executor: Executor,
+        model_name: str,
+        max_prefix_tokens: int,
+    ) -> None:
+        self._store = store
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._executor = executor
+        self._model_name = model_name
+        self._max_prefix_tokens = max_prefix_tokens
+
+    async def read(self, body: bytes, media_type: str, holding: Holding) -> Drafted:
+        """What is kept for it is held. Raises `PrefixStoreError` and `ServerError`."""
+        base = self.base()
+        upload = await self._off_loop(
+            formats.read, body, media_type, base, max_prefix_tokens=self.max_prefix_tokens
+        )
+        source = await self._off_loop(Digest.of, body)
+        golden = await self._off_loop(formats.read_golden, body, media_type)
+        evaluation = await self._off_loop(formats.read_evaluation, body)
+        definition = await self._off_loop(formats.read_definition, body)
+        prompt = (definition and definition.prompt) or PromptFormat()
+        await self._off_loop(self._check_messages, prompt)
+        draft = await self._kept(upload, base, source, prompt, holding)
+        beside = {"golden": golden, "evaluation": evaluation}
+        return Drafted(draft.model_copy(update=beside), definition)
+
+    async def _kept(
+        self,
+        upload: formats.Upload,
+        base: BaseModelSpec,
+        source: Digest,
+        prompt: PromptFormat,
+        holding: Holding,
+    ) -> Draft:
+        match upload:
+            case Prefix():
+                digest, num_bytes = await self._off_loop(self._store.put, upload, holding)
+                return await self._off_loop(
+                    self._describe, upload, digest, num_bytes, base, source, prompt
+                )
+            case SoftPrompt():
+                return await self._compile_embeddings(upload, base, source, prompt, holding)
+            case TextPrompt():
+                return await self._compile_text(upload, base, source, holding)
+
+    def _check_messages(self, prompt: PromptFormat) -> None:
+        """Whether the base model's chat template can continue them. Raises `TemplateMismatch`."""
+        if prompt.messages is not None:
+            held = [message.model_dump() for message in prompt.messages]
+            self._tokenizer.encode_chat([{"role": "user", "content": PROBE}], after=held)
+
+    async def _compile_embeddings(
+        self,
+        upload: SoftPrompt,
+        base: BaseModelSpec,
+        source: Digest,
+        prompt: PromptFormat,
+        holding: Holding,
+    ) -> Draft:
+        tensors = {"embeddings": upload.embeddings.contiguous()}
+        blob = await self._off_loop(lambda: self._store.put_bytes(save_tensors(tensors), holding))
+        origin = {"source_format": upload.source_format, "source_digest": str(source)}
+        if upload.base_model:
+            origin["base_model"] = upload.base_model
+        compiled = await self._engine.compile(embeddings=blob, origin=origin)
+        return await self._read_back(compiled, base, source, prompt, holding)
+
+    async def _compile_text(
+        self, upload: TextPrompt, base: BaseModelSpec, source: Digest, holding: Holding
+    ) -> Draft:
+        token_ids = await self._off_loop(self._tokenize, upload)
+        check_vocabulary(token_ids, self._engine.info)
+        artifact.check_length(len(token_ids), self.max_prefix_tokens)
+        kind = "text" if upload.messages is None else "messages"
+        origin = {"source_format": kind, "source_digest": str(source)}
+        compiled = await self._engine.compile(token_ids=token_ids, origin=origin)
+        messages = None
+        if upload.messages is not None:
+            messages = tuple(Message.model_validate(message) for message in upload.messages)
+        prompt = PromptFormat(add_special_tokens=False, messages=messages)
+        return await self._read_back(compiled, base, source, prompt, holding)
+
+    def _tokenize(self, upload: TextPrompt) -> list[int]:
+        """Whoever uploads a prefix writes a template, not a prompt: special tokens count."""
+        texts = [upload.text or "", *(m["content"] for m in upload.messages or ())]
+        artifact.check_length(self._tokenizer.least_tokens(texts), self.max_prefix_tokens)
+        if upload.messages is not None:
+            return self._tokenizer.encode_chat(upload.messages, add_generation_prompt=False)
+        assert upload.text is not None, "a TextPrompt has a text or messages"
+        return self._tokenizer.encode_parts(
+            [Part(upload.text, trusted=True)], add_special_tokens=True
+        )
+
+    async def _read_back(
+        self,
+        compiled: Compiled,
+        base: BaseModelSpec,
+        source: Digest,
+        prompt: PromptFormat,
+        holding: Holding,
+    ) -> Draft:
+        """What the engine computed goes through the same gate as what a client uploads."""
+        digest = Digest(compiled.digest)
+        await self._off_loop(holding.take, digest, is_new=compiled.is_new)
+        data = await self._off_loop(self._store.open, digest)
+        prefix = await self._off_loop(
+            artifact.load, data, base, max_prefix_tokens=self.max_prefix_tokens
+        )
+        return await self._off_loop(self._describe, prefix, digest, len(data), base, source, prompt)
+
+    def _describe(
+        self,
+        prefix: Prefix,
+        digest: Digest,
+        num_bytes: int,
+        base: BaseModelSpec,
+        source: Digest,
+        prompt: PromptFormat,
+    ) -> Draft:
+        source_format = prefix.origin.get("source_format", "artifact")
+        if source_format in _HOLDS_SPECIAL_TOKENS:
+            prompt = prompt.model_copy(update={"add_special_tokens": False})
+        dtype = str(prefix.keys[0].dtype).removeprefix("torch.")
+        return Draft(
+            digest=str(digest),
+            num_virtual_tokens=prefix.num_virtual_tokens,
+            position_offset=prefix.position_offset,
+            num_bytes=num_bytes,
+            dtype=dtype,
+            base_model=base.name,
+            fingerprint=base.fingerprint,
+            source_format=source_format,
+            source_digest=str(source),
+            prompt=prompt,
+            verification=(*of_file(prefix, base), *of_prompt(prefix, prompt)),
+        )
+
+    def base(self) -> BaseModelSpec:
+        """What a prefix has to fit."""
+        info = self._engine.info
+        return BaseModelSpec(
+            name=self._model_name,
+            fingerprint=info.fingerprint,
+            num_layers=info.num_layers,
+            num_kv_heads=info.num_kv_heads,
+            head_dim=info.head_dim,
+            hidden_size=info.hidden_size,
+            dtype=info.dtype,
+            kv_norms=tuple(info.kv_norms),
+            loaded_from=info.model,
+        )
+
+    @property
+    def max_prefix_tokens(self) -> int:
+        """A prefix that leaves no room for a prompt and a token is of no use."""
+        return min(self._max_prefix_tokens, self._engine.info.max_model_len - 2)
+
+    async def _off_loop(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, partial(work, *args, **kwargs))

@@ -1,0 +1,316 @@
+"""From uploaded bytes to a version of a task: drafted, verified, kept, activated, loaded."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import ParamSpec, TypeVar
+
+from prefix_store import artifact, formats
+from prefix_store.blobs.held import Holding
+from prefix_store.digest import Digest
+from prefix_store.errors import InvalidName, PrefixStoreError, UnknownTask, UnsupportedMediaType
+from prefix_store.manifest import Check, Definition, Draft, Manifest, Profile
+from prefix_store.prefix import BaseModelSpec
+from prefix_store.reference import check_task_name
+from prefix_store.registry.audit import NOBODY, Actor
+from prefix_store.registry.preconditions import ANY, Seen, Terms
+from prefix_store.store import PrefixStore
+from server.engine.ipc.client import EngineClient
+from server.errors import (
+    BaseModelMismatch,
+    GoldenPromptFailed,
+    PrefixUnavailable,
+    ServerError,
+    UnusablePrefix,
+)
+from server.generation.grammar_check import GrammarCheck
+from server.generation.prompt import check_profile
+from server.metrics import Metrics
+from server.publishing.drafts import Drafts
+from server.publishing.verification import Verification, of_file
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_CLIENT_GONE = "the client had gone before this version was ready: it is stored, and not activated"
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What an upload found when it began."""
+
+    is_new_task: bool
+    seen: Seen
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """A new version, on disk for good."""
+
+    manifest: Manifest
+    is_active: bool
+    is_new_task: bool
+    warning: str | None
+    """What did not pass, or why the prefix could not be loaded at once; it will be when the first
+    request needs it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsed:
+    """A version that a push would have made, and what it would take."""
+
+    pushed: Pushed
+    num_device_bytes: int
+    fits: bool
+    """On the device, beside what is in use there."""
+    evicted: list[str]
+    """What would make room for it."""
+
+
+class Uploads:
+    """Makes versions. `executor` runs the reading and hashing, a few uploads at a time."""
+
+    def __init__(
+        self,
+        store: PrefixStore,
+        engine: EngineClient,
+        drafts: Drafts,
+        verification: Verification,
+        grammars: GrammarCheck,
+        metrics: Metrics,
+        *,
+        executor: Executor,
+    ) -> None:
+        self._store = store
+        self._engine = engine
+        self._drafts = drafts
+        self._verification = verification
+        self._grammars = grammars
+        self._metrics = metrics
+        self._executor = executor
+
+    @property
+    def max_prefix_tokens(self) -> int:
+        return self._drafts.max_prefix_tokens
+
+    async def begin(self, task: str, media_type: str, *, create: bool) -> Begun:
+        """Refuse what can be refused before the body is read."""
+        kind = media_type.partition(";")[0].strip().lower()
+        if kind and kind not in formats.MEDIA_TYPES:
+            raise UnsupportedMediaType(f"an upload is one of {', '.join(formats.MEDIA_TYPES)}")
+        _ = self._engine.info
+        is_new_task = False
+        try:
+            await self._off_loop(self._store.get_task, task)
+        except (UnknownTask, InvalidName):
+            if not create:
+                raise
+            check_task_name(task)
+            is_new_task = True
+        return Begun(is_new_task, await self._off_loop(self._store.seen, task))
+
+    async def push(
+        self,
+        task: str,
+        body: bytes,
+        media_type: str,
+        *,
+        activate: bool,
+        create: bool = False,
+        begun: Begun | None = None,
+        is_wanted: Callable[[], bool] = lambda: True,
+        by: Actor = NOBODY,
+        terms: Terms = ANY,
+    ) -> Pushed:
+        """Make a body the task's next version. Raises `PrefixStoreError`, `ServerError`.
+
+        It is activated only if nothing else was since it had `begun`, and if `is_wanted` says so in
+        the end: nobody sees the outcome of an upload whose client has gone. One that comes again is
+        another upload.
+        """
+        try:
+            async with self._holding() as holding:
+                begun = begun or await self.begin(task, media_type, create=create)
+                drafted = await self._drafts.read(body, media_type, holding)
+                profile = await self._profile(task, drafted.definition)
+                draft = await self._verified(profile, drafted.draft, activate)
+                warning = await self.load(draft.digest) if activate else None
+                warning = warning or _failed(draft.verification)
+                if activate and not is_wanted():
+                    activate, warning, terms = False, _CLIENT_GONE, replace(terms, once=None)
+                elif activate:
+                    terms = replace(terms, seen=begun.seen)
+                pushed = partial(
+                    Pushed, is_active=activate, is_new_task=begun.is_new_task, warning=warning
+                )
+                manifest = await self._off_loop(
+                    self._store.push,
+                    task,
+                    draft,
+                    activate=activate,
+                    create=create,
+                    by=by,
+                    terms=terms.after(pushed),
+                    definition=drafted.definition,
+                )
+        except (PrefixStoreError, ServerError) as exc:
+            self._metrics.uploaded(exc.code)
+            raise
+        self._metrics.uploaded("created")
+        return pushed(manifest)
+
+    async def rehearse(
+        self, task: str, body: bytes, media_type: str, *, activate: bool, create: bool
+    ) -> Rehearsed:
+        """Everything that a push does, but for the version. Raises what the push would."""
+        async with self._holding() as holding:
+            begun = await self.begin(task, media_type, create=create)
+            drafted = await self._drafts.read(body, media_type, holding)
+            draft = drafted.draft
+            num_bytes = draft.num_virtual_tokens * self._drafts.base().num_bytes_per_token
+            was_resident = draft.digest in self._engine.stats.prefixes_on_device
+            room = await self._engine.ask_room(0 if was_resident else num_bytes)
+            profile = await self._profile(task, drafted.definition)
+            draft = await self._verified(profile, draft, activate)
+            if not was_resident:
+                self._engine.unload(Digest(draft.digest))
+            manifest = await self._off_loop(
+                self._store.push,
+                task,
+                draft,
+                activate=activate,
+                create=create,
+                definition=drafted.definition,
+                rehearse=True,
+            )
+            pushed = Pushed(manifest, activate, begun.is_new_task, _failed(draft.verification))
+            return Rehearsed(pushed, num_bytes, room.fits, room.evicted)
+
+    @asynccontextmanager
+    async def _holding(self) -> AsyncIterator[Holding]:
+        """What an upload keeps while it lasts."""
+        holding = self._store.hold()
+        try:
+            yield holding
+        finally:
+            await self._off_loop(holding.let_go)
+
+    async def check_golden(self, manifest: Manifest) -> None:
+        """Before a version gets traffic. Raises `GoldenPromptFailed`."""
+        task = await self._off_loop(self._store.get_task, manifest.task)
+        check = await self._golden(manifest, task.profile)
+        if check is not None and not check.passed:
+            raise GoldenPromptFailed(check.detail)
+
+    async def verify(self, manifest: Manifest) -> tuple[Check, ...]:
+        """All of an upload's checks once more, from the stored bytes on, against the model that is
+        loaded now. What fails is told, not raised, and ends it."""
+        try:
+            return await self._verify_again(manifest)
+        except (PrefixStoreError, UnusablePrefix, PrefixUnavailable) as exc:
+            return (Check(name=exc.code, passed=False, detail=str(exc)),)
+
+    async def _verify_again(self, manifest: Manifest) -> tuple[Check, ...]:
+        base, digest = self._drafts.base(), Digest(manifest.digest)
+        data = await self._off_loop(self._store.open, digest)
+        prefix = await self._off_loop(
+            artifact.load, data, base, max_prefix_tokens=self.max_prefix_tokens
+        )
+        checks = await self._off_loop(of_file, prefix, base)
+        checks += await self._verification.run(digest, manifest.num_virtual_tokens)
+        task = await self._off_loop(self._store.get_task, manifest.task)
+        golden = await self._golden(manifest, task.profile)
+        return (*checks, *([] if golden is None else [golden]))
+
+    async def _profile(self, task: str, definition: Definition | None) -> Profile:
+        """How the task will treat prompts once it has the version. Raises `DefinitionMismatch`, and
+        what a profile is refused for."""
+        try:
+            found = await self._off_loop(self._store.get_task, task)
+        except UnknownTask:
+            found = None
+        if definition is None:
+            return Profile() if found is None else found.profile
+        profile = definition.adopted_by(found)
+        if (grammar := await self._off_loop(check_profile, profile)) is not None:
+            await self._grammars.check(grammar)
+        return profile
+
+    async def _verified(self, profile: Profile, draft: Draft, activate: bool) -> Draft:
+        """Runs it. Raises `UnusablePrefix`, and `GoldenPromptFailed` if it is to be active."""
+        digest = Digest(draft.digest)
+        try:
+            checks = await self._verification.run(digest, draft.num_virtual_tokens)
+            golden = await self._golden(draft, profile)
+            if activate and golden is not None and not golden.passed:
+                raise GoldenPromptFailed(golden.detail)
+        except ServerError:
+            self._engine.unload(digest)
+            raise
+        checks += [] if golden is None else [golden]
+        return draft.model_copy(update={"verification": (*draft.verification, *checks)})
+
+    async def _golden(self, draft: Draft, profile: Profile) -> Check | None:
+        return await self._verification.golden(
+            Digest(draft.digest), draft.num_virtual_tokens, draft.prompt, profile, draft.golden
+        )
+
+    async def load(self, digest: str) -> str | None:
+        """Make a prefix resident before the swap, so that the first request need not wait.
+
+        What failed is told, not raised: a request loads it too.
+        """
+        try:
+            await self._engine.load(Digest(digest))
+        except ServerError as exc:
+            logger.warning("%s not loaded: %s", digest, exc)
+            return str(exc)
+        return None
+
+    async def unload(self, deleted: Sequence[Manifest]) -> None:
+        """Evict prefixes of deleted versions. Another version with the same bytes loads it again,
+        unless it is pinned: then it stays."""
+        await self.unpin(deleted)
+        for manifest in deleted:
+            self._engine.unload(Digest(manifest.digest))
+
+    async def unpin(self, manifests: Sequence[Manifest]) -> None:
+        """Let go of prefixes, unless other versions with the same bytes are pinned."""
+        pinned = {digest for _, _, digest in await self._off_loop(self._store.pinned)}
+        for digest in {Digest(manifest.digest) for manifest in manifests} - pinned:
+            self._engine.unpin(digest)
+
+    async def export(self, manifest: Manifest, *, for_peft: bool) -> bytes:
+        """A tar of the prefix and how it is asked: the artifact, or a directory that PEFT loads.
+
+        Raises `IncompatiblePrefix` for one that PEFT cannot express.
+        """
+        base = self._drafts.base() if for_peft else None
+        return await self._off_loop(self._export, manifest, base)
+
+    def _export(self, manifest: Manifest, base: BaseModelSpec | None) -> bytes:
+        profile = self._store.get_task(manifest.task).profile
+        definition = Definition.of(profile, manifest.prompt)
+        data = self._store.open(Digest(manifest.digest))
+        if base is None:
+            return formats.write_tar(data, definition)
+        if manifest.fingerprint != base.fingerprint:
+            raise BaseModelMismatch("the version was made for another base model")
+        return formats.write_peft(artifact.read(data), base, definition)
+
+    async def _off_loop(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, partial(work, *args, **kwargs))
+
+
+def _failed(checks: tuple[Check, ...]) -> str | None:
+    """What did not pass, and was no reason to refuse the upload."""
+    return "; ".join(check.detail for check in checks if not check.passed) or None

@@ -1,0 +1,156 @@
+"""Whether a prefix can be served: by its numbers, by a run of the model, and by golden prompts."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Executor
+
+from prefix_store import artifact
+from prefix_store.digest import Digest
+from prefix_store.manifest import Check, Defaults, GoldenPrompt, Profile, PromptFormat
+from prefix_store.prefix import BaseModelSpec, Prefix
+from server.engine.ipc.client import EngineClient
+from server.engine.params import COMPILES, Share
+from server.errors import InvalidRequest, StepFailed, UnusablePrefix
+from server.generation.prompt import Behind, GenerateParams, Prepared, check_vocabulary, prepare
+from server.text.tokenizer import Tokenizer
+
+PROBE = "The quick brown fox jumps over the lazy dog. In the year 1984,"
+_SPARE_TOKENS = 8
+"""Beyond those of an expected text: a model may cut the same text into more of them."""
+_ROUNDING = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 2e-2}
+"""What an effect is to exceed. Shifting all positions, which changes nothing, moves the logits of a
+model of 30 layers by 1e-6, 2e-3 and 1.6e-2; behind one token of text they move by 0.1."""
+
+
+def of_file(prefix: Prefix, base: BaseModelSpec) -> list[Check]:
+    """What was checked while it was read: one that fails here never gets this far, but for the name
+    of a model, which is no more than a hint."""
+    dtype = str(prefix.keys[0].dtype).removeprefix("torch.")
+    shape = f"[{base.num_kv_heads}, {prefix.num_virtual_tokens}, {base.head_dim}]"
+    longest = artifact.norm_ratios(prefix, base)
+    checks = [
+        Check(name="format", passed=True, detail=prefix.origin.get("source_format", "artifact")),
+        Check(name="base_model", passed=True, detail=base.fingerprint),
+        Check(name="shapes", passed=True, detail=f"{base.num_layers} layers of {shape}"),
+        Check(name="finite_values", passed=True, detail=f"as {dtype} and as {base.dtype}"),
+        Check(
+            name="norms",
+            passed=True,
+            detail="the longest key and value are {:.3g} and {:.3g} times the model's own".format(
+                *longest
+            ),
+        ),
+    ]
+    if trained_for := prefix.origin.get("base_model"):
+        same = _last(trained_for) in (_last(base.name), _last(base.loaded_from))
+        detail = trained_for if same else f"trained for {trained_for}, served by {base.name}"
+        checks.append(Check(name="base_model_name", passed=same, detail=detail))
+    return checks
+
+
+def of_prompt(prefix: Prefix, prompt: PromptFormat) -> list[Check]:
+    """Whether an upload says all that prompts after its prefix depend on."""
+    if prefix.origin.get("source_format") != "messages" or prompt.messages is not None:
+        return []
+    detail = (
+        "computed from chat messages that the upload does not bring along, so prompts follow as "
+        "plain text: download the version with its foreword.json (?format=tar), and upload that"
+    )
+    return [Check(name="definition", passed=False, detail=detail)]
+
+
+class Verification:
+    """Runs prefixes before anybody depends on them. `executor` is for tokenising."""
+
+    def __init__(self, engine: EngineClient, tokenizer: Tokenizer, executor: Executor) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._executor = executor
+
+    async def run(self, digest: Digest, num_prefix_tokens: int) -> list[Check]:
+        """One forward without the prefix and one behind it. Raises `UnusablePrefix`, and
+        `InvalidRequest` where the model has no embedding for what the tokenizer adds."""
+        info = self._engine.info
+        room = info.max_model_len - num_prefix_tokens - 1
+        token_ids = self._tokenizer.encode(PROBE)[: max(1, room)]
+        check_vocabulary(token_ids, info)
+        try:
+            effect = await self._engine.verify(digest, token_ids)
+        except StepFailed as exc:
+            raise UnusablePrefix(f"a test prompt cannot run behind it: {exc}") from exc
+        detail = f"the logits of a test prompt move by {effect:.3g} of their size"
+        if effect <= _ROUNDING[info.dtype]:
+            raise UnusablePrefix(f"the prefix has no effect: {detail}")
+        return [
+            Check(name="forward", passed=True, detail=f"{len(token_ids)} tokens, finite logits"),
+            Check(name="effect", passed=True, detail=detail),
+        ]
+
+    async def golden(
+        self,
+        digest: Digest,
+        num_prefix_tokens: int,
+        prompt_format: PromptFormat,
+        profile: Profile,
+        uploaded: tuple[GoldenPrompt, ...],
+    ) -> Check | None:
+        """Whether all golden prompts of the upload and of the profile are answered as they should;
+        None where there are none. Names the first that is not, and never its words."""
+        behind = Behind(
+            num_prefix_tokens=num_prefix_tokens, prompt_format=prompt_format, profile=profile
+        )
+        named = [(f"{i} of the upload", golden) for i, golden in enumerate(uploaded, 1)]
+        named += [(f"{i} of the profile", golden) for i, golden in enumerate(profile.golden, 1)]
+        if not named:
+            return None
+        failures = await asyncio.gather(
+            *(self._failure(digest, behind, golden) for _, golden in named)
+        )
+        for (name, _), failure in zip(named, failures, strict=True):
+            if failure is not None:
+                return Check(name="golden", passed=False, detail=f"prompt {name}: {failure}")
+        return Check(name="golden", passed=True, detail=f"{len(named)} prompts")
+
+    async def _failure(self, digest: Digest, behind: Behind, golden: GoldenPrompt) -> str | None:
+        loop = asyncio.get_running_loop()
+        try:
+            prepared = await loop.run_in_executor(self._executor, self._prepare, behind, golden)
+            share = Share(queue=COMPILES)
+            stream = self._engine.submit(digest, prepared.token_ids, prepared.sampling, share)
+            token_ids = [i async for delta in stream for i in delta.token_ids]
+        except (InvalidRequest, StepFailed) as exc:
+            return str(exc)
+        if isinstance(golden.expect, str):
+            passed = self._text(token_ids).startswith(golden.expect)
+        else:
+            passed = token_ids[: len(golden.expect)] == list(golden.expect)
+        return None if passed else "the completion does not begin as it should"
+
+    def _prepare(self, behind: Behind, golden: GoldenPrompt) -> Prepared:
+        """As the task's requests are, but greedy and only as long as it takes."""
+        num_tokens = len(golden.expect)
+        if isinstance(golden.expect, str):
+            token_ids = self._tokenizer.encode(golden.expect, add_special_tokens=False)
+            num_tokens = len(token_ids) + _SPARE_TOKENS
+        asked = behind.profile.defaults
+        form = {name: getattr(asked, name) for name in ("response_format", "regex", "choice")}
+        greedy = {"defaults": Defaults(max_tokens=num_tokens, **form)}
+        profile = behind.profile.model_copy(update=greedy)
+        behind = Behind(
+            num_prefix_tokens=behind.num_prefix_tokens,
+            prompt_format=behind.prompt_format,
+            profile=profile,
+        )
+        params = GenerateParams(prompt=golden.prompt)
+        return prepare(params, behind, tokenizer=self._tokenizer, info=self._engine.info)
+
+    def _text(self, token_ids: list[int]) -> str:
+        """As a request would get it."""
+        detokenizer = self._tokenizer.detokenizer()
+        return "".join(map(detokenizer.push, token_ids)) + detokenizer.flush()
+
+
+def _last(name: str) -> str:
+    """Of a hub id or a path."""
+    return name.rstrip("/").rpartition("/")[2].lower()

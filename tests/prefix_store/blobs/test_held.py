@@ -1,0 +1,194 @@
+"""What uploads leave behind: nothing, but never at the cost of somebody else's."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from math import inf
+from pathlib import Path
+from random import Random
+from uuid import uuid4
+
+import pytest
+
+from prefix_store.blobs.blobs import BlobStore, FileBlobStore
+from prefix_store.blobs.remote import RemoteBlobStore
+from prefix_store.digest import Digest
+from prefix_store.errors import QuotaExceeded, StorageFailure
+from prefix_store.registry.quotas import Quotas
+from prefix_store.registry.registry import Registry
+from prefix_store.store import PrefixStore
+from prefix_store.testing import draft
+
+CONTENT = "content"
+DATA = CONTENT.encode()
+DIGEST = Digest.of(DATA)
+
+
+@pytest.fixture(params=["files", "remote"])
+def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> BlobStore:
+    if request.param == "files":
+        return FileBlobStore(tmp_path / "blobs")
+    return RemoteBlobStore(f"memory://{uuid4().hex}")
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    registry = Registry(f"sqlite:///{tmp_path}/registry.db")
+    yield registry
+    registry.close()
+
+
+@pytest.fixture
+def store(blobs: BlobStore, registry: Registry) -> PrefixStore:
+    return PrefixStore(blobs, registry)
+
+
+def push(store: PrefixStore) -> None:
+    store.push("x", draft(CONTENT), activate=True, create=True)
+
+
+def test_an_upload_that_comes_to_nothing_leaves_nothing(
+    store: PrefixStore, blobs: BlobStore
+) -> None:
+    holding = store.hold()
+    for content in (DATA, b"embeddings", DATA):
+        store.put_bytes(content, holding)
+    assert len({*blobs}) == 2
+
+    holding.let_go()
+
+    assert [*blobs] == []
+
+
+def test_what_became_a_version_stays(store: PrefixStore, blobs: BlobStore) -> None:
+    for _ in range(2):  # the second is a rehearsal of the same
+        holding = store.hold()
+        store.put_bytes(DATA, holding)
+        push(store)
+        holding.let_go()
+    store.delete_task("x")
+    rehearsal = store.hold()
+    store.put_bytes(DATA, rehearsal)
+    rehearsal.let_go()
+
+    assert [*blobs] == [DIGEST]  # requests on the deleted version may still run
+
+
+def test_the_last_upload_of_the_same_bytes_deletes_them(
+    store: PrefixStore, blobs: BlobStore
+) -> None:
+    first, second = store.hold(), store.hold()
+    for holding in (first, second):
+        store.put_bytes(DATA, holding)
+
+    first.let_go()
+    assert blobs.exists(DIGEST)
+    second.let_go()
+    assert not blobs.exists(DIGEST)
+
+
+def test_what_was_there_before_is_not_ours_to_delete(store: PrefixStore, blobs: BlobStore) -> None:
+    blobs.put(DATA)  # an upload of another server, say
+    holding = store.hold()
+    store.put_bytes(DATA, holding)
+
+    holding.let_go()
+
+    assert blobs.exists(DIGEST)
+
+
+def test_what_somebody_has_put_since_is_his(tmp_path: Path, registry: Registry) -> None:
+    blobs = FileBlobStore(tmp_path / "blobs")
+    holding = PrefixStore(blobs, registry).hold()
+    holding.put(DATA)
+    [path] = (tmp_path / "blobs").glob("sha256/??/*")
+    os.utime(path, (path.stat().st_atime, path.stat().st_mtime + 5))  # as a `put` does
+
+    holding.let_go()
+
+    assert blobs.exists(DIGEST)
+
+
+def test_what_the_engine_has_put_goes_too_also_where_it_put_it_twice(
+    store: PrefixStore, blobs: BlobStore
+) -> None:
+    first, second = store.hold(), store.hold()
+    blobs.put(DATA)
+    first.take(DIGEST, is_new=True)
+    blobs.put(DATA)
+    second.take(DIGEST, is_new=False)
+
+    first.let_go()
+    assert blobs.exists(DIGEST)
+    second.let_go()
+    assert not blobs.exists(DIGEST)
+
+
+def test_an_outage_leaves_it_to_garbage_collection(
+    store: PrefixStore, blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holding = store.hold()
+    store.put_bytes(DATA, holding)
+
+    def away(digest: Digest, *, put_by: float = inf) -> bool:
+        raise StorageFailure("away")
+
+    with monkeypatch.context() as outage:
+        outage.setattr(blobs, "delete", away)
+        holding.let_go()
+
+    assert blobs.exists(DIGEST)
+    assert store.collect_garbage(0.0) == 1
+
+
+def test_racing_uploads_never_take_a_blob_from_a_version(tmp_path: Path) -> None:
+    """Some come to nothing, some are pushed; what a version refers to is there, all else is not."""
+    registry = Registry(
+        f"sqlite:///{tmp_path}/registry.db", quotas=Quotas(max_versions_per_task=12)
+    )
+    blobs = FileBlobStore(tmp_path / "blobs")
+    store = PrefixStore(blobs, registry)
+
+    def upload(seed: int) -> None:
+        random = Random(seed)
+        for _ in range(25):
+            content, holding = f"content {random.randrange(3)}", store.hold()
+            digest = store.put_bytes(content.encode(), holding)
+            if random.random() < 0.1:
+                try:
+                    store.push(content[-1], draft(content), activate=False, create=True)
+                except QuotaExceeded:
+                    pass
+                else:
+                    assert blobs.exists(digest)
+            holding.let_go()
+
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(upload, range(6)))
+
+    assert {*blobs} == registry.digests()
+    registry.close()
+
+
+def test_what_another_process_puts_while_a_deletion_waits_stays(
+    tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large upload holds the lock that deletions wait for; meanwhile, the same bytes again."""
+    blobs, other = FileBlobStore(tmp_path / "blobs"), FileBlobStore(tmp_path / "blobs")
+    holding = PrefixStore(blobs, registry).hold()
+    holding.put(DATA)
+    locked = blobs._locked
+
+    def slowly_locked(kind: int) -> AbstractContextManager[None]:
+        time.sleep(0.05)
+        other.put(DATA)
+        return locked(kind)
+
+    monkeypatch.setattr(blobs, "_locked", slowly_locked)
+    holding.let_go()
+
+    assert other.exists(DIGEST)

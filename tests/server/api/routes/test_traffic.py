@@ -1,0 +1,181 @@
+"""Versions that share a task's traffic, over HTTP."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from server.api.http.deps import Services
+from server.metrics import Metrics
+from tests.server.fakes import FakeEngine, push
+
+
+async def split(http: httpx.AsyncClient, weights: dict[str, int]) -> None:
+    for seed in (1, 2):
+        await push(http, "x", seed)
+    answer = await http.put("/tasks/x/traffic", json={"weights": weights})
+    assert answer.status_code == 200, answer.text
+
+
+async def versions_of(
+    http: httpx.AsyncClient, num_requests: int, headers: dict[str, str] | None = None, **body: Any
+) -> set[int]:
+    found = set()
+    for _ in range(num_requests):
+        answer = await http.post(
+            "/generate?task=x", json={"prompt": "hi", "max_tokens": 1, **body}, headers=headers
+        )
+        assert answer.json()["version"] == int(answer.headers["X-Task-Version"])
+        found.add(answer.json()["version"])
+    return found
+
+
+async def test_versions_share_the_traffic_and_are_loaded_before(
+    http: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    await split(http, {"1": 1, "2": 1})
+
+    shared = (await http.get("/tasks/x/traffic")).json()
+    described = (await http.get("/tasks/x")).json()
+    listed = (await http.get("/tasks/x/versions")).json()
+
+    assert shared["weights"] == described["weights"] == {"1": 1, "2": 1}
+    assert (shared["active_version"], shared["warning"]) == (2, None)
+    assert (listed["history"][0]["action"], listed["history"][0]["weights"]) == (
+        "traffic",
+        {"1": 1, "2": 1},
+    )
+    assert len(set(engine.loaded)) == 2
+    assert await versions_of(http, 30) == {1, 2}
+
+
+async def test_the_same_key_gets_the_same_version(http: httpx.AsyncClient) -> None:
+    await split(http, {"1": 1, "2": 1})
+
+    by_body = [await versions_of(http, 4, traffic_key=f"user {i}") for i in range(12)]
+    by_header = [await versions_of(http, 1, {"X-Traffic-Key": f"user {i}"}) for i in range(12)]
+
+    assert all(len(found) == 1 for found in by_body)
+    assert by_body == by_header
+    assert set.union(*by_body) == {1, 2}
+
+
+async def test_openais_doors_stick_by_the_header(http: httpx.AsyncClient) -> None:
+    await split(http, {"1": 1, "2": 1})
+    chat = {"model": "x", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
+    plain = {"model": "x", "prompt": ["a", "b"], "max_tokens": 1}
+
+    for i in range(6):
+        key = {"X-Traffic-Key": f"user {i}"}
+        [expected] = await versions_of(http, 1, key)
+        for path, body in (("/v1/chat/completions", chat), ("/v1/completions", plain)):
+            answer = await http.post(path, json=body, headers=key)
+            assert answer.headers["X-Task-Version"] == str(expected)
+
+
+async def test_a_version_that_is_asked_for_is_not_drawn(http: httpx.AsyncClient) -> None:
+    await split(http, {"2": 1})
+
+    answer = await http.post("/generate?task=x&version=1", json={"prompt": "hi"})
+
+    assert answer.json()["version"] == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "left"),
+    [
+        ("DELETE", "/tasks/x/traffic", None, 2),
+        ("POST", "/tasks/x/activate", {"version": 1}, 1),
+        ("POST", "/tasks/x/activate", {"version": 2}, 2),
+        ("POST", "/tasks/x/rollback", None, 2),
+    ],
+)
+async def test_what_ends_a_split(
+    http: httpx.AsyncClient, method: str, path: str, body: Any, left: int
+) -> None:
+    await split(http, {"1": 1, "2": 1})
+
+    answer = await http.request(method, path, json=body)
+
+    assert answer.status_code == 200, answer.text
+    assert (await http.get("/tasks/x/traffic")).json()["weights"] is None
+    assert await versions_of(http, 10) == {left}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"weights": {}}, 422, "validation_failed"),
+        ({"weights": {"1": 0}}, 422, "validation_failed"),
+        ({"weights": {"1": -1, "2": 2}}, 422, "validation_failed"),
+        ({"weights": {"1": 1.5}}, 422, "validation_failed"),
+        ({"weights": {"one": 1}}, 422, "validation_failed"),
+        ({"weights": {"0": 1}}, 422, "validation_failed"),
+        ({"weights": {str(n): 1 for n in range(1, 18)}}, 422, "validation_failed"),
+        ({"weights": [1, 2]}, 422, "validation_failed"),
+        ({"weights": {"9": 1}}, 404, "unknown_version"),
+    ],
+)
+async def test_a_split_that_makes_no_sense_is_refused(
+    http: httpx.AsyncClient, body: Any, status: int, code: str
+) -> None:
+    await push(http, "x")
+
+    answer = await http.put("/tasks/x/traffic", json=body)
+
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert (await http.get("/tasks/x/traffic")).json()["weights"] is None
+
+
+async def test_a_key_has_a_bound(http: httpx.AsyncClient) -> None:
+    await push(http, "x")
+    body = {"prompt": "hi"}
+
+    by_body = await http.post("/generate?task=x", json=body | {"traffic_key": "k" * 257})
+    by_header = await http.post("/generate?task=x", json=body, headers={"X-Traffic-Key": "k" * 257})
+
+    assert (by_body.status_code, by_header.status_code) == (422, 422)
+
+
+# --- figures of versions ---
+
+
+def samples(metrics: Metrics, name: str) -> dict[tuple[str, str], float]:
+    return {
+        (sample.labels["task"], sample.labels["version"]): sample.value
+        for family in text_string_to_metric_families(metrics.render().decode())
+        for sample in family.samples
+        if sample.name == name
+    }
+
+
+async def test_every_version_has_figures_of_its_own(
+    http: httpx.AsyncClient, services: Services, engine: FakeEngine
+) -> None:
+    await split(http, {"1": 1, "2": 1})
+    for version in (1, 1, 2):
+        await http.post(
+            f"/generate?task=x&version={version}", json={"prompt": "a", "max_tokens": 5}
+        )
+
+    requests = samples(services.metrics, "foreword_version_requests_total")
+    tokens = samples(services.metrics, "foreword_version_completion_tokens_total")
+    failures = samples(services.metrics, "foreword_version_failures_total")
+    assert requests == {("x", "1"): 2, ("x", "2"): 1}
+    assert tokens == {("x", "1"): 10, ("x", "2"): 5}
+    assert failures == {("x", "1"): 0, ("x", "2"): 0}
+
+
+async def test_the_versions_used_last_have_labels(http: httpx.AsyncClient) -> None:
+    services: Services = http._transport.app.state.services  # type: ignore[attr-defined]
+    services.metrics._max_task_labels = 2
+    for seed in (1, 2, 3):
+        await push(http, "x", seed)
+    for version in (1, 2, 1, 3):
+        await http.post(f"/generate?task=x&version={version}", json={"prompt": "a"})
+
+    requests = samples(services.metrics, "foreword_version_requests_total")
+    assert requests == {("x", "1"): 2, ("x", "3"): 1}

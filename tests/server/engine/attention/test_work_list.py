@@ -1,0 +1,121 @@
+"""Every row meets every key that it may see, once; and every partial result has a place."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from server.engine.attention.base import Group, Span, Step
+from server.engine.attention.work_list import Tiling, WorkList, work_list
+from server.engine.memory.residency import ResidentPrefix
+
+PAGE_SIZE = 4
+Chunks = list[tuple[int, int]]
+
+
+def tiling(**changes: int) -> Tiling:
+    sizes = {"low_rows": 3, "high_rows": 8, "num_programs": 2, "min_keys": 8, "max_parts": 10_000}
+    return Tiling(page_size=PAGE_SIZE, **(sizes | changes))
+
+
+def step_of(tasks: list[tuple[int, Chunks]]) -> Step:
+    """Tasks as (prefix length, chunks), a chunk as (new tokens, tokens before these)."""
+    spans: list[Span] = []
+    groups: list[Group] = []
+    end = num_pages = 0
+    for length, chunks in tasks:
+        begin = end
+        prefix = ResidentPrefix(torch.empty(0), length, length) if length else None
+        for num_tokens, start in chunks:
+            pages = list(range(num_pages, num_pages - (-(start + num_tokens) // PAGE_SIZE)))
+            num_pages += len(pages)
+            spans.append(Span(len(spans), end, num_tokens, start, pages, prefix))
+            end += num_tokens
+        if prefix is not None:
+            groups.append(Group(begin, end, prefix))
+    nothing = torch.empty(0)
+    return Step(nothing, nothing, nothing, spans, groups)
+
+
+def keys_seen(work: WorkList) -> Counter[tuple[int, int]]:
+    """(row, position of the key), as the kernel would find them."""
+    seen: Counter[tuple[int, int]] = Counter()
+    for _, _, _, first_row, num_rows, begin, end, first_position, causal, _ in work.items:
+        for row in range(first_row, first_row + num_rows):
+            positions = range(first_position + begin, first_position + end)
+            seen.update((row, p) for p in positions if p <= work.row_positions[row] or not causal)
+    return seen
+
+
+chunks = st.lists(st.tuples(st.integers(1, 30), st.integers(0, 40)), min_size=1, max_size=4)
+tasks = st.lists(st.tuples(st.integers(0, 50), chunks), min_size=1, max_size=3)
+
+
+@given(tasks, st.sampled_from([100, 10_000]))
+@settings(max_examples=60, deadline=None)
+def test_every_row_meets_every_key_once(tasks: list[tuple[int, Chunks]], spare: int) -> None:
+    step = step_of(tasks)
+    num_rows = step.spans[-1].end
+
+    work = work_list(step, tiling(max_parts=2 * num_rows + spare), lambda prefix: 0)
+
+    expected = Counter(
+        (span.begin + i, position)
+        for span in step.spans
+        for i in range(span.num_tokens)
+        for position in range(span.num_prefix_tokens + span.start + i + 1)
+    )
+    assert keys_seen(work) == expected
+    slots = [
+        int(work.row_parts[row]) + ordinal
+        for *_, first_row, rows, _, _, _, _, ordinal in work.items.tolist()
+        for row in range(first_row, first_row + rows)
+    ]
+    assert sorted(slots) == list(range(work.row_parts[-1]))
+    assert work.row_parts[-1] <= 2 * num_rows + spare
+
+
+@given(tasks)
+@settings(max_examples=20, deadline=None)
+def test_new_keys_go_where_the_pages_say(tasks: list[tuple[int, Chunks]]) -> None:
+    step = step_of(tasks)
+
+    work = work_list(step, tiling(), lambda prefix: 0)
+
+    assert work.row_slots.tolist() == [
+        span.pages[own // PAGE_SIZE] * PAGE_SIZE + own % PAGE_SIZE
+        for span in step.spans
+        for own in range(span.start, span.start + span.num_tokens)
+    ]
+
+
+def test_a_prefix_is_read_once_for_all_its_rows() -> None:
+    work = work_list(step_of([(20, [(1, 5)] * 8)]), tiling(num_programs=4), lambda prefix: 77)
+
+    prefix_items = work.items[work.items[:, 1] > 0]
+    assert prefix_items[:, [0, 1, 4]].tolist() == [[77, 20, 8]] * 3
+    assert prefix_items[:, [5, 6]].tolist() == [[0, 8], [8, 16], [16, 20]]
+
+
+def test_a_tile_leaves_out_what_its_last_row_may_not_see() -> None:
+    work = work_list(step_of([(0, [(20, 7)])]), tiling(min_keys=64), lambda prefix: 0)
+
+    assert work.items[:, [3, 4, 5, 6]].tolist() == [[0, 8, 0, 15], [8, 8, 0, 23], [16, 4, 0, 27]]
+
+
+def test_long_work_is_cut_into_few_items() -> None:
+    work = work_list(step_of([(5000, [(1, 5)])]), tiling(), lambda prefix: 0)
+
+    assert 4 <= len(work.items) <= 12
+
+
+def test_partial_results_never_outgrow_their_buffer() -> None:
+    step = step_of([(5000, [(8, 5)])])
+
+    assert work_list(step, tiling(), lambda prefix: 0).row_parts[-1] > 16
+    work = work_list(step, tiling(max_parts=16), lambda prefix: 0)
+    assert np.diff(work.row_parts).tolist() == [2] * 8
