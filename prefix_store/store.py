@@ -12,8 +12,13 @@ from prefix_store.digest import Digest
 from prefix_store.errors import StorageFailure, UnknownDigest
 from prefix_store.manifest import Activation, Definition, Draft, Manifest, Profile, Task
 from prefix_store.registry.audit import NOBODY, Actor
-from prefix_store.registry.preconditions import ANY, Once, Seen, Terms
-from prefix_store.registry.registry import Registry, Route
+from prefix_store.registry.preconditions import (
+    UNCONDITIONAL,
+    ActivationSeen,
+    IdempotentRequest,
+    Preconditions,
+)
+from prefix_store.registry.registry import Registry, ServingVersion
 
 if TYPE_CHECKING:
     from prefix_store.prefix import Prefix
@@ -21,10 +26,10 @@ if TYPE_CHECKING:
 _ANSWERS_KEPT_S = 24 * 3600.0
 
 
-class Routes(Protocol):
+class VersionSource(Protocol):
     """Who tells requests where to go: the registry, or a replica of it."""
 
-    def route(self, task: str, version: int | None, key: str) -> Route: ...
+    def serving_version(self, task: str, version: int | None, key: str) -> ServingVersion: ...
 
     def check(self) -> None: ...
 
@@ -39,11 +44,13 @@ class PrefixStore:
     Safe to call from any number of threads. What it raises is in `prefix_store.errors`.
     """
 
-    def __init__(self, blobs: BlobStore, registry: Registry, routes: Routes | None = None) -> None:
-        """`routes`: where requests are resolved, in place of the registry."""
+    def __init__(
+        self, blobs: BlobStore, registry: Registry, source: VersionSource | None = None
+    ) -> None:
+        """`source`: where requests are resolved, in place of the registry."""
         self._blobs = blobs
         self._registry = registry
-        self._routes: Routes = routes or registry
+        self._source: VersionSource = source or registry
         self._held = HeldBlobs(blobs, registry)
 
     def hold(self) -> Holding:
@@ -79,7 +86,7 @@ class PrefixStore:
         activate: bool,
         create: bool,
         by: Actor = NOBODY,
-        terms: Terms = ANY,
+        preconditions: Preconditions = UNCONDITIONAL,
         definition: Definition | None = None,
         rehearse: bool = False,
     ) -> Manifest:
@@ -100,12 +107,12 @@ class PrefixStore:
             activate=activate,
             create=create,
             by=by,
-            terms=terms,
+            preconditions=preconditions,
             definition=definition,
             rehearse=rehearse,
         )
 
-    def seen(self, task: str) -> Seen:
+    def seen(self, task: str) -> ActivationSeen:
         """What is in force now, for a change that must not overtake a newer one."""
         return self._registry.seen(task)
 
@@ -116,20 +123,28 @@ class PrefixStore:
         """
         return self._registry.resolve(task, version, key)
 
-    def route(self, task: str, version: int | None = None, key: str = "") -> Route:
+    def serving_version(
+        self, task: str, version: int | None = None, key: str = ""
+    ) -> ServingVersion:
         """The version a request gets, as `resolve` says, and its task's profile. Never waits for a
         network."""
-        return self._routes.route(task, version, key)
+        return self._source.serving_version(task, version, key)
 
     def set_traffic(
-        self, task: str, weights: Mapping[int, int], by: Actor = NOBODY, terms: Terms = ANY
+        self,
+        task: str,
+        weights: Mapping[int, int],
+        by: Actor = NOBODY,
+        preconditions: Preconditions = UNCONDITIONAL,
     ) -> Activation:
         """Let versions share the traffic; without weights, the active one gets all of it.
 
         Raises `UnknownTask`, `NothingActive`, `UnknownVersion`, `VersionQuarantined`,
         `PreconditionFailed`.
         """
-        return self._registry.set_traffic(task, weights, by, terms, self._blobs.quarantined())
+        return self._registry.set_traffic(
+            task, weights, by, preconditions, self._blobs.quarantined()
+        )
 
     def traffic(self, task: str) -> dict[int, int] | None:
         """The weights of the versions that share the traffic, if any do. Raises `UnknownTask`."""
@@ -144,20 +159,26 @@ class PrefixStore:
         return self._registry.pinned()
 
     def activate(
-        self, task: str, version: int, by: Actor = NOBODY, terms: Terms = ANY
+        self,
+        task: str,
+        version: int,
+        by: Actor = NOBODY,
+        preconditions: Preconditions = UNCONDITIONAL,
     ) -> Activation:
         """Hot swap.
 
         Raises `UnknownTask`, `UnknownVersion`, `VersionQuarantined`, `PreconditionFailed`.
         """
-        return self._registry.activate(task, version, by, terms, self._blobs.quarantined())
+        return self._registry.activate(task, version, by, preconditions, self._blobs.quarantined())
 
-    def rollback(self, task: str, by: Actor = NOBODY, terms: Terms = ANY) -> Activation:
+    def rollback(
+        self, task: str, by: Actor = NOBODY, preconditions: Preconditions = UNCONDITIONAL
+    ) -> Activation:
         """Back to the version before.
 
         Raises `UnknownTask`, `NothingToRollBack`, `VersionQuarantined`, `PreconditionFailed`.
         """
-        return self._registry.rollback(task, by, terms, self._blobs.quarantined())
+        return self._registry.rollback(task, by, preconditions, self._blobs.quarantined())
 
     def history(self, task: str, limit: int = 100) -> list[Activation]:
         """The last activations, newest first. Raises `UnknownTask`."""
@@ -168,10 +189,14 @@ class PrefixStore:
         return self._registry.create_task(name, profile, by)
 
     def set_profile(
-        self, name: str, profile: Profile, terms: Terms = ANY, by: Actor = NOBODY
+        self,
+        name: str,
+        profile: Profile,
+        preconditions: Preconditions = UNCONDITIONAL,
+        by: Actor = NOBODY,
     ) -> Task:
         """Raises `UnknownTask`, `PreconditionFailed`."""
-        return self._registry.set_profile(name, profile, terms, by)
+        return self._registry.set_profile(name, profile, preconditions, by)
 
     def get_task(self, name: str) -> Task:
         """Raises `UnknownTask`."""
@@ -183,9 +208,11 @@ class PrefixStore:
         """At most `limit` tasks behind the name `after`, sorted by name."""
         return self._registry.list_tasks(after, limit, globs)
 
-    def delete_task(self, name: str, terms: Terms = ANY, by: Actor = NOBODY) -> None:
+    def delete_task(
+        self, name: str, preconditions: Preconditions = UNCONDITIONAL, by: Actor = NOBODY
+    ) -> None:
         """Raises `UnknownTask`, `PreconditionFailed`."""
-        self._registry.delete_task(name, terms, by)
+        self._registry.delete_task(name, preconditions, by)
 
     def get_version(self, task: str, version: int) -> Manifest:
         """Raises `UnknownTask`, `UnknownVersion`."""
@@ -196,14 +223,18 @@ class PrefixStore:
         return self._registry.list_versions(task)
 
     def delete_version(
-        self, task: str, version: int, terms: Terms = ANY, by: Actor = NOBODY
+        self,
+        task: str,
+        version: int,
+        preconditions: Preconditions = UNCONDITIONAL,
+        by: Actor = NOBODY,
     ) -> None:
         """Raises `UnknownTask`, `UnknownVersion`, `VersionActive`, `PreconditionFailed`."""
-        self._registry.delete_version(task, version, terms, by)
+        self._registry.delete_version(task, version, preconditions, by)
 
-    def answer(self, once: Once) -> str | None:
+    def answer(self, request: IdempotentRequest) -> str | None:
         """What was answered to a request that comes again. Raises `IdempotencyMismatch`."""
-        return self._registry.answer(once)
+        return self._registry.answer(request)
 
     def quarantined(self) -> set[Digest]:
         """The blobs whose bytes have changed on disk; versions of them are not served."""
@@ -222,22 +253,22 @@ class PrefixStore:
         put_by = time.time() - grace_s
         return sum(self._blobs.delete(digest, put_by=put_by) for digest in garbage)
 
-    def look(self) -> None:
-        """What a server does every few seconds where blobs are remote: see `BlobStore.look`."""
-        self._blobs.look()
+    def refresh_health(self) -> None:
+        """Ask remote blobs whether they are reachable; called every few seconds."""
+        self._blobs.refresh_health()
 
     def age_s(self) -> float:
         """Seconds since what requests are resolved by was read."""
-        return self._routes.age_s()
+        return self._source.age_s()
 
     def is_lost(self) -> bool:
         """Whether requests cannot be resolved any more."""
-        return self._routes.is_lost()
+        return self._source.is_lost()
 
-    def troubles(self) -> dict[str, str]:
+    def outages(self) -> dict[str, str]:
         """Which part is away, `registry` or `blobs`, and why. Never waits for a network."""
         found = {}
-        for part, check in (("registry", self._routes.check), ("blobs", self._blobs.check)):
+        for part, check in (("registry", self._source.check), ("blobs", self._blobs.check)):
             try:
                 check()
             except StorageFailure as exc:

@@ -124,7 +124,7 @@ def create_app(
         model_name=model_name,
         max_prefix_tokens=settings.max_prefix_tokens,
     )
-    metrics.watch_storage(store.troubles, store.age_s)
+    metrics.watch_storage(store.outages, store.age_s)
     if tracing is not None:
         metrics.watch_completions(tracing.completed)
     services = Services(
@@ -188,7 +188,7 @@ def _assemble(services: Services, executors: list[Executor], tracing: Tracing | 
     library = list(app.routes)
     for router in ROUTERS:
         app.router.routes.extend(router.routes)
-    gate = Access(services.keys, services.at_once)
+    gate = Access(services.keys, services.run_check)
     access.guard(app, gate, library=library)
     problems.install(
         app,
@@ -218,7 +218,7 @@ async def _running(services: Services, executors: list[Executor]) -> AsyncIterat
     if services.replica is not None:
         services.replica.start()
     try:
-        pinned = await services.off_loop(services.store.pinned)
+        pinned = await services.run_in_store(services.store.pinned)
         services.engine.pinned.update(digest for _, _, digest in pinned)
         await services.engine.start()
         if services.settings.demo:
@@ -231,7 +231,7 @@ async def _running(services: Services, executors: list[Executor]) -> AsyncIterat
             chore.cancel()
         await maintenance.log_audit_head(services)
         if services.replica is not None:
-            await services.promptly(services.replica.close)
+            await services.run_for_request(services.replica.close)
         await services.engine.stop(_STOP_TIMEOUT_S)
         for executor in executors:
             executor.shutdown(cancel_futures=True)

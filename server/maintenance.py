@@ -27,11 +27,11 @@ async def seed(services: Services) -> None:
     fitting = [demo for demo in DEMO_TASKS if demo.fits(services.engine.info.fingerprint)]
     for demo in fitting:
         try:
-            task = await services.off_loop(services.store.get_task, demo.name)
+            task = await services.run_in_store(services.store.get_task, demo.name)
         except UnknownTask:
             task = await services.write(services.store.create_task, demo.name, demo.profile)
         if task.num_versions == 0:
-            body, media_type = await services.off_loop(_body, demo)
+            body, media_type = await services.run_in_store(_body, demo)
             await services.uploads.push(demo.name, body, media_type, activate=True)
 
 
@@ -50,7 +50,7 @@ async def _regularly(services: Services, chore: Chore, interval_s: float) -> Non
 
 
 async def _look_at_blobs(services: Services) -> None:
-    await services.off_loop(services.store.look)
+    await services.run_in_store(services.store.refresh_health)
 
 
 async def _collect_garbage(services: Services) -> None:
@@ -63,7 +63,7 @@ async def _collect_garbage(services: Services) -> None:
 async def log_audit_head(services: Services) -> None:
     """Kept apart from the database, this line shows what was cut off or rewritten before it."""
     try:
-        head = await services.off_loop(services.audit.head)
+        head = await services.run_in_store(services.audit.head)
     except PrefixStoreError:
         logger.exception("the end of the audit cannot be read")
     else:

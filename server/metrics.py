@@ -105,7 +105,7 @@ class Metrics:
         gauge.set_function(count)
 
     def watch_storage(
-        self, troubles: Callable[[], Collection[str]], age_s: Callable[[], float]
+        self, outages: Callable[[], Collection[str]], age_s: Callable[[], float]
     ) -> None:
         """Tell which part of the store is away whenever the metrics are asked for."""
         away = Gauge(
@@ -115,7 +115,7 @@ class Metrics:
             registry=self.registry,
         )
         for part in ("registry", "blobs"):
-            away.labels(part).set_function(partial(_is_in, part, troubles))
+            away.labels(part).set_function(partial(_is_in, part, outages))
         age = Gauge(
             "foreword_registry_age_seconds",
             "Since a shared registry was last read; 0 where it is read for every request.",

@@ -16,7 +16,7 @@ from server.engine.attention.base import ATTENTION_NAME, AttentionBackend, Bound
 from server.engine.attention.ref import RefBackend
 from server.engine.memory.kv_pool import KvPool
 from server.engine.memory.residency import ResidentPrefix
-from server.engine.params import Sampling
+from server.engine.params import SamplingParams
 from server.engine.runner.runner import Runner
 from server.engine.scheduler.page_allocator import PageAllocator
 from server.engine.scheduler.prompt_cache import PromptCache
@@ -109,7 +109,7 @@ class AlwaysReady:
 
     prefixes: dict[Digest, ResidentPrefix] = field(default_factory=dict)
 
-    def refer(self, digest: Digest) -> None: ...
+    def acquire(self, digest: Digest) -> None: ...
 
     def release(self, digest: Digest) -> None: ...
 
@@ -153,7 +153,7 @@ class Engine:
         if prefix is not None:
             digest = Digest.of(prefix.kv.float().numpy().tobytes())
             self.ready.prefixes[digest] = replace(prefix, kv=prefix.kv.to(self.pool.pages.device))
-        sampling = Sampling(max_tokens=num_new, ignore_eos=True)
+        sampling = SamplingParams(max_tokens=num_new, ignore_eos=True)
         self.scheduler.add(Sequence(request_id, digest, list(token_ids), sampling))
 
     def step(self) -> None:

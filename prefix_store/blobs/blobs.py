@@ -46,7 +46,7 @@ class BlobStore(Protocol):
         """Return if it answers, or did when it was last asked."""
         ...
 
-    def look(self) -> None:
+    def refresh_health(self) -> None:
         """Find out anew what `quarantined` and `check` say, where that is remembered."""
         ...
 
@@ -127,7 +127,7 @@ class FileBlobStore:
         with _refused("be read"):
             self._quarantine.stat()
 
-    def look(self) -> None:
+    def refresh_health(self) -> None:
         """Nothing is remembered."""
 
     def exists(self, digest: Digest) -> bool:

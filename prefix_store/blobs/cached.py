@@ -46,7 +46,7 @@ class CachedBlobStore:
         self._looking_since_s = float("inf")
         self._lock = Lock()
 
-    def look(self) -> None:
+    def refresh_health(self) -> None:
         self._looking_since_s = time.monotonic()
         with suppress(StorageFailure), self._asking():
             self._rotten = self._remote.quarantined()

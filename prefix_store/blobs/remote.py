@@ -80,7 +80,7 @@ class RemoteBlobStore:
         with _refused("be listed"):
             self._names(f"{self._root}/quarantine")
 
-    def look(self) -> None:
+    def refresh_health(self) -> None:
         """Nothing is remembered."""
 
     def exists(self, digest: Digest) -> bool:

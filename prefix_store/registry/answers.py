@@ -10,39 +10,39 @@ from sqlalchemy.exc import IntegrityError
 
 from prefix_store.errors import IdempotencyMismatch, RequestInProgress
 from prefix_store.registry import rows
-from prefix_store.registry.preconditions import Once, Terms
+from prefix_store.registry.preconditions import IdempotentRequest, Preconditions
 from prefix_store.registry.schema import answers
 
 T = TypeVar("T")
 
 
-def find(connection: Connection, once: Once) -> str | None:
+def find(connection: Connection, request: IdempotentRequest) -> str | None:
     """The answer, if this request was answered before. Raises `IdempotencyMismatch`."""
     query = select(answers).where(
-        *(answers.c[name] == value for name, value in _name(once).items())
+        *(answers.c[name] == value for name, value in _name(request).items())
     )
     row = connection.execute(query).one_or_none()
     if row is None:
         return None
-    if row.request_digest != str(once.request_digest):
+    if row.request_digest != str(request.request_digest):
         raise IdempotencyMismatch("the idempotency key was used for another request")
     answer: str = row.answer
     return answer
 
 
-def keep(connection: Connection, terms: Terms, result: T) -> T:
+def keep(connection: Connection, preconditions: Preconditions, result: T) -> T:
     """Write down the answer that `result` makes, if the terms ask for that; returns `result`.
 
     Raises `RequestInProgress` where the same request was answered in the meantime.
     """
-    if (once := terms.once) is not None:
+    if (request := preconditions.idempotent) is not None:
         fields = {
-            "request_digest": str(once.request_digest),
-            "answer": once.answer(result),
+            "request_digest": str(request.request_digest),
+            "answer": request.answer(result),
             "created_at": rows.now(),
         }
         try:
-            connection.execute(insert(answers).values(**_name(once), **fields))
+            connection.execute(insert(answers).values(**_name(request), **fields))
         except IntegrityError:
             raise RequestInProgress("another request with this idempotency key is first") from None
     return result
@@ -54,5 +54,10 @@ def forget(connection: Connection, older_than_s: float) -> int:
     return connection.execute(delete(answers).where(answers.c.created_at < before)).rowcount
 
 
-def _name(once: Once) -> dict[str, str]:
-    return {"principal": once.principal, "route": once.route, "task": once.task, "key": once.key}
+def _name(request: IdempotentRequest) -> dict[str, str]:
+    return {
+        "principal": request.principal,
+        "route": request.route,
+        "task": request.task,
+        "key": request.key,
+    }

@@ -10,7 +10,7 @@ from prefix_store.digest import Digest
 
 
 @dataclass(frozen=True, slots=True)
-class Once:
+class IdempotentRequest:
     """A request that may come again, by the key its client gave it, and must count once."""
 
     route: str
@@ -25,7 +25,7 @@ class Once:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ActivationSeen:
     """The activation that was in force when a request began."""
 
     activation: int | None
@@ -33,20 +33,22 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class Preconditions:
     """The default: whatever the state, and as often as it is asked for."""
 
     revisions: frozenset[int] | None = None
     """The revisions of the task that the change may be made to; None for any."""
-    once: Once | None = None
-    seen: Seen | None = None
+    idempotent: IdempotentRequest | None = None
+    seen: ActivationSeen | None = None
     """What the change may replace; None: whatever is in force."""
 
-    def after(self, describe: Callable[[Any], Any]) -> Terms:
+    def after(self, describe: Callable[[Any], Any]) -> Preconditions:
         """The same, where what the change returns is described before it is answered."""
-        if (once := self.once) is None:
+        if (request := self.idempotent) is None:
             return self
-        return replace(self, once=replace(once, answer=lambda made: once.answer(describe(made))))
+        return replace(
+            self, idempotent=replace(request, answer=lambda made: request.answer(describe(made)))
+        )
 
 
-ANY = Terms()
+UNCONDITIONAL = Preconditions()

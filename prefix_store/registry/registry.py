@@ -22,14 +22,19 @@ from prefix_store.reference import check_task_name
 from prefix_store.registry import answers, audit, rows, traffic
 from prefix_store.registry.audit import NOBODY, Actor
 from prefix_store.registry.database import Database
-from prefix_store.registry.preconditions import ANY, Once, Seen, Terms
+from prefix_store.registry.preconditions import (
+    UNCONDITIONAL,
+    ActivationSeen,
+    IdempotentRequest,
+    Preconditions,
+)
 from prefix_store.registry.quotas import Quotas
 from prefix_store.registry.schema import activations, tasks, versions
 from prefix_store.registry.traffic import choose
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
+class ServingVersion:
     """Where a request goes, and how its task treats prompts."""
 
     manifest: Manifest
@@ -78,11 +83,15 @@ class Registry:
             return rows.read_task(connection, name)
 
     def set_profile(
-        self, name: str, profile: Profile, terms: Terms = ANY, by: Actor = NOBODY
+        self,
+        name: str,
+        profile: Profile,
+        preconditions: Preconditions = UNCONDITIONAL,
+        by: Actor = NOBODY,
     ) -> Task:
         """Raises `UnknownTask`, `PreconditionFailed`."""
         with self._write() as connection:
-            rows.lock(connection, name, terms)
+            rows.lock(connection, name, preconditions)
             _write_profile(connection, name, profile, by)
             return rows.read_task(connection, name)
 
@@ -102,14 +111,16 @@ class Registry:
         with self._read() as connection:
             return [rows.as_task(row) for row in connection.execute(page)]
 
-    def delete_task(self, name: str, terms: Terms = ANY, by: Actor = NOBODY) -> None:
+    def delete_task(
+        self, name: str, preconditions: Preconditions = UNCONDITIONAL, by: Actor = NOBODY
+    ) -> None:
         """Delete a task and its versions. Raises `UnknownTask`, `PreconditionFailed`."""
         with self._write() as connection:
-            rows.lock(connection, name, terms)
-            rows.bury(connection, name)
+            rows.lock(connection, name, preconditions)
+            rows.tombstone(connection, name)
             rows.change(connection, name, active_seq=None, deleted_at=rows.now())
             audit.append(connection, by, "delete_task", task=name)
-            answers.keep(connection, terms, None)
+            answers.keep(connection, preconditions, None)
 
     def add_version(
         self,
@@ -119,7 +130,7 @@ class Registry:
         activate: bool,
         create: bool,
         by: Actor = NOBODY,
-        terms: Terms = ANY,
+        preconditions: Preconditions = UNCONDITIONAL,
         definition: Definition | None = None,
         rehearse: bool = False,
     ) -> Manifest:
@@ -132,9 +143,13 @@ class Registry:
         if create:
             check_task_name(task)
         with self._write() as connection:
-            if create and terms.revisions is None and rows.create(connection, task, Profile()):
+            if (
+                create
+                and preconditions.revisions is None
+                and rows.create(connection, task, Profile())
+            ):
                 self._quotas.check_tasks(connection)
-            row = rows.lock(connection, task, terms)
+            row = rows.lock(connection, task, preconditions)
             if definition is not None:
                 _adopt(connection, task, definition, by)
             number = rows.next_number(connection, task)
@@ -142,7 +157,9 @@ class Registry:
             rows.add(connection, manifest)
             self._quotas.check_versions(connection, task)
             if activate:
-                rows.point(connection, task, number, "activate", parent=row.active_seq, by=by.key)
+                rows.set_active(
+                    connection, task, number, "activate", parent=row.active_seq, by=by.key
+                )
             else:
                 rows.change(connection, task)
             if rehearse:
@@ -151,7 +168,7 @@ class Registry:
             action: audit.Action = "push_and_activate" if activate else "push"
             digest = Digest(draft.digest)
             audit.append(connection, by, action, task=task, version=number, digest=digest)
-            return answers.keep(connection, terms, manifest)
+            return answers.keep(connection, preconditions, manifest)
 
     def get_version(self, task: str, number: int) -> Manifest:
         """Raises `UnknownTask`, `UnknownVersion`."""
@@ -169,29 +186,33 @@ class Registry:
             return [Manifest.model_validate_json(text) for text in connection.scalars(query)]
 
     def delete_version(
-        self, task: str, number: int, terms: Terms = ANY, by: Actor = NOBODY
+        self,
+        task: str,
+        number: int,
+        preconditions: Preconditions = UNCONDITIONAL,
+        by: Actor = NOBODY,
     ) -> None:
         """Raises `UnknownTask`, `PreconditionFailed`, `UnknownVersion`, and `VersionActive` for
         the active one.
         """
         with self._write() as connection:
-            top = rows.activation(connection, rows.lock(connection, task, terms).active_seq)
+            top = rows.activation(connection, rows.lock(connection, task, preconditions).active_seq)
             rows.check_version(connection, task, number)
             if top is not None and top.version == number:
                 raise VersionActive(f"version {number} of {task} is active")
             if top is not None and number in traffic.read(connection, [top.seq]).get(top.seq, {}):
                 raise VersionActive(f"version {number} of {task} gets a part of the traffic")
-            rows.bury(connection, task, number)
+            rows.tombstone(connection, task, number)
             rows.change(connection, task)
             audit.append(connection, by, "delete_version", task=task, version=number)
-            answers.keep(connection, terms, None)
+            answers.keep(connection, preconditions, None)
 
     def activate(
         self,
         task: str,
         number: int,
         by: Actor = NOBODY,
-        terms: Terms = ANY,
+        preconditions: Preconditions = UNCONDITIONAL,
         unusable: Set[Digest] = frozenset(),
     ) -> Activation:
         """Make a version the active one, with all the traffic. Returns the activation in force if
@@ -201,22 +222,22 @@ class Registry:
         a version of an unusable blob.
         """
         with self._write() as connection:
-            top = rows.activation(connection, rows.lock(connection, task, terms).active_seq)
+            top = rows.activation(connection, rows.lock(connection, task, preconditions).active_seq)
             rows.check_version(connection, task, number, unusable)
             parent = None if top is None else top.seq
             if top is not None and top.version == number:
                 if not traffic.read(connection, [top.seq]):
-                    return answers.keep(connection, terms, rows.as_activation(top))
+                    return answers.keep(connection, preconditions, rows.as_activation(top))
                 parent = top.parent
-            made = rows.point(connection, task, number, "activate", parent=parent, by=by.key)
+            made = rows.set_active(connection, task, number, "activate", parent=parent, by=by.key)
             audit.append(connection, by, "activate", task=task, version=number)
-            return answers.keep(connection, terms, made)
+            return answers.keep(connection, preconditions, made)
 
     def rollback(
         self,
         task: str,
         by: Actor = NOBODY,
-        terms: Terms = ANY,
+        preconditions: Preconditions = UNCONDITIONAL,
         unusable: Set[Digest] = frozenset(),
     ) -> Activation:
         """Back to the version that was active before this one; a second rollback goes on back.
@@ -226,24 +247,24 @@ class Registry:
         `PreconditionFailed`, `NothingToRollBack`, `VersionQuarantined`.
         """
         with self._write() as connection:
-            top = rows.activation(connection, rows.lock(connection, task, terms).active_seq)
+            top = rows.activation(connection, rows.lock(connection, task, preconditions).active_seq)
             is_split = top is not None and bool(traffic.read(connection, [top.seq]))
             target = top if is_split else rows.beneath(connection, top)
             if target is None:
                 raise NothingToRollBack(f"{task} has no earlier version to go back to")
             rows.check_version(connection, task, target.version, unusable)
-            made = rows.point(
+            made = rows.set_active(
                 connection, task, target.version, "rollback", parent=target.parent, by=by.key
             )
             audit.append(connection, by, "rollback", task=task, version=target.version)
-            return answers.keep(connection, terms, made)
+            return answers.keep(connection, preconditions, made)
 
     def set_traffic(
         self,
         task: str,
         weights: Mapping[int, int],
         by: Actor = NOBODY,
-        terms: Terms = ANY,
+        preconditions: Preconditions = UNCONDITIONAL,
         unusable: Set[Digest] = frozenset(),
     ) -> Activation:
         """Let versions share the traffic, in proportion to their weights; none: the active one
@@ -253,20 +274,20 @@ class Registry:
         `VersionQuarantined`.
         """
         with self._write() as connection:
-            top = rows.activation(connection, rows.lock(connection, task, terms).active_seq)
+            top = rows.activation(connection, rows.lock(connection, task, preconditions).active_seq)
             if top is None:
                 raise NothingActive(f"{task} has no active version")
             for number in weights:
                 rows.check_version(connection, task, number, unusable)
             if not weights and not traffic.read(connection, [top.seq]):
-                return answers.keep(connection, terms, rows.as_activation(top))
-            made = rows.point(
+                return answers.keep(connection, preconditions, rows.as_activation(top))
+            made = rows.set_active(
                 connection, task, top.version, "traffic", parent=top.parent, by=by.key
             )
             traffic.write(connection, made.seq, weights)
             audit.append(connection, by, "set_traffic", task=task)
             made = made.model_copy(update={"weights": dict(weights) or None})
-            return answers.keep(connection, terms, made)
+            return answers.keep(connection, preconditions, made)
 
     def traffic(self, task: str) -> dict[int, int] | None:
         """The weights of the versions that share the traffic, if any do. Raises `UnknownTask`."""
@@ -279,7 +300,7 @@ class Registry:
     def set_pinned(self, task: str, number: int, *, pinned: bool, by: Actor = NOBODY) -> None:
         """Raises `UnknownTask`, `UnknownVersion`."""
         with self._write() as connection:
-            rows.lock(connection, task, ANY)
+            rows.lock(connection, task, UNCONDITIONAL)
             rows.check_version(connection, task, number)
             rows.pin(connection, task, number, pinned=pinned)
             action: audit.Action = "pin" if pinned else "unpin"
@@ -298,11 +319,11 @@ class Registry:
         with self._read() as connection:
             self._quotas.check_bytes(connection, num_bytes)
 
-    def seen(self, task: str) -> Seen:
+    def seen(self, task: str) -> ActivationSeen:
         """What is in force now, also of a task that does not exist."""
         query = select(tasks.c.active_seq).where(tasks.c.name == task, tasks.c.deleted_at.is_(None))
         with self._read() as connection:
-            return Seen(connection.scalar(query))
+            return ActivationSeen(connection.scalar(query))
 
     def history(self, task: str, limit: int = 100) -> list[Activation]:
         """The task's last activations, newest first. Raises `UnknownTask`."""
@@ -343,9 +364,9 @@ class Registry:
             raise NothingActive(f"{task} has no active version")
         raise UnknownVersion(f"{task} has no version {version}")
 
-    def route(self, task: str, version: int | None, key: str) -> Route:
+    def serving_version(self, task: str, version: int | None, key: str) -> ServingVersion:
         """What `resolve` finds, and the task's profile."""
-        return Route(self.resolve(task, version, key), self.get_task(task).profile)
+        return ServingVersion(self.resolve(task, version, key), self.get_task(task).profile)
 
     def check(self) -> None:
         """`ping`, as a replica is asked."""
@@ -374,13 +395,13 @@ class Registry:
         with self._read() as connection:
             return connection.scalar(query) is not None
 
-    def answer(self, once: Once) -> str | None:
+    def answer(self, request: IdempotentRequest) -> str | None:
         """What was answered to this request, if it was made before.
 
         Raises `IdempotencyMismatch`.
         """
         with self._read() as connection:
-            return answers.find(connection, once)
+            return answers.find(connection, request)
 
     def forget_answers(self, older_than_s: float) -> int:
         """Delete the answers to requests that will not come again; their number."""

@@ -21,7 +21,7 @@ from prefix_store.manifest import Manifest, Profile
 from prefix_store.registry import audit, rows, traffic
 from prefix_store.registry.audit import Head
 from prefix_store.registry.keys import Found, read_keys
-from prefix_store.registry.registry import Registry, Route
+from prefix_store.registry.registry import Registry, ServingVersion
 from prefix_store.registry.schema import activations, tasks, versions
 
 logger = logging.getLogger(__name__)
@@ -98,15 +98,15 @@ class Replica:
         """Whether what is held is too old to be served."""
         return self.age_s() > self._max_age_s
 
-    def route(self, task: str, version: int | None, key: str) -> Route:
-        """As `Registry.route`, from what is held.
+    def serving_version(self, task: str, version: int | None, key: str) -> ServingVersion:
+        """As `Registry.serving_version`, from what is held.
 
         Raises `StorageFailure` where that is too old, or for what is not held while the database
         is away.
         """
         self._check_age()
         try:
-            return _route(self._held, task, version, key)
+            return _serving_version(self._held, task, version, key)
         except (UnknownTask, UnknownVersion, NothingActive):
             self.check()
             raise
@@ -154,7 +154,7 @@ class Replica:
         self._trouble = str(exc) if is_known else "the registry cannot be read"
 
 
-def _route(held: Held, task: str, version: int | None, key: str) -> Route:
+def _serving_version(held: Held, task: str, version: int | None, key: str) -> ServingVersion:
     rows.check_known_name(task)
     if version is not None:
         rows.check_known_number(task, version)
@@ -167,7 +167,7 @@ def _route(held: Held, task: str, version: int | None, key: str) -> Route:
         version = traffic.choose(found.weights, task, key)
     if version not in found.manifests:
         raise UnknownVersion(f"{task} has no version {version}")
-    return Route(
+    return ServingVersion(
         Manifest.model_validate_json(found.manifests[version]),
         Profile.model_validate_json(found.profile),
     )

@@ -30,7 +30,7 @@ from prefix_store.errors import (
 )
 from prefix_store.manifest import Activation, Manifest, Profile, Task
 from prefix_store.reference import MAX_VERSION, is_task_name
-from prefix_store.registry.preconditions import Terms
+from prefix_store.registry.preconditions import Preconditions
 from prefix_store.registry.schema import activations, tasks, traffic, versions
 
 _ASKED = bindparam("number", type_=Integer)
@@ -110,7 +110,7 @@ def create(connection: Connection, name: str, profile: Profile) -> bool:
     return True
 
 
-def lock(connection: Connection, name: str, terms: Terms) -> Row[Any]:
+def lock(connection: Connection, name: str, preconditions: Preconditions) -> Row[Any]:
     """The task's row, to be changed in this transaction.
 
     Raises `UnknownTask`, `PreconditionFailed`, `ActivationOvertaken`.
@@ -121,9 +121,9 @@ def lock(connection: Connection, name: str, terms: Terms) -> Row[Any]:
     ).one_or_none()
     if row is None:
         raise UnknownTask(f"there is no task {name}")
-    if terms.revisions is not None and row.revision not in terms.revisions:
+    if preconditions.revisions is not None and row.revision not in preconditions.revisions:
         raise PreconditionFailed(f"{name} has changed: it is at revision {row.revision}")
-    if terms.seen is not None and row.active_seq != terms.seen.activation:
+    if preconditions.seen is not None and row.active_seq != preconditions.seen.activation:
         raise ActivationOvertaken(
             f"another activation of {name} came first, after this request had begun: look at what "
             "is active now, and send it again if it is still wanted"
@@ -186,7 +186,7 @@ def pin(connection: Connection, task: str, number: int, *, pinned: bool) -> None
     connection.execute(update(versions).where(_alive(task, number)).values(pinned=pinned))
 
 
-def bury(connection: Connection, task: str, number: int | None = None) -> None:
+def tombstone(connection: Connection, task: str, number: int | None = None) -> None:
     """Make a version, or all of a task's, a tombstone."""
     statement = update(versions).where(versions.c.task == task, versions.c.deleted_at.is_(None))
     if number is not None:
@@ -211,7 +211,7 @@ def beneath(connection: Connection, top: Row[Any] | None) -> Row[Any] | None:
     return None
 
 
-def point(
+def set_active(
     connection: Connection,
     task: str,
     version: int,

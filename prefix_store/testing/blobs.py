@@ -72,7 +72,7 @@ class BlobStoreContract:
         for _ in range(2):
             with pytest.raises(DigestMismatch):
                 blobs.get(digest)
-        blobs.look()
+        blobs.refresh_health()
         assert blobs.quarantined() == {digest}
         assert (list(blobs), blobs.exists(digest), blobs.get(other)) == ([other], False, b"other")
 
@@ -86,7 +86,7 @@ class BlobStoreContract:
             blobs.get(digest)
 
         assert blobs.delete(digest)
-        blobs.look()
+        blobs.refresh_health()
         assert blobs.quarantined() == set()
         with pytest.raises(UnknownDigest):
             blobs.get(digest)
@@ -99,5 +99,5 @@ class BlobStoreContract:
             assert blobs.get(digest) == b"hello"
 
     def test_it_answers(self, blobs: BlobStore) -> None:
-        blobs.look()
+        blobs.refresh_health()
         blobs.check()

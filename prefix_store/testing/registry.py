@@ -22,7 +22,7 @@ from prefix_store.errors import (
 )
 from prefix_store.manifest import Draft, Profile
 from prefix_store.registry.audit import Actor
-from prefix_store.registry.preconditions import Once, Terms
+from prefix_store.registry.preconditions import IdempotentRequest, Preconditions
 from prefix_store.registry.registry import Registry
 
 HOSTILE_NAMES = [
@@ -257,15 +257,17 @@ class RegistryContract:
     def test_a_change_for_another_state_is_refused(self, registry: Registry) -> None:
         registry.add_version("x", draft("1"), activate=True, create=True)
         registry.add_version("x", draft("2"), activate=False, create=False)
-        old = Terms(frozenset({registry.get_task("x").revision}))
-        registry.activate("x", 2, terms=old)
+        old = Preconditions(frozenset({registry.get_task("x").revision}))
+        registry.activate("x", 2, preconditions=old)
         before = registry.get_task("x")
 
         for change in (
             lambda: registry.set_profile("x", Profile(chat=True), old),
-            lambda: registry.add_version("x", draft(), activate=True, create=True, terms=old),
-            lambda: registry.activate("x", 1, terms=old),
-            lambda: registry.rollback("x", terms=old),
+            lambda: registry.add_version(
+                "x", draft(), activate=True, create=True, preconditions=old
+            ),
+            lambda: registry.activate("x", 1, preconditions=old),
+            lambda: registry.rollback("x", preconditions=old),
             lambda: registry.delete_version("x", 1, old),
             lambda: registry.delete_task("x", old),
         ):
@@ -274,11 +276,13 @@ class RegistryContract:
         assert registry.get_task("x") == before
 
     def test_of_two_changes_of_one_state_one_is_made(self, registry: Registry) -> None:
-        terms = Terms(frozenset({registry.create_task("x", Profile()).revision}))
+        preconditions = Preconditions(frozenset({registry.create_task("x", Profile()).revision}))
 
         def push(i: int) -> bool:
             try:
-                registry.add_version("x", draft(str(i)), activate=True, create=False, terms=terms)
+                registry.add_version(
+                    "x", draft(str(i)), activate=True, create=False, preconditions=preconditions
+                )
             except PreconditionFailed:
                 return False
             return True
@@ -288,27 +292,39 @@ class RegistryContract:
         assert registry.get_task("x").num_versions == 1
 
     def test_an_answer_is_kept_with_the_change(self, registry: Registry) -> None:
-        once = Once("push", "x", "key", Digest.of(b"asked"), answer=lambda m: f"v{m.version}")
-        assert registry.answer(once) is None
-        registry.add_version("x", draft(), activate=True, create=True, terms=Terms(once=once))
+        request = IdempotentRequest(
+            "push", "x", "key", Digest.of(b"asked"), answer=lambda m: f"v{m.version}"
+        )
+        assert registry.answer(request) is None
+        registry.add_version(
+            "x",
+            draft(),
+            activate=True,
+            create=True,
+            preconditions=Preconditions(idempotent=request),
+        )
 
-        assert registry.answer(once) == "v1"
+        assert registry.answer(request) == "v1"
         for other in (
-            replace(once, route="other"),
-            replace(once, task="other"),
-            replace(once, key="other"),
-            replace(once, principal="other"),
+            replace(request, route="other"),
+            replace(request, task="other"),
+            replace(request, key="other"),
+            replace(request, principal="other"),
         ):
             assert registry.answer(other) is None
         with pytest.raises(IdempotencyMismatch):
-            registry.answer(replace(once, request_digest=Digest.of(b"other")))
+            registry.answer(replace(request, request_digest=Digest.of(b"other")))
 
     def test_a_change_that_was_answered_is_not_made_again(self, registry: Registry) -> None:
-        terms = Terms(once=Once("push", "x", "key", Digest.of(b"asked"), answer=str))
+        preconditions = Preconditions(
+            idempotent=IdempotentRequest("push", "x", "key", Digest.of(b"asked"), answer=str)
+        )
 
         def push(i: int) -> bool:
             try:
-                registry.add_version("x", draft(str(i)), activate=True, create=True, terms=terms)
+                registry.add_version(
+                    "x", draft(str(i)), activate=True, create=True, preconditions=preconditions
+                )
             except RequestInProgress:
                 return False
             return True
@@ -318,20 +334,26 @@ class RegistryContract:
         assert registry.get_task("x").num_versions == 1
 
     def test_a_change_that_is_refused_leaves_no_answer(self, registry: Registry) -> None:
-        once = Once("delete", "x", "key", Digest.of(b"asked"), answer=str)
+        request = IdempotentRequest("delete", "x", "key", Digest.of(b"asked"), answer=str)
         registry.add_version("x", draft(), activate=True, create=True)
 
         with pytest.raises(VersionActive):
-            registry.delete_version("x", 1, Terms(once=once))
-        assert registry.answer(once) is None
+            registry.delete_version("x", 1, Preconditions(idempotent=request))
+        assert registry.answer(request) is None
 
     def test_old_answers_are_forgotten(self, registry: Registry) -> None:
-        once = Once("push", "x", "key", Digest.of(b"asked"), answer=str)
-        registry.add_version("x", draft(), activate=True, create=True, terms=Terms(once=once))
+        request = IdempotentRequest("push", "x", "key", Digest.of(b"asked"), answer=str)
+        registry.add_version(
+            "x",
+            draft(),
+            activate=True,
+            create=True,
+            preconditions=Preconditions(idempotent=request),
+        )
 
         assert registry.forget_answers(older_than_s=60) == 0
         assert registry.forget_answers(older_than_s=0) == 1
-        assert registry.answer(once) is None
+        assert registry.answer(request) is None
 
     def test_a_version_of_an_unusable_blob_is_not_made_active(self, registry: Registry) -> None:
         for content in "123":

@@ -34,7 +34,7 @@ def keys(argv: Sequence[str]) -> None:
     """`foreword keys create | list | revoke`"""
     parser = argparse.ArgumentParser("foreword keys", description="Who may do what.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    create = _command(commands, "create", _create, "Make a key. It is shown once.")
+    create = _command(commands, "create", _create, "Make a key. It is shown request.")
     create.add_argument("--name", required=True, help="What it is for.")
     create.add_argument(
         "--scope", required=True, action="append", choices=get_args(Scope), help="Repeatable."

@@ -128,7 +128,7 @@ def _runner(
 ) -> Runner:
     runner = Runner(loaded.model, backend, prefix_of, loaded.eos_token_ids)
     if isinstance(backend, NativeBackend):
-        runner.highest, runner.direct = backend.highest, backend.direct
+        runner.argmax, runner.bare_forward = backend.argmax, backend.bare_forward
     return runner
 
 

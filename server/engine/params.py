@@ -10,7 +10,7 @@ FinishReason = Literal["stop", "length", "abort"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wishes:
+class RequestSampling:
     """What a request may ask for that no task prescribes."""
 
     min_tokens: int = 0
@@ -31,7 +31,7 @@ class Wishes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling(Wishes):
+class SamplingParams(RequestSampling):
     """How one request's tokens are chosen. `temperature` 0 is greedy."""
 
     max_tokens: int
@@ -51,7 +51,7 @@ COMPILES = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Share:
+class SchedulingParams:
     """Whose request it is, and how it shares the engine with others.
 
     Requests with the same `queue` belong together; the engine does not know to which task.
@@ -66,10 +66,10 @@ class Share:
     """Lower goes earlier, within the queue."""
 
 
-ALONE = Share()
+DEFAULT_SCHEDULING = SchedulingParams()
 
 
-class Scores(NamedTuple):
+class Logprobs(NamedTuple):
     """Log-probabilities of tokens in a row, by the model's own distribution: before temperature,
     penalties and biases."""
 
@@ -87,7 +87,7 @@ class Delta(NamedTuple):
     finish_reason: FinishReason | None
     num_reused: int = 0
     """Tokens of its prompt that were found computed."""
-    logprobs: Scores | None = None
+    logprobs: Logprobs | None = None
     """Of `token_ids`, for requests that ask."""
-    prompt_logprobs: Scores | None = None
+    prompt_logprobs: Logprobs | None = None
     """Of the next tokens of the prompt."""

@@ -25,7 +25,7 @@ from server.engine.grammar import Vocabulary
 from server.engine.ipc import messages as m
 from server.engine.loop.grammars import Grammars
 from server.engine.loop.loop import Closed, Inbox, StepLoop
-from server.engine.loop.prefix_compiler import Compiler
+from server.engine.loop.prefix_compiler import PrefixCompiler
 from server.engine.memory.residency import Residency, ResidentPrefix
 from server.engine.model.families import UnsupportedModel, first_line
 from server.engine.native.build import NativeUnavailable
@@ -47,7 +47,7 @@ class Connection:
         self._sock = sock
         self._file = sock.makefile("rb")
 
-    def send(self, message: m.Message) -> None:
+    def send(self, message: m.IpcMessage) -> None:
         """A reader that is gone is noticed by `receive`, which ends the loop."""
         try:
             self._sock.sendall(m.frame(message))
@@ -130,7 +130,7 @@ def build(
         residency,
         make_runner(parts, config, residency.get),
         parts.pool,
-        Compiler(inbox.put, blobs, spec),
+        PrefixCompiler(inbox.put, blobs, spec),
         Grammars(inbox.put, lambda: _vocabulary(config.model, parts)),
         overlap=parts.device != "cpu",  # a CPU computes while it launches: nothing to overlap
     )

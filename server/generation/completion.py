@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from prefix_store.digest import Digest
 from server.engine.ipc.stream import TokenStream
-from server.engine.params import Delta, FinishReason, Scores
+from server.engine.params import Delta, FinishReason, Logprobs
 from server.errors import ServerError
 from server.text.detokenizer import Detokenizer, StopStrings
 
@@ -33,7 +33,7 @@ class Piece:
     token_ids: list[int]
     finish_reason: FinishReason | None
     """Set on the last piece."""
-    logprobs: Scores | None = None
+    logprobs: Logprobs | None = None
     """Of the token ids, if asked for."""
 
 
@@ -69,7 +69,7 @@ class Completion:
     ) -> None:
         self.target = target
         self.prompt_token_ids = prompt_token_ids
-        self._prompt_logprobs: list[Scores] = []
+        self._prompt_logprobs: list[Logprobs] = []
         self.num_cached_tokens = 0
         self.num_completion_tokens = 0
         self.finish_reason: FinishReason | None = None
@@ -92,7 +92,7 @@ class Completion:
         return len(self.prompt_token_ids)
 
     @property
-    def prompt_logprobs(self) -> Scores | None:
+    def prompt_logprobs(self) -> Logprobs | None:
         """Of the prompt's tokens from the second on, if asked for; whole with the first token."""
         return joined_scores(self._prompt_logprobs)
 
@@ -178,9 +178,9 @@ def joined(pieces: Sequence[Piece]) -> Piece:
     )
 
 
-def joined_scores(parts: Sequence[Scores]) -> Scores | None:
+def joined_scores(parts: Sequence[Logprobs]) -> Logprobs | None:
     """Those of tokens in a row as one; None where there are none."""
     if not parts:
         return None
     columns = (chain.from_iterable(column) for column in zip(*parts, strict=True))
-    return Scores(*map(list, columns))
+    return Logprobs(*map(list, columns))

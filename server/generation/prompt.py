@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from prefix_store.manifest import Profile, PromptFormat
 from server.engine.ipc.messages import EngineInfo
-from server.engine.params import BASE_MODEL, Sampling, Share, Wishes
+from server.engine.params import BASE_MODEL, RequestSampling, SamplingParams, SchedulingParams
 from server.errors import InvalidRequest, NotAChat, PromptTooLong, TemplateMismatch
 from server.generation.constraint import Constraint, of_profile
 from server.generation.ranking import Candidates
@@ -18,7 +18,7 @@ from server.text.template import Part
 from server.text.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 64
-NO_WISHES = Wishes()
+NO_REQUEST_SAMPLING = RequestSampling()
 
 T = TypeVar("T")
 
@@ -44,11 +44,11 @@ class GenerateParams:
     """Lower goes earlier, among the requests of one task."""
     constraint: Constraint | None = None
     """What the answer has to be."""
-    wishes: Wishes = NO_WISHES
+    wishes: RequestSampling = NO_REQUEST_SAMPLING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Behind:
+class PromptContext:
     """What a prompt follows: a version's prefix, its task's profile and its place in the engine."""
 
     is_base: bool = False
@@ -71,15 +71,15 @@ class Behind:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class EngineRequest:
     """A request that the engine can take."""
 
     token_ids: list[int]
-    sampling: Sampling
+    sampling: SamplingParams
     """Of one token, where none is wanted: the engine gives no prompt's scores without."""
     max_tokens: int
     stop: tuple[str, ...]
-    share: Share
+    scheduling: SchedulingParams
     candidates: Candidates | None = None
     """Instead of a completion: the texts to choose from."""
 
@@ -89,8 +89,8 @@ class Prepared:
 
 
 def prepare(
-    params: GenerateParams, behind: Behind, *, tokenizer: Tokenizer, info: EngineInfo
-) -> Prepared:
+    params: GenerateParams, behind: PromptContext, *, tokenizer: Tokenizer, info: EngineInfo
+) -> EngineRequest:
     """Render, tokenise, fill in defaults, check limits. Slow for long prompts: off the event loop.
 
     Raises `TemplateMismatch`, `PromptTooLong`, `InvalidGrammar` and `InvalidRequest`.
@@ -119,12 +119,12 @@ def prepare(
     grammar = constraint.grammar()
     if grammar is not None and params.wishes.min_tokens:
         raise InvalidRequest("min_tokens does not go with an answer whose form says where it ends")
-    return Prepared(
+    return EngineRequest(
         token_ids,
         _sampling(params, behind.profile, max(1, max_tokens), grammar),
         max_tokens,
         _first(params.stop, behind.profile.defaults.stop, ()),
-        _share(params, behind),
+        _scheduling(params, behind),
     )
 
 
@@ -136,11 +136,15 @@ def check_vocabulary(token_ids: Iterable[int], info: EngineInfo) -> None:
 
 
 def prepare_all(
-    params: Sequence[GenerateParams], behind: Behind, *, tokenizer: Tokenizer, info: EngineInfo
-) -> list[Prepared]:
+    params: Sequence[GenerateParams],
+    behind: PromptContext,
+    *,
+    tokenizer: Tokenizer,
+    info: EngineInfo,
+) -> list[EngineRequest]:
     """`prepare` for each of them. What differs from the one before it in its seed only, as the
     choices of an answer do, is not tokenised again."""
-    prepared: list[Prepared] = []
+    prepared: list[EngineRequest] = []
     for i, one in enumerate(params):
         if i and replace(one, seed=params[i - 1].seed) == params[i - 1]:
             sampling = replace(prepared[-1].sampling, seed=_seed(one, behind.profile))
@@ -165,7 +169,7 @@ def check_profile(profile: Profile) -> str | None:
 
 
 def _token_ids(
-    params: GenerateParams, behind: Behind, tokenizer: Tokenizer, then: str = ""
+    params: GenerateParams, behind: PromptContext, tokenizer: Tokenizer, then: str = ""
 ) -> list[int]:
     """`then`: a text after the prompt, as part of it."""
     if params.messages is not None and not behind.takes_conversations:
@@ -209,7 +213,7 @@ def _parts(params: GenerateParams, profile: Profile) -> list[Part]:
 
 
 def _chat_ids(
-    messages: list[dict[str, str]], behind: Behind, tokenizer: Tokenizer, then: str
+    messages: list[dict[str, str]], behind: PromptContext, tokenizer: Tokenizer, then: str
 ) -> list[int]:
     held = [{"role": m.role, "content": m.content} for m in behind.prompt_format.messages or ()]
     token_ids = tokenizer.encode_chat(messages, after=held, then=then)
@@ -223,23 +227,25 @@ def _chat_ids(
 
 def _ranked(
     params: GenerateParams,
-    behind: Behind,
+    behind: PromptContext,
     prompt_ids: list[int],
     candidates: Candidates,
     max_model_len: int,
-) -> Prepared:
+) -> EngineRequest:
     num_tokens = max(map(len, candidates.token_ids)) - len(prompt_ids) + 1
     _check_room(behind, len(prompt_ids), num_tokens, max_model_len)
-    wishes = Wishes(prompt_logprobs=params.wishes.logprobs or 0, first_scored=candidates.num_shared)
-    sampling = Sampling(max_tokens=1, **asdict(wishes))
-    return Prepared(prompt_ids, sampling, 0, (), _share(params, behind), candidates)
+    wishes = RequestSampling(
+        prompt_logprobs=params.wishes.logprobs or 0, first_scored=candidates.num_shared
+    )
+    sampling = SamplingParams(max_tokens=1, **asdict(wishes))
+    return EngineRequest(prompt_ids, sampling, 0, (), _scheduling(params, behind), candidates)
 
 
 # --- sampling and limits ---
 
 
 def _check_size(
-    params: GenerateParams, behind: Behind, tokenizer: Tokenizer, max_model_len: int
+    params: GenerateParams, behind: PromptContext, tokenizer: Tokenizer, max_model_len: int
 ) -> None:
     """Before anything is tokenised: whether it could fit at all. Raises `PromptTooLong`."""
     texts = [message["content"] for message in params.messages or []] + [*params.fields.values()]
@@ -255,7 +261,7 @@ def _check_size(
 
 
 def _max_tokens(
-    params: GenerateParams, behind: Behind, num_prompt_tokens: int, max_model_len: int
+    params: GenerateParams, behind: PromptContext, num_prompt_tokens: int, max_model_len: int
 ) -> int:
     """What was asked for must fit; a default is cut to what the context and the task leave."""
     limit = behind.profile.limits.max_tokens
@@ -270,7 +276,7 @@ def _max_tokens(
 
 
 def _check_room(
-    behind: Behind, num_prompt_tokens: int, num_tokens: int, max_model_len: int
+    behind: PromptContext, num_prompt_tokens: int, num_tokens: int, max_model_len: int
 ) -> None:
     if behind.num_prefix_tokens + num_prompt_tokens + num_tokens > max_model_len:
         raise PromptTooLong(
@@ -283,9 +289,9 @@ def _check_room(
 
 def _sampling(
     params: GenerateParams, profile: Profile, max_tokens: int, grammar: str | None
-) -> Sampling:
+) -> SamplingParams:
     defaults = profile.defaults
-    return Sampling(
+    return SamplingParams(
         max_tokens=max_tokens,
         temperature=_first(params.temperature, defaults.temperature, 0.0),
         top_p=_first(params.top_p, defaults.top_p, 1.0),
@@ -301,8 +307,8 @@ def _seed(params: GenerateParams, profile: Profile) -> int:
     return _first(params.seed, profile.defaults.seed, secrets.randbits(63))
 
 
-def _share(params: GenerateParams, behind: Behind) -> Share:
-    return Share(
+def _scheduling(params: GenerateParams, behind: PromptContext) -> SchedulingParams:
+    return SchedulingParams(
         queue=behind.queue,
         weight=behind.profile.weight,
         max_concurrency=behind.profile.limits.max_concurrency,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.engine.ipc.stream import TokenStream
-from server.engine.params import Delta, Scores
+from server.engine.params import Delta, Logprobs
 from server.errors import InvalidRequest
 from server.generation.completion import ChoiceScore, Completion, Piece, joined_scores
 from server.generation.constraint import RankBy
@@ -57,7 +57,7 @@ class CandidateStream(TokenStream):
         self._submit = submit
         self._streams: list[TokenStream] = []
         self._num_cached = 0
-        self.scores: list[Scores] = []
+        self.scores: list[Logprobs] = []
         """Of each candidate's tokens behind those that are shared."""
 
     async def __anext__(self) -> Delta:
@@ -76,7 +76,7 @@ class CandidateStream(TokenStream):
         return self._streams[-1]
 
     async def _score(self, stream: TokenStream) -> None:
-        parts: list[Scores] = []
+        parts: list[Logprobs] = []
         async for delta in stream:
             parts += [delta.prompt_logprobs] if delta.prompt_logprobs is not None else []
             self._num_cached = delta.num_reused
@@ -110,7 +110,7 @@ class Ranking(Completion):
         return Piece(candidates.texts[best], token_ids, "stop", scores[best])
 
 
-def ranked(texts: Sequence[str], scores: Sequence[Scores], by: RankBy) -> list[ChoiceScore]:
+def ranked(texts: Sequence[str], scores: Sequence[Logprobs], by: RankBy) -> list[ChoiceScore]:
     """Probabilities add up to 1; the highest is the best."""
     sums = [math.fsum(each.logprobs) for each in scores]
     lengths = [len(each.logprobs) for each in scores]

@@ -18,7 +18,7 @@ from server.engine.ipc.stream import TokenStream
 from server.errors import BaseModelMismatch, Draining, InvalidRequest, Overloaded, ServerError
 from server.generation.completion import Completion, Target
 from server.generation.grammar_check import GrammarCheck
-from server.generation.prompt import Behind, GenerateParams, Prepared, prepare_all
+from server.generation.prompt import EngineRequest, GenerateParams, PromptContext, prepare_all
 from server.generation.ranking import CandidateStream, Ranking
 from server.metrics import Metrics
 from server.text.detokenizer import StopStrings
@@ -91,7 +91,7 @@ class Router:
 
     async def _prepare(
         self, task: str | None, version: int | None, params: Sequence[GenerateParams], key: str
-    ) -> tuple[Target, list[Prepared]]:
+    ) -> tuple[Target, list[EngineRequest]]:
         self.check_open()
         self._check_room(len(params))
         self._num_preparing += len(params)
@@ -102,7 +102,7 @@ class Router:
         finally:
             self._num_preparing -= len(params)
 
-    async def _check_grammars(self, prepared: Sequence[Prepared]) -> None:
+    async def _check_grammars(self, prepared: Sequence[EngineRequest]) -> None:
         grammars = {one.sampling.grammar for one in prepared}
         for grammar in grammars - {None}:
             assert grammar is not None
@@ -115,23 +115,25 @@ class Router:
 
     def _prepare_all(
         self, task: str | None, version: int | None, params: Sequence[GenerateParams], key: str
-    ) -> tuple[Target, list[Prepared]]:
+    ) -> tuple[Target, list[EngineRequest]]:
         """On a thread of the executor: the registry and the tokenizer take their time."""
         target, behind = self._resolve(task, version, key)
         info = self._engine.info
         return target, prepare_all(params, behind, tokenizer=self._tokenizer, info=info)
 
-    def _resolve(self, task: str | None, version: int | None, key: str) -> tuple[Target, Behind]:
+    def _resolve(
+        self, task: str | None, version: int | None, key: str
+    ) -> tuple[Target, PromptContext]:
         if task is None:
             if version is not None:
                 raise InvalidRequest("a `version` needs a `task`")
-            return Target(None, None, None, 0), Behind(is_base=True)
-        route = self._store.route(task, version, key)
+            return Target(None, None, None, 0), PromptContext(is_base=True)
+        route = self._store.serving_version(task, version, key)
         manifest = route.manifest
         self._check_base_model(manifest)
         num_tokens = manifest.num_virtual_tokens
         target = Target(manifest.task, manifest.version, Digest(manifest.digest), num_tokens)
-        behind = Behind(
+        behind = PromptContext(
             num_prefix_tokens=num_tokens,
             prompt_format=manifest.prompt,
             profile=route.profile,
@@ -147,7 +149,7 @@ class Router:
             )
 
     def _submit_all(
-        self, target: Target, prepared: Sequence[Prepared], arrived_s: float
+        self, target: Target, prepared: Sequence[EngineRequest], arrived_s: float
     ) -> list[Completion]:
         completions: list[Completion] = []
         try:
@@ -159,9 +161,11 @@ class Router:
             raise
         return completions
 
-    def _submit(self, target: Target, prepared: Prepared, arrived_s: float) -> Completion:
+    def _submit(self, target: Target, prepared: EngineRequest, arrived_s: float) -> Completion:
         def submit(token_ids: list[int]) -> TokenStream:
-            return self._engine.submit(target.digest, token_ids, prepared.sampling, prepared.share)
+            return self._engine.submit(
+                target.digest, token_ids, prepared.sampling, prepared.scheduling
+            )
 
         details: dict[str, Any] = {
             "target": target,

@@ -18,7 +18,7 @@ from prefix_store.manifest import Definition, Draft, Message, PromptFormat
 from prefix_store.prefix import BaseModelSpec, Prefix, SoftPrompt, TextPrompt
 from prefix_store.store import PrefixStore
 from server.engine.ipc.client import EngineClient
-from server.engine.ipc.messages import Compiled
+from server.engine.ipc.messages import PrefixCompiled
 from server.generation.prompt import check_vocabulary
 from server.publishing.verification import PROBE, of_file, of_prompt
 from server.text.template import Part
@@ -63,15 +63,15 @@ class Drafts:
     async def read(self, body: bytes, media_type: str, holding: Holding) -> Drafted:
         """What is kept for it is held. Raises `PrefixStoreError` and `ServerError`."""
         base = self.base()
-        upload = await self._off_loop(
+        upload = await self._run_in_thread(
             formats.read, body, media_type, base, max_prefix_tokens=self.max_prefix_tokens
         )
-        source = await self._off_loop(Digest.of, body)
-        golden = await self._off_loop(formats.read_golden, body, media_type)
-        evaluation = await self._off_loop(formats.read_evaluation, body)
-        definition = await self._off_loop(formats.read_definition, body)
+        source = await self._run_in_thread(Digest.of, body)
+        golden = await self._run_in_thread(formats.read_golden, body, media_type)
+        evaluation = await self._run_in_thread(formats.read_evaluation, body)
+        definition = await self._run_in_thread(formats.read_definition, body)
         prompt = (definition and definition.prompt) or PromptFormat()
-        await self._off_loop(self._check_messages, prompt)
+        await self._run_in_thread(self._check_messages, prompt)
         draft = await self._kept(upload, base, source, prompt, holding)
         beside = {"golden": golden, "evaluation": evaluation}
         return Drafted(draft.model_copy(update=beside), definition)
@@ -86,8 +86,8 @@ class Drafts:
     ) -> Draft:
         match upload:
             case Prefix():
-                digest, num_bytes = await self._off_loop(self._store.put, upload, holding)
-                return await self._off_loop(
+                digest, num_bytes = await self._run_in_thread(self._store.put, upload, holding)
+                return await self._run_in_thread(
                     self._describe, upload, digest, num_bytes, base, source, prompt
                 )
             case SoftPrompt():
@@ -110,7 +110,9 @@ class Drafts:
         holding: Holding,
     ) -> Draft:
         tensors = {"embeddings": upload.embeddings.contiguous()}
-        blob = await self._off_loop(lambda: self._store.put_bytes(save_tensors(tensors), holding))
+        blob = await self._run_in_thread(
+            lambda: self._store.put_bytes(save_tensors(tensors), holding)
+        )
         origin = {"source_format": upload.source_format, "source_digest": str(source)}
         if upload.base_model:
             origin["base_model"] = upload.base_model
@@ -120,7 +122,7 @@ class Drafts:
     async def _compile_text(
         self, upload: TextPrompt, base: BaseModelSpec, source: Digest, holding: Holding
     ) -> Draft:
-        token_ids = await self._off_loop(self._tokenize, upload)
+        token_ids = await self._run_in_thread(self._tokenize, upload)
         check_vocabulary(token_ids, self._engine.info)
         artifact.check_length(len(token_ids), self.max_prefix_tokens)
         kind = "text" if upload.messages is None else "messages"
@@ -145,7 +147,7 @@ class Drafts:
 
     async def _read_back(
         self,
-        compiled: Compiled,
+        compiled: PrefixCompiled,
         base: BaseModelSpec,
         source: Digest,
         prompt: PromptFormat,
@@ -153,12 +155,14 @@ class Drafts:
     ) -> Draft:
         """What the engine computed goes through the same gate as what a client uploads."""
         digest = Digest(compiled.digest)
-        await self._off_loop(holding.take, digest, is_new=compiled.is_new)
-        data = await self._off_loop(self._store.open, digest)
-        prefix = await self._off_loop(
+        await self._run_in_thread(holding.take, digest, is_new=compiled.is_new)
+        data = await self._run_in_thread(self._store.open, digest)
+        prefix = await self._run_in_thread(
             artifact.load, data, base, max_prefix_tokens=self.max_prefix_tokens
         )
-        return await self._off_loop(self._describe, prefix, digest, len(data), base, source, prompt)
+        return await self._run_in_thread(
+            self._describe, prefix, digest, len(data), base, source, prompt
+        )
 
     def _describe(
         self,
@@ -207,6 +211,6 @@ class Drafts:
         """A prefix that leaves no room for a prompt and a token is of no use."""
         return min(self._max_prefix_tokens, self._engine.info.max_model_len - 2)
 
-    async def _off_loop(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def _run_in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, partial(work, *args, **kwargs))

@@ -19,7 +19,7 @@ from prefix_store.manifest import Check, Definition, Draft, Manifest, Profile
 from prefix_store.prefix import BaseModelSpec
 from prefix_store.reference import check_task_name
 from prefix_store.registry.audit import NOBODY, Actor
-from prefix_store.registry.preconditions import ANY, Seen, Terms
+from prefix_store.registry.preconditions import UNCONDITIONAL, ActivationSeen, Preconditions
 from prefix_store.store import PrefixStore
 from server.engine.ipc.client import EngineClient
 from server.errors import (
@@ -48,7 +48,7 @@ class Begun:
     """What an upload found when it began."""
 
     is_new_task: bool
-    seen: Seen
+    seen: ActivationSeen
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +109,13 @@ class Uploads:
         _ = self._engine.info
         is_new_task = False
         try:
-            await self._off_loop(self._store.get_task, task)
+            await self._run_in_thread(self._store.get_task, task)
         except (UnknownTask, InvalidName):
             if not create:
                 raise
             check_task_name(task)
             is_new_task = True
-        return Begun(is_new_task, await self._off_loop(self._store.seen, task))
+        return Begun(is_new_task, await self._run_in_thread(self._store.seen, task))
 
     async def push(
         self,
@@ -128,7 +128,7 @@ class Uploads:
         begun: Begun | None = None,
         is_wanted: Callable[[], bool] = lambda: True,
         by: Actor = NOBODY,
-        terms: Terms = ANY,
+        preconditions: Preconditions = UNCONDITIONAL,
     ) -> Pushed:
         """Make a body the task's next version. Raises `PrefixStoreError`, `ServerError`.
 
@@ -145,20 +145,24 @@ class Uploads:
                 warning = await self.load(draft.digest) if activate else None
                 warning = warning or _failed(draft.verification)
                 if activate and not is_wanted():
-                    activate, warning, terms = False, _CLIENT_GONE, replace(terms, once=None)
+                    activate, warning, preconditions = (
+                        False,
+                        _CLIENT_GONE,
+                        replace(preconditions, idempotent=None),
+                    )
                 elif activate:
-                    terms = replace(terms, seen=begun.seen)
+                    preconditions = replace(preconditions, seen=begun.seen)
                 pushed = partial(
                     Pushed, is_active=activate, is_new_task=begun.is_new_task, warning=warning
                 )
-                manifest = await self._off_loop(
+                manifest = await self._run_in_thread(
                     self._store.push,
                     task,
                     draft,
                     activate=activate,
                     create=create,
                     by=by,
-                    terms=terms.after(pushed),
+                    preconditions=preconditions.after(pushed),
                     definition=drafted.definition,
                 )
         except (PrefixStoreError, ServerError) as exc:
@@ -182,7 +186,7 @@ class Uploads:
             draft = await self._verified(profile, draft, activate)
             if not was_resident:
                 self._engine.unload(Digest(draft.digest))
-            manifest = await self._off_loop(
+            manifest = await self._run_in_thread(
                 self._store.push,
                 task,
                 draft,
@@ -201,11 +205,11 @@ class Uploads:
         try:
             yield holding
         finally:
-            await self._off_loop(holding.let_go)
+            await self._run_in_thread(holding.let_go)
 
     async def check_golden(self, manifest: Manifest) -> None:
         """Before a version gets traffic. Raises `GoldenPromptFailed`."""
-        task = await self._off_loop(self._store.get_task, manifest.task)
+        task = await self._run_in_thread(self._store.get_task, manifest.task)
         check = await self._golden(manifest, task.profile)
         if check is not None and not check.passed:
             raise GoldenPromptFailed(check.detail)
@@ -220,13 +224,13 @@ class Uploads:
 
     async def _verify_again(self, manifest: Manifest) -> tuple[Check, ...]:
         base, digest = self._drafts.base(), Digest(manifest.digest)
-        data = await self._off_loop(self._store.open, digest)
-        prefix = await self._off_loop(
+        data = await self._run_in_thread(self._store.open, digest)
+        prefix = await self._run_in_thread(
             artifact.load, data, base, max_prefix_tokens=self.max_prefix_tokens
         )
-        checks = await self._off_loop(of_file, prefix, base)
+        checks = await self._run_in_thread(of_file, prefix, base)
         checks += await self._verification.run(digest, manifest.num_virtual_tokens)
-        task = await self._off_loop(self._store.get_task, manifest.task)
+        task = await self._run_in_thread(self._store.get_task, manifest.task)
         golden = await self._golden(manifest, task.profile)
         return (*checks, *([] if golden is None else [golden]))
 
@@ -234,13 +238,13 @@ class Uploads:
         """How the task will treat prompts once it has the version. Raises `DefinitionMismatch`, and
         what a profile is refused for."""
         try:
-            found = await self._off_loop(self._store.get_task, task)
+            found = await self._run_in_thread(self._store.get_task, task)
         except UnknownTask:
             found = None
         if definition is None:
             return Profile() if found is None else found.profile
         profile = definition.adopted_by(found)
-        if (grammar := await self._off_loop(check_profile, profile)) is not None:
+        if (grammar := await self._run_in_thread(check_profile, profile)) is not None:
             await self._grammars.check(grammar)
         return profile
 
@@ -284,7 +288,7 @@ class Uploads:
 
     async def unpin(self, manifests: Sequence[Manifest]) -> None:
         """Let go of prefixes, unless other versions with the same bytes are pinned."""
-        pinned = {digest for _, _, digest in await self._off_loop(self._store.pinned)}
+        pinned = {digest for _, _, digest in await self._run_in_thread(self._store.pinned)}
         for digest in {Digest(manifest.digest) for manifest in manifests} - pinned:
             self._engine.unpin(digest)
 
@@ -294,7 +298,7 @@ class Uploads:
         Raises `IncompatiblePrefix` for one that PEFT cannot express.
         """
         base = self._drafts.base() if for_peft else None
-        return await self._off_loop(self._export, manifest, base)
+        return await self._run_in_thread(self._export, manifest, base)
 
     def _export(self, manifest: Manifest, base: BaseModelSpec | None) -> bytes:
         profile = self._store.get_task(manifest.task).profile
@@ -306,7 +310,7 @@ class Uploads:
             raise BaseModelMismatch("the version was made for another base model")
         return formats.write_peft(artifact.read(data), base, definition)
 
-    async def _off_loop(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def _run_in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, partial(work, *args, **kwargs))
 

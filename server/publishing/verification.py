@@ -10,9 +10,15 @@ from prefix_store.digest import Digest
 from prefix_store.manifest import Check, Defaults, GoldenPrompt, Profile, PromptFormat
 from prefix_store.prefix import BaseModelSpec, Prefix
 from server.engine.ipc.client import EngineClient
-from server.engine.params import COMPILES, Share
+from server.engine.params import COMPILES, SchedulingParams
 from server.errors import InvalidRequest, StepFailed, UnusablePrefix
-from server.generation.prompt import Behind, GenerateParams, Prepared, check_vocabulary, prepare
+from server.generation.prompt import (
+    EngineRequest,
+    GenerateParams,
+    PromptContext,
+    check_vocabulary,
+    prepare,
+)
 from server.text.tokenizer import Tokenizer
 
 PROBE = "The quick brown fox jumps over the lazy dog. In the year 1984,"
@@ -97,7 +103,7 @@ class Verification:
     ) -> Check | None:
         """Whether all golden prompts of the upload and of the profile are answered as they should;
         None where there are none. Names the first that is not, and never its words."""
-        behind = Behind(
+        behind = PromptContext(
             num_prefix_tokens=num_prefix_tokens, prompt_format=prompt_format, profile=profile
         )
         named = [(f"{i} of the upload", golden) for i, golden in enumerate(uploaded, 1)]
@@ -112,11 +118,13 @@ class Verification:
                 return Check(name="golden", passed=False, detail=f"prompt {name}: {failure}")
         return Check(name="golden", passed=True, detail=f"{len(named)} prompts")
 
-    async def _failure(self, digest: Digest, behind: Behind, golden: GoldenPrompt) -> str | None:
+    async def _failure(
+        self, digest: Digest, behind: PromptContext, golden: GoldenPrompt
+    ) -> str | None:
         loop = asyncio.get_running_loop()
         try:
             prepared = await loop.run_in_executor(self._executor, self._prepare, behind, golden)
-            share = Share(queue=COMPILES)
+            share = SchedulingParams(queue=COMPILES)
             stream = self._engine.submit(digest, prepared.token_ids, prepared.sampling, share)
             token_ids = [i async for delta in stream for i in delta.token_ids]
         except (InvalidRequest, StepFailed) as exc:
@@ -127,7 +135,7 @@ class Verification:
             passed = token_ids[: len(golden.expect)] == list(golden.expect)
         return None if passed else "the completion does not begin as it should"
 
-    def _prepare(self, behind: Behind, golden: GoldenPrompt) -> Prepared:
+    def _prepare(self, behind: PromptContext, golden: GoldenPrompt) -> EngineRequest:
         """As the task's requests are, but greedy and only as long as it takes."""
         num_tokens = len(golden.expect)
         if isinstance(golden.expect, str):
@@ -137,7 +145,7 @@ class Verification:
         form = {name: getattr(asked, name) for name in ("response_format", "regex", "choice")}
         greedy = {"defaults": Defaults(max_tokens=num_tokens, **form)}
         profile = behind.profile.model_copy(update=greedy)
-        behind = Behind(
+        behind = PromptContext(
             num_prefix_tokens=behind.num_prefix_tokens,
             prompt_format=behind.prompt_format,
             profile=profile,

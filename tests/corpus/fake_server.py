@@ -28,7 +28,7 @@ from prefix_store.store import PrefixStore
 from server import logs
 from server.api.http.http_server import DeadlineProtocol, HttpServer
 from server.app import create_app
-from server.engine.ipc.messages import Compiled
+from server.engine.ipc.messages import PrefixCompiled
 from server.settings import Settings
 from server.text.tokenizer import Tokenizer
 from tests.server.fakes import INFO, FakeEngine, make_prefix, make_transformers_tokenizer
@@ -91,13 +91,13 @@ async def _serve(settings: Settings) -> None:
 
     def compile_to(
         token_ids: list[int] | None, embeddings: Digest | None, origin: dict[str, str]
-    ) -> Compiled:
+    ) -> PrefixCompiled:
         num_tokens = len(token_ids) if token_ids is not None else 2
         prefix = make_prefix(num_tokens, num_tokens=num_tokens, fingerprint=INFO.fingerprint)
         made = replace(prefix, origin=origin)
         is_new = not blobs.exists(Digest.of(artifact.dump(made)))
         digest, num_bytes = store.put(made)
-        return Compiled(0, str(digest), num_tokens, num_bytes, is_new)
+        return PrefixCompiled(0, str(digest), num_tokens, num_bytes, is_new)
 
     engine = FakeEngine(compile_to=compile_to, delay_s=0.002)
     tokenizer = Tokenizer(make_transformers_tokenizer())

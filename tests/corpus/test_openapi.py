@@ -20,14 +20,14 @@ from tests.corpus.test_raw_requests import setup
 NUM_EXAMPLES = 20
 CHECKS = [not_a_server_error, response_schema_conformance]
 
-Seen = Counter[tuple[str, int]]
+ActivationSeen = Counter[tuple[str, int]]
 
 
-def try_all(url: str, mode: GenerationMode) -> Seen:
+def try_all(url: str, mode: GenerationMode) -> ActivationSeen:
     """Call every operation of the document some times; how often each gave which status."""
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
     checks = CHECKS + ([negative_data_rejection] if mode is GenerationMode.NEGATIVE else [])
-    seen: Seen = Counter()
+    seen: ActivationSeen = Counter()
     for found in schema.get_all_operations():
         operation = found.ok()
         is_right = mode is GenerationMode.POSITIVE and "{task}" in operation.path

@@ -19,7 +19,7 @@ from prefix_store.digest import Digest
 from prefix_store.manifest import Manifest
 from prefix_store.registry import answers, audit, database
 from prefix_store.registry.database import Database
-from prefix_store.registry.preconditions import ANY, Terms
+from prefix_store.registry.preconditions import UNCONDITIONAL, Preconditions
 from prefix_store.registry.registry import Registry
 
 T = TypeVar("T")
@@ -68,11 +68,11 @@ def answer_after_the_commit() -> Iterator[None]:
     keep, add_version = answers.keep, Registry.add_version
 
     def add_version_then_answer(
-        self: Registry, *args: Any, terms: Terms, **kwargs: Any
+        self: Registry, *args: Any, preconditions: Preconditions, **kwargs: Any
     ) -> Manifest:
-        manifest = add_version(self, *args, terms=ANY, **kwargs)
+        manifest = add_version(self, *args, preconditions=UNCONDITIONAL, **kwargs)
         with self._write() as connection:
-            return keep(connection, terms, manifest)
+            return keep(connection, preconditions, manifest)
 
     with patch.object(Registry, "add_version", add_version_then_answer):
         yield

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from prefix_store.blobs.blobs import FileBlobStore
 from prefix_store.digest import Digest
-from prefix_store.registry.preconditions import Once, Terms
+from prefix_store.registry.preconditions import IdempotentRequest, Preconditions
 from prefix_store.registry.registry import Registry
 from prefix_store.store import PrefixStore
 from prefix_store.testing import draft
@@ -45,22 +45,24 @@ def content_of(name: str) -> str:
 def push(store: PrefixStore, task: str, name: str, *, collecting: bool = False) -> None:
     """An upload. `collecting`: somebody collects garbage between the bytes and the row."""
 
-    def upload(store: PrefixStore, terms: Terms) -> None:
+    def upload(store: PrefixStore, preconditions: Preconditions) -> None:
         store.put_bytes(content_of(name).encode())
         if collecting:
             store.collect_garbage(GRACE_S)
-        store.push(task, draft(content_of(name)), activate=True, create=True, terms=terms)
+        store.push(
+            task, draft(content_of(name)), activate=True, create=True, preconditions=preconditions
+        )
 
     change(f"{task} {name}", upload)(store)
 
 
-def change(key: str, call: Callable[[PrefixStore, Terms], object]) -> Step:
+def change(key: str, call: Callable[[PrefixStore, Preconditions], object]) -> Step:
     """A change that counts once, however often it is asked for."""
-    once = Once("test", "x", key, Digest.of(key.encode()), answer=str)
+    request = IdempotentRequest("test", "x", key, Digest.of(key.encode()), answer=str)
 
     def step(store: PrefixStore) -> None:
-        if store.answer(once) is None:
-            call(store, Terms(once=once))
+        if store.answer(request) is None:
+            call(store, Preconditions(idempotent=request))
 
     return step
 
@@ -76,24 +78,30 @@ STEPS: dict[str, list[Step]] = {
         partial(push, task="x", name="9", collecting=True),
     ],
     "activate": [
-        change("a", lambda store, terms: store.activate("x", 1, terms=terms)),
-        change("b", lambda store, terms: store.rollback("x", terms=terms)),
-        change("c", lambda store, terms: store.activate("x", 2, terms=terms)),
+        change(
+            "a", lambda store, preconditions: store.activate("x", 1, preconditions=preconditions)
+        ),
+        change("b", lambda store, preconditions: store.rollback("x", preconditions=preconditions)),
+        change(
+            "c", lambda store, preconditions: store.activate("x", 2, preconditions=preconditions)
+        ),
     ],
     "delete": [
-        change("a", lambda store, terms: store.delete_version("x", 1, terms)),
-        change("b", lambda store, terms: store.delete_version("x", 2, terms)),
-        change("c", lambda store, terms: store.delete_version("y", 2, terms)),
-        change("d", lambda store, terms: store.delete_task("y", terms)),
+        change("a", lambda store, preconditions: store.delete_version("x", 1, preconditions)),
+        change("b", lambda store, preconditions: store.delete_version("x", 2, preconditions)),
+        change("c", lambda store, preconditions: store.delete_version("y", 2, preconditions)),
+        change("d", lambda store, preconditions: store.delete_task("y", preconditions)),
     ],
     "collect": [collect],
     "migrate": [],  # opening the store is all of it
     "everything": [  # on a new folder
         partial(push, task="x", name="1"),
         partial(push, task="x", name="2"),
-        change("a", lambda store, terms: store.activate("x", 1, terms=terms)),
+        change(
+            "a", lambda store, preconditions: store.activate("x", 1, preconditions=preconditions)
+        ),
         partial(push, task="y", name="3"),
-        change("b", lambda store, terms: store.delete_version("x", 2, terms)),
+        change("b", lambda store, preconditions: store.delete_version("x", 2, preconditions)),
         partial(collect, grace_s=0.0),
         partial(push, task="x", name="4"),
     ],

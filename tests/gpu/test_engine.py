@@ -15,7 +15,7 @@ from server.engine.attention.base import ATTENTION_NAME, AttentionBackend
 from server.engine.attention.ref import RefBackend
 from server.engine.loop.steps import Steps
 from server.engine.memory.transfer import SideCopy
-from server.engine.params import Delta, Sampling
+from server.engine.params import Delta, SamplingParams
 from server.engine.runner.graphs import CudaCapture, Graphs
 from server.engine.runner.runner import Runner
 from server.engine.runner.self_test import agrees, examples, tested
@@ -99,7 +99,7 @@ def run(family: str, *, with_graphs: bool, overlap: bool) -> dict[int, list[int]
 
     for i in range(16):
         drawn: dict[str, Any] = {"temperature": 0.8, "top_p": 0.9, "seed": i} if i % 4 else {}
-        sampling = Sampling(max_tokens=12, ignore_eos=True, **drawn)
+        sampling = SamplingParams(max_tokens=12, ignore_eos=True, **drawn)
         prefix = PREFIX if i % 3 else None
         scheduler.add(Sequence(i, prefix, [*range(3 + i, 5 + 4 * i)], sampling))
     steps = Steps(scheduler, runner, took=took, failed=failed, overlap=overlap)
@@ -131,7 +131,7 @@ def test_a_launch_never_waits_for_the_device(with_graphs: bool) -> None:
         {}, {"temperature": 0.8}, {"temperature": 0.8, "top_k": 9}, {"temperature": 1, "top_p": 0.9}
     ]  # fmt: skip
     for i in range(8):
-        sampling = Sampling(max_tokens=20, ignore_eos=True, **kinds[i % 4])
+        sampling = SamplingParams(max_tokens=20, ignore_eos=True, **kinds[i % 4])
         scheduler.add(Sequence(i, PREFIX if i % 2 else None, [*range(5, 12)], sampling))
     for _ in range(3):  # kernels are compiled
         batch = scheduler.schedule()
@@ -150,7 +150,7 @@ def test_the_device_samples_what_the_cpu_samples() -> None:
     logits[7, 123] = torch.nan
     rows = [
         SampleRow(
-            Sampling(
+            SamplingParams(
                 max_tokens=1, temperature=(0, 0.7, 1.3)[i % 3], top_k=(0, 5, 300)[i // 3 % 3],
                 top_p=(1, 0.9)[i % 2], seed=i,
             ),

@@ -80,7 +80,7 @@ def test_a_version_without_its_blob_is_not_pushed(store: PrefixStore) -> None:
 
 
 def test_the_door_leads_to_the_whole_registry(store: PrefixStore) -> None:
-    assert store.troubles() == {}
+    assert store.outages() == {}
     store.create_task("x", Profile())
     store.set_profile("x", Profile(description="d"))
     for content in "12":

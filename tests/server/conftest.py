@@ -19,7 +19,7 @@ from prefix_store.registry.registry import Registry
 from prefix_store.store import PrefixStore
 from server.api.http.deps import Services
 from server.app import create_app
-from server.engine.ipc.messages import Compiled
+from server.engine.ipc.messages import PrefixCompiled
 from server.settings import Settings
 from server.text.tokenizer import Tokenizer
 from tests.server.fakes import INFO, FakeEngine, make_prefix, make_transformers_tokenizer
@@ -75,13 +75,13 @@ def engine(store: PrefixStore, tmp_path: Path) -> FakeEngine:
 
     def compile_to(
         token_ids: list[int] | None, embeddings: Digest | None, origin: dict[str, str]
-    ) -> Compiled:
+    ) -> PrefixCompiled:
         num_tokens = len(token_ids) if token_ids is not None else 2
         prefix = make_prefix(num_tokens, num_tokens=num_tokens, fingerprint=INFO.fingerprint)
         made = replace(prefix, origin=origin)
         is_new = not blobs.exists(Digest.of(artifact.dump(made)))
         digest, num_bytes = store.put(made)
-        return Compiled(0, str(digest), num_tokens, num_bytes, is_new)
+        return PrefixCompiled(0, str(digest), num_tokens, num_bytes, is_new)
 
     return FakeEngine(compile_to=compile_to)
 

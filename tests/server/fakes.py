@@ -17,9 +17,15 @@ from prefix_store import artifact
 from prefix_store.digest import Digest
 from prefix_store.prefix import BaseModelSpec, Prefix
 from server.engine.grammar import Vocabulary
-from server.engine.ipc.messages import Compiled, EngineInfo, EngineStats, Room
+from server.engine.ipc.messages import EngineInfo, EngineStats, PrefixCompiled, Room
 from server.engine.ipc.stream import TokenStream
-from server.engine.params import ALONE, Delta, Sampling, Scores, Share
+from server.engine.params import (
+    DEFAULT_SCHEDULING,
+    Delta,
+    Logprobs,
+    SamplingParams,
+    SchedulingParams,
+)
 from server.errors import EngineUnavailable, ServerError
 
 CHATML = (
@@ -112,12 +118,12 @@ class FakeEngine:
     """Token ids to answer with, instead of the function."""
     fail_after: tuple[int, ServerError] | None = None
     load_error: ServerError | None = None
-    compile_to: Callable[..., Compiled] | None = None
+    compile_to: Callable[..., PrefixCompiled] | None = None
     num_restarts: int = 0
     heartbeat_age_s: float = 0.1
     stats: EngineStats = field(default_factory=EngineStats)
-    submitted: list[tuple[Digest | None, list[int], Sampling]] = field(default_factory=list)
-    shares: list[Share] = field(default_factory=list)
+    submitted: list[tuple[Digest | None, list[int], SamplingParams]] = field(default_factory=list)
+    shares: list[SchedulingParams] = field(default_factory=list)
     num_reused: int = 0
     """Tokens of each prompt that it says were found computed."""
     effect: float | ServerError = 0.1
@@ -164,14 +170,14 @@ class FakeEngine:
         self,
         prefix: Digest | None,
         token_ids: list[int],
-        sampling: Sampling,
-        share: Share = ALONE,
+        sampling: SamplingParams,
+        scheduling: SchedulingParams = DEFAULT_SCHEDULING,
     ) -> TokenStream:
         if self.is_dead:
             raise EngineUnavailable("the engine is starting")
         number = len(self.submitted)
         self.submitted.append((prefix, token_ids, sampling))
-        self.shares.append(share)
+        self.shares.append(scheduling)
         stream = TokenStream(cancel=lambda: self._cancel(number))
         made = self._make(prefix, token_ids, sampling)
         run = self._run(number, stream, token_ids, made, sampling)
@@ -214,13 +220,15 @@ class FakeEngine:
         token_ids: list[int] | None = None,
         embeddings: Digest | None = None,
         origin: dict[str, str],
-    ) -> Compiled:
+    ) -> PrefixCompiled:
         asked = {"token_ids": token_ids, "embeddings": embeddings, "origin": origin}
         self.compiled.append(asked)
         assert self.compile_to is not None, "this test needs a compile_to"
         return await asyncio.to_thread(self.compile_to, **asked)
 
-    def _make(self, prefix: Digest | None, token_ids: list[int], sampling: Sampling) -> list[int]:
+    def _make(
+        self, prefix: Digest | None, token_ids: list[int], sampling: SamplingParams
+    ) -> list[int]:
         if self.script is not None:
             return self.script(prefix, token_ids)
         return expected_tokens(prefix, token_ids, sampling.max_tokens)
@@ -231,7 +239,7 @@ class FakeEngine:
         stream: TokenStream,
         prompt: list[int],
         made: list[int],
-        sampling: Sampling,
+        sampling: SamplingParams,
     ) -> None:
         try:
             if sampling.prompt_logprobs is not None:
@@ -263,13 +271,13 @@ class FakeEngine:
             task.cancel()
 
 
-def fake_scores(token_ids: list[int], num_top: int | None) -> Scores | None:
+def fake_scores(token_ids: list[int], num_top: int | None) -> Logprobs | None:
     """The token itself is the likeliest, then the one after it in the vocabulary, and so on."""
     if num_top is None:
         return None
     tops = [[(token_id + i) % 256 for i in range(num_top)] for token_id in token_ids]
     logprobs = [[-0.5 * (i + 1) for i in range(num_top)] for _ in token_ids]
-    return Scores([-0.5 for _ in token_ids], tops, logprobs)
+    return Logprobs([-0.5 for _ in token_ids], tops, logprobs)
 
 
 def expected_tokens(prefix: Digest | None, token_ids: list[int], num_tokens: int) -> list[int]:

@@ -20,10 +20,10 @@ from server.engine.ipc import messages as m
 from server.engine.ipc.client import EngineClient
 from server.engine.loop.grammars import Grammars
 from server.engine.loop.loop import Closed, Inbox, StepLoop
-from server.engine.loop.prefix_compiler import Compiler
+from server.engine.loop.prefix_compiler import PrefixCompiler
 from server.engine.memory.kv_pool import KvPool
 from server.engine.memory.residency import Residency, ResidentPrefix
-from server.engine.params import Scores
+from server.engine.params import Logprobs
 from server.engine.scheduler.batch import Batch, Chunk
 from server.engine.scheduler.page_allocator import PageAllocator
 from server.engine.scheduler.prompt_cache import PromptCache
@@ -77,10 +77,10 @@ class Done:
     def tokens(self) -> list[int]:
         return self._token_ids
 
-    def logprobs(self) -> dict[int, Scores]:
+    def logprobs(self) -> dict[int, Logprobs]:
         return {}
 
-    def prompt_logprobs(self) -> dict[int, Scores]:
+    def prompt_logprobs(self) -> dict[int, Logprobs]:
         return {}
 
 
@@ -150,7 +150,7 @@ class LoopEngine(EngineClient):
             self.residency,
             Device(self.residency.get, forgets_mask=self._forgets_mask),  # type: ignore[arg-type]
             KvPool(BASE, num_pages=1, page_size=1, device="cpu"),
-            Compiler(self._inbox.put, self._blobs, BASE),
+            PrefixCompiler(self._inbox.put, self._blobs, BASE),
             Grammars(self._inbox.put, make_vocabulary),
             overlap=False,
         )

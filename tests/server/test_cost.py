@@ -280,7 +280,7 @@ async def test_what_waits_for_a_thread_is_not_begun_once_its_client_has_left(
     admitted.cancel()
     await asyncio.wait({admitted})
     may_end.set()
-    await services.promptly(busy[-1].result)
+    await services.run_for_request(busy[-1].result)
 
     assert admitted.cancelled()
     assert encoded == []

@@ -36,7 +36,7 @@ NUM_WORKERS = 48
 
 
 @dataclass
-class Seen:
+class ActivationSeen:
     """What came out, against what each request's own prefix and prompt make alone."""
 
     num_right: int = 0
@@ -59,9 +59,9 @@ class Traffic:
         self._num_versions = [0] * NUM_TASKS
         self._changing = [asyncio.Lock() for _ in range(NUM_TASKS)]
         """One change of a task at a time: of two that overlap one is refused."""
-        self.seen = Seen()
+        self.seen = ActivationSeen()
 
-    async def run(self, num_requests: int) -> Seen:
+    async def run(self, num_requests: int) -> ActivationSeen:
         for task in range(NUM_TASKS):
             for _ in range(2):
                 await self._upload(task)
@@ -94,7 +94,9 @@ class Traffic:
                 await self._upload(task)
                 return
             version = self._dice.randint(1, self._num_versions[task])
-            await self._services.off_loop(self._services.store.activate, f"task-{task}", version)
+            await self._services.run_in_store(
+                self._services.store.activate, f"task-{task}", version
+            )
 
     async def _ask(self) -> None:
         """Prompts of all tasks begin alike, so that a cache has something to mix up."""
@@ -124,12 +126,12 @@ class Traffic:
         self.seen.num_wrong += got != right
 
 
-Run = Callable[..., Seen]
+Run = Callable[..., ActivationSeen]
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    def run(num_requests: int, *, forgets_mask: bool = False) -> Seen:
+    def run(num_requests: int, *, forgets_mask: bool = False) -> ActivationSeen:
         settings = Settings(_cli_parse_args=False, store=tmp_path)
         blobs = FileBlobStore(tmp_path / "blobs")
         registry = Registry(f"sqlite:///{tmp_path / 'registry.db'}")
@@ -139,7 +141,7 @@ def run(tmp_path: Path) -> Run:
         tokenizer = Tokenizer(make_transformers_tokenizer())
         app = create_app(settings, store, keys, audit, engine, tokenizer, "tiny")
 
-        async def traffic() -> Seen:
+        async def traffic() -> ActivationSeen:
             async with app.router.lifespan_context(app):
                 seen = await Traffic(app.state.services).run(num_requests)
                 seen.num_reused_tokens = engine.scheduler.num_reused_tokens
@@ -197,7 +199,7 @@ def test_a_prompt_cache_keyed_by_the_tasks_name_is_noticed(
     labels = PromptCache._labels
 
     def by_name(self: PromptCache, seq: Sequence, num_pages: int) -> list[bytes]:
-        prompt_cache._root = lambda prefix: str(seq.share.queue).encode()
+        prompt_cache._root = lambda prefix: str(seq.scheduling.queue).encode()
         return labels(self, seq, num_pages)
 
     monkeypatch.setattr(prompt_cache, "_root", prompt_cache._root)  # put back afterwards

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from server.engine.ipc import messages as m
 from server.engine.ipc.child import EngineProcess
-from server.engine.params import Sampling
+from server.engine.params import SamplingParams
 from tests.running_server import RunningServer, running_server, starting_server, wait_gone
 from tests.server.fakes import make_transformers_tokenizer
 
@@ -130,7 +130,9 @@ async def test_the_engine_ends_when_its_socket_is_reset(model: Path, tmp_path: P
     process = await EngineProcess.spawn(config)
     try:
         assert isinstance(await asyncio.wait_for(process.read(), 60), m.Ready)
-        process.send(m.Submit(1, None, [5, 6, 7], Sampling(max_tokens=15_000, ignore_eos=True)))
+        process.send(
+            m.Submit(1, None, [5, 6, 7], SamplingParams(max_tokens=15_000, ignore_eos=True))
+        )
         assert isinstance(await asyncio.wait_for(process.read(), 60), m.Heartbeat | m.Tokens)
         transport = process._writer.transport
         assert isinstance(transport, asyncio.ReadTransport)

@@ -110,18 +110,18 @@ def get_principal(request: Request) -> Principal:
 PrincipalDep = Annotated[Principal, Depends(get_principal)]
 
 
-class OffLoop(Protocol):
+class RunInThread(Protocol):
     """Runs blocking work on a thread."""
 
     async def __call__(self, work: Callable[..., Any], *args: Any) -> Any: ...
 
 
 class Access:
-    """Finds out who is asking. `off_loop` runs what asks the database."""
+    """Finds out who is asking. `run_in_store` runs what asks the database."""
 
-    def __init__(self, keys: KeyStore, off_loop: OffLoop) -> None:
+    def __init__(self, keys: KeyStore, run_in_store: RunInThread) -> None:
         self._keys = keys
-        self._off_loop = off_loop
+        self._run_in_thread = run_in_store
         self._attempts = AttemptLimit()
         self._keys_exist = False
         self._asked_s = float("-inf")
@@ -138,7 +138,7 @@ class Access:
     async def is_open(self) -> bool:
         """Whether there is no key. That there is one holds for good; else it is asked again."""
         if not self._keys_exist and time.monotonic() - self._asked_s > CACHE_S:
-            self._keys_exist = await self._off_loop(self._keys.exist)
+            self._keys_exist = await self._run_in_thread(self._keys.exist)
             self._asked_s = time.monotonic()
         return not self._keys_exist
 
@@ -148,7 +148,7 @@ class Access:
             found = self._keys.remembered(attempt)
             if found is None:
                 self._attempts.check(peer)
-                found = await self._off_loop(self._keys.find, attempt)
+                found = await self._run_in_thread(self._keys.find, attempt)
             key = self._keys.check(attempt, found)
             if key is not None:
                 return key

@@ -65,17 +65,17 @@ class Services:
     in_progress: set[tuple[str, ...]] = field(default_factory=set)
     """Requests with an idempotency key that are not answered yet."""
 
-    async def off_loop(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def run_in_store(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run blocking work, such as a look into the registry, on a thread."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.readers, partial(work, *args, **kwargs))
 
-    async def promptly(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def run_for_request(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The same for what a request needs: it does not wait behind a database that is away."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.executor, partial(work, *args, **kwargs))
 
-    async def at_once(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def run_check(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The same for who asks, and for health: they do not wait behind requests either."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.checks, partial(work, *args, **kwargs))

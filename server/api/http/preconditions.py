@@ -13,7 +13,7 @@ from fastapi import Depends, Header, Request, Response
 
 from prefix_store.digest import Digest
 from prefix_store.errors import RequestInProgress
-from prefix_store.registry.preconditions import Once, Terms
+from prefix_store.registry.preconditions import IdempotentRequest, Preconditions
 from server.api.http.access import get_principal
 from server.api.http.deps import Services
 from server.errors import MalformedRequest
@@ -24,7 +24,7 @@ _REVISION = re.compile(r'(?<!/)"(\d{1,18})"', re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ChangeHeaders:
     """What the headers say."""
 
     revisions: frozenset[int] | None
@@ -33,7 +33,7 @@ class Asked:
     key: str | None
 
 
-async def read_terms(
+async def read_change_headers(
     if_match: Annotated[
         str | None, Header(description="The task's `ETag`: refused if it has changed since.")
     ] = None,
@@ -42,19 +42,19 @@ async def read_terms(
         Header(
             max_length=255,
             pattern=r"^[!-~]+$",
-            description="Sent again under the same key, the request counts once.",
+            description="Sent again under the same key, the request counts request.",
         ),
     ] = None,
-) -> Asked:
+) -> ChangeHeaders:
     revisions = None
     if if_match is not None and if_match.strip() != "*":
         if not _TAGS.fullmatch(if_match):
             raise MalformedRequest("If-Match is `*` or a list of entity tags in double quotes")
         revisions = frozenset(int(number) for number in _REVISION.findall(if_match))
-    return Asked(revisions, if_match is not None, idempotency_key)
+    return ChangeHeaders(revisions, if_match is not None, idempotency_key)
 
 
-AskedDep = Annotated[Asked, Depends(read_terms)]
+AskedDep = Annotated[ChangeHeaders, Depends(read_change_headers)]
 
 
 def tag(revision: int) -> dict[str, str]:
@@ -66,8 +66,8 @@ async def make_change(
     services: Services,
     request: Request,
     task: str,
-    asked: Asked,
-    work: Callable[[Terms], Awaitable[Any]],
+    asked: ChangeHeaders,
+    work: Callable[[Preconditions], Awaitable[Any]],
     respond: Callable[[Any], Response],
 ) -> Response:
     """Let `work` make a change, and `respond` say what it returned.
@@ -75,25 +75,25 @@ async def make_change(
     A request that comes again under its key is answered as the first one was, without any work.
     """
     if asked.key is None:
-        return respond(await work(Terms(asked.revisions)))
+        return respond(await work(Preconditions(asked.revisions)))
     principal = get_principal(request)
-    once = Once(
+    asking = IdempotentRequest(
         principal=principal.actor.key or "",
         route=f"{request.method} {request.scope['route'].path}",
         task=task,
         key=asked.key,
-        request_digest=await services.off_loop(_digest, request, await request.body()),
+        request_digest=await services.run_in_store(_digest, request, await request.body()),
         answer=lambda result: _kept(respond(result)),
     )
-    name = (once.principal, once.route, once.task, once.key)
+    name = (asking.principal, asking.route, asking.task, asking.key)
     if name in services.in_progress:
         raise RequestInProgress("the first request with this idempotency key is not answered yet")
     services.in_progress.add(name)
     try:
-        answer = await services.off_loop(services.store.answer, once)
+        answer = await services.run_in_store(services.store.answer, asking)
         if answer is not None:
             return _again(answer)
-        return respond(await work(Terms(asked.revisions, once)))
+        return respond(await work(Preconditions(asked.revisions, asking)))
     finally:
         services.in_progress.remove(name)
 

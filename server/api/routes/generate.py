@@ -71,7 +71,7 @@ async def generate(
     whole = await until_disconnect(request, completion.collect())
     note(request, completion)
     work = partial(write.answer, whole)  # scores of a long prompt take a while
-    answer = await services.promptly(work) if write.has_scores else work()
+    answer = await services.run_for_request(work) if write.has_scores else work()
     content = _encoder.encode(answer | {"text": whole.text})
     return Response(content, headers=headers, media_type="application/json")
 

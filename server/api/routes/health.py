@@ -33,8 +33,8 @@ async def livez(services: ServicesDep) -> Response:
 async def readyz(services: ServicesDep) -> Response:
     """Whether requests are taken: all of them, or but for what `reasons` say."""
     reasons = _reasons(services)
-    troubles = [] if reasons else await services.at_once(_troubles, services)
-    return _health(reasons, troubles)
+    outages = [] if reasons else await services.run_check(_outages, services)
+    return _health(reasons, outages)
 
 
 @routes.get("/metrics", response_class=Response)
@@ -90,18 +90,18 @@ def _reasons(services: Services) -> list[str]:
     return reasons
 
 
-def _troubles(services: Services) -> list[str]:
+def _outages(services: Services) -> list[str]:
     """What is not as it should be, while requests are taken."""
-    troubles = list(services.store.troubles().values())
+    outages = list(services.store.outages().values())
     with suppress(StorageFailure):
         if quarantined := services.store.quarantined():
-            troubles.append(f"{len(quarantined)} damaged blobs in quarantine")
-    return troubles
+            outages.append(f"{len(quarantined)} damaged blobs in quarantine")
+    return outages
 
 
-def _health(reasons: list[str], troubles: list[str] | None = None) -> Response:
-    status = "unavailable" if reasons else "degraded" if troubles else "ok"
-    health = Health(status=status, reasons=reasons or troubles or [])
+def _health(reasons: list[str], outages: list[str] | None = None) -> Response:
+    status = "unavailable" if reasons else "degraded" if outages else "ok"
+    health = Health(status=status, reasons=reasons or outages or [])
     return Response(
         health.model_dump_json(), 503 if reasons else 200, media_type="application/json"
     )

@@ -152,7 +152,9 @@ class Choice:
 @needs("generate", "read")
 async def models(services: ServicesDep, principal: PrincipalDep) -> Response:
     """The base model, and every task that has an active version."""
-    tasks = await services.off_loop(services.store.list_tasks, None, MAX_MODELS, principal.globs)
+    tasks = await services.run_in_store(
+        services.store.list_tasks, None, MAX_MODELS, principal.globs
+    )
     entries = [_base_model(services)]
     entries += [_model(services, task) for task in tasks if task.active_version is not None]
     return _json({"object": "list", "data": entries})
@@ -166,8 +168,8 @@ async def model(model: str, services: ServicesDep, principal: PrincipalDep) -> R
         return _json(_base_model(services))
     name, version = _target(model, services, principal)
     assert name is not None, "only the base model is no task"
-    task = await services.off_loop(services.store.get_task, name)
-    manifest = await services.off_loop(services.store.resolve, name, version)
+    task = await services.run_in_store(services.store.get_task, name)
+    manifest = await services.run_in_store(services.store.resolve, name, version)
     entry = _model(services, task) | {"id": model}
     entry["max_model_len"] -= manifest.num_virtual_tokens
     entry["metadata"] |= {
@@ -243,7 +245,7 @@ async def _respond(
         return [choice.whole(piece) for choice, piece in zip(choices, pieces, strict=True)]
 
     # The scores of long prompts take a while.
-    listed = await services.promptly(written) if answer.has_scores else written()
+    listed = await services.run_for_request(written) if answer.has_scores else written()
     usage = answer.usage(running)
     return _json(answer.envelope(chunk=False) | {"choices": listed, "usage": usage}, headers)
 

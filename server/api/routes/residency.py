@@ -20,7 +20,7 @@ routes = APIRouter(prefix="/tasks", tags=["residency"], route_class=JsonRoute)
 @needs("promote")
 async def warm(task: TaskPath, version: VersionPath, services: ServicesDep) -> VersionResidency:
     """Load a version's prefix before anyone asks for it."""
-    manifest = await services.off_loop(services.store.get_version, task, version)
+    manifest = await services.run_in_store(services.store.get_version, task, version)
     await services.engine.load(Digest(manifest.digest))
     return await _described(services, manifest)
 
@@ -31,7 +31,7 @@ async def pin(
     task: TaskPath, version: VersionPath, services: ServicesDep, principal: PrincipalDep
 ) -> VersionResidency:
     """Load it, and keep it on the device, also after a restart."""
-    manifest = await services.off_loop(services.store.get_version, task, version)
+    manifest = await services.run_in_store(services.store.get_version, task, version)
     await services.engine.pin(Digest(manifest.digest))
     await services.write(services.store.set_pinned, task, version, pinned=True, by=principal.actor)
     return await _described(services, manifest)
@@ -43,7 +43,7 @@ async def unpin(
     task: TaskPath, version: VersionPath, services: ServicesDep, principal: PrincipalDep
 ) -> VersionResidency:
     """Let it be evicted again, when others need the room."""
-    manifest = await services.off_loop(services.store.get_version, task, version)
+    manifest = await services.run_in_store(services.store.get_version, task, version)
     await services.write(services.store.set_pinned, task, version, pinned=False, by=principal.actor)
     await services.uploads.unpin([manifest])
     return await _described(services, manifest)
@@ -53,7 +53,7 @@ async def unpin(
 @needs("promote")
 async def evict(task: TaskPath, version: VersionPath, services: ServicesDep) -> VersionResidency:
     """Drop it from the device and from host memory. The next request loads it again."""
-    manifest = await services.off_loop(services.store.get_version, task, version)
+    manifest = await services.run_in_store(services.store.get_version, task, version)
     if not await services.engine.evict(Digest(manifest.digest)):
         raise PrefixInUse("requests run behind this prefix, or it is pinned")
     return await _described(services, manifest)
@@ -68,7 +68,7 @@ def residency(services: Services, digest: str) -> Literal["device", "host", "dis
 
 
 async def _described(services: Services, manifest: Manifest) -> VersionResidency:
-    pinned = await services.off_loop(services.store.pinned)
+    pinned = await services.run_in_store(services.store.pinned)
     return VersionResidency(
         task=manifest.task,
         version=manifest.version,

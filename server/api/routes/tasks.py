@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from prefix_store.errors import TaskExists
 from prefix_store.manifest import Activation, Manifest, Profile, Task
-from prefix_store.registry.preconditions import Terms
+from prefix_store.registry.preconditions import Preconditions
 from server.api.http.access import PrincipalDep, needs
 from server.api.http.deps import JsonRoute, Services, ServicesDep
 from server.api.http.preconditions import AskedDep, make_change, tag
@@ -38,7 +38,9 @@ async def list_tasks(
     services: ServicesDep, principal: PrincipalDep, limit: Limit = 100, after: After = None
 ) -> TaskPage:
     """All tasks, a page at a time, in the order of their names."""
-    tasks = await services.off_loop(services.store.list_tasks, after, limit + 1, principal.globs)
+    tasks = await services.run_in_store(
+        services.store.list_tasks, after, limit + 1, principal.globs
+    )
     is_last = len(tasks) <= limit
     return TaskPage(tasks=tasks[:limit], next_after=None if is_last else tasks[limit - 1].name)
 
@@ -47,17 +49,19 @@ async def list_tasks(
 @needs("read")
 async def get_task(task: TaskPath, services: ServicesDep, response: Response) -> TaskDescription:
     """A task's profile, its active version, and whether that is in memory."""
-    found = await services.off_loop(services.store.get_task, task)
+    found = await services.run_in_store(services.store.get_task, task)
     digest = None
     if found.active_version is not None:
-        manifest = await services.off_loop(services.store.get_version, task, found.active_version)
+        manifest = await services.run_in_store(
+            services.store.get_version, task, found.active_version
+        )
         digest = manifest.digest
     response.headers.update(tag(found.revision))
     return TaskDescription(
         **dict(found),
         digest=digest,
         residency=None if digest is None else residency(services, digest),
-        weights=await services.off_loop(services.store.traffic, task),
+        weights=await services.run_in_store(services.store.traffic, task),
     )
 
 
@@ -77,8 +81,8 @@ async def put_task(
         with suppress(TaskExists):
             created = await services.write(services.store.create_task, task, profile, by=by)
             return _json(created, 201)
-    terms = Terms(asked.revisions)
-    changed = await services.write(services.store.set_profile, task, profile, terms, by=by)
+    preconditions = Preconditions(asked.revisions)
+    changed = await services.write(services.store.set_profile, task, profile, preconditions, by=by)
     return _json(changed, 200)
 
 
@@ -93,12 +97,12 @@ async def patch_task(
     principal: PrincipalDep,
 ) -> Task:
     """Change parts of a task's profile (RFC 7396)."""
-    found = await services.off_loop(services.store.get_task, task)
+    found = await services.run_in_store(services.store.get_task, task)
     profile = _patched(found.profile, patch)
     await _check(profile, services)
-    terms = Terms(asked.revisions)
+    preconditions = Preconditions(asked.revisions)
     changed = await services.write(
-        services.store.set_profile, task, profile, terms, by=principal.actor
+        services.store.set_profile, task, profile, preconditions, by=principal.actor
     )
     response.headers.update(tag(changed.revision))
     return changed
@@ -115,9 +119,9 @@ async def delete_task(
 ) -> Response:
     """Gone for new requests; those in flight finish."""
 
-    async def work(terms: Terms) -> None:
-        versions = await services.off_loop(services.store.list_versions, task)
-        await services.write(services.store.delete_task, task, terms, by=principal.actor)
+    async def work(preconditions: Preconditions) -> None:
+        versions = await services.run_in_store(services.store.list_versions, task)
+        await services.write(services.store.delete_task, task, preconditions, by=principal.actor)
         await services.uploads.unload(versions)
 
     return await make_change(services, request, task, asked, work, lambda _: Response(b"", 204))
@@ -135,14 +139,18 @@ async def activate(
 ) -> Response:
     """Hot swap: new requests get this version, those in flight keep theirs."""
 
-    async def work(terms: Terms) -> ActivationResponse:
-        seen = await services.off_loop(services.store.seen, task)
-        manifest = await services.off_loop(services.store.get_version, task, body.version)
+    async def work(preconditions: Preconditions) -> ActivationResponse:
+        seen = await services.run_in_store(services.store.seen, task)
+        manifest = await services.run_in_store(services.store.get_version, task, body.version)
         await services.uploads.check_golden(manifest)
         answer = _activated(manifest, await services.uploads.load(manifest.digest))
-        terms = replace(terms, seen=seen).after(lambda _: answer)
+        preconditions = replace(preconditions, seen=seen).after(lambda _: answer)
         await services.write(
-            services.store.activate, task, body.version, by=principal.actor, terms=terms
+            services.store.activate,
+            task,
+            body.version,
+            by=principal.actor,
+            preconditions=preconditions,
         )
         return answer
 
@@ -163,12 +171,12 @@ async def rollback(
     def answer(activation: Activation) -> ActivationResponse:
         return _activated(services.store.get_version(task, activation.version), None)
 
-    async def work(terms: Terms) -> ActivationResponse:
-        terms = terms.after(answer)
+    async def work(preconditions: Preconditions) -> ActivationResponse:
+        preconditions = preconditions.after(answer)
         activation = await services.write(
-            services.store.rollback, task, by=principal.actor, terms=terms
+            services.store.rollback, task, by=principal.actor, preconditions=preconditions
         )
-        answered = await services.off_loop(answer, activation)
+        answered = await services.run_in_store(answer, activation)
         warning = await services.uploads.load(answered.digest)
         return answered.model_copy(update={"warning": warning})
 
@@ -177,7 +185,7 @@ async def rollback(
 
 async def _check(profile: Profile, services: Services) -> None:
     """Refuse what no request could be served with."""
-    if (grammar := await services.off_loop(check_profile, profile)) is not None:
+    if (grammar := await services.run_in_store(check_profile, profile)) is not None:
         await services.grammars.check(grammar)
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from fastapi import APIRouter, Request, Response
 
 from prefix_store.manifest import Activation
-from prefix_store.registry.preconditions import Terms
+from prefix_store.registry.preconditions import Preconditions
 from server.api.http.access import Principal, PrincipalDep, needs
 from server.api.http.deps import JsonRoute, Services, ServicesDep
 from server.api.http.preconditions import AskedDep, make_change
@@ -20,8 +20,8 @@ routes = APIRouter(prefix="/tasks", tags=["traffic"], route_class=JsonRoute)
 @needs("read")
 async def get_traffic(task: TaskPath, services: ServicesDep) -> TrafficResponse:
     """Which versions share the traffic, if any do."""
-    found = await services.off_loop(services.store.get_task, task)
-    weights = await services.off_loop(services.store.traffic, task)
+    found = await services.run_in_store(services.store.get_task, task)
+    weights = await services.run_in_store(services.store.traffic, task)
     return TrafficResponse(task=task, active_version=found.active_version, weights=weights)
 
 
@@ -38,15 +38,17 @@ async def put_traffic(
     """Split the traffic, until the next activation or rollback. All of it is loaded first."""
     weights = {int(number): weight for number, weight in body.weights.items() if weight}
 
-    async def work(terms: Terms) -> TrafficResponse:
-        terms = replace(terms, seen=await services.off_loop(services.store.seen, task))
+    async def work(preconditions: Preconditions) -> TrafficResponse:
+        preconditions = replace(
+            preconditions, seen=await services.run_in_store(services.store.seen, task)
+        )
         warnings = []
         for number in weights:
-            manifest = await services.off_loop(services.store.get_version, task, number)
+            manifest = await services.run_in_store(services.store.get_version, task, number)
             await services.uploads.check_golden(manifest)
             warnings.append(await services.uploads.load(manifest.digest))
         warning = "; ".join(filter(None, warnings)) or None
-        return await _set(services, task, weights, terms, principal, warning)
+        return await _set(services, task, weights, preconditions, principal, warning)
 
     return await make_change(services, request, task, asked, work, _json)
 
@@ -62,8 +64,8 @@ async def delete_traffic(
 ) -> Response:
     """Back to the active version alone."""
 
-    async def work(terms: Terms) -> TrafficResponse:
-        return await _set(services, task, {}, terms, principal, None)
+    async def work(preconditions: Preconditions) -> TrafficResponse:
+        return await _set(services, task, {}, preconditions, principal, None)
 
     return await make_change(services, request, task, asked, work, _json)
 
@@ -72,7 +74,7 @@ async def _set(
     services: Services,
     task: str,
     weights: dict[int, int],
-    terms: Terms,
+    preconditions: Preconditions,
     principal: Principal,
     warning: str | None,
 ) -> TrafficResponse:
@@ -81,9 +83,9 @@ async def _set(
             task=task, active_version=made.version, weights=made.weights, warning=warning
         )
 
-    terms = terms.after(answer)
+    preconditions = preconditions.after(answer)
     made = await services.write(
-        services.store.set_traffic, task, weights, by=principal.actor, terms=terms
+        services.store.set_traffic, task, weights, by=principal.actor, preconditions=preconditions
     )
     return answer(made)
 

@@ -11,11 +11,11 @@ from fastapi import APIRouter, Query, Request, Response
 from prefix_store import formats
 from prefix_store.digest import Digest
 from prefix_store.manifest import Manifest
-from prefix_store.registry.preconditions import Terms
+from prefix_store.registry.preconditions import Preconditions
 from server.api.http.access import Principal, PrincipalDep, needs
 from server.api.http.deps import JsonRoute, Services, ServicesDep
 from server.api.http.disconnect import disconnected
-from server.api.http.preconditions import Asked, AskedDep, make_change
+from server.api.http.preconditions import AskedDep, ChangeHeaders, make_change
 from server.api.routes.residency import residency
 from server.api.schemas.admin import (
     Rehearsal,
@@ -122,15 +122,15 @@ async def post_version(
 @needs("read")
 async def list_versions(task: TaskPath, services: ServicesDep) -> VersionList:
     """All versions, and the history of which one was active."""
-    found = await services.off_loop(services.store.get_task, task)
-    versions = await services.off_loop(services.store.list_versions, task)
-    quarantined = await services.off_loop(services.store.quarantined)
+    found = await services.run_in_store(services.store.get_task, task)
+    versions = await services.run_in_store(services.store.list_versions, task)
+    quarantined = await services.run_in_store(services.store.quarantined)
     return VersionList(
         task=task,
         active_version=found.active_version,
         versions=await _described(services, versions),
         quarantined=[m.version for m in versions if Digest(m.digest) in quarantined],
-        history=await services.off_loop(services.store.history, task),
+        history=await services.run_in_store(services.store.history, task),
     )
 
 
@@ -140,7 +140,7 @@ async def get_version(
     task: TaskPath, version: VersionPath, services: ServicesDep
 ) -> VersionDescription:
     """The manifest: what was uploaded, what was checked, what prompts have to look like."""
-    manifest = await services.off_loop(services.store.get_version, task, version)
+    manifest = await services.run_in_store(services.store.get_version, task, version)
     [described] = await _described(services, [manifest])
     return described
 
@@ -149,7 +149,7 @@ async def get_version(
 @needs("write")
 async def verify(task: TaskPath, version: VersionPath, services: ServicesDep) -> VerificationReport:
     """Check a version once more: its stored bytes, a run of the model, its golden prompts."""
-    manifest = await services.off_loop(services.store.get_version, task, version)
+    manifest = await services.run_in_store(services.store.get_version, task, version)
     checks = await services.uploads.verify(manifest)
     return VerificationReport(
         task=task,
@@ -172,10 +172,10 @@ async def delete_version(
 ) -> Response:
     """Delete a version that is not active. Requests in flight finish."""
 
-    async def work(terms: Terms) -> None:
-        manifest = await services.off_loop(services.store.get_version, task, version)
+    async def work(preconditions: Preconditions) -> None:
+        manifest = await services.run_in_store(services.store.get_version, task, version)
         await services.write(
-            services.store.delete_version, task, version, terms, by=principal.actor
+            services.store.delete_version, task, version, preconditions, by=principal.actor
         )
         await services.uploads.unload([manifest])
 
@@ -188,9 +188,9 @@ async def download(
     task: TaskPath, version: VersionPath, services: ServicesDep, format: Format = "artifact"
 ) -> Response:
     """The artifact's bytes alone, or a tar that also says how prompts for it are made."""
-    manifest = await services.off_loop(services.store.get_version, task, version)
+    manifest = await services.run_in_store(services.store.get_version, task, version)
     if format == "artifact":
-        data = await services.off_loop(services.store.open, Digest(manifest.digest))
+        data = await services.run_in_store(services.store.open, Digest(manifest.digest))
         suffix, media_type = "safetensors", formats.SAFETENSORS
     else:
         data = await services.uploads.export(manifest, for_peft=format == "peft")
@@ -205,7 +205,9 @@ async def download(
 
 
 async def _described(services: Services, versions: list[Manifest]) -> list[VersionDescription]:
-    pinned = {(task, number) for task, number, _ in await services.off_loop(services.store.pinned)}
+    pinned = {
+        (task, number) for task, number, _ in await services.run_in_store(services.store.pinned)
+    }
     return [
         VersionDescription(
             **dict(manifest),
@@ -220,7 +222,7 @@ async def _push(
     task: str,
     request: Request,
     services: Services,
-    asked: Asked,
+    asked: ChangeHeaders,
     principal: Principal,
     how: _How,
 ) -> Response:
@@ -236,7 +238,7 @@ async def _push(
         )
         return _json(_rehearsal(rehearsed), 200)
 
-    async def work(terms: Terms) -> Pushed:
+    async def work(preconditions: Preconditions) -> Pushed:
         pushed = await services.uploads.push(
             task,
             body,
@@ -246,7 +248,7 @@ async def _push(
             begun=begun,
             is_wanted=lambda: not gone.done(),
             by=principal.actor,
-            terms=terms,
+            preconditions=preconditions,
         )
         request.state.log |= {"task": task, "version": pushed.manifest.version}
         return pushed

@@ -10,7 +10,7 @@ from pydantic.types import Strict
 
 from prefix_store.manifest import ChoiceText
 from server.api.schemas.admin import Body
-from server.engine.params import Wishes
+from server.engine.params import RequestSampling
 from server.generation import constraint
 from server.generation.constraint import RankBy
 from server.generation.prompt import GenerateParams
@@ -58,11 +58,11 @@ class Wishful(Protocol):
     logit_bias: dict[str, float] | None
 
 
-def wishes(body: Wishful, *, logprobs: int | None, prompt_logprobs: int | None) -> Wishes:
+def wishes(body: Wishful, *, logprobs: int | None, prompt_logprobs: int | None) -> RequestSampling:
     """What a body asks for, as the engine takes it."""
     biases = {int(token_id): bias for token_id, bias in (body.logit_bias or {}).items()}
     penalty = body.repetition_penalty
-    return Wishes(
+    return RequestSampling(
         min_tokens=body.min_tokens or 0,
         presence_penalty=body.presence_penalty or 0.0,
         frequency_penalty=body.frequency_penalty or 0.0,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from server.engine.params import Scores
+from server.engine.params import Logprobs
 from server.text.tokenizer import Tokenizer
 
 LOWEST = -9999.0
@@ -22,7 +22,7 @@ class Scored:
     top: list[tuple[int, float]]
 
 
-def scored(token_ids: Sequence[int], scores: Scores | None) -> list[Scored]:
+def scored(token_ids: Sequence[int], scores: Logprobs | None) -> list[Scored]:
     """Tokens with their scores. Those at the start that have none have no log-probability."""
     columns = zip(*scores, strict=True) if scores is not None else iter(())
     rows = [

@@ -1,6 +1,6 @@
 """The Triton kernels: write keys and values, attend to the work list, merge the partial results.
 
-They read all counts from device memory, so one launch fits every step. Scores are kept in base 2:
+They read all counts from device memory, so one launch fits every step. Logprobs are kept in base 2:
 `exp2` is the instruction that the device has.
 """
 

@@ -12,7 +12,7 @@ from prefix_store.digest import Digest
 from server.engine.ipc import messages as m
 from server.engine.ipc.child import EngineProcess
 from server.engine.ipc.stream import TokenStream
-from server.engine.params import ALONE, Delta, Sampling, Share
+from server.engine.params import DEFAULT_SCHEDULING, Delta, SamplingParams, SchedulingParams
 from server.errors import (
     CompileFailed,
     EngineUnavailable,
@@ -117,13 +117,13 @@ class EngineClient:
         self,
         prefix: Digest | None,
         token_ids: list[int],
-        sampling: Sampling,
-        share: Share = ALONE,
+        sampling: SamplingParams,
+        scheduling: SchedulingParams = DEFAULT_SCHEDULING,
     ) -> TokenStream:
         """Start generating behind a prefix. Raises `EngineUnavailable`."""
         request_id = next(self._ids)
         digest = str(prefix) if prefix else None
-        self._send(m.Submit(request_id, digest, token_ids, sampling, share))
+        self._send(m.Submit(request_id, digest, token_ids, sampling, scheduling))
         stream = TokenStream(cancel=lambda: self._cancel(request_id))
         self._streams[request_id] = stream
         return stream
@@ -183,15 +183,15 @@ class EngineClient:
         token_ids: list[int] | None = None,
         embeddings: Digest | None = None,
         origin: dict[str, str],
-    ) -> m.Compiled:
+    ) -> m.PrefixCompiled:
         """Compute a prefix from tokens or input embeddings; its artifact lies in the blob store.
 
         Raises `CompileFailed`.
         """
         request_id = next(self._ids)
         source = str(embeddings) if embeddings else None
-        reply = await self._ask(request_id, m.Compile(request_id, token_ids, source, origin))
-        assert isinstance(reply, m.Compiled)
+        reply = await self._ask(request_id, m.CompilePrefix(request_id, token_ids, source, origin))
+        assert isinstance(reply, m.PrefixCompiled)
         return reply
 
     # --- one engine process after the other ---
@@ -259,7 +259,7 @@ class EngineClient:
                 self._answer(request_id, error)
             case m.Heartbeat(stats=stats):
                 self.stats = stats
-            case m.Loaded() | m.Unloaded() | m.Room() | m.Verified() | m.Compiled():
+            case m.Loaded() | m.Unloaded() | m.Room() | m.Verified() | m.PrefixCompiled():
                 self._answer(event.request_id, event)
 
     def _deliver(self, request_id: int, item: Delta | ServerError, *, last: bool) -> None:

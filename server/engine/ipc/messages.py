@@ -11,10 +11,10 @@ from typing import Literal
 
 import msgspec
 
-from server.engine.params import ALONE, Delta, Sampling, Share
+from server.engine.params import DEFAULT_SCHEDULING, Delta, SamplingParams, SchedulingParams
 
 
-class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
+class IpcMessage(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """Base class: the tag is the class name."""
 
 
@@ -44,58 +44,58 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 # --- API process -> engine process ---------------------------------------------------------------
 
 
-class Submit(Message, frozen=True):
+class Submit(IpcMessage, frozen=True):
     """Generate behind a prefix; answered by `Tokens` deltas or one `Failed`."""
 
     request_id: int
     prefix: str | None
     """Digest of the artifact, or none for the base model."""
     token_ids: list[int]
-    sampling: Sampling
-    share: Share = ALONE
+    sampling: SamplingParams
+    scheduling: SchedulingParams = DEFAULT_SCHEDULING
 
 
-class Cancel(Message, frozen=True):
+class Cancel(IpcMessage, frozen=True):
     """Drop a request. Not answered."""
 
     request_id: int
 
 
-class Load(Message, frozen=True):
+class Load(IpcMessage, frozen=True):
     """Make a prefix resident before anyone asks for it. Answered by `Loaded` or `Failed`."""
 
     request_id: int
     prefix: str
 
 
-class Unload(Message, frozen=True):
+class Unload(IpcMessage, frozen=True):
     """Evict a prefix, unless a sequence or a pin refers to it. Answered by `Unloaded`."""
 
     request_id: int
     prefix: str
 
 
-class Pin(Message, frozen=True):
+class Pin(IpcMessage, frozen=True):
     """Make a prefix resident, and keep it so. Answered by `Loaded` or `Failed`."""
 
     request_id: int
     prefix: str
 
 
-class Unpin(Message, frozen=True):
+class Unpin(IpcMessage, frozen=True):
     """Let a prefix be evicted again. Not answered."""
 
     prefix: str
 
 
-class AskRoom(Message, frozen=True):
+class AskRoom(IpcMessage, frozen=True):
     """What one more prefix of so many bytes would push out. Answered by `Room`."""
 
     request_id: int
     num_bytes: int
 
 
-class Verify(Message, frozen=True):
+class Verify(IpcMessage, frozen=True):
     """Run a prompt without a prefix, then behind it; answered by `Verified` or `Failed`."""
 
     request_id: int
@@ -103,8 +103,8 @@ class Verify(Message, frozen=True):
     token_ids: list[int]
 
 
-class Compile(Message, frozen=True):
-    """Compute a prefix by one forward pass; answered by `Compiled` or `Failed`.
+class CompilePrefix(IpcMessage, frozen=True):
+    """Compute a prefix by one forward pass; answered by `PrefixCompiled` or `Failed`.
 
     Exactly one of `token_ids` and `embeddings` is set. `embeddings` is the digest of a safetensors
     blob with one tensor `embeddings` of shape [L, hidden_size].
@@ -117,11 +117,11 @@ class Compile(Message, frozen=True):
     """Written into the artifact's metadata."""
 
 
-class Drain(Message, frozen=True):
+class Drain(IpcMessage, frozen=True):
     """Finish what runs, then exit."""
 
 
-Request = Submit | Cancel | Load | Unload | Pin | Unpin | AskRoom | Verify | Compile | Drain
+Request = Submit | Cancel | Load | Unload | Pin | Unpin | AskRoom | Verify | CompilePrefix | Drain
 
 
 # --- engine process -> API process ---------------------------------------------------------------
@@ -175,19 +175,19 @@ class EngineStats(msgspec.Struct, kw_only=True):
     prefixes_on_host: list[str] = []
 
 
-class Ready(Message, frozen=True):
+class Ready(IpcMessage, frozen=True):
     """The model is loaded; the first frame from the engine."""
 
     info: EngineInfo
 
 
-class Tokens(Message, frozen=True):
+class Tokens(IpcMessage, frozen=True):
     """What one step made, for all its requests."""
 
     deltas: list[Delta]
 
 
-class Failed(Message, frozen=True):
+class Failed(IpcMessage, frozen=True):
     """A request, load or compile that failed alone. `code` is one of server.errors."""
 
     request_id: int
@@ -195,23 +195,23 @@ class Failed(Message, frozen=True):
     message: str
 
 
-class Loaded(Message, frozen=True):
+class Loaded(IpcMessage, frozen=True):
     request_id: int
 
 
-class Unloaded(Message, frozen=True):
+class Unloaded(IpcMessage, frozen=True):
     request_id: int
     is_gone: bool
     """False where something still refers to it."""
 
 
-class Room(Message, frozen=True):
+class Room(IpcMessage, frozen=True):
     request_id: int
     fits: bool
     evicted: list[str]
 
 
-class Verified(Message, frozen=True):
+class Verified(IpcMessage, frozen=True):
     """All logits are finite."""
 
     request_id: int
@@ -219,7 +219,7 @@ class Verified(Message, frozen=True):
     """How far the prefix moves the logits of the next token, relative to the logits themselves."""
 
 
-class Compiled(Message, frozen=True):
+class PrefixCompiled(IpcMessage, frozen=True):
     """The artifact lies in the blob store."""
 
     request_id: int
@@ -230,13 +230,13 @@ class Compiled(Message, frozen=True):
     """It did not lie there before."""
 
 
-class Heartbeat(Message, frozen=True):
+class Heartbeat(IpcMessage, frozen=True):
     """Sent from the step loop itself, about once a second: it says that the loop turns."""
 
     stats: EngineStats
 
 
-Event = Ready | Tokens | Failed | Loaded | Unloaded | Room | Verified | Compiled | Heartbeat
+Event = Ready | Tokens | Failed | Loaded | Unloaded | Room | Verified | PrefixCompiled | Heartbeat
 
 
 # --- frames --------------------------------------------------------------------------------------
@@ -245,7 +245,7 @@ HEADER = struct.Struct("<I")
 _encoder = msgspec.msgpack.Encoder()
 
 
-def frame(message: Message | EngineConfig) -> bytes:
+def frame(message: IpcMessage | EngineConfig) -> bytes:
     """One message as it goes over the socket."""
     body = _encoder.encode(message)
     return HEADER.pack(len(body)) + body

@@ -36,7 +36,7 @@ class Grammars:
     """Sequences that wait for their grammar, and the grammars compiled so far.
 
     `load` makes the vocabulary, on the thread. `report` is called there and must hand the result to
-    the step loop, which calls `settle`. All other methods belong to the step loop.
+    the step loop, which calls `on_compiled`. All other methods belong to the step loop.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Grammars:
         self._waiting[seq.request_id] = seq
         return False
 
-    def settle(self, item: GrammarCompiled) -> list[Sequence]:
+    def on_compiled(self, item: GrammarCompiled) -> list[Sequence]:
         """Those who waited for it; without a matcher where it could not be compiled."""
         if item.matcher is not None:
             self._compiled.put(item.grammar, item.matcher)

@@ -11,11 +11,11 @@ from queue import Empty, SimpleQueue
 from prefix_store.digest import Digest
 from server.engine.ipc import messages as m
 from server.engine.loop.grammars import GrammarCompiled, Grammars
-from server.engine.loop.prefix_compiler import Compiler, SoftPromptRead
+from server.engine.loop.prefix_compiler import PrefixCompiler, SoftPromptRead
 from server.engine.loop.steps import Steps
 from server.engine.loop.verifier import Verifier
 from server.engine.memory.kv_pool import KvPool
-from server.engine.memory.residency import Arrival, Residency
+from server.engine.memory.residency import PrefixArrival, Residency
 from server.engine.params import Delta
 from server.engine.runner.runner import Runner
 from server.engine.scheduler.batch import Batch
@@ -32,7 +32,7 @@ class Closed:
     """The API process is gone: nobody is left to answer."""
 
 
-Item = m.Request | m.Event | Arrival | SoftPromptRead | GrammarCompiled
+Item = m.Request | m.Event | PrefixArrival | SoftPromptRead | GrammarCompiled
 Inbox = SimpleQueue[Item | Closed]
 
 
@@ -47,7 +47,7 @@ class StepLoop:
         residency: Residency,
         runner: Runner,
         pool: KvPool,
-        compiler: Compiler,
+        compiler: PrefixCompiler,
         grammars: Grammars,
         *,
         overlap: bool,
@@ -63,8 +63,8 @@ class StepLoop:
         self._steps = Steps(
             scheduler,
             runner,
-            took=self._took,
-            failed=lambda seq, message: self._fail(seq, StepFailed.code, message),
+            on_commit=self._postprocess,
+            on_failure=lambda seq, message: self._fail(seq, StepFailed.code, message),
             overlap=overlap,
         )
         self._verifier = Verifier(runner.probes)
@@ -93,7 +93,7 @@ class StepLoop:
 
     # --- what steps make ---
 
-    def _took(self, batch: Batch, deltas: list[Delta]) -> None:
+    def _postprocess(self, batch: Batch, deltas: list[Delta]) -> None:
         if deltas:
             self._send(m.Tokens(deltas))
         for chunk in batch.chunks:
@@ -148,19 +148,19 @@ class StepLoop:
 
     def _take(self, item: Item) -> None:
         match item:
-            case m.Submit(request_id, prefix, token_ids, sampling, share):
+            case m.Submit(request_id, prefix, token_ids, sampling, scheduling):
                 digest = Digest(prefix) if prefix is not None else None
-                seq = Sequence(request_id, digest, token_ids, sampling, share)
+                seq = Sequence(request_id, digest, token_ids, sampling, scheduling)
                 if sampling.grammar is None or self._grammars.begin(seq):
                     self._add(seq)
             case GrammarCompiled():
-                for seq in self._grammars.settle(item):
+                for seq in self._grammars.on_compiled(item):
                     self._start(seq)
             case m.Cancel(request_id):
                 self._grammars.cancel(request_id)
                 self._scheduler.cancel(request_id)
             case m.Load(_, prefix) | m.Pin(_, prefix):
-                self._residency.refer(Digest(prefix))
+                self._residency.acquire(Digest(prefix))
                 self._loads.append(item)
             case m.Unload(request_id, prefix):
                 is_gone = self._residency.evict(Digest(prefix))
@@ -173,19 +173,19 @@ class StepLoop:
                 self._send(m.Room(request_id, victims is not None, evicted))
             case m.Verify():
                 self._add(self._verifier.begin(item))
-            case m.Compile():
+            case m.CompilePrefix():
                 if (compiling := self._compiler.begin(item)) is not None:
                     self._add(compiling)
             case SoftPromptRead(request, embeddings):
                 self._runner.embeds[request.request_id] = embeddings
                 self._add(item.sequence)
-            case Arrival():
-                self._residency.settle(item)
+            case PrefixArrival():
+                self._residency.on_arrival(item)
                 if item.prefix is None and not self._steps.has_work:  # else the next step tells
                     self._steps.check()
             case m.Drain():
                 self._is_draining = True
-            case m.Compiled(request_id) | m.Failed(request_id):
+            case m.PrefixCompiled(request_id) | m.Failed(request_id):
                 self._compiler.end(request_id)
                 self._send(item)
 

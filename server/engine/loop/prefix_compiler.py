@@ -21,7 +21,7 @@ from prefix_store.prefix import BaseModelSpec
 from server.engine.background import yield_to_steps
 from server.engine.ipc import messages as m
 from server.engine.model.compile_prefix import prefix_of, read_embeddings
-from server.engine.params import COMPILES, Sampling, Share
+from server.engine.params import COMPILES, SamplingParams, SchedulingParams
 from server.engine.scheduler.sequence import Sequence
 from server.errors import CompileFailed, Unavailable
 
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 class SoftPromptRead:
     """A compile whose input embeddings [L, hidden_size] have come from the blob store."""
 
-    request: m.Compile
+    request: m.CompilePrefix
     embeddings: Tensor
 
     @property
@@ -41,26 +41,26 @@ class SoftPromptRead:
         return _sequence(self.request.request_id, [0] * len(self.embeddings))
 
 
-class Compiler:
+class PrefixCompiler:
     """Compiles under way. `report` is called on the worker thread."""
 
     def __init__(
         self,
-        report: Callable[[m.Compiled | m.Failed | SoftPromptRead], None],
+        report: Callable[[m.PrefixCompiled | m.Failed | SoftPromptRead], None],
         blobs: BlobStore,
         spec: BaseModelSpec,
     ) -> None:
         self._report = report
         self._blobs = blobs
         self._spec = spec
-        self._under_way: dict[int, m.Compile] = {}
+        self._under_way: dict[int, m.CompilePrefix] = {}
         self._worker = ThreadPoolExecutor(1, "blob-io", yield_to_steps)
 
     @property
     def is_idle(self) -> bool:
         return not self._under_way
 
-    def begin(self, request: m.Compile) -> Sequence | None:
+    def begin(self, request: m.CompilePrefix) -> Sequence | None:
         """What to run; None while a soft prompt is read, which `SoftPromptRead` then reports."""
         self._under_way[request.request_id] = request
         if request.token_ids is not None:
@@ -81,7 +81,7 @@ class Compiler:
 
     # --- on the worker thread: whatever goes wrong concerns this compile alone, and is told ---
 
-    def _read(self, request: m.Compile) -> None:
+    def _read(self, request: m.CompilePrefix) -> None:
         assert request.embeddings is not None
         try:
             embeddings = read_embeddings(self._blobs.get(Digest(request.embeddings)), self._spec)
@@ -90,7 +90,7 @@ class Compiler:
         else:
             self._report(SoftPromptRead(request, embeddings))
 
-    def _write(self, request: m.Compile, kv: Tensor) -> None:
+    def _write(self, request: m.CompilePrefix, kv: Tensor) -> None:
         try:
             prefix = prefix_of(kv, self._spec, request.origin)
             data = artifact.dump(prefix)
@@ -100,7 +100,9 @@ class Compiler:
             self._fail(request.request_id, "the computed prefix cannot be written", exc)
         else:
             num_tokens = prefix.num_virtual_tokens
-            self._report(m.Compiled(request.request_id, digest, num_tokens, len(data), is_new))
+            self._report(
+                m.PrefixCompiled(request.request_id, digest, num_tokens, len(data), is_new)
+            )
 
     def _fail(self, request_id: int, message: str, error: Exception) -> None:
         logger.error("compile %d: %s", request_id, message, exc_info=error)
@@ -109,5 +111,7 @@ class Compiler:
 
 
 def _sequence(request_id: int, token_ids: list[int]) -> Sequence:
-    share = Share(queue=COMPILES)
-    return Sequence(request_id, None, token_ids, Sampling(max_tokens=0), share, compiles=True)
+    scheduling = SchedulingParams(queue=COMPILES)
+    return Sequence(
+        request_id, None, token_ids, SamplingParams(max_tokens=0), scheduling, compiles=True
+    )

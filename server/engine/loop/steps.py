@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from server.engine.params import Delta, Sampling, Scores
+from server.engine.params import Delta, Logprobs, SamplingParams
 from server.engine.sampling.sampler import INVALID
 from server.engine.scheduler.batch import Batch, Chunk
 from server.engine.scheduler.scheduler import Scheduler
@@ -41,11 +41,11 @@ class Launched(Protocol):
         """One token for each of the batch's `sampled`. Waits for them."""
         ...
 
-    def logprobs(self) -> Mapping[int, Scores]:
+    def logprobs(self) -> Mapping[int, Logprobs]:
         """Of these tokens, by request, where it asks."""
         ...
 
-    def prompt_logprobs(self) -> Mapping[int, Scores]:
+    def prompt_logprobs(self) -> Mapping[int, Logprobs]:
         """Of tokens of the prompt, likewise."""
         ...
 
@@ -57,7 +57,7 @@ class Launcher(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Flight:
+class _LaunchedStep:
     batch: Batch
     handle: Launched
 
@@ -65,8 +65,8 @@ class _Flight:
 class Steps:
     """Schedules, launches and commits. `overlap` keeps one step in flight.
 
-    `took` is told of every batch that was committed, `failed` of every sequence that cannot go on
-    and why; it must finish the sequence, if that is not done.
+    `on_commit` gets every committed batch. `on_failure` gets every sequence that cannot go on and
+    the reason; it must finish the sequence, if that is not done.
     """
 
     def __init__(
@@ -74,37 +74,37 @@ class Steps:
         scheduler: Scheduler,
         runner: Launcher,
         *,
-        took: Callable[[Batch, list[Delta]], None],
-        failed: Callable[[Sequence, str], None],
+        on_commit: Callable[[Batch, list[Delta]], None],
+        on_failure: Callable[[Sequence, str], None],
         overlap: bool,
     ) -> None:
         self._scheduler = scheduler
         self._runner = runner
-        self._took = took
-        self._failed = failed
+        self._on_commit = on_commit
+        self._on_failure = on_failure
         self._overlap = overlap
-        self._flight: _Flight | None = None
+        self._in_flight: _LaunchedStep | None = None
         self._num_without_memory = 0
 
     @property
     def has_work(self) -> bool:
-        return self._flight is not None or self._scheduler.has_work
+        return self._in_flight is not None or self._scheduler.has_work
 
     def step(self) -> None:
         """Launch one step, if anything can run, and take in the one before it; without `overlap`
         the same one. Raises `NothingRuns`."""
         batch = self._scheduler.schedule() if self._scheduler.has_work else Batch([])
-        previous, self._flight = self._flight, None
+        previous, self._in_flight = self._in_flight, None
         try:
-            launched = _Flight(batch, self._runner.launch(batch)) if batch.chunks else None
+            launched = _LaunchedStep(batch, self._runner.launch(batch)) if batch.chunks else None
         except Exception as exc:
-            if previous is None or self._land(previous, then=batch):
+            if previous is None or self._finish(previous, then=batch):
                 self._recover(batch, exc)
             return
         if not self._overlap:
             previous, launched = launched, None
-        self._flight = launched
-        if (previous is None or self._land(previous, then=batch)) and launched is not None:
+        self._in_flight = launched
+        if (previous is None or self._finish(previous, then=batch)) and launched is not None:
             self._sample(launched)
 
     def check(self) -> None:
@@ -112,7 +112,7 @@ class Steps:
 
         After an error of the kind that all later calls return, no request can be blamed.
         """
-        seq = Sequence(_NOBODY, None, [0], Sampling(max_tokens=1))
+        seq = Sequence(_NOBODY, None, [0], SamplingParams(max_tokens=1))
         if not self._scheduler.allocator.grow(seq.pages, 1):
             return
         try:
@@ -125,30 +125,30 @@ class Steps:
         finally:
             self._scheduler.allocator.free(seq.pages)
 
-    def _sample(self, flight: _Flight) -> None:
+    def _sample(self, flight: _LaunchedStep) -> None:
         """Grammars have taken in the tokens of the step before: only now it is known what they
         allow. The forward runs meanwhile."""
         try:
             flight.handle.sample()
         except Exception as exc:
-            self._flight = None
+            self._in_flight = None
             self._recover(flight.batch, exc)
 
-    def _land(self, flight: _Flight, then: Batch) -> bool:
+    def _finish(self, flight: _LaunchedStep, then: Batch) -> bool:
         """Take in a step. Where it fails, the one scheduled after it is abandoned: it was built on
         tokens that never came."""
         try:
             token_ids = flight.handle.tokens()
         except Exception as exc:
             if then is not flight.batch and then.chunks:
-                self._forget(then)
+                self._discard(then)
             self._recover(flight.batch, exc)
             return False
         self._commit(flight.batch, flight.handle, token_ids)
         return True
 
-    def _forget(self, batch: Batch) -> None:
-        flight, self._flight = self._flight, None
+    def _discard(self, batch: Batch) -> None:
+        flight, self._in_flight = self._in_flight, None
         if flight is not None:
             with suppress(Exception):
                 flight.handle.tokens()  # the device is done with its pages
@@ -157,11 +157,11 @@ class Steps:
     def _commit(self, batch: Batch, handle: Launched, token_ids: list[int]) -> None:
         for chunk, token_id in zip(batch.sampled, token_ids, strict=True):
             if token_id == INVALID and chunk.seq.status is not SequenceStatus.FINISHED:
-                self._failed(chunk.seq, _why_invalid(chunk.seq))
+                self._on_failure(chunk.seq, _why_invalid(chunk.seq))
         logprobs, prompt_logprobs = handle.logprobs(), handle.prompt_logprobs()
         self._num_without_memory = 0
         deltas = self._scheduler.commit(batch, token_ids, logprobs, prompt_logprobs)
-        self._took(batch, deltas)
+        self._on_commit(batch, deltas)
 
     def _recover(self, batch: Batch, exc: Exception) -> None:
         """Nothing was committed, so every sequence can run again: out of memory, in smaller steps;
@@ -179,7 +179,7 @@ class Steps:
         if len(failed) == len(batch.chunks) > 0:
             self.check()
         for seq in failed:
-            self._failed(seq, "the model could not run this request")
+            self._on_failure(seq, "the model could not run this request")
 
     def _runs_alone(self, chunk: Chunk) -> bool:
         alone = Batch([chunk])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from prefix_store.digest import Digest
 from server.engine.ipc import messages as m
-from server.engine.params import COMPILES, Sampling, Share
+from server.engine.params import COMPILES, SamplingParams, SchedulingParams
 from server.engine.scheduler.sequence import Sequence
 from server.errors import StepFailed
 
@@ -60,8 +60,8 @@ def distance(plain: Tensor, other: Tensor) -> float:
 
 
 def _sequence(request: m.Verify, prefix: Digest | None) -> Sequence:
-    share = Share(queue=COMPILES)
-    sampling = Sampling(max_tokens=1)
+    scheduling = SchedulingParams(queue=COMPILES)
+    sampling = SamplingParams(max_tokens=1)
     return Sequence(
-        request.request_id, prefix, list(request.token_ids), sampling, share, verifies=True
+        request.request_id, prefix, list(request.token_ids), sampling, scheduling, verifies=True
     )

@@ -42,7 +42,7 @@ class ResidentPrefix:
         return self.kv.numel() * self.kv.itemsize
 
 
-class Place(Enum):
+class PrefixState(Enum):
     DISK = auto()
     """Wanted, and not yet read: waits for a loader or for room."""
     LOADING = auto()
@@ -54,7 +54,7 @@ class Place(Enum):
 
 @dataclass(slots=True, eq=False)
 class _Entry:
-    place: Place = Place.DISK
+    state: PrefixState = PrefixState.DISK
     num_refs: int = 0
     prefix: ResidentPrefix | None = None
     error: str = ""
@@ -65,7 +65,7 @@ class _Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Arrival:
+class PrefixArrival:
     """What a loader thread brings to the step loop's inbox."""
 
     digest: Digest
@@ -79,7 +79,7 @@ class Residency:
     """Prefixes by digest, under one byte budget for the device and one for the host.
 
     `read` runs on a loader thread: digest -> prefix in host memory, checked and cast. `arrive` is
-    called there with the result and must hand it to the step loop, which calls `settle`. `copy`
+    called there with the result and must hand it to the step loop, which calls `on_arrival`. `copy`
     brings a prefix to a device of its own; it runs on a thread, too, and may wait. Without it the
     device is the host. All other methods belong to the step loop.
     """
@@ -87,7 +87,7 @@ class Residency:
     def __init__(
         self,
         read: Callable[[Digest], ResidentPrefix],
-        arrive: Callable[[Arrival], None],
+        arrive: Callable[[PrefixArrival], None],
         *,
         device_bytes: int,
         host_bytes: int,
@@ -112,25 +112,25 @@ class Residency:
 
     # --- what the scheduler asks ---
 
-    def refer(self, digest: Digest) -> None:
+    def acquire(self, digest: Digest) -> None:
         """Ask for a prefix, and keep it from being evicted until `release`."""
         entry = self._entries.setdefault(digest, _Entry())
         if entry.num_refs == 0:
             entry.asked_s = self._clock()
         entry.num_refs += 1
-        if entry.place is Place.DEVICE:  # one that waits keeps its place among those that do
+        if entry.state is PrefixState.DEVICE:  # one that waits keeps its place among those that do
             self._entries.move_to_end(digest)
         self.start_loads()
 
     def release(self, digest: Digest) -> None:
         entry = self._entries[digest]
         entry.num_refs -= 1
-        if entry.num_refs == 0 and entry.prefix is None and entry.place is not Place.LOADING:
+        if entry.num_refs == 0 and entry.prefix is None and entry.state is not PrefixState.LOADING:
             del self._entries[digest]
         self.start_loads()
 
     def is_ready(self, digest: Digest) -> bool:
-        return self._entries[digest].place is Place.DEVICE
+        return self._entries[digest].state is PrefixState.DEVICE
 
     def get(self, digest: Digest) -> ResidentPrefix:
         """A prefix that is ready and referred to."""
@@ -141,13 +141,15 @@ class Residency:
     def error(self, digest: Digest) -> str | None:
         """Why a prefix cannot be loaded; None if nothing is known against it."""
         entry = self._entries.get(digest)
-        return entry.error if entry is not None and entry.place is Place.FAILED else None
+        return entry.error if entry is not None and entry.state is PrefixState.FAILED else None
 
     # --- loads and evictions ---
 
     def start_loads(self) -> None:
         """Start what is wanted and fits, in order of arrival; what can never fit fails."""
-        wanted = [(d, e) for d, e in self._entries.items() if e.place is Place.DISK and e.num_refs]
+        wanted = [
+            (d, e) for d, e in self._entries.items() if e.state is PrefixState.DISK and e.num_refs
+        ]
         room = self._room if wanted else 0
         for digest, entry in wanted:
             prefix = self._host.get(digest)
@@ -162,12 +164,12 @@ class Residency:
                 self._place(digest, entry, prefix)
                 room = self._room
             elif self.num_loading < self._max_loading:
-                entry.place = Place.LOADING
+                entry.state = PrefixState.LOADING
                 self._loaders.submit(self._load, digest)
             else:
                 return
 
-    def settle(self, arrival: Arrival) -> None:
+    def on_arrival(self, arrival: PrefixArrival) -> None:
         """Take in what a loader brought."""
         digest, prefix = arrival.digest, arrival.prefix
         entry = self._entries[digest]
@@ -180,7 +182,7 @@ class Residency:
         elif self._make_room(prefix.num_bytes):
             self._place(digest, entry, prefix)
         else:  # what is on the device is in use: wait in host memory for a release
-            entry.place, entry.num_bytes = Place.DISK, prefix.num_bytes
+            entry.state, entry.num_bytes = PrefixState.DISK, prefix.num_bytes
             self._keep_on_host(digest, prefix)
         self.start_loads()
 
@@ -190,7 +192,7 @@ class Residency:
         if entry is not None and entry.num_refs:
             return False
         self._host.pop(digest, None)
-        if entry is not None and entry.place is Place.DEVICE:
+        if entry is not None and entry.state is PrefixState.DEVICE:
             self._drop(digest)
         return True
 
@@ -201,7 +203,7 @@ class Residency:
             if self._num_pinned_bytes + self.get(digest).num_bytes > self._device_bytes // 2:
                 return False
             self._pinned.add(digest)
-            self.refer(digest)
+            self.acquire(digest)
         return True
 
     def unpin(self, digest: Digest) -> None:
@@ -216,7 +218,7 @@ class Residency:
         missing = self.num_device_bytes + num_bytes - self._device_bytes
         found: list[Digest] = []
         for digest, entry in self._entries.items():
-            if missing > 0 and entry.place is Place.DEVICE and not entry.num_refs:
+            if missing > 0 and entry.state is PrefixState.DEVICE and not entry.num_refs:
                 found.append(digest)
                 missing -= entry.prefix.num_bytes if entry.prefix is not None else 0
         return found if missing <= 0 else None
@@ -229,7 +231,9 @@ class Residency:
 
     @property
     def on_device(self) -> list[Digest]:
-        return [digest for digest, entry in self._entries.items() if entry.place is Place.DEVICE]
+        return [
+            digest for digest, entry in self._entries.items() if entry.state is PrefixState.DEVICE
+        ]
 
     @property
     def on_host(self) -> list[Digest]:
@@ -238,8 +242,8 @@ class Residency:
     @property
     def num_loading(self) -> int:
         """Read, or copied to the device."""
-        under_way = (Place.LOADING, Place.COPYING)
-        return sum(entry.place in under_way for entry in self._entries.values())
+        under_way = (PrefixState.LOADING, PrefixState.COPYING)
+        return sum(entry.state in under_way for entry in self._entries.values())
 
     @property
     def num_device_bytes(self) -> int:
@@ -258,7 +262,9 @@ class Residency:
     @property
     def _room(self) -> int:
         """Bytes on the device that are free, or taken by what nobody refers to."""
-        held = (e for e in self._entries.values() if e.num_refs or e.place is not Place.DEVICE)
+        held = (
+            e for e in self._entries.values() if e.num_refs or e.state is not PrefixState.DEVICE
+        )
         return self._device_bytes - sum(e.prefix.num_bytes for e in held if e.prefix is not None)
 
     def _why_never(self, num_bytes: int) -> str | None:
@@ -272,20 +278,22 @@ class Residency:
 
     def _load(self, digest: Digest) -> None:
         """On a loader thread."""
-        self._bring(digest, lambda: Arrival(digest, self._read(digest)))
+        self._bring(digest, lambda: PrefixArrival(digest, self._read(digest)))
 
-    def _bring(self, digest: Digest, make: Callable[[], Arrival]) -> None:
+    def _bring(self, digest: Digest, make: Callable[[], PrefixArrival]) -> None:
         """Whatever goes wrong on a thread concerns this prefix alone, and is told."""
         try:
             arrival = make()
         except Exception as exc:
             logger.exception("prefix %s could not be loaded", digest)
-            arrival = Arrival(digest, None, f"the prefix could not be loaded: {type(exc).__name__}")
+            arrival = PrefixArrival(
+                digest, None, f"the prefix could not be loaded: {type(exc).__name__}"
+            )
         self._arrive(arrival)
 
     def _fail(self, digest: Digest, entry: _Entry, error: str) -> None:
         """Those who wait are told; whoever asks after them makes a new try."""
-        entry.place, entry.error, entry.prefix = Place.FAILED, error, None
+        entry.state, entry.error, entry.prefix = PrefixState.FAILED, error, None
         if entry.num_refs == 0:
             del self._entries[digest]
 
@@ -295,15 +303,15 @@ class Residency:
         if (copy := self._copy) is None:
             self._ready(digest, entry, prefix)
             return
-        entry.place, entry.prefix = Place.COPYING, prefix
+        entry.state, entry.prefix = PrefixState.COPYING, prefix
         self._copier.submit(
             self._bring,
             digest,
-            lambda: Arrival(digest, replace(prefix, kv=copy(prefix.kv)), on_device=True),
+            lambda: PrefixArrival(digest, replace(prefix, kv=copy(prefix.kv)), on_device=True),
         )
 
     def _ready(self, digest: Digest, entry: _Entry, prefix: ResidentPrefix) -> None:
-        entry.place, entry.prefix = Place.DEVICE, prefix
+        entry.state, entry.prefix = PrefixState.DEVICE, prefix
         self._entries.move_to_end(digest)
         self.num_loads += 1
 

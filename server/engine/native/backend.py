@@ -17,15 +17,15 @@ from server.engine.attention.base import ATTENTION_NAME, AttentionBackend, Bound
 from server.engine.attention.ref import RefBackend
 from server.engine.memory.kv_pool import KvPool
 from server.engine.memory.residency import ResidentPrefix
+from server.engine.native.bare_forward import BareForward
 from server.engine.native.blocks import BlockPool, to_blocks
 from server.engine.native.build import NativeUnavailable
-from server.engine.native.direct import Direct
 from server.engine.native.layers import (
     AttentionCall,
     NativeLayers,
     NativeLinear,
     NotLlamaLike,
-    Team,
+    ThreadTeam,
 )
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class NativeBackend:
 
     def __init__(self, layers: NativeLayers) -> None:
         self.layers = layers
-        self.direct: Direct | None = None
+        self.bare_forward: BareForward | None = None
         """The model's forward, where that is known to do no more."""
 
     def allocate(self, pool: KvPool, bounds: Bounds | None = None) -> None:
@@ -56,15 +56,15 @@ class NativeBackend:
     def plan(self, step: Step) -> None:
         self.layers.plan(step)
 
-    def highest(self, logits: Tensor) -> Tensor:
-        """`sampler.Highest`, by the threads of the layers."""
-        return self.layers.team.highest(logits)
+    def argmax(self, logits: Tensor) -> Tensor:
+        """`sampler.Argmax`, by the threads of the layers."""
+        return self.layers.team.argmax(logits)
 
     def attend(self, module: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
         raise AssertionError("the compiled layers do not call transformers' attention")
 
 
-class _Witness(RefBackend):
+class AttentionRecorder(RefBackend):
     """The oracle, which also notes how the model's layers call attention."""
 
     def __init__(self) -> None:
@@ -99,7 +99,7 @@ def install(
     model as it was. What was tried may still be registered as the attention: the caller registers
     the one that it uses in the end.
     """
-    team = Team(num_threads)
+    team = ThreadTeam(num_threads)
     if not team.supports(model.dtype):
         raise NativeUnavailable(f"this processor does not multiply {model.dtype}")
     _check_scaling(model.config, max_model_len)
@@ -121,9 +121,12 @@ def _check_scaling(config: PretrainedConfig, max_model_len: int) -> None:
 
 
 def _install(
-    model: PreTrainedModel, spec: BaseModelSpec, team: Team, last_position: int, *, int8: bool
+    model: PreTrainedModel, spec: BaseModelSpec, team: ThreadTeam, last_position: int, *, int8: bool
 ) -> NativeBackend:
-    reference, pool = _Witness(), KvPool(spec, num_pages=4, page_size=PAGE_SIZE, device="cpu")
+    reference, pool = (
+        AttentionRecorder(),
+        KvPool(spec, num_pages=4, page_size=PAGE_SIZE, device="cpu"),
+    )
     reference.allocate(pool)
     kv = _own_prefix(model, reference, pool)
     num_tokens = kv.shape[3]
@@ -140,9 +143,9 @@ def _install(
         limit = _MAX_RELATIVE_ERROR_INT8 if int8 else _MAX_RELATIVE_ERROR[model.dtype]
         if not all(error <= limit for error in errors):
             raise NotLlamaLike(f"its logits differ by {max(errors):.1e} of their norm")
-        direct = Direct(model)
+        direct = BareForward(model)
         if torch.equal(got[-1], _forward(model, direct, backend, *steps[-1])):
-            backend.direct = direct
+            backend.bare_forward = direct
     return backend
 
 

@@ -386,7 +386,7 @@ void linear(Team& team, const CWeight& c, const void* x, int m, void* out) {
 
 // The place of the highest of n values, the first of equals; -1 if one is NaN.
 template <class T>
-int64_t highest(const T* x, int n) {
+int64_t argmax(const T* x, int n) {
   const Ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   const float kLowest = -std::numeric_limits<float>::infinity();
   Floats best = splat(kLowest);
@@ -414,9 +414,9 @@ int64_t highest(const T* x, int n) {
 }
 
 template <class T>
-void highest_of_rows(Team& team, const T* x, int64_t stride, int num_rows, int n, int64_t* places) {
+void argmax_of_rows(Team& team, const T* x, int64_t stride, int num_rows, int n, int64_t* places) {
   team.run([&](int) {
-    team.share(num_rows, [&](int row) { places[row] = highest(x + row * stride, n); });
+    team.share(num_rows, [&](int row) { places[row] = argmax(x + row * stride, n); });
   });
 }
 
@@ -451,13 +451,13 @@ void foreword_linear(void* team, int32_t is_bf16, const CWeight* weight, const v
 }
 
 // x: [num_rows, n], rows `stride` values apart; places: [num_rows].
-void foreword_highest(void* team, int32_t is_bf16, const void* x, int64_t stride, int32_t num_rows,
+void foreword_argmax(void* team, int32_t is_bf16, const void* x, int64_t stride, int32_t num_rows,
                       int32_t n, int64_t* places) {
   Team& threads = *static_cast<Team*>(team);
 #if defined(FOREWORD_BF16)
   if (is_bf16)
-    return highest_of_rows(threads, static_cast<const bf16*>(x), stride, num_rows, n, places);
+    return argmax_of_rows(threads, static_cast<const bf16*>(x), stride, num_rows, n, places);
 #endif
-  highest_of_rows(threads, static_cast<const float*>(x), stride, num_rows, n, places);
+  argmax_of_rows(threads, static_cast<const float*>(x), stride, num_rows, n, places);
 }
 }

@@ -87,7 +87,7 @@ class AttentionCall:
     """0: none."""
 
 
-class Team:
+class ThreadTeam:
     """The threads that compute; they live as long as the process."""
 
     def __init__(self, num_threads: int) -> None:
@@ -100,7 +100,7 @@ class Team:
             return bool(self.lib.foreword_has_bf16())
         return dtype is torch.float32
 
-    def highest(self, x: Tensor) -> Tensor:
+    def argmax(self, x: Tensor) -> Tensor:
         """The column of each row's highest value, the first of equals, -1 where there is NaN.
 
         x: [num_rows, n].
@@ -108,7 +108,7 @@ class Team:
         if not self.supports(x.dtype) or x.stride(1) != 1:
             x = x.float().contiguous()
         columns = torch.empty(len(x), dtype=torch.long)
-        self.lib.foreword_highest(
+        self.lib.foreword_argmax(
             self.handle, int(x.dtype is torch.bfloat16), c_void_p(x.data_ptr()),
             c_int64(x.stride(0)), *x.shape, c_void_p(columns.data_ptr()),
         )  # fmt: skip
@@ -142,7 +142,7 @@ class _Weight:
 class NativeLinear(nn.Module):
     """A frozen `nn.Linear`: the model's head."""
 
-    def __init__(self, linear: nn.Linear, team: Team, *, int8: bool = False) -> None:
+    def __init__(self, linear: nn.Linear, team: ThreadTeam, *, int8: bool = False) -> None:
         super().__init__()
         self._weight = _Weight(linear.weight, linear.bias, int8=int8)
         self.team = team
@@ -169,7 +169,7 @@ class NativeLayers(nn.Module):
         self,
         model: PreTrainedModel,
         spec: BaseModelSpec,
-        team: Team,
+        team: ThreadTeam,
         calls: list[AttentionCall],
         *,
         int8: bool = False,

@@ -13,14 +13,14 @@ from prefix_store.digest import Digest
 from server.engine.attention.base import AttentionBackend, Span, Step
 from server.engine.memory.residency import ResidentPrefix
 from server.engine.memory.transfer import ToHost, to_device
-from server.engine.model.head import Halves
-from server.engine.params import Scores
+from server.engine.model.split_forward import SplitForward
+from server.engine.params import Logprobs
 from server.engine.runner import planner
 from server.engine.runner.graphs import Graphs
 from server.engine.sampling import logprobs
-from server.engine.sampling.logits_processors import adjusted
-from server.engine.sampling.logprobs import PendingScores, PromptRows
-from server.engine.sampling.sampler import Highest, SampleRow, highest, sample
+from server.engine.sampling.logits_processors import process_logits
+from server.engine.sampling.logprobs import PendingLogprobs, PromptRows
+from server.engine.sampling.sampler import Argmax, SampleRow, argmax, sample
 from server.engine.scheduler.batch import Batch
 
 
@@ -29,8 +29,8 @@ class Handle:
 
     def __init__(
         self,
-        sample: Callable[[], tuple[Tensor, PendingScores]],
-        prompt_logprobs: PendingScores,
+        sample: Callable[[], tuple[Tensor, PendingLogprobs]],
+        prompt_logprobs: PendingLogprobs,
     ) -> None:
         self._sample = sample
         self._prompt_logprobs = prompt_logprobs
@@ -45,16 +45,16 @@ class Handle:
         token_ids: list[int] = self._sampled[0].wait().tolist()
         return token_ids
 
-    def logprobs(self) -> dict[int, Scores]:
+    def logprobs(self) -> dict[int, Logprobs]:
         """Of these tokens, by request, where it asks."""
         return self._sampled[1].wait()
 
     @cached_property
-    def _sampled(self) -> tuple[ToHost, PendingScores]:
+    def _sampled(self) -> tuple[ToHost, PendingLogprobs]:
         token_ids, logprobs = self._sample()
         return ToHost(token_ids), logprobs
 
-    def prompt_logprobs(self) -> dict[int, Scores]:
+    def prompt_logprobs(self) -> dict[int, Logprobs]:
         """Of tokens of the prompt, likewise."""
         return self._prompt_logprobs.wait()
 
@@ -63,7 +63,7 @@ class Runner:
     """Owns the model. `embeds` holds soft prompts [L, hidden_size], by request id; `probes` keeps
     the logits [vocab_size] of those requests that it names.
 
-    With `graphs` a forward is replayed where it can be. `highest` finds the highest logits, and
+    With `graphs` a forward is replayed where it can be. `argmax` finds the highest logits, and
     `direct`, where set, takes the place of the model's own forward.
     """
 
@@ -75,12 +75,12 @@ class Runner:
         eos_token_ids: Sequence[int] = (),
     ) -> None:
         self.model = model
-        self._halves = Halves(model)
+        self._split_forward = SplitForward(model)
         self._backend = backend
         self._prefix_of = prefix_of
         self._eos_token_ids = eos_token_ids
-        self.highest: Highest = highest
-        self.direct: Callable[..., Tensor] | None = None
+        self.argmax: Argmax = argmax
+        self.bare_forward: Callable[..., Tensor] | None = None
         self.graphs: Graphs | None = None
         self.embeds: dict[int, Tensor] = {}
         self._sampled: dict[int, int] = {}
@@ -98,7 +98,7 @@ class Runner:
         if prompt_rows.rows:
             logits, prompt_logprobs = self._forward_scoring(step, prompt_rows)
         else:
-            logits, prompt_logprobs = self.forward(step), PendingScores([], [])
+            logits, prompt_logprobs = self.forward(step), PendingLogprobs([], [])
         self._keep_probed(batch, logits)
         handle = Handle(partial(self._sample, batch, step, logits), prompt_logprobs)
         if not any(chunk.awaits_mask for chunk in batch.sampled):
@@ -106,10 +106,10 @@ class Runner:
         return handle
 
     @torch.inference_mode()
-    def _sample(self, batch: Batch, step: Step, logits: Tensor) -> tuple[Tensor, PendingScores]:
+    def _sample(self, batch: Batch, step: Step, logits: Tensor) -> tuple[Tensor, PendingLogprobs]:
         rows = [SampleRow(c.seq.sampling, c.num_completion_tokens) for c in batch.sampled]
-        logits_as_wished = adjusted(logits, batch.sampled, step, self._eos_token_ids)
-        token_ids = sample(logits_as_wished, rows, self.highest)
+        processed = process_logits(logits, batch.sampled, step, self._eos_token_ids)
+        token_ids = sample(processed, rows, self.argmax)
         self._sampled = {chunk.seq.request_id: row for row, chunk in enumerate(batch.sampled)}
         self._sampled_ids = token_ids.clamp(min=0)  # NaN is found out later: feed it some token
         return token_ids, logprobs.of_sampled(batch, logits, self._sampled_ids)
@@ -124,28 +124,30 @@ class Runner:
                 return logits
         return self.run_model(step)
 
-    def _forward_scoring(self, step: Step, wanted: PromptRows) -> tuple[Tensor, PendingScores]:
+    def _forward_scoring(self, step: Step, wanted: PromptRows) -> tuple[Tensor, PendingLogprobs]:
         """The same, and the scores of a prompt's tokens, from a block of logits at a time."""
         self._backend.plan(step)
         hidden = self._hidden(step)
         columns = (to_device(x, torch.long, hidden.device) for x in (wanted.rows, wanted.token_ids))
         blocks = zip(*(torch.split(x, logprobs.BLOCK_ROWS) for x in columns), strict=True)
-        scored = ((self._halves.logits(hidden[:, at]), token_ids) for at, token_ids in blocks)
-        prompt_logprobs = PendingScores(wanted.askers, scored)
-        return self._halves.logits(hidden[:, step.logit_rows]), prompt_logprobs
+        scored = (
+            (self._split_forward.logits(hidden[:, at]), token_ids) for at, token_ids in blocks
+        )
+        prompt_logprobs = PendingLogprobs(wanted.askers, scored)
+        return self._split_forward.logits(hidden[:, step.logit_rows]), prompt_logprobs
 
     def run_planned(self, step: Step) -> Tensor:
         """Plan a step and run the forward, whatever graphs there are."""
         self._backend.plan(step)
         return self.run_model(step)
 
-    def run_in_halves(self, step: Step) -> Tensor:
+    def run_split(self, step: Step) -> Tensor:
         """The same as prompts are scored: all rows, then the logits of some."""
         self._backend.plan(step)
-        return self._halves.logits(self._hidden(step)[:, step.logit_rows])
+        return self._split_forward.logits(self._hidden(step)[:, step.logit_rows])
 
     def _hidden(self, step: Step) -> Tensor:
-        return self._halves.hidden(**self._inputs(step), position_ids=step.position_ids)
+        return self._split_forward.hidden(**self._inputs(step), position_ids=step.position_ids)
 
     def run_model(self, step: Step) -> Tensor:
         """The forward itself, planned already."""
@@ -153,8 +155,8 @@ class Runner:
             "position_ids": step.position_ids,
             "logits_to_keep": step.logit_rows,
         }
-        if self.direct is not None:
-            return self.direct(**inputs)
+        if self.bare_forward is not None:
+            return self.bare_forward(**inputs)
         logits: Tensor = self.model(**inputs, use_cache=False).logits[0]
         return logits
 

@@ -52,7 +52,7 @@ def _error(reference: Reference, runner: Runner, prefix: ResidentPrefix) -> floa
         for span in spans:
             own = slice(span.start, span.start + span.num_tokens)
             got[span.request_id][own] = logits[span.begin : span.end]
-    scored = runner.run_in_halves(step).float().cpu()
+    scored = runner.run_split(step).float().cpu()
     pairs = zip([*reference.logits, logits], [*got, scored], strict=True)
     errors = [relative_error(*pair) for pair in pairs]
     return float(torch.tensor(errors).max())  # NaN if one of them is

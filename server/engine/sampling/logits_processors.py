@@ -17,7 +17,7 @@ from server.engine.sampling.masks import forbid
 from server.engine.scheduler.batch import Chunk
 
 
-def adjusted(
+def process_logits(
     logits: Tensor, sampled: list[Chunk], step: Step, eos_token_ids: Sequence[int]
 ) -> Tensor:
     """`logits` [num_sampled, vocab_size] as the requests want them; a float32 copy where one does.
@@ -29,13 +29,13 @@ def adjusted(
     if rows or matchers:
         logits = logits.to(torch.float32, copy=True)
     if rows:
-        _adjust(logits, rows, sampled, step, eos_token_ids)
+        _process(logits, rows, sampled, step, eos_token_ids)
     if matchers:
         forbid(logits, matchers)
     return logits
 
 
-def _adjust(
+def _process(
     logits: Tensor,
     rows: list[int],
     sampled: list[Chunk],

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from server.engine.memory.transfer import to_device
-from server.engine.params import Sampling
+from server.engine.params import SamplingParams
 
 INVALID = -1
 """In place of a token where the logits hold NaN."""
@@ -25,7 +25,7 @@ _GREEDY_BELOW = 1e-5
 class SampleRow:
     """How one row is sampled, and the how-manieth token of its completion it makes."""
 
-    sampling: Sampling
+    sampling: SamplingParams
     step: int
 
     @property
@@ -33,12 +33,12 @@ class SampleRow:
         return self.sampling.temperature < _GREEDY_BELOW
 
 
-Highest = Callable[[Tensor], Tensor]
+Argmax = Callable[[Tensor], Tensor]
 """The column of each row's highest value, the first of equals; `INVALID` where there is NaN."""
 
 
-def highest(logits: Tensor) -> Tensor:
-    """`Highest`, by torch or numpy."""
+def argmax(logits: Tensor) -> Tensor:
+    """`Argmax`, by torch or numpy."""
     if logits.device.type == "cpu":  # a fifth of the time that torch takes for bfloat16 on a CPU
         columns = torch.from_numpy(logits.float().numpy().argmax(-1))
     else:
@@ -47,10 +47,10 @@ def highest(logits: Tensor) -> Tensor:
     return columns.masked_fill(values.isnan(), INVALID)  # NaN beats all
 
 
-def sample(logits: Tensor, rows: list[SampleRow], highest: Highest = highest) -> Tensor:
+def sample(logits: Tensor, rows: list[SampleRow], argmax: Argmax = argmax) -> Tensor:
     """One token id for each row of `logits` [num_rows, vocab_size], on their device; `INVALID`
     where NaN."""
-    token_ids = highest(logits)
+    token_ids = argmax(logits)
     random = [i for i, row in enumerate(rows) if not row.is_greedy]
     if random:
         at = to_device(random, torch.long, logits.device)

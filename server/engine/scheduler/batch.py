@@ -52,7 +52,7 @@ class Batch:
 
 
 @dataclass(eq=False, slots=True)
-class Draft:
+class BatchBuilder:
     """A batch in the making: how many tokens of whom, and how many more may come."""
 
     budget: int
@@ -82,7 +82,7 @@ class Draft:
             prefills.pop(0)
         return prefills[0] if prefills else None
 
-    def launch(self) -> Batch:
+    def build(self) -> Batch:
         """The batch; from here on its tokens count as scheduled."""
         chunks = [Chunk.of(seq, seq.num_scheduled, n) for seq, n in self.num_tokens.items()]
         for chunk in chunks:

@@ -9,7 +9,7 @@ QUANTUM = 256
 """Tokens that a task of weight 1 gets in each round."""
 
 
-class Turns:
+class FairShare:
     """Deficit round robin over tasks, on tokens.
 
     M. Shreedhar and G. Varghese, "Efficient Fair Queueing Using Deficit Round Robin", SIGCOMM 1995.

@@ -13,7 +13,7 @@ MAX_IN_FLIGHT = 2
 
 
 @dataclass(eq=False, slots=True)
-class InFlight:
+class InFlightBatch:
     """A batch that a device may be reading and writing for."""
 
     batch: Batch
@@ -27,43 +27,43 @@ class InFlight:
         return any(chunk.seq is seq for chunk in self.batch.chunks)
 
 
-class Flights:
+class InFlightBatches:
     """The batches in flight, in the order in which they were scheduled."""
 
     def __init__(self) -> None:
-        self._flights: list[InFlight] = []
+        self._in_flight: list[InFlightBatch] = []
 
     @property
     def is_full(self) -> bool:
-        return len(self._flights) == MAX_IN_FLIGHT
+        return len(self._in_flight) == MAX_IN_FLIGHT
 
     @property
     def pages(self) -> list[list[int]]:
         """Pages that come back with each."""
-        return [flight.pages for flight in self._flights]
+        return [flight.pages for flight in self._in_flight]
 
     def put(self, batch: Batch) -> None:
         if batch.chunks:
-            self._flights.append(InFlight(batch))
+            self._in_flight.append(InFlightBatch(batch))
 
-    def last_of(self, seq: Sequence) -> InFlight | None:
+    def last_of(self, seq: Sequence) -> InFlightBatch | None:
         """The last batch that a sequence runs in."""
-        return next((flight for flight in reversed(self._flights) if flight.runs(seq)), None)
+        return next((flight for flight in reversed(self._in_flight) if flight.runs(seq)), None)
 
     def drop(self, seq: Sequence) -> None:
         """A sequence runs no more: whatever is in flight of it does not count."""
-        for flight in self._flights:
+        for flight in self._in_flight:
             flight.gone.add(seq)
 
-    def take_oldest(self, batch: Batch) -> InFlight:
+    def take_oldest(self, batch: Batch) -> InFlightBatch:
         """For a commit. A batch that runs again after it was abandoned is not in flight."""
-        if not any(flight.batch is batch for flight in self._flights):
+        if not any(flight.batch is batch for flight in self._in_flight):
             ended = {c.seq for c in batch.chunks if c.seq.status is not SequenceStatus.RUNNING}
-            return InFlight(batch, gone=ended)
-        assert self._flights[0].batch is batch, "the batch before this one is not committed"
-        return self._flights.pop(0)
+            return InFlightBatch(batch, gone=ended)
+        assert self._in_flight[0].batch is batch, "the batch before this one is not committed"
+        return self._in_flight.pop(0)
 
-    def take_newest(self, batch: Batch) -> InFlight:
+    def take_newest(self, batch: Batch) -> InFlightBatch:
         """To abandon it."""
-        assert self._flights[-1].batch is batch, "the batch after this one is not abandoned"
-        return self._flights.pop()
+        assert self._in_flight[-1].batch is batch, "the batch after this one is not abandoned"
+        return self._in_flight.pop()

@@ -11,18 +11,18 @@ from itertools import chain
 class PageAllocator:
     """Hands out page numbers, lowest first, so that the used part of the pool stays dense.
 
-    A page has as many owners as sequences hold it. A page with a label says what it holds and may
-    be shared; when its last owner lets go it is kept until pages run out, and then the one that
-    was let go of the longest ago is taken first.
+    A page's ref count is the number of sequences that hold it. A page with a block hash can be
+    found by its content and shared; at ref count 0 it stays cached until pages run out, and then
+    the one that was released the longest ago is taken first.
     """
 
     def __init__(self, num_pages: int, page_size: int) -> None:
         self.num_pages = num_pages
         self.page_size = page_size
         self._free = list(range(num_pages))
-        self._num_owners = [0] * num_pages
+        self._ref_counts = [0] * num_pages
         self._page_of: dict[bytes, int] = {}
-        self._label_of: dict[int, bytes] = {}
+        self._hash_of: dict[int, bytes] = {}
         self._kept: OrderedDict[int, None] = OrderedDict()  # least recently let go first
 
     @property
@@ -54,53 +54,53 @@ class PageAllocator:
         The last page first: what follows in a prompt is of no use without what comes before it.
         """
         for page in reversed(pages):
-            self._num_owners[page] -= 1
-            if self._num_owners[page] == 0 and page in self._label_of:
+            self._ref_counts[page] -= 1
+            if self._ref_counts[page] == 0 and page in self._hash_of:
                 self._kept[page] = None
-            elif self._num_owners[page] == 0:
+            elif self._ref_counts[page] == 0:
                 heapq.heappush(self._free, page)
         pages.clear()
 
     # --- pages that are found again ---
 
-    def label(self, page: int, label: bytes) -> None:
-        """Say what a page holds; a second page with the same content stays without a label."""
-        if label not in self._page_of and page not in self._label_of:
-            self._page_of[label] = page
-            self._label_of[page] = label
+    def set_block_hash(self, page: int, block_hash: bytes) -> None:
+        """Say what a page holds; a second page with the same content stays without a hash."""
+        if block_hash not in self._page_of and page not in self._hash_of:
+            self._page_of[block_hash] = page
+            self._hash_of[page] = block_hash
 
-    def find(self, label: bytes) -> int | None:
-        return self._page_of.get(label)
+    def find(self, block_hash: bytes) -> int | None:
+        return self._page_of.get(block_hash)
 
     def fits(self, num_tokens: int, shared: Sequence[int]) -> bool:
         """Whether a sequence of `num_tokens` finds room that begins with pages that are there."""
-        num_unowned = sum(self._num_owners[page] == 0 for page in shared)
+        num_unowned = sum(self._ref_counts[page] == 0 for page in shared)
         missing = self.num_pages_for(num_tokens) - len(shared)
         return missing <= self.num_free - num_unowned
 
-    def share(self, pages: Iterable[int]) -> None:
+    def acquire(self, pages: Iterable[int]) -> None:
         """One more owner for each."""
         for page in pages:
-            self._num_owners[page] += 1
+            self._ref_counts[page] += 1
             self._kept.pop(page, None)
 
     def check(self, held: Iterable[Iterable[int]]) -> None:
         """The invariant, given the pages of each owner: every page is owned, kept or free."""
-        num_owners = [0] * self.num_pages
+        ref_counts = [0] * self.num_pages
         for page in chain.from_iterable(held):
-            num_owners[page] += 1
-        assert num_owners == self._num_owners
-        assert all(num == 1 or page in self._label_of for page, num in enumerate(num_owners) if num)
+            ref_counts[page] += 1
+        assert ref_counts == self._ref_counts
+        assert all(num == 1 or page in self._hash_of for page, num in enumerate(ref_counts) if num)
         unowned = sorted([*self._free, *self._kept])
-        assert unowned == [page for page, num in enumerate(num_owners) if num == 0]
-        assert self._kept.keys() <= self._label_of.keys()
-        assert {page: label for label, page in self._page_of.items()} == self._label_of
+        assert unowned == [page for page, num in enumerate(ref_counts) if num == 0]
+        assert self._kept.keys() <= self._hash_of.keys()
+        assert {page: block_hash for block_hash, page in self._page_of.items()} == self._hash_of
 
     def _take(self) -> int:
         if self._free:
             page = heapq.heappop(self._free)
         else:
             page, _ = self._kept.popitem(last=False)
-            del self._page_of[self._label_of.pop(page)]
-        self._num_owners[page] = 1
+            del self._page_of[self._hash_of.pop(page)]
+        self._ref_counts[page] = 1
         return page

@@ -31,17 +31,17 @@ class PromptCache:
         if seq.sampling.prompt_logprobs is not None:
             most = min(most, seq.num_scored)
         found: list[int] = []
-        for label in self._labels(seq, most // self._allocator.page_size):
-            if (page := self._allocator.find(label)) is None:
+        for block_hash in self._block_hashes(seq, most // self._allocator.page_size):
+            if (page := self._allocator.find(block_hash)) is None:
                 break
             found.append(page)
         return found
 
     def reuse(self, seq: Sequence, pages: list[int]) -> None:
         """Begin a sequence, which holds no page yet, with what `find` gave."""
-        self._allocator.share(pages)
+        self._allocator.acquire(pages)
         seq.pages = list(pages)
-        seq.num_labelled_pages = len(pages)
+        seq.num_hashed_pages = len(pages)
         seq.num_computed = seq.num_scheduled = len(pages) * self._allocator.page_size
         if seq.num_reused is None:  # the second time, after a preemption, it finds its own
             seq.num_reused = seq.num_computed
@@ -51,24 +51,24 @@ class PromptCache:
         """Label the full pages of what a sequence has computed, once it has sampled a token: then
         nothing in them is NaN."""
         num_full = 0 if seq.verifies else seq.num_computed // self._allocator.page_size
-        if num_full <= seq.num_labelled_pages:
+        if num_full <= seq.num_hashed_pages:
             return
-        labels = self._labels(seq, num_full)
-        for i in range(seq.num_labelled_pages, num_full):
-            self._allocator.label(seq.pages[i], labels[i])
-        seq.num_labelled_pages = num_full
+        hashes = self._block_hashes(seq, num_full)
+        for i in range(seq.num_hashed_pages, num_full):
+            self._allocator.set_block_hash(seq.pages[i], hashes[i])
+        seq.num_hashed_pages = num_full
 
-    def _labels(self, seq: Sequence, num_pages: int) -> list[bytes]:
-        labels, size = seq.page_labels, self._allocator.page_size
-        for i in range(len(labels), num_pages):
-            before = labels[-1] if labels else _root(seq.prefix)
-            labels.append(_label(before, seq.token_ids[i * size : (i + 1) * size]))
-        return labels[:num_pages]
+    def _block_hashes(self, seq: Sequence, num_pages: int) -> list[bytes]:
+        hashes, size = seq.block_hashes, self._allocator.page_size
+        for i in range(len(hashes), num_pages):
+            before = hashes[-1] if hashes else _root(seq.prefix)
+            hashes.append(_block_hash(before, seq.token_ids[i * size : (i + 1) * size]))
+        return hashes[:num_pages]
 
 
 def _root(prefix: Digest | None) -> bytes:
     return blake2b(str(prefix or "").encode(), digest_size=32).digest()
 
 
-def _label(before: bytes, token_ids: list[int]) -> bytes:
+def _block_hash(before: bytes, token_ids: list[int]) -> bytes:
     return blake2b(before + array("I", token_ids).tobytes(), digest_size=32).digest()

@@ -6,7 +6,7 @@ from bisect import insort
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from server.engine.params import Share
+from server.engine.params import SchedulingParams
 from server.engine.scheduler.sequence import Sequence, SequenceStatus
 
 
@@ -14,7 +14,7 @@ from server.engine.scheduler.sequence import Sequence, SequenceStatus
 class TaskQueue:
     """The sequences of one task that wait, in the order of their ranks, and how many run."""
 
-    share: Share
+    scheduling: SchedulingParams
     """What the latest request said: weight and limit follow the task's profile."""
     waiting: list[Sequence] = field(default_factory=list)
     num_running: int = 0
@@ -22,7 +22,7 @@ class TaskQueue:
     @property
     def is_full(self) -> bool:
         """As many run as may at once."""
-        limit = self.share.max_concurrency
+        limit = self.scheduling.max_concurrency
         return limit is not None and self.num_running >= limit
 
 
@@ -39,15 +39,15 @@ class Queues:
 
     @property
     def weights(self) -> dict[int, float]:
-        return {key: queue.share.weight for key, queue in self._queues.items()}
+        return {key: queue.scheduling.weight for key, queue in self._queues.items()}
 
     def num_running(self, key: int) -> int:
         return self._queues[key].num_running
 
     def add(self, seq: Sequence) -> None:
         """A new sequence waits."""
-        key = seq.share.queue
-        self._queues.setdefault(key, TaskQueue(seq.share)).share = seq.share
+        key = seq.scheduling.queue
+        self._queues.setdefault(key, TaskQueue(seq.scheduling)).scheduling = seq.scheduling
         insort(self._queues[key].waiting, seq, key=by_rank)
 
     def first(self, key: int) -> Sequence | None:
@@ -57,28 +57,28 @@ class Queues:
 
     def start(self, seq: Sequence) -> None:
         """One that waited runs."""
-        queue = self._queues[seq.share.queue]
+        queue = self._queues[seq.scheduling.queue]
         queue.waiting.remove(seq)
         queue.num_running += 1
         seq.status = SequenceStatus.RUNNING
 
-    def send_back(self, seq: Sequence) -> None:
+    def preempt(self, seq: Sequence) -> None:
         """One that ran waits again, where it waited before."""
-        queue = self._queues[seq.share.queue]
+        queue = self._queues[seq.scheduling.queue]
         queue.num_running -= 1
         insort(queue.waiting, seq, key=by_rank)
         seq.status = SequenceStatus.WAITING
 
     def remove(self, seq: Sequence) -> None:
         """One that ran or waited has ended; a queue without sequences ends with it."""
-        queue = self._queues[seq.share.queue]
+        queue = self._queues[seq.scheduling.queue]
         if seq.status is SequenceStatus.RUNNING:
             queue.num_running -= 1
         else:
             queue.waiting.remove(seq)
         seq.status = SequenceStatus.FINISHED
         if not queue.waiting and not queue.num_running:
-            del self._queues[seq.share.queue]
+            del self._queues[seq.scheduling.queue]
 
 
 def by_rank(seq: Sequence) -> tuple[int, int]:

@@ -9,16 +9,16 @@ from itertools import count
 from typing import Protocol
 
 from prefix_store.digest import Digest
-from server.engine.params import Delta, Scores
-from server.engine.scheduler.batch import Batch, Chunk, Draft
-from server.engine.scheduler.fair_share import Turns
-from server.engine.scheduler.in_flight import Flights, InFlight
+from server.engine.params import Delta, Logprobs
+from server.engine.scheduler.batch import Batch, BatchBuilder, Chunk
+from server.engine.scheduler.fair_share import FairShare
+from server.engine.scheduler.in_flight import InFlightBatch, InFlightBatches
 from server.engine.scheduler.page_allocator import PageAllocator
 from server.engine.scheduler.prompt_cache import PromptCache
 from server.engine.scheduler.queues import Queues, by_rank
 from server.engine.scheduler.sequence import Sequence, SequenceStatus
 
-NO_SCORES: Mapping[int, Scores] = {}
+NO_LOGPROBS: Mapping[int, Logprobs] = {}
 AGEING_STEPS = 100
 """Steps of waiting that are worth one level of priority: nobody is overtaken for ever."""
 
@@ -26,7 +26,7 @@ AGEING_STEPS = 100
 class Prefixes(Protocol):
     """The scheduler's view of residency: references, not tensors."""
 
-    def refer(self, digest: Digest) -> None:
+    def acquire(self, digest: Digest) -> None:
         """Ask for a prefix, and keep it from being evicted until `release`."""
         ...
 
@@ -39,9 +39,9 @@ class Scheduler:
     """Waiting and running sequences -> the next batch.
 
     Every running sequence decodes in every step. What the token budget leaves goes to prompts, in
-    chunks, in fair turns over tasks (`Turns`); within a task by priority and arrival. A sequence
-    whose prefix is still loading is passed over. When pages run out, the newest of the lowest
-    priority is preempted: its pages are freed and its tokens recomputed later.
+    chunks, in fair turns over tasks (`FairShare`); within a task by priority and arrival. A
+    sequence whose prefix is still loading is passed over. When pages run out, the newest of the
+    lowest priority is preempted: its pages are freed and its tokens recomputed later.
 
     `schedule` may be called while one earlier batch is in flight, that is, not committed: each row
     that the earlier one samples counts as one token whose id is not known yet. `commit` follows in
@@ -69,8 +69,8 @@ class Scheduler:
         self.num_preemptions = 0
         self._sequences: dict[int, Sequence] = {}
         self._queues = Queues(self._is_runnable)
-        self._turns = Turns()
-        self._flights = Flights()
+        self._fair_share = FairShare()
+        self._in_flight = InFlightBatches()
         self._num_steps = 0
         self._arrivals = count()
 
@@ -93,8 +93,8 @@ class Scheduler:
     def add(self, seq: Sequence) -> None:
         """Take a sequence in. Ranks age all alike, so an order once found holds for ever."""
         if seq.prefix is not None:
-            self.prefixes.refer(seq.prefix)
-        level = seq.share.priority * AGEING_STEPS
+            self.prefixes.acquire(seq.prefix)
+        level = seq.scheduling.priority * AGEING_STEPS
         seq.rank = (level + self._num_steps, next(self._arrivals))
         self._sequences[seq.request_id] = seq
         self._queues.add(seq)
@@ -116,7 +116,7 @@ class Scheduler:
         del self._sequences[seq.request_id]
         if seq.prefix is None:
             return
-        if (last := self._flights.last_of(seq)) is not None:
+        if (last := self._in_flight.last_of(seq)) is not None:
             last.prefixes.append(seq.prefix)
         else:
             self.prefixes.release(seq.prefix)
@@ -125,28 +125,28 @@ class Scheduler:
 
     def schedule(self) -> Batch:
         """The next step. Empty if all that could run waits for the one in flight."""
-        assert not self._flights.is_full, "commit or abandon an earlier step first"
+        assert not self._in_flight.is_full, "commit or abandon an earlier step first"
         self._num_steps += 1
-        draft = Draft(self.max_num_batched_tokens)
-        num_decodes = self._decode(draft)
-        self._prefill(draft, num_decodes)
-        batch = draft.launch()
-        self._flights.put(batch)
+        builder = BatchBuilder(self.max_num_batched_tokens)
+        num_decodes = self._decode(builder)
+        self._prefill(builder, num_decodes)
+        batch = builder.build()
+        self._in_flight.put(batch)
         return batch
 
     def commit(
         self,
         batch: Batch,
         token_ids: list[int],
-        logprobs: Mapping[int, Scores] = NO_SCORES,
-        prompt_logprobs: Mapping[int, Scores] = NO_SCORES,
+        logprobs: Mapping[int, Logprobs] = NO_LOGPROBS,
+        prompt_logprobs: Mapping[int, Logprobs] = NO_LOGPROBS,
     ) -> list[Delta]:
         """Take in what a step ran: `token_ids`, one for each of `batch.sampled`, and what was asked
         for beside them, by request.
 
         Sequences that ended or were preempted meanwhile are left out.
         """
-        flight = self._flights.take_oldest(batch)
+        flight = self._in_flight.take_oldest(batch)
         deltas: list[Delta] = []
         for chunk in batch.chunks:
             seq = chunk.seq
@@ -170,7 +170,7 @@ class Scheduler:
 
         Returns what of it is still wanted, which may be run and committed, whole or in parts.
         """
-        flight = self._flights.take_newest(batch)
+        flight = self._in_flight.take_newest(batch)
         wanted = [chunk for chunk in batch.chunks if chunk.seq not in flight.gone]
         for chunk in wanted:
             chunk.seq.num_scheduled = chunk.start
@@ -180,16 +180,16 @@ class Scheduler:
     def check(self) -> None:
         """The invariants: every page is owned, kept or free; queues and limits agree."""
         held = [seq.pages for seq in self._sequences.values()]
-        self.allocator.check([*held, *self._flights.pages])
+        self.allocator.check([*held, *self._in_flight.pages])
         assert self.running == sorted(self.running, key=by_rank)
         assert len(self.running) <= self.max_num_seqs
         assert len(self.running) + len(self.waiting) == len(self._sequences)
-        for key, num_running in Counter(seq.share.queue for seq in self.running).items():
+        for key, num_running in Counter(seq.scheduling.queue for seq in self.running).items():
             assert num_running == self._queues.num_running(key)
 
     # --- what runs in a step ---
 
-    def _decode(self, draft: Draft) -> Counter[int]:
+    def _decode(self, builder: BatchBuilder) -> Counter[int]:
         """One token for whoever lacks one; those that lack more are prefills. Counts by queue."""
         num_decodes: Counter[int] = Counter()
         for seq in list(self.running):
@@ -197,50 +197,50 @@ class Scheduler:
                 continue  # preempted by one before it
             num_unscheduled = seq.num_unscheduled
             if num_unscheduled > 1:
-                draft.prefills.setdefault(seq.share.queue, []).append(seq)
-            elif num_unscheduled == 1 and draft.budget > 0:
-                num_decodes[seq.share.queue] += self._take(seq, 1, draft)
+                builder.prefills.setdefault(seq.scheduling.queue, []).append(seq)
+            elif num_unscheduled == 1 and builder.budget > 0:
+                num_decodes[seq.scheduling.queue] += self._take(seq, 1, builder)
         return num_decodes
 
-    def _prefill(self, draft: Draft, num_decodes: Counter[int]) -> None:
+    def _prefill(self, builder: BatchBuilder, num_decodes: Counter[int]) -> None:
         """Turns of the tasks that have something to compute, until the budget or they run out."""
         weights = {
             key: weight
             for key, weight in self._queues.weights.items()
-            if draft.first_prefill(key) or self._queues.first(key)
+            if builder.first_prefill(key) or self._queues.first(key)
         }
-        self._turns.begin(weights)
+        self._fair_share.begin(weights)
         for key, num_tokens in num_decodes.items():
-            self._turns.charge(key, num_tokens)
+            self._fair_share.charge(key, num_tokens)
         has_room = len(self.running) < self.max_num_seqs
-        in_turn = {key for key in weights if has_room or draft.first_prefill(key)}
-        while draft.budget > 0 and in_turn:
-            key = self._turns.next(in_turn)
-            if num_tokens := self._take_turn(key, draft):
-                self._turns.charge(key, num_tokens)
+        in_turn = {key for key in weights if has_room or builder.first_prefill(key)}
+        while builder.budget > 0 and in_turn:
+            key = self._fair_share.next(in_turn)
+            if num_tokens := self._take_turn(key, builder):
+                self._fair_share.charge(key, num_tokens)
             else:
                 in_turn.remove(key)
 
-    def _take_turn(self, key: int, draft: Draft) -> int:
+    def _take_turn(self, key: int, builder: BatchBuilder) -> int:
         """Let a task compute some of a prompt; 0 if it cannot compute any more in this step."""
-        seq = self._next(key, draft)
+        seq = self._next(key, builder)
         if seq is None:
             return 0
-        wanted = min(draft.budget, draft.num_left(seq), self._turns.allowance(key))
-        return self._take(seq, wanted, draft)
+        wanted = min(builder.budget, builder.num_left(seq), self._fair_share.allowance(key))
+        return self._take(seq, wanted, builder)
 
-    def _next(self, key: int, draft: Draft) -> Sequence | None:
+    def _next(self, key: int, builder: BatchBuilder) -> Sequence | None:
         """Of a task: whoever comes first, of those that run already and those that wait."""
-        running = draft.first_prefill(key)
-        if not draft.admits or len(self.running) >= self.max_num_seqs:
+        running = builder.first_prefill(key)
+        if not builder.admits or len(self.running) >= self.max_num_seqs:
             return running
         waiting = self._queues.first(key)
         if waiting is None or (running is not None and running.rank < waiting.rank):
             return running
         if not self._admit(waiting):
-            draft.admits = False  # nobody overtakes it, or it might never find enough pages
+            builder.admits = False  # nobody overtakes it, or it might never find enough pages
             return running
-        draft.prefills[key].insert(0, waiting)
+        builder.prefills[key].insert(0, waiting)
         return waiting
 
     def _is_runnable(self, seq: Sequence) -> bool:
@@ -257,31 +257,31 @@ class Scheduler:
         insort(self.running, seq, key=by_rank)
         return True
 
-    def _take(self, seq: Sequence, num_tokens: int, draft: Draft) -> int:
+    def _take(self, seq: Sequence, num_tokens: int, builder: BatchBuilder) -> int:
         """Give a sequence its part of the step; returns the number of tokens."""
-        end = draft.end(seq) + num_tokens
+        end = builder.end(seq) + num_tokens
         while not self.allocator.grow(seq.pages, end):
-            draft.admits = False  # no room: what leaves must not come straight back
-            num_coming = sum(map(len, self._flights.pages))
+            builder.admits = False  # no room: what leaves must not come straight back
+            num_coming = sum(map(len, self._in_flight.pages))
             missing = self.allocator.num_pages_for(end) - len(seq.pages)
             if missing <= self.allocator.num_free + num_coming:
                 return 0  # after the step in flight there is room
-            if self._preempt_last(draft) is seq:
+            if self._preempt_last(builder) is seq:
                 return 0
-        draft.add(seq, num_tokens)
+        builder.add(seq, num_tokens)
         return num_tokens
 
-    def _preempt_last(self, draft: Draft) -> Sequence:
+    def _preempt_last(self, builder: BatchBuilder) -> Sequence:
         seq = self.running[-1]
-        draft.num_tokens.pop(seq, None)
+        builder.num_tokens.pop(seq, None)
         self._stop(seq)
-        self._queues.send_back(seq)
+        self._queues.preempt(seq)
         self.num_preemptions += 1
         return seq
 
     # --- what becomes of it ---
 
-    def _append(self, seq: Sequence, token_id: int, scores: Scores | None) -> Delta:
+    def _append(self, seq: Sequence, token_id: int, scores: Logprobs | None) -> Delta:
         seq.append(token_id)
         if self._prompt_cache is not None:
             self._prompt_cache.keep(seq)
@@ -294,14 +294,14 @@ class Scheduler:
         """Run no more. Pages that a step in flight may write to are freed after it."""
         self.running.remove(seq)
         pages, seq.pages = seq.pages, []
-        if (last := self._flights.last_of(seq)) is not None:
+        if (last := self._in_flight.last_of(seq)) is not None:
             last.pages += pages
         else:
             self.allocator.free(pages)
-        self._flights.drop(seq)
+        self._in_flight.drop(seq)
         seq.num_computed = seq.num_scheduled = 0
 
-    def _release(self, flight: InFlight) -> None:
+    def _release(self, flight: InFlightBatch) -> None:
         self.allocator.free(flight.pages)
         for prefix in flight.prefixes:
             self.prefixes.release(prefix)

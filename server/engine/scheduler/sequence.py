@@ -7,7 +7,7 @@ from enum import Enum, auto
 
 from prefix_store.digest import Digest
 from server.engine.grammar import Matcher
-from server.engine.params import FinishReason, Sampling, Share
+from server.engine.params import FinishReason, SamplingParams, SchedulingParams
 
 
 class SequenceStatus(Enum):
@@ -24,8 +24,8 @@ class Sequence:
     prefix: Digest | None
     token_ids: list[int]
     """The prompt, then the completion as it grows."""
-    sampling: Sampling
-    share: Share = field(default_factory=Share)
+    sampling: SamplingParams
+    scheduling: SchedulingParams = field(default_factory=SchedulingParams)
     compiles: bool = False
     """Runs only to leave its own KV behind: text or a soft prompt on its way to a prefix."""
     verifies: bool = False
@@ -41,9 +41,9 @@ class Sequence:
     num_scheduled: int = 0
     """Those, and what the steps in flight compute. May go one or two beyond the ids known."""
     pages: list[int] = field(default_factory=list)
-    page_labels: list[bytes] = field(default_factory=list)
+    block_hashes: list[bytes] = field(default_factory=list)
     """What the prompt cache calls the first full pages, as far as it had to know."""
-    num_labelled_pages: int = 0
+    num_hashed_pages: int = 0
     num_scored: int = 0
     """Leading tokens of the prompt after which the next one's log-probability was sent, or is not
     asked for."""

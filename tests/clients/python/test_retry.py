@@ -72,13 +72,13 @@ def test_what_may_have_taken_effect_or_has_no_end_in_sight_is_not_tried_again(
     ],
 )
 def test_what_counts_once_is_tried_again_all_the_same(failure: ForewordError) -> None:
-    assert Retries(1, repeatable=False, once=True).delay_s(failure) is not None
+    assert Retries(1, repeatable=False, idempotent=True).delay_s(failure) is not None
 
 
 def test_another_conflict_is_an_answer() -> None:
     conflict = ConflictError(Problem(409, "version_active", "title", "detail"))
 
-    assert Retries(1, repeatable=False, once=True).delay_s(conflict) is None
+    assert Retries(1, repeatable=False, idempotent=True).delay_s(conflict) is None
 
 
 def test_retry_after_is_seconds_or_a_date() -> None:

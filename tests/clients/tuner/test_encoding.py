@@ -10,7 +10,7 @@ from foreword_tuner.data import Line
 from foreword_tuner.encoding import Encoder
 from foreword_tuner.errors import DataError, TunerError
 from prefix_store.manifest import Profile
-from server.generation.prompt import Behind, GenerateParams, prepare
+from server.generation.prompt import GenerateParams, PromptContext, prepare
 from server.text.tokenizer import Tokenizer
 from tests.server.fakes import INFO, make_transformers_tokenizer
 
@@ -24,7 +24,7 @@ def encoder(tokenizer: Any, **options: Any) -> Encoder:
 
 
 def served(tokenizer: Any, profile: Profile, **params: Any) -> list[int]:
-    behind = Behind(num_prefix_tokens=4, profile=profile)
+    behind = PromptContext(num_prefix_tokens=4, profile=profile)
     params = {"max_tokens": 1} | params
     prepared = prepare(GenerateParams(**params), behind, tokenizer=Tokenizer(tokenizer), info=INFO)
     return prepared.token_ids

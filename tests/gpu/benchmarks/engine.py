@@ -18,7 +18,7 @@ from server.engine.attention.ref import RefBackend
 from server.engine.loop.steps import Steps
 from server.engine.memory.kv_pool import KvPool
 from server.engine.memory.residency import ResidentPrefix
-from server.engine.params import Delta, Sampling
+from server.engine.params import Delta, SamplingParams
 from server.engine.runner.graphs import CudaCapture, Graphs, buckets_for
 from server.engine.runner.runner import Runner
 from server.engine.runner.self_test import agrees, examples
@@ -39,7 +39,7 @@ class Prefixes:
     def __init__(self) -> None:
         self.resident: dict[Digest, ResidentPrefix] = {}
 
-    def refer(self, digest: Digest) -> None: ...
+    def acquire(self, digest: Digest) -> None: ...
 
     def release(self, digest: Digest) -> None: ...
 
@@ -97,11 +97,13 @@ class Engine:
     def requests(self, digests: list[Digest | None], *, overlap: bool = True) -> Iterator[Steps]:
         """One for each of `digests`, past their prompts; they generate until the block ends."""
         self._num_tokens = 0
-        steps = Steps(self.scheduler, self.runner, took=self._took, failed=_fail, overlap=overlap)
+        steps = Steps(
+            self.scheduler, self.runner, on_commit=self._took, on_failure=_fail, overlap=overlap
+        )
         shape = (len(digests), self.scale.num_prompt_tokens)
         prompts = torch.randint(self.geometry.vocab_size, shape, generator=self._generator)
         for i, (digest, prompt) in enumerate(zip(digests, prompts.tolist(), strict=True)):
-            sampling = Sampling(max_tokens=1 << 20, ignore_eos=True)
+            sampling = SamplingParams(max_tokens=1 << 20, ignore_eos=True)
             self.scheduler.add(Sequence(i, digest, prompt, sampling))
         while self.scheduler.waiting or any(s.num_uncomputed > 1 for s in self.scheduler.running):
             steps.step()

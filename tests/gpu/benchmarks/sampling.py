@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from server.engine.params import Sampling
+from server.engine.params import SamplingParams
 from server.engine.sampling.sampler import SampleRow, sample
 from tests.gpu.benchmarks.engine import ms, seconds
 from tests.gpu.benchmarks.scale import FULL, Scale
@@ -27,6 +27,8 @@ def run(scale: Scale = FULL) -> Iterator[tuple[str, Any]]:
     for num_rows in scale.batch_sizes:
         logits = 3 * torch.randn(num_rows, vocab_size, device=device)
         for name, kind in KINDS.items():
-            rows = [SampleRow(Sampling(max_tokens=1, seed=i, **kind), i) for i in range(num_rows)]
+            rows = [
+                SampleRow(SamplingParams(max_tokens=1, seed=i, **kind), i) for i in range(num_rows)
+            ]
             times_s = [seconds(partial(sample, logits, rows), device) for _ in range(12)]
             yield f"{num_rows} rows of {vocab_size}, {name}", {"ms": ms(median(times_s[2:]))}

@@ -99,12 +99,12 @@ def test_copies_outlast_an_outage_and_it_is_told(tmp_path: Path, cache: FileBlob
         ):
             with pytest.raises(StorageFailure, match="the blob store cannot"):
                 ask()
-        blobs.look()
+        blobs.refresh_health()
         with pytest.raises(StorageFailure, match="the blob store cannot be listed"):
             blobs.check()
         assert (blobs.get(held), blobs.quarantined()) == (b"held", set())
         s3.start()
-        blobs.look()
+        blobs.refresh_health()
         blobs.check()
 
 
@@ -122,7 +122,7 @@ def test_a_store_that_does_not_answer_is_away(
         return set()
 
     monkeypatch.setattr(remote, "quarantined", silent)
-    blobs.look()
+    blobs.refresh_health()
     blobs.check()
 
 

@@ -168,7 +168,7 @@ def test_a_version_that_cannot_be_written_leaves_no_task_behind(
         raise RuntimeError("power")
 
     with monkeypatch.context() as patch:
-        patch.setattr("prefix_store.registry.rows.point", fail)
+        patch.setattr("prefix_store.registry.rows.set_active", fail)
         with pytest.raises(RuntimeError):
             registry.add_version("x", draft(), activate=True, create=True)
 

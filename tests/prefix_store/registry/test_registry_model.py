@@ -21,7 +21,7 @@ from prefix_store.errors import (
     VersionActive,
 )
 from prefix_store.manifest import Profile
-from prefix_store.registry.registry import Registry, Route
+from prefix_store.registry.registry import Registry, ServingVersion
 from prefix_store.registry.replica import Replica
 from prefix_store.testing import draft
 
@@ -39,7 +39,9 @@ class ModelTask:
     """Versions that share the traffic."""
 
 
-def answer(route: Callable[..., Route], *asked: object) -> Route | type[PrefixStoreError]:
+def answer(
+    route: Callable[..., ServingVersion], *asked: object
+) -> ServingVersion | type[PrefixStoreError]:
     try:
         return route(*asked)
     except PrefixStoreError as exc:
@@ -182,7 +184,7 @@ class RegistryMachine(RuleBasedStateMachine):
         asked = [(number, key) for number in (None, 1, 2, 3, 4, 5) for key in "abcd"]
         for task in ("a", "b"):
             for number, key in asked:
-                routes = (self.registry.route, replica.route)
+                routes = (self.registry.serving_version, replica.serving_version)
                 here, there = (answer(route, task, number, key) for route in routes)
                 assert here == there
 

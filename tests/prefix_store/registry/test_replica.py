@@ -52,7 +52,7 @@ def seconds_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> flo
 
 def version(replica: Replica, task: str = "x") -> int | None:
     try:
-        return replica.route(task, None, "").manifest.version
+        return replica.serving_version(task, None, "").manifest.version
     except (UnknownTask, NothingActive):
         return None
 
@@ -64,15 +64,17 @@ def test_every_change_elsewhere_is_seen_within_moments(here: Registry, url: str)
             here.add_version("x", draft(str(number)), activate=True, create=False)
             assert seconds_until(lambda n=number: version(there) == n) < POLL_S / 2
         here.set_profile("x", Profile(chat=True))
-        seconds_until(lambda: there.route("x", 1, "").profile.chat)
+        seconds_until(lambda: there.serving_version("x", 1, "").profile.chat)
         here.set_traffic("x", {1: 1, 2: 1})
         seconds_until(
-            lambda: {there.route("x", None, k).manifest.version for k in "abcdef"} == {1, 2}
+            lambda: (
+                {there.serving_version("x", None, k).manifest.version for k in "abcdef"} == {1, 2}
+            )
         )
         here.rollback("x")
         here.delete_version("x", 1)
         with pytest.raises(UnknownVersion):
-            seconds_until(lambda: there.route("x", 1, "") is None)
+            seconds_until(lambda: there.serving_version("x", 1, "") is None)
         here.delete_task("x")
         seconds_until(lambda: version(there) is None)
 
@@ -132,7 +134,7 @@ def test_an_outage_is_told_and_what_is_held_is_served(
                 there.check()
             for unknown in (("y", None), ("x", 2)):
                 with pytest.raises(StorageFailure):  # it may be there by now
-                    there.route(*unknown, "")
+                    there.serving_version(*unknown, "")
             with pytest.raises(StorageFailure):
                 here.activate("x", 1)
         finally:

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from server.api.http.deps import Services
-from server.engine.params import Sampling
+from server.engine.params import SamplingParams
 from server.generation import grammar_check
 from server.generation.constraint import Constraint
 from server.generation.grammar_check import reason
@@ -27,7 +27,7 @@ IS_LETTER = Constraint(regex="[a-z]").grammar()
 IS_YES = Constraint(choice=("yes", "no")).grammar()
 
 
-def last(engine: FakeEngine) -> Sampling:
+def last(engine: FakeEngine) -> SamplingParams:
     return engine.submitted[-1][2]
 
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from prefix_store.digest import Digest
 from server.engine.loop.steps import Steps
-from server.engine.params import Delta, Sampling, Scores, Share
+from server.engine.params import Delta, Logprobs, SamplingParams, SchedulingParams
 from server.engine.sampling.sampler import INVALID
 from server.engine.scheduler.batch import Batch, Chunk
 from server.engine.scheduler.page_allocator import PageAllocator
@@ -34,7 +34,7 @@ class Shelf:
     ready: set[Digest] = field(default_factory=set)
     refs: dict[Digest, int] = field(default_factory=dict)
 
-    def refer(self, digest: Digest) -> None:
+    def acquire(self, digest: Digest) -> None:
         self.refs[digest] = self.refs.get(digest, 0) + 1
 
     def release(self, digest: Digest) -> None:
@@ -82,8 +82,12 @@ def sequence(
 ) -> Sequence:
     """`prompt`: token ids, or how many."""
     token_ids = [5] * prompt if isinstance(prompt, int) else list(prompt)
-    share = Share(queue=queue, weight=weight, max_concurrency=limit, priority=priority)
-    return Sequence(request_id, prefix, token_ids, Sampling(max_tokens=max_tokens), share)
+    scheduling = SchedulingParams(
+        queue=queue, weight=weight, max_concurrency=limit, priority=priority
+    )
+    return Sequence(
+        request_id, prefix, token_ids, SamplingParams(max_tokens=max_tokens), scheduling
+    )
 
 
 def shape(batch: Batch) -> list[tuple[int, int, int]]:
@@ -144,10 +148,10 @@ class Launch:
     def tokens(self) -> list[int]:
         return self.device.execute(self)
 
-    def logprobs(self) -> dict[int, Scores]:
+    def logprobs(self) -> dict[int, Logprobs]:
         return {}
 
-    def prompt_logprobs(self) -> dict[int, Scores]:
+    def prompt_logprobs(self) -> dict[int, Logprobs]:
         return {}
 
 
@@ -179,7 +183,11 @@ class Simulation:
 
     def __post_init__(self) -> None:
         self._steps = Steps(
-            self.scheduler, self, took=self._took, failed=self._failed, overlap=self.overlap
+            self.scheduler,
+            self,
+            on_commit=self._took,
+            on_failure=self._failed,
+            overlap=self.overlap,
         )
 
     @property
@@ -257,7 +265,7 @@ class Simulation:
             raise
 
     def _is_scheduled(self, batch: Batch) -> bool:
-        return any(flight.batch is batch for flight in self.scheduler._flights._flights)
+        return any(flight.batch is batch for flight in self.scheduler._in_flight._in_flight)
 
     def _check(self, batch: Batch) -> None:
         s = self.scheduler
@@ -266,8 +274,8 @@ class Simulation:
         assert sum(chunk.num_tokens for chunk in batch.chunks) <= s.max_num_batched_tokens
         assert len({chunk.seq for chunk in batch.chunks}) == len(batch.chunks)
         for seq in s.running:
-            limit = s._queues._queues[seq.share.queue].share.max_concurrency
-            assert limit is None or s._queues.num_running(seq.share.queue) <= limit
+            limit = s._queues._queues[seq.scheduling.queue].scheduling.max_concurrency
+            assert limit is None or s._queues.num_running(seq.scheduling.queue) <= limit
             assert seq.prefix is None or self.shelf.is_ready(seq.prefix)
 
     def _execute(self, row: Row) -> list[int]:

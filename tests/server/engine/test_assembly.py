@@ -19,7 +19,7 @@ from server.engine.ipc.messages import EngineConfig
 from server.engine.model.families import UnsupportedModel
 from server.engine.native.backend import NativeBackend
 from server.engine.native.build import NativeUnavailable, library
-from server.engine.params import Sampling
+from server.engine.params import SamplingParams
 from server.engine.scheduler.page_allocator import PageAllocator
 from server.engine.scheduler.scheduler import Scheduler
 from server.engine.scheduler.sequence import Sequence
@@ -183,7 +183,7 @@ def all_generated(
         allocator, AlwaysReady(), max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens, eos_token_ids=[],
     )  # fmt: skip
-    sampling = Sampling(max_tokens=NUM_NEW, ignore_eos=True)
+    sampling = SamplingParams(max_tokens=NUM_NEW, ignore_eos=True)
     for i, prompt in enumerate(prompts):
         scheduler.add(Sequence(i, None, list(prompt), sampling))
     tokens: list[list[int]] = [[] for _ in prompts]

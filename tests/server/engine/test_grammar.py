@@ -20,7 +20,7 @@ from server.engine.attention.ref import RefBackend
 from server.engine.grammar import ByteBoundedCache, GrammarError, Matcher, Vocabulary
 from server.engine.loop.grammars import GrammarCompiled, Grammars
 from server.engine.loop.steps import Steps
-from server.engine.params import Delta, Sampling
+from server.engine.params import Delta, SamplingParams
 from server.engine.sampling import logits_processors
 from server.engine.sampling.masks import forbid, unpacked, unpacked_by_numpy
 from server.engine.scheduler.sequence import Sequence, SequenceStatus
@@ -89,12 +89,13 @@ class Run:
         self.failures: dict[int, str] = {}
         self.num_ahead = 0
         self.steps = Steps(
-            self.engine.scheduler, self.engine.runner, took=self._took, failed=self._failed,
+            self.engine.scheduler, self.engine.runner,
+            on_commit=self._took, on_failure=self._failed,
             overlap=overlap,
         )  # fmt: skip
 
     def add(self, i: int, form: str | None = None, **sampling: Any) -> Sequence:
-        asked = Sampling(**{"max_tokens": NUM_NEW, "temperature": 1.0, "seed": i} | sampling)
+        asked = SamplingParams(**{"max_tokens": NUM_NEW, "temperature": 1.0, "seed": i} | sampling)
         seq = Sequence(i, None, list(PROMPTS[i % 6]), asked)
         if form is not None:
             seq.matcher = self.letters.compile(form).copy()
@@ -304,7 +305,7 @@ def test_a_cache_keeps_the_latest_within_its_bytes() -> None:
 
 
 def sequence(request_id: int, form: str) -> Sequence:
-    return Sequence(request_id, None, [5], Sampling(max_tokens=4, grammar=form))
+    return Sequence(request_id, None, [5], SamplingParams(max_tokens=4, grammar=form))
 
 
 def collected(load: Callable[[], Vocabulary]) -> tuple[Grammars, SimpleQueue[GrammarCompiled]]:
@@ -325,7 +326,7 @@ def test_a_grammar_is_compiled_once_for_all_who_wait(vocabulary: Vocabulary) -> 
     grammars.cancel(2)
     assert not grammars.is_idle
     go.set()
-    ready = grammars.settle(reported.get(timeout=10))
+    ready = grammars.on_compiled(reported.get(timeout=10))
     third = sequence(3, grammar.of_regex("a+"))
 
     assert ready == [one, other]
@@ -343,7 +344,7 @@ def test_who_cannot_be_compiled_is_told(vocabulary: Vocabulary) -> None:
     seq = sequence(1, grammar.of_regex("("))
     assert not grammars.begin(seq)
 
-    assert grammars.settle(reported.get(timeout=10)) == [seq]
+    assert grammars.on_compiled(reported.get(timeout=10)) == [seq]
     assert seq.matcher is None
     grammars.close()
 

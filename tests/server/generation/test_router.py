@@ -64,7 +64,7 @@ async def test_a_version_is_pinned_when_the_request_is_admitted(
 
     completion = await admit(services, "x", max_tokens=5)
     new = await push(services, "x", seed=2)
-    await services.off_loop(services.store.delete_task, "x")
+    await services.run_in_store(services.store.delete_task, "x")
     whole = await completion.collect()
 
     assert old != new

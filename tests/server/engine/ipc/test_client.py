@@ -22,7 +22,7 @@ from prefix_store.digest import Digest
 from prefix_store.prefix import Prefix
 from server.engine.ipc.client import EngineClient
 from server.engine.ipc.messages import EngineConfig
-from server.engine.params import Sampling
+from server.engine.params import SamplingParams
 from server.errors import CompileFailed, EngineUnavailable, PrefixUnavailable, StepFailed
 from tests.tiny_models import CONFIGS, build_model, oracle, random_prefix, spec_of
 
@@ -95,7 +95,9 @@ async def client(
 async def tokens(
     client: EngineClient, prefix: Digest | None, token_ids: list[int], max_tokens: int = 8
 ) -> list[int]:
-    stream = client.submit(prefix, token_ids, Sampling(max_tokens=max_tokens, ignore_eos=True))
+    stream = client.submit(
+        prefix, token_ids, SamplingParams(max_tokens=max_tokens, ignore_eos=True)
+    )
     return [token_id async for delta in stream for token_id in delta.token_ids]
 
 
@@ -167,7 +169,7 @@ async def test_what_cannot_be_loaded_fails_alone(
 
 
 async def test_a_closed_stream_frees_its_place(client: EngineClient) -> None:
-    stream = client.submit(None, PROMPT, Sampling(max_tokens=15_000, ignore_eos=True))
+    stream = client.submit(None, PROMPT, SamplingParams(max_tokens=15_000, ignore_eos=True))
     await anext(stream)
     await eventually(lambda: client.stats.num_running == 1)
 
@@ -245,7 +247,7 @@ async def test_a_killed_engine_is_replaced_and_only_what_it_ran_is_lost(
 
     assert [type(error) for error in lost] == [EngineUnavailable] * 4
     with pytest.raises(EngineUnavailable):
-        client.submit(None, PROMPT, Sampling(max_tokens=1))
+        client.submit(None, PROMPT, SamplingParams(max_tokens=1))
     assert client.heartbeat_age_s == float("inf")
     await eventually(lambda: client.is_ready)
     assert time.monotonic() - started_s < 60
@@ -320,7 +322,7 @@ async def test_a_prompt_that_was_computed_before_is_reused_unless_that_is_off(
         if client.info.attention == "cpu":  # a slab for each sequence
             num_reused = 0
         first = await tokens(client, None, prompt)
-        stream = client.submit(None, prompt, Sampling(max_tokens=8, ignore_eos=True))
+        stream = client.submit(None, prompt, SamplingParams(max_tokens=8, ignore_eos=True))
         deltas = [delta async for delta in stream]
 
         assert first == [token_id for delta in deltas for token_id in delta.token_ids] == right

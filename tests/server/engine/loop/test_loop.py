@@ -17,11 +17,11 @@ from server.engine import grammar
 from server.engine.ipc import messages as m
 from server.engine.loop.grammars import Grammars
 from server.engine.loop.loop import Inbox, StepLoop
-from server.engine.loop.prefix_compiler import Compiler
+from server.engine.loop.prefix_compiler import PrefixCompiler
 from server.engine.loop.steps import NothingRuns
 from server.engine.memory.kv_pool import KvPool
 from server.engine.memory.residency import Residency, ResidentPrefix
-from server.engine.params import Sampling, Scores
+from server.engine.params import Logprobs, SamplingParams
 from server.engine.sampling.sampler import INVALID
 from server.engine.scheduler.batch import Batch
 from server.engine.scheduler.page_allocator import PageAllocator
@@ -43,10 +43,10 @@ class Sampled:
     def tokens(self) -> list[int]:
         return self.token_ids
 
-    def logprobs(self) -> dict[int, Scores]:
+    def logprobs(self) -> dict[int, Logprobs]:
         return {}
 
-    def prompt_logprobs(self) -> dict[int, Scores]:
+    def prompt_logprobs(self) -> dict[int, Logprobs]:
         return {}
 
 
@@ -97,7 +97,7 @@ def run(tmp_path: Path, request: pytest.FixtureRequest) -> Run:
             eos_token_ids=[2],
         )  # fmt: skip
         pool = KvPool(spec, num_pages=8, page_size=64, device="cpu")
-        compiler = Compiler(inbox.put, FileBlobStore(tmp_path), spec)
+        compiler = PrefixCompiler(inbox.put, FileBlobStore(tmp_path), spec)
         runner = FakeRunner()
         loop = StepLoop(
             inbox, sent.append, scheduler, residency, runner, pool, compiler,
@@ -127,7 +127,9 @@ def submit(
 ) -> m.Submit:
     token_ids = [first] + [5] * (num_tokens - 1)
     form = None if regex is None else grammar.of_regex(regex)
-    return m.Submit(request_id, None, token_ids, Sampling(max_tokens=max_tokens, grammar=form))
+    return m.Submit(
+        request_id, None, token_ids, SamplingParams(max_tokens=max_tokens, grammar=form)
+    )
 
 
 def _unreadable(digest: Digest) -> ResidentPrefix:
@@ -168,7 +170,7 @@ def test_what_is_longer_than_the_whole_pool_fails_and_holds_up_nobody(run: Run) 
     """The router refuses such requests; nothing may come to a stop where one gets through."""
     tokens, failed, _ = run(
         submit(1, num_tokens=500, max_tokens=14), submit(2, num_tokens=513), submit(3),
-        m.Compile(4, [5] * 513, None, {}), submit(5, num_tokens=400, max_tokens=113),
+        m.CompilePrefix(4, [5] * 513, None, {}), submit(5, num_tokens=400, max_tokens=113),
     )  # fmt: skip
 
     codes = {request_id: error.code for request_id, error in failed.items()}
@@ -191,7 +193,7 @@ def test_a_lost_device_is_noticed_by_a_prefix_that_cannot_be_copied_there(
     monkeypatch.setattr(FakeRunner, "is_lost", lost, raising=False)
 
     with pytest.raises(NothingRuns):
-        run(m.Submit(1, str(Digest.of(b"gone")), [5, 5], Sampling(max_tokens=2)))
+        run(m.Submit(1, str(Digest.of(b"gone")), [5, 5], SamplingParams(max_tokens=2)))
 
 
 def test_a_request_that_breaks_every_step_alone_does_not_end_the_loop(run: Run) -> None:
@@ -243,7 +245,7 @@ def test_who_waits_for_a_grammar_holds_up_nobody_and_is_not_forgotten(run: Run) 
 
 def test_requests_behind_a_prefix_that_cannot_be_read_fail_and_others_run(run: Run) -> None:
     digest = str(Digest.of(b"gone"))
-    behind = m.Submit(2, digest, [5, 5], Sampling(max_tokens=2))
+    behind = m.Submit(2, digest, [5, 5], SamplingParams(max_tokens=2))
 
     tokens, failed, _ = run(submit(1), m.Load(9, digest), behind, submit(3))
 
@@ -253,7 +255,7 @@ def test_requests_behind_a_prefix_that_cannot_be_read_fail_and_others_run(run: R
 
 
 def test_a_compile_of_embeddings_that_are_not_there_is_told(run: Run) -> None:
-    tokens, failed, _ = run(m.Compile(4, None, str(Digest.of(b"none")), {}), submit(1))
+    tokens, failed, _ = run(m.CompilePrefix(4, None, str(Digest.of(b"none")), {}), submit(1))
 
     assert tokens == {1: [TOKEN] * 2}
     assert failed[4].code == "compile_failed"
@@ -266,7 +268,7 @@ def test_a_compile_whose_blobs_are_away_may_be_asked_for_again(
         raise StorageFailure("the blob store cannot be read: it is away")
 
     monkeypatch.setattr(FileBlobStore, "get", refuse)
-    tokens, failed, _ = run(m.Compile(4, None, str(Digest.of(b"away")), {}), submit(1))
+    tokens, failed, _ = run(m.CompilePrefix(4, None, str(Digest.of(b"away")), {}), submit(1))
 
     assert tokens == {1: [TOKEN] * 2}
     assert failed[4].code == "unavailable"

@@ -13,7 +13,7 @@ from server.engine.attention.base import ATTENTION_NAME
 from server.engine.attention.ref import RefBackend
 from server.engine.loop.steps import Steps
 from server.engine.memory.residency import ResidentPrefix
-from server.engine.params import Delta, Sampling
+from server.engine.params import Delta, SamplingParams
 from server.engine.scheduler.batch import Batch
 from server.engine.scheduler.sequence import Sequence, SequenceStatus
 from tests.tiny_models import (
@@ -40,7 +40,8 @@ class Run:
 
     def __post_init__(self) -> None:
         self.steps = Steps(
-            self.engine.scheduler, self.engine.runner, took=self._took, failed=self._failed,
+            self.engine.scheduler, self.engine.runner,
+            on_commit=self._took, on_failure=self._failed,
             overlap=self.overlap,
         )  # fmt: skip
 
@@ -92,7 +93,7 @@ def test_drawn_tokens_are_those_of_one_step_after_the_other() -> None:
     for run in runs:
         run.engine.runner.activate()
         for i, prompt in enumerate(PROMPTS):
-            sampling = Sampling(
+            sampling = SamplingParams(
                 max_tokens=NUM_NEW, temperature=1.0, top_p=0.9, seed=i, ignore_eos=True
             )
             run.engine.scheduler.add(Sequence(i, None, list(prompt), sampling))
@@ -108,7 +109,7 @@ def test_nan_is_found_a_step_late_and_harms_nobody(caplog: pytest.LogCaptureFixt
     poison.kv[-1, 1] = torch.nan
     digest = Digest.of(b"poison")
     run.engine.ready.prefixes[digest] = poison
-    sampling = Sampling(max_tokens=NUM_NEW, ignore_eos=True)
+    sampling = SamplingParams(max_tokens=NUM_NEW, ignore_eos=True)
     for i, prompt in enumerate(PROMPTS[:3]):
         prefix = digest if i == 1 else None
         run.engine.scheduler.add(Sequence(i, prefix, list(prompt), sampling))

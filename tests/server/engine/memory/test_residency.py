@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from prefix_store.digest import Digest
-from server.engine.memory.residency import PATIENCE_S, Arrival, Residency, ResidentPrefix
+from server.engine.memory.residency import PATIENCE_S, PrefixArrival, Residency, ResidentPrefix
 
 SIZE = 4 * 2 * 8  # bytes of the prefix that `read` makes
 
@@ -32,7 +32,7 @@ class Bench:
         copy: Callable[[Tensor], Tensor] | None,
     ) -> None:
         self.now_s = 0.0
-        self.inbox: SimpleQueue[Arrival] = SimpleQueue()
+        self.inbox: SimpleQueue[PrefixArrival] = SimpleQueue()
         self.reads: list[Digest] = []
         self.load = load
         self.residency = Residency(
@@ -50,7 +50,7 @@ class Bench:
 
     def settle(self, num_arrivals: int = 1) -> None:
         for _ in range(num_arrivals):
-            self.residency.settle(self.inbox.get(timeout=5))
+            self.residency.on_arrival(self.inbox.get(timeout=5))
 
     def settle_all(self) -> None:
         while self.residency.num_loading:
@@ -59,7 +59,7 @@ class Bench:
     def bring(self, *digests: Digest) -> None:
         """Refer to each and wait for what comes of it."""
         for digest in digests:
-            self.residency.refer(digest)
+            self.residency.acquire(digest)
             self.settle_all()
 
     def pin(self, digest: Digest) -> None:
@@ -93,13 +93,13 @@ A, B, C, D = (Digest.of(name) for name in (b"a", b"b", b"c", b"d"))
 
 def test_a_prefix_is_read_once_and_stays_while_there_is_room(bench: Callable[..., Bench]) -> None:
     b = bench()
-    b.residency.refer(A)
+    b.residency.acquire(A)
     assert not b.residency.is_ready(A)
     b.settle()
     assert b.residency.is_ready(A)
     b.residency.release(A)
 
-    b.residency.refer(A)
+    b.residency.acquire(A)
 
     assert b.residency.is_ready(A)
     assert b.reads == [A]
@@ -108,7 +108,7 @@ def test_a_prefix_is_read_once_and_stays_while_there_is_room(bench: Callable[...
 def test_the_least_recently_used_goes_first(bench: Callable[..., Bench]) -> None:
     b = bench(device=2)
     for digest in (A, B, A, C):
-        b.residency.refer(digest)
+        b.residency.acquire(digest)
         if digest not in b.residency.on_device:
             b.settle()
         b.residency.release(digest)
@@ -122,9 +122,9 @@ def test_a_prefix_in_use_is_never_evicted_and_the_next_waits_for_room(
     bench: Callable[..., Bench],
 ) -> None:
     b = bench(device=1)
-    b.residency.refer(A)
+    b.residency.acquire(A)
     b.settle()
-    b.residency.refer(B)
+    b.residency.acquire(B)
     b.settle()
     assert b.residency.on_device == [A]
     assert not b.residency.is_ready(B)
@@ -138,11 +138,11 @@ def test_a_prefix_in_use_is_never_evicted_and_the_next_waits_for_room(
 def test_from_the_host_nothing_is_read_again(bench: Callable[..., Bench]) -> None:
     b = bench(device=1, host=2)
     for digest in (A, B):
-        b.residency.refer(digest)
+        b.residency.acquire(digest)
         b.settle()
         b.residency.release(digest)
 
-    b.residency.refer(A)
+    b.residency.acquire(A)
 
     assert b.residency.is_ready(A)
     assert b.reads == [A, B]
@@ -158,8 +158,8 @@ def test_a_slow_load_does_not_hold_up_another(bench: Callable[..., Bench]) -> No
         return read(digest)
 
     b = bench(load)
-    b.residency.refer(A)
-    b.residency.refer(B)
+    b.residency.acquire(A)
+    b.residency.acquire(B)
     b.settle()
 
     assert b.residency.is_ready(B)
@@ -178,13 +178,13 @@ def test_a_failed_load_is_told_and_tried_again_by_the_next(bench: Callable[..., 
         return read(digest)
 
     b = bench(load)
-    b.residency.refer(A)
+    b.residency.acquire(A)
     b.settle()
     assert b.residency.error(A) == "the prefix could not be loaded: OSError"
     b.residency.release(A)
     assert b.residency.error(A) is None
 
-    b.residency.refer(A)
+    b.residency.acquire(A)
     b.settle()
 
     assert b.residency.is_ready(A)
@@ -194,7 +194,7 @@ def test_a_prefix_beyond_the_whole_budget_fails_with_the_numbers(
     bench: Callable[..., Bench],
 ) -> None:
     b = bench(device=0)
-    b.residency.refer(A)
+    b.residency.acquire(A)
     b.settle()
 
     assert str(SIZE) in (b.residency.error(A) or "")
@@ -202,7 +202,7 @@ def test_a_prefix_beyond_the_whole_budget_fails_with_the_numbers(
 
 def test_a_load_that_nobody_waits_for_any_more_still_settles(bench: Callable[..., Bench]) -> None:
     b = bench()
-    b.residency.refer(A)
+    b.residency.acquire(A)
     b.residency.release(A)
     b.settle()
 
@@ -214,7 +214,7 @@ def test_a_load_that_nobody_waits_for_any_more_still_settles(bench: Callable[...
 
 def test_evicting_what_is_in_use_does_nothing(bench: Callable[..., Bench]) -> None:
     b = bench()
-    b.residency.refer(A)
+    b.residency.acquire(A)
     b.settle()
 
     b.residency.evict(A)
@@ -225,7 +225,7 @@ def test_evicting_what_is_in_use_does_nothing(bench: Callable[..., Bench]) -> No
 def test_loader_threads_leave_the_step_loop_its_threads(bench: Callable[..., Bench]) -> None:
     before = torch.get_num_threads()
     b = bench()
-    b.residency.refer(A)
+    b.residency.acquire(A)
     b.settle()
     time.sleep(0.01)
 
@@ -275,7 +275,7 @@ def test_one_that_waits_for_room_gets_it_before_those_that_came_later(
 ) -> None:
     b = bench(sized({A: 2, B: 3}), device=4, host=9)
     b.bring(A, B, C)
-    b.residency.refer(B)  # asked for once more, it does not stand behind C
+    b.residency.acquire(B)  # asked for once more, it does not stand behind C
     assert not b.residency.is_ready(B)
     assert not b.residency.is_ready(C)
 
@@ -307,7 +307,7 @@ def test_those_that_wait_are_not_read_again_and_again_where_the_host_holds_one(
     b = bench(sized({A: 4, B: 3, C: 3, D: 3}), device=4, host=1)
     b.bring(A)
     for digest in (B, C, D):
-        b.residency.refer(digest)
+        b.residency.acquire(digest)
     b.now_s = 2 * PATIENCE_S
     for _ in range(10):
         b.residency.start_loads()
@@ -323,7 +323,7 @@ def test_those_that_wait_are_not_read_again_and_again_where_the_host_holds_one(
 
 
 OPERATIONS = st.lists(
-    st.tuples(st.sampled_from(["refer", "refer", "release", "pin", "unpin", "evict", "settle"]),
+    st.tuples(st.sampled_from(["acquire", "acquire", "release", "pin", "unpin", "evict", "settle"]),
               st.integers(0, 7)),
     max_size=60,
 )  # fmt: skip
@@ -343,8 +343,8 @@ def test_nothing_waits_for_what_can_never_be_and_room_is_used(
     r = b.residency
     for what, i in operations:
         name = names[i]
-        if what == "refer":
-            r.refer(name)
+        if what == "acquire":
+            r.acquire(name)
             refs.append(name)
         elif what == "release" and name in refs:
             refs.remove(name)
@@ -397,7 +397,7 @@ def test_a_prefix_is_ready_when_its_copy_is_there_and_nobody_waits_for_that(
 ) -> None:
     copy = SlowCopy()
     b = bench(copy=copy, device=1)
-    b.residency.refer(A)
+    b.residency.acquire(A)
     b.settle()
 
     assert not b.residency.is_ready(A)
@@ -417,11 +417,11 @@ def test_from_the_host_it_is_copied_again_and_not_read(bench: Callable[..., Benc
     copy.gate.set()
     b = bench(copy=copy, device=1, host=2)
     for digest in (A, B):
-        b.residency.refer(digest)
+        b.residency.acquire(digest)
         b.settle(2)
         b.residency.release(digest)
 
-    b.residency.refer(A)
+    b.residency.acquire(A)
     assert not b.residency.is_ready(A)
     b.settle()
 
@@ -433,10 +433,10 @@ def test_from_the_host_it_is_copied_again_and_not_read(bench: Callable[..., Benc
 def test_what_is_being_copied_is_not_evicted(bench: Callable[..., Bench]) -> None:
     copy = SlowCopy()
     b = bench(copy=copy, device=1)
-    b.residency.refer(A)
+    b.residency.acquire(A)
     b.settle()
     b.residency.release(A)
-    b.residency.refer(B)
+    b.residency.acquire(B)
     b.settle()
     b.residency.evict(A)
     assert b.residency.num_device_bytes == SIZE
@@ -454,7 +454,7 @@ def test_a_copy_that_fails_is_told_and_gives_its_room_back(bench: Callable[..., 
         raise torch.OutOfMemoryError("no room")
 
     b = bench(copy=copy)
-    b.residency.refer(A)
+    b.residency.acquire(A)
     b.settle(2)
 
     assert b.residency.error(A) == "the prefix could not be loaded: OutOfMemoryError"

@@ -20,7 +20,7 @@ from server.engine.native import layers
 from server.engine.native.backend import PAGE_SIZE, NativeBackend, install
 from server.engine.native.blocks import BlockPool, from_blocks, to_blocks
 from server.engine.native.build import NativeUnavailable, library
-from server.engine.native.layers import NativeLinear, NotLlamaLike, Team
+from server.engine.native.layers import NativeLinear, NotLlamaLike, ThreadTeam
 from tests import tiny_models
 from tests.tiny_models import Engine, build_model, make_engine, oracle, random_prefix
 
@@ -103,7 +103,7 @@ def native_engine(
         model, backend, page_size=PAGE_SIZE, num_pages=60,
         max_num_batched_tokens=max_num_batched_tokens,
     )  # fmt: skip
-    engine.runner.direct = backend.direct
+    engine.runner.bare_forward = backend.bare_forward
     engine.pool = BlockPool(spec_of(model), num_pages=60, page_size=PAGE_SIZE, device="cpu")
     backend.allocate(engine.pool)
     return engine
@@ -141,10 +141,10 @@ def test_the_direct_forward_is_taken_only_where_the_model_does_no_more(
         output.logits = output.logits * 0.5
         return output
 
-    assert install(model, spec_of(model), 1).direct is not None
+    assert install(model, spec_of(model), 1).bare_forward is not None
     monkeypatch.setattr(type(model), "forward", scaled)
     model = build_model("llama", "foreword")
-    assert install(model, spec_of(model), 1).direct is None
+    assert install(model, spec_of(model), 1).bare_forward is None
 
 
 def test_another_tasks_prefix_gives_other_logits() -> None:
@@ -299,7 +299,7 @@ def test_layers_that_compute_something_else_are_not_used(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 5, 7, 8, 16, 17, 33, 70])
 def test_a_linear_of_any_size_equals_torchs(num_rows: int, dtype: torch.dtype) -> None:
-    team = Team(2)
+    team = ThreadTeam(2)
     if not team.supports(dtype):
         pytest.skip(f"this processor does not multiply {dtype}")
     torch.manual_seed(num_rows)
@@ -327,7 +327,7 @@ def test_integers_of_eight_bits_multiply_as_the_rounded_weights_do(num_rows: int
     scales = linear.weight.abs().amax(1, keepdim=True) / 127
     rounded = (linear.weight / scales).round() * scales
     x = torch.randn(1, num_rows, 96)
-    native = NativeLinear(linear, Team(2), int8=True)
+    native = NativeLinear(linear, ThreadTeam(2), int8=True)
 
     expected = torch.nn.functional.linear(x, rounded, linear.bias)
 

@@ -18,8 +18,8 @@ from prefix_store.digest import Digest
 from server.engine.attention.base import ATTENTION_NAME
 from server.engine.attention.ref import RefBackend
 from server.engine.memory.residency import ResidentPrefix
-from server.engine.model.head import Halves
-from server.engine.params import Delta, Sampling, Scores
+from server.engine.model.split_forward import SplitForward
+from server.engine.params import Delta, Logprobs, SamplingParams
 from server.engine.scheduler.sequence import Sequence
 from tests.tiny_models import (
     EXPERTS,
@@ -42,8 +42,8 @@ class Answer:
     """All that an engine said of one request."""
 
     token_ids: list[int] = field(default_factory=list)
-    logprobs: list[Scores] = field(default_factory=list)
-    prompt: list[Scores] = field(default_factory=list)
+    logprobs: list[Logprobs] = field(default_factory=list)
+    prompt: list[Logprobs] = field(default_factory=list)
 
     def take(self, delta: Delta) -> None:
         self.token_ids += delta.token_ids
@@ -51,11 +51,11 @@ class Answer:
         self.prompt += [delta.prompt_logprobs] if delta.prompt_logprobs else []
 
 
-def own(scores: list[Scores]) -> Tensor:
+def own(scores: list[Logprobs]) -> Tensor:
     return torch.tensor([x for each in scores for x in each.logprobs])
 
 
-def top(scores: list[Scores]) -> Tensor:
+def top(scores: list[Logprobs]) -> Tensor:
     return torch.tensor([x for each in scores for x in each.top_logprobs])
 
 
@@ -78,7 +78,7 @@ class Served:
             digest = Digest.of(prefix.kv.numpy().tobytes())
             self.engine.ready.prefixes[digest] = prefix
         request_id = len(self.answers)
-        asked = Sampling(**{"max_tokens": 1, "ignore_eos": True} | sampling)
+        asked = SamplingParams(**{"max_tokens": 1, "ignore_eos": True} | sampling)
         self.engine.scheduler.add(Sequence(request_id, digest, list(token_ids), asked))
         return self.answers.setdefault(request_id, Answer())
 
@@ -133,10 +133,10 @@ def check(served: Served, answer: Answer, prefix: ResidentPrefix | None) -> None
     whole = PROMPT + answer.token_ids
     expected = logits_of(served.reference, whole[:-1], prefix).log_softmax(-1)
     chosen = expected.gather(1, torch.tensor(whole[1:])[:, None])[:, 0]
-    highest = expected.topk(NUM_TOP).values
+    argmax = expected.topk(NUM_TOP).values
     scores = answer.prompt + answer.logprobs
     torch.testing.assert_close(own(scores), chosen, atol=TOLERANCE, rtol=0)
-    torch.testing.assert_close(top(scores), highest, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(top(scores), argmax, atol=TOLERANCE, rtol=0)
 
 
 def test_every_logprob_is_transformers_own_with_and_without_a_prefix(served: Served) -> None:
@@ -183,7 +183,7 @@ def test_who_is_preempted_is_scored_once() -> None:
 
 def test_logits_come_in_blocks_and_are_the_whole_forwards(served: Served) -> None:
     model = served.reference
-    halves, ids = Halves(model), torch.tensor([PROMPT])
+    halves, ids = SplitForward(model), torch.tensor([PROMPT])
     with torch.inference_mode():
         hidden = halves.hidden(input_ids=ids)
         got = torch.cat([halves.logits(part) for part in torch.split(hidden, 4, dim=1)])

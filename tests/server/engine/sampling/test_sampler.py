@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.engine.params import Sampling
+from server.engine.params import SamplingParams
 from server.engine.sampling import sampler
 from server.engine.sampling.sampler import INVALID, SampleRow
 
@@ -19,7 +19,7 @@ def sample(x: torch.Tensor, rows: list[SampleRow]) -> list[int]:
 
 
 def row(step: int = 0, **kwargs: float) -> SampleRow:
-    return SampleRow(Sampling(max_tokens=1, **kwargs), step)
+    return SampleRow(SamplingParams(max_tokens=1, **kwargs), step)
 
 
 def test_temperature_zero_and_next_to_zero_are_greedy() -> None:
@@ -113,7 +113,7 @@ def one_by_one(x: torch.Tensor, rows: list[SampleRow]) -> list[int]:
 
 
 SAMPLING = st.builds(
-    Sampling,
+    SamplingParams,
     max_tokens=st.just(1),
     temperature=st.sampled_from((0.0, 0.1, 0.7, 1.0, 5.0)),
     top_p=st.sampled_from((1.0, 0.999, 0.9, 0.5, 1e-6)),

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefix_store.digest import Digest
-from server.engine.scheduler.fair_share import QUANTUM, Turns
+from server.engine.scheduler.fair_share import QUANTUM, FairShare
 from server.engine.scheduler.scheduler import AGEING_STEPS
 from tests.server.engine.simulation import make_scheduler, sequence, shape, step
 
@@ -31,7 +31,7 @@ def test_a_task_with_one_request_does_not_wait_behind_a_thousand_of_another() ->
 
 
 def test_turns_take_a_quantum_each_and_weights_stretch_it() -> None:
-    turns = Turns(quantum=10)
+    turns = FairShare(quantum=10)
     weights = {1: 1.0, 2: 3.0, 3: 0.5}
     taken = dict.fromkeys(weights, 0)
     order = []
@@ -48,7 +48,7 @@ def test_turns_take_a_quantum_each_and_weights_stretch_it() -> None:
 
 
 def test_a_debt_is_paid_off_before_the_next_turn() -> None:
-    turns = Turns(quantum=10)
+    turns = FairShare(quantum=10)
     turns.begin({1: 1.0, 2: 1.0})
     turns.charge(1, 35)  # decoded
     taken = {1: 0, 2: 0}
@@ -61,7 +61,7 @@ def test_a_debt_is_paid_off_before_the_next_turn() -> None:
 
 
 def test_who_wants_nothing_is_forgotten_and_who_is_held_up_holds_up_nobody() -> None:
-    turns = Turns(quantum=10)
+    turns = FairShare(quantum=10)
     turns.begin({1: 1.0, 2: 1.0})
     turns.charge(1, 10_000)
     assert turns.next({1}) == 1
@@ -96,7 +96,7 @@ def test_tasks_that_always_want_more_get_tokens_by_their_weight(
     served = [0.0] * len(weights)
     lead: dict[tuple[int, int], list[float]] = {}
     for _ in range(200):
-        num_waiting = Counter(seq.share.queue for seq in s.waiting)
+        num_waiting = Counter(seq.scheduling.queue for seq in s.waiting)
         for key, weight in enumerate(weights):
             for _ in range(num_seqs - num_waiting[key]):
                 num_requests += 1
@@ -109,7 +109,7 @@ def test_tasks_that_always_want_more_get_tokens_by_their_weight(
         batch = s.schedule()
         s.commit(batch, [7] * len(batch.sampled))
         for chunk in batch.chunks:
-            served[chunk.seq.share.queue] += chunk.num_tokens / chunk.seq.share.weight
+            served[chunk.seq.scheduling.queue] += chunk.num_tokens / chunk.seq.scheduling.weight
         for a in range(len(weights)):
             for b in range(a):
                 lead.setdefault((a, b), []).append(served[a] - served[b])
@@ -139,10 +139,10 @@ def test_where_only_prompts_are_computed_two_quanta_is_all(
     while True:
         batch = s.schedule()
         s.commit(batch, [7] * len(batch.sampled))
-        if len({seq.share.queue for seq in s.waiting}) < len(weights):
+        if len({seq.scheduling.queue for seq in s.waiting}) < len(weights):
             break
         for chunk in batch.chunks:
-            served[chunk.seq.share.queue] += chunk.num_tokens / chunk.seq.share.weight
+            served[chunk.seq.scheduling.queue] += chunk.num_tokens / chunk.seq.scheduling.weight
         for a in range(len(weights)):
             for b in range(a):
                 lead.setdefault((a, b), []).append(served[a] - served[b])
@@ -160,8 +160,8 @@ def test_a_task_runs_no_more_at_once_than_it_may_and_others_go_on() -> None:
 
     step(s)
 
-    assert [seq.share.queue for seq in s.running].count(1) == 2
-    assert [seq.share.queue for seq in s.running].count(2) == 4
+    assert [seq.scheduling.queue for seq in s.running].count(1) == 2
+    assert [seq.scheduling.queue for seq in s.running].count(2) == 4
 
 
 def test_the_latest_limit_holds() -> None:
@@ -271,6 +271,6 @@ def test_a_task_whose_prefix_is_loading_saves_nothing_up() -> None:
     served = [0, 0]
     for _ in range(40):
         for chunk in step(s).chunks:
-            served[chunk.seq.share.queue - 1] += chunk.num_tokens
+            served[chunk.seq.scheduling.queue - 1] += chunk.num_tokens
 
     assert abs(served[0] - served[1]) <= 2 * QUANTUM

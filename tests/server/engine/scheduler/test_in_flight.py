@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from prefix_store.digest import Digest
-from server.engine.params import Sampling, Share
+from server.engine.params import SamplingParams, SchedulingParams
 from server.engine.scheduler.batch import Batch
 from server.engine.scheduler.sequence import Sequence
 from tests.server.engine.simulation import (
@@ -162,7 +162,9 @@ def test_an_input_that_is_known_by_now_is_in_flight_no_more() -> None:
 
 def test_a_compile_in_flight_samples_nothing() -> None:
     s, _ = make_scheduler(budget=4)
-    seq = Sequence(1, None, [0] * 6, Sampling(max_tokens=0), Share(), compiles=True)
+    seq = Sequence(
+        1, None, [0] * 6, SamplingParams(max_tokens=0), SchedulingParams(), compiles=True
+    )
     s.add(seq)
     first, second = s.schedule(), s.schedule()
     assert not s.has_work

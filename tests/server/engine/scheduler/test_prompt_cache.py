@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from prefix_store.digest import Digest
 from server.engine.attention.ref import RefBackend
-from server.engine.params import Sampling, Share
+from server.engine.params import SamplingParams, SchedulingParams
 from server.engine.scheduler import prompt_cache
 from server.engine.scheduler.page_allocator import PageAllocator
 from server.engine.scheduler.sequence import Sequence
@@ -133,14 +133,16 @@ def test_a_preempted_sequence_finds_its_own_pages_and_counts_them_once() -> None
 def test_what_only_compiles_has_no_part_in_it() -> None:
     run = simulation(budget=64)
     first_chunk(run, sequence(1, [0] * 13))
-    soft = Sequence(2, None, [0] * 13, Sampling(max_tokens=0), Share(), compiles=True)
+    soft = Sequence(
+        2, None, [0] * 13, SamplingParams(max_tokens=0), SchedulingParams(), compiles=True
+    )
     run.scheduler.add(soft)
 
     batch = run.scheduler.schedule()
     assert shape(batch) == [(2, 0, 13)]
     run.scheduler.commit(batch, [])
     run.scheduler.finish(soft)
-    assert soft.page_labels == []
+    assert soft.block_hashes == []
     assert run.scheduler.allocator.num_kept == 3
 
 
@@ -149,10 +151,12 @@ def test_what_only_verifies_has_no_part_in_it() -> None:
     it would fill the pool with what nobody asks for."""
     run = simulation(budget=64)
     first_chunk(run, sequence(1, [0] * 13))
-    probe = Sequence(2, None, [0] * 13, Sampling(max_tokens=1), Share(), verifies=True)
+    probe = Sequence(
+        2, None, [0] * 13, SamplingParams(max_tokens=1), SchedulingParams(), verifies=True
+    )
 
     assert first_chunk(run, probe) == (0, 13)
-    assert probe.page_labels == []
+    assert probe.block_hashes == []
     assert run.scheduler.allocator.num_kept == 3
 
 
@@ -195,7 +199,7 @@ def test_a_page_about_to_be_shared_is_not_counted_as_room_for_the_rest() -> None
     pages: list[int] = []
     assert allocator.grow(pages, 8)
     for page in pages:
-        allocator.label(page, bytes([page]))
+        allocator.set_block_hash(page, bytes([page]))
     shared = list(pages)
     allocator.free(pages)
     assert allocator.num_free == 4
@@ -217,9 +221,9 @@ def test_pages_are_owned_kept_or_free(actions: list[tuple[int, int]]) -> None:
         elif action == 1 and owners:
             allocator.free(owners.pop(value % len(owners)))
         elif action == 2 and owners and owners[value % len(owners)]:
-            allocator.label(owners[value % len(owners)][0], bytes([value]))
+            allocator.set_block_hash(owners[value % len(owners)][0], bytes([value]))
         elif action == 3 and (page := allocator.find(bytes([value]))) is not None:
-            allocator.share([page])
+            allocator.acquire([page])
             owners.append([page])
         allocator.check(owners)
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from prefix_store.digest import Digest
-from server.engine.params import Sampling
+from server.engine.params import SamplingParams
 from server.engine.scheduler.sequence import Sequence
 from tests.server.engine.simulation import EOS, make_scheduler, sequence, shape, step
 
@@ -42,7 +42,7 @@ def test_nothing_but_loading_sequences_is_no_work() -> None:
 def test_an_eos_token_ends_a_sequence_unless_it_is_ignored() -> None:
     s, _ = make_scheduler()
     s.add(sequence(1, 2))
-    stubborn = Sequence(2, None, [5, 5], Sampling(max_tokens=2, ignore_eos=True))
+    stubborn = Sequence(2, None, [5, 5], SamplingParams(max_tokens=2, ignore_eos=True))
     s.add(stubborn)
 
     batch = s.schedule()

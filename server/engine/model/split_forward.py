@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 
-class Halves:
+class SplitForward:
     """`hidden`, then `logits` of some rows of it; together what the model computes."""
 
     def __init__(self, model: PreTrainedModel) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 
-class Direct:
+class BareForward:
     """Gives `model(...).logits[0]`, if the model does no more than this: compare them first."""
 
     def __init__(self, model: PreTrainedModel) -> None:
