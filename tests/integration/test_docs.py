@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -69,7 +69,7 @@ def put_what_readers_have(folder: Path, port: int) -> None:
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("page", TO_RUN)
 def test_every_block_of_a_page_runs(
-    page: str, port: int, smollm2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    page: str, port: int, smollm2: Path, tmp_path: Path, note: Callable[[str], None]
 ) -> None:
     put_what_readers_have(tmp_path, port)
     told, began_s, num_run, skipped = "", time.monotonic(), 0, []
@@ -82,9 +82,8 @@ def test_every_block_of_a_page_runs(
         else:
             told = run(block, port, smollm2, tmp_path)
             num_run += 1
-    with capsys.disabled():
-        seconds = time.monotonic() - began_s
-        print(f"\n{page}: {num_run} blocks run in {seconds:.1f} s; not run: {skipped}")  # noqa: T201
+    seconds = time.monotonic() - began_s
+    note(f"{page}: {num_run} blocks run in {seconds:.1f} s; not run: {skipped}")
 
 
 def assert_told(expected: str, told: str) -> None:
