@@ -29,7 +29,7 @@ class RunningServer:
         [pid] = [int(pid) for pid in children.split() if _is_engine(int(pid))]
         return pid
 
-    def wait_ready(self, timeout_s: float = 120.0) -> None:
+    def wait_ready(self, timeout_s: float = 300.0) -> None:
         deadline_s = time.monotonic() + timeout_s
         while time.monotonic() < deadline_s:
             assert self.process.poll() is None, "the server ended"

@@ -54,7 +54,6 @@ def try_all(url: str, mode: GenerationMode) -> Seen:
     return seen
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
 def test_whatever_the_document_allows_or_not_is_answered(
     mode: GenerationMode, tmp_path: Path, note: Callable[[str], None]

@@ -139,7 +139,6 @@ def test_a_wrong_answer_is_found(answer: bytes) -> None:
     assert wrong_with(raw, PROBLEM + b"{}") is None
 
 
-@pytest.mark.timeout(180)
 def test_the_corpus_against_a_server_of_its_own(
     tmp_path: Path, note: Callable[[str], None]
 ) -> None:
@@ -167,7 +166,6 @@ def test_the_corpus_against_a_server_of_its_own(
 
 
 @pytest.mark.smollm2
-@pytest.mark.timeout(300)
 def test_a_sample_of_the_corpus_against_the_real_model(
     tmp_path: Path, note: Callable[[str], None]
 ) -> None:

@@ -152,7 +152,6 @@ def run(tmp_path: Path) -> Run:
     return run
 
 
-@pytest.mark.timeout(240)
 def test_no_output_is_influenced_by_another_task(run: Run, note: Callable[[str], None]) -> None:
     seen = run(NUM_REQUESTS)
     note(
