@@ -3,6 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install --constraint constraints.txt
 INSTALLED := .venv/.installed
+# Two processes at once. A file stays in one of them: its tests share servers and models.
+BY_FILE := --numprocesses 2 --dist loadfile --no-loadscope-reorder
+BY_TEST := --numprocesses 2 --dist load --maxschedchunk 1
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve test test-crash test-install screenshots lint format type contracts docker-lint check bench bench-gpu clean
@@ -15,12 +18,12 @@ install: $(INSTALLED) ## Make .venv with everything, if it is not there or not u
 serve: $(INSTALLED) ## Serve the demo tasks on http://127.0.0.1:8000 (ARGS="--port 9000").
 	@$(BIN)/foreword serve --demo $(ARGS)
 
-test: $(INSTALLED) ## Run the tests (ARGS="-k store -x").
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -m "not crash and not install" $(ARGS)
+test: $(INSTALLED) ## Run the tests, in two processes; with ARGS="-k store -x" in one.
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -m "not crash and not install" $(or $(ARGS),$(BY_FILE))
 
 test-crash: $(INSTALLED) ## Kill, cut and starve the store at every system call (minutes).
 	@command -v strace > /dev/null || echo "The crash tests need strace and are skipped without it: apt-get install strace"
-	@$(BIN)/pytest -m crash -rs tests/crash $(ARGS)
+	@$(BIN)/pytest -m crash -rs tests/crash $(or $(ARGS),$(BY_TEST))
 
 test-install: $(INSTALLED) ## Build the wheels, install them into an empty environment, serve from it (minutes).
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -m install tests/integration/test_wheels.py $(ARGS)

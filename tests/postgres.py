@@ -7,7 +7,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -19,6 +18,7 @@ import psycopg
 import pytest
 
 from prefix_store.registry.database import Database
+from tests.running_server import free_port
 
 PASSWORD = "a password that no log may show"
 _DURABILITY_OFF = ("-c", "fsync=off", "-c", "full_page_writes=off")
@@ -34,9 +34,7 @@ class Postgres:
         self._log = folder / "log"
         self._account = account
         self._numbers = itertools.count(1)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
     def make(self) -> None:

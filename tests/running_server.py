@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -28,7 +29,7 @@ class RunningServer:
         [pid] = [int(pid) for pid in children.split() if _is_engine(int(pid))]
         return pid
 
-    def wait_ready(self, timeout_s: float = 120.0) -> None:
+    def wait_ready(self, timeout_s: float = 300.0) -> None:
         deadline_s = time.monotonic() + timeout_s
         while time.monotonic() < deadline_s:
             assert self.process.poll() is None, "the server ended"
@@ -78,7 +79,7 @@ def starting_server(
         log.close()
 
 
-def wait_gone(*pids: int, timeout_s: float = 5.0) -> None:
+def wait_gone(*pids: int, timeout_s: float = 20.0) -> None:
     """Until these processes, children or not, have ended. Those that do not are killed."""
     deadline_s = time.monotonic() + timeout_s
     while (left := [pid for pid in pids if _runs(pid)]) and time.monotonic() < deadline_s:
@@ -104,10 +105,13 @@ def _environment() -> dict[str, str]:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nobody listens on. Not one of those that the system lends to clients: a
+    connection made elsewhere meanwhile could take it before the server does."""
+    for port in random.sample(range(20_000, 32_000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no free port")
 
 
 def _is_engine(pid: int) -> bool:

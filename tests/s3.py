@@ -14,6 +14,8 @@ import boto3
 import pytest
 from botocore.config import Config
 
+from tests.running_server import free_port
+
 BUCKET = "prefixes"
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "testing",
@@ -26,9 +28,7 @@ class S3:
     """The server and one bucket in it. What is in it is lost when it stops."""
 
     def __init__(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
 

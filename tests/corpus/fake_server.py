@@ -31,6 +31,7 @@ from server.app import create_app
 from server.engine.ipc.messages import PrefixCompiled
 from server.settings import Settings
 from server.text.tokenizer import Tokenizer
+from tests.running_server import free_port
 from tests.server.fakes import INFO, FakeEngine, make_prefix, make_transformers_tokenizer
 
 
@@ -56,8 +57,7 @@ def fake_server(
     folder: Path, *, head_timeout_s: float = 10.0, max_connections: int = 2048
 ) -> Iterator[FakeServer]:
     """Ready to serve when the block begins; must still live when it ends."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
+    port = free_port()
     flags = [f"--port={port}", f"--head-timeout-s={head_timeout_s}"]
     flags += [f"--max-connections={max_connections}", f"--store={folder}"]
     log = folder / "server.log"

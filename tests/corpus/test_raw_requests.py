@@ -7,7 +7,7 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import httpx
@@ -139,9 +139,8 @@ def test_a_wrong_answer_is_found(answer: bytes) -> None:
     assert wrong_with(raw, PROBLEM + b"{}") is None
 
 
-@pytest.mark.timeout(180)
 def test_the_corpus_against_a_server_of_its_own(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, note: Callable[[str], None]
 ) -> None:
     with fake_server(tmp_path, head_timeout_s=1.0) as server:
         setup(server.url)
@@ -155,8 +154,7 @@ def test_the_corpus_against_a_server_of_its_own(
         assert httpx.get(f"{server.url}/tasks/x").status_code == 200
         listed = httpx.get(f"{server.url}/tasks?limit=1000").json()["tasks"]
         tracebacks = server.tracebacks
-    with capsys.disabled():
-        print(f"\n{figures('corpus', answers, seconds)}, 0 exits\n{beside(idle, busy)}")  # noqa: T201
+    note(f"{figures('corpus', answers, seconds)}, 0 exits; {beside(idle, busy)}")
 
     wrong = [f"{raw.name}: {said}" for raw, answer in answers if (said := wrong_with(raw, answer))]
     assert not wrong, "\n".join(wrong)
@@ -164,13 +162,12 @@ def test_the_corpus_against_a_server_of_its_own(
     assert tracebacks == []
     assert len(answers) == len(requests) >= 600
     assert busy.num_bad == 0, busy.errors
-    assert busy.p99_ms < 1000
+    assert busy.p99_ms < 500 + 20 * idle.p99_ms
 
 
 @pytest.mark.smollm2
-@pytest.mark.timeout(300)
 def test_a_sample_of_the_corpus_against_the_real_model(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, note: Callable[[str], None]
 ) -> None:
     model = ensure_default_model(Settings(_cli_parse_args=False).cache)
     flags = ("--dtype", "float32", "--body-timeout-s", "1", "--max-body-bytes", "65536")
@@ -188,8 +185,7 @@ def test_a_sample_of_the_corpus_against_the_real_model(
         assert server.process.poll() is None
         assert httpx.get(f"{server.url}/livez").status_code == 200
         engine = httpx.get(f"{server.url}/metrics").text
-    with capsys.disabled():
-        print(f"\n{figures('real model', answers, seconds)}\n{beside(idle, busy)}")  # noqa: T201
+    note(f"{figures('real model', answers, seconds)}; {beside(idle, busy)}")
 
     wrong = [
         f"{raw.name}: {said}"

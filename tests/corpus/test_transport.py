@@ -6,7 +6,7 @@ import asyncio
 import resource
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -61,7 +61,7 @@ def is_open(connection: socket.socket) -> bool:
 
 
 def test_two_thousand_idle_connections_are_nobodys_business(
-    tmp_path: Path, num_idle: int, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, num_idle: int, note: Callable[[str], None]
 ) -> None:
     with fake_server(tmp_path, head_timeout_s=6.0) as server:
         with live_traffic(server.url) as idle:
@@ -72,13 +72,12 @@ def test_two_thousand_idle_connections_are_nobodys_business(
             time.sleep(6)
             num_left = sum(map(is_open, opened))
         assert server.tracebacks == []
-    with capsys.disabled():
-        print(f"\n{num_idle} idle connections: {beside(idle, busy)}")  # noqa: T201
+    note(f"{num_idle} idle connections: {beside(idle, busy)}")
 
     assert num_open == num_idle
     assert num_left == 0
     assert busy.num_bad == 0, busy.errors
-    assert busy.p99_ms < max(5 * idle.p99_ms, 500)
+    assert busy.p99_ms < 500 + 5 * idle.p99_ms
 
 
 def test_beyond_the_limit_the_longest_idle_gives_way_to_whoever_asks(tmp_path: Path) -> None:
@@ -124,7 +123,7 @@ async def trickle(port: int, data: bytes, *, size: int, every_s: float) -> tuple
             break
         writer.write(data[start : start + size])
         await asyncio.sleep(every_s)
-    await asyncio.wait_for(reading, 10)
+    await asyncio.wait_for(reading, 20)
     writer.transport.abort()
     return bytes(answer), time.monotonic() - started_s
 
@@ -139,15 +138,15 @@ async def test_what_trickles_ends_at_a_deadline_whatever_it_sends(server: FakeSe
     slowly = [
         trickle(server.port, header_lines, size=8, every_s=0.1),
         trickle(server.port, slow_body, size=20, every_s=0.1),
-        trickle(server.port, chunks + b"1\r\nx\r\n" * 2000, size=60, every_s=0.1),
+        trickle(server.port, chunks + b"1\r\nx\r\n" * 10_000, size=60, every_s=0.1),
         trickle(server.port, b"", size=1, every_s=0.1),
-        trickle(server.port, b"\r\n" * 500, size=2, every_s=0.1),
+        trickle(server.port, b"\r\n" * 1000, size=2, every_s=0.1),
     ]
 
     found = await asyncio.gather(*slowly)
 
     assert [statuses(answer) for answer, _ in found] == [[], [408], [408], [], [400]]
-    assert max(seconds for _, seconds in found) < 6.0
+    assert max(seconds for _, seconds in found) < 30  # to send it all takes a minute or more
 
 
 async def test_pipelined_requests_are_answered_in_order(server: FakeServer) -> None:

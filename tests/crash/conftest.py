@@ -31,7 +31,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     reason = why_no_strace() if here else None
     for item in here:
         item.add_marker(pytest.mark.crash)
-        item.add_marker(pytest.mark.timeout(600))
         if reason is not None:
             item.add_marker(pytest.mark.skip(reason=reason))
 

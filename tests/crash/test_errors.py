@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -55,7 +55,7 @@ class Saboteur:
 @pytest.mark.parametrize("error", CALLS)
 @pytest.mark.parametrize("and_after", [False, True], ids=["once", "from then on"])
 def test_an_error_at_any_system_call_keeps_every_promise(
-    sweep: Sweep, tmp_path: Path, error: str, and_after: bool, capsys: pytest.CaptureFixture[str]
+    sweep: Sweep, tmp_path: Path, error: str, and_after: bool, note: Callable[[str], None]
 ) -> None:
     saboteur = Saboteur(tmp_path)
     [calls] = sweep.over([error], saboteur.calls)
@@ -63,8 +63,7 @@ def test_an_error_at_any_system_call_keeps_every_promise(
     results = list(sweep.over(points, saboteur.refuse))
     found = Counter(promise for promises in results for promise in promises)
     when = "and all that follow" if and_after else "once"
-    with capsys.disabled():
-        sys.stdout.write(f"\n{error} {when}: {len(results)} calls, {found.total()} violations\n")
+    note(f"{error} {when}: {len(results)} calls, {found.total()} violations")
 
     assert not found
 

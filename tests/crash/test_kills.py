@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,17 +47,14 @@ class Killer:
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_kill_at_any_system_call_keeps_every_promise(
-    sweep: Sweep, tmp_path: Path, operation: str, capsys: pytest.CaptureFixture[str]
+    sweep: Sweep, tmp_path: Path, operation: str, note: Callable[[str], None]
 ) -> None:
     killer = Killer(operation, tmp_path)
     [calls] = sweep.over([None], killer.calls)
     results = list(sweep.over(calls, killer.kill))
     found = Counter(promise for _, promises in results for promise in promises)
     num_kills = sum(was_killed for was_killed, _ in results)
-    with capsys.disabled():
-        sys.stdout.write(
-            f"\n{operation}: killed at {num_kills} system calls, {found.total()} violations\n"
-        )
+    note(f"{operation}: killed at {num_kills} system calls, {found.total()} violations")
 
     assert not found
     assert num_kills >= 100

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -57,12 +56,11 @@ class PowerCuts:
 
 
 def test_a_power_cut_at_any_event_keeps_every_promise(
-    sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    sweep: Sweep, tmp_path: Path, note: Callable[[str], None]
 ) -> None:
     results = list(PowerCuts(sweep, tmp_path).violations())
     found = Counter(promise for promises in results for promise in promises)
-    with capsys.disabled():
-        sys.stdout.write(f"\npower cuts: {len(results)} states, {found.total()} violations\n")
+    note(f"power cuts: {len(results)} states, {found.total()} violations")
 
     assert not found
     assert len(results) >= 100

@@ -90,7 +90,7 @@ def run(block: Block, port: int, model: Path, folder: Path) -> str:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=100,
+        timeout=300,
         text=True,
     )
     assert done.returncode == 0, f"{block.name} ended with {done.returncode}: {done.stdout[-2000:]}"

@@ -9,7 +9,7 @@ from foreword_bench.errors import BenchError
 from foreword_bench.workload import Workload
 from tests.running_server import RunningServer
 
-pytestmark = [pytest.mark.smollm2, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.smollm2
 
 
 @pytest.mark.parametrize("api", ["openai", "native"])

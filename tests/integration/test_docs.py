@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -42,7 +42,7 @@ def port(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[in
 
 
 def _wait_ready(process: subprocess.Popen[bytes], port: int) -> None:
-    for _ in range(1200):
+    for _ in range(3000):
         assert process.poll() is None, "the server ended"
         try:
             if httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200:
@@ -66,10 +66,9 @@ def put_what_readers_have(folder: Path, port: int) -> None:
 
 
 @pytest.mark.smollm2
-@pytest.mark.timeout(400)
 @pytest.mark.parametrize("page", TO_RUN)
 def test_every_block_of_a_page_runs(
-    page: str, port: int, smollm2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    page: str, port: int, smollm2: Path, tmp_path: Path, note: Callable[[str], None]
 ) -> None:
     put_what_readers_have(tmp_path, port)
     told, began_s, num_run, skipped = "", time.monotonic(), 0, []
@@ -82,9 +81,8 @@ def test_every_block_of_a_page_runs(
         else:
             told = run(block, port, smollm2, tmp_path)
             num_run += 1
-    with capsys.disabled():
-        seconds = time.monotonic() - began_s
-        print(f"\n{page}: {num_run} blocks run in {seconds:.1f} s; not run: {skipped}")  # noqa: T201
+    seconds = time.monotonic() - began_s
+    note(f"{page}: {num_run} blocks run in {seconds:.1f} s; not run: {skipped}")
 
 
 def assert_told(expected: str, told: str) -> None:
@@ -142,7 +140,6 @@ def test_a_block_that_fails_is_noticed(
 
 
 @pytest.mark.smollm2
-@pytest.mark.timeout(200)
 @pytest.mark.parametrize("module", ["client", "async_client"])
 def test_the_examples_in_the_clients_docstrings_are_true(
     module: str, port: int, monkeypatch: pytest.MonkeyPatch

@@ -1,21 +1,19 @@
-"""A task is swapped 200 times under 16 streams: nothing fails, and no stream mixes two versions."""
+"""A task is swapped under 16 streams: nothing fails, and no stream mixes two versions."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import json
+import os
 from dataclasses import dataclass
 
 import httpx
-import pytest
 
 from tests.running_server import RunningServer
 
-pytestmark = [pytest.mark.smollm2, pytest.mark.timeout(600)]
-
 NUM_STREAMS = 16
-NUM_SWAPS = 200
+NUM_SWAPS = int(os.environ.get("NUM_SWAPS", "80"))
 NUM_NEW = 24
 PROMPT = "My favourite place in the world is"
 TEXTS = [
@@ -55,8 +53,8 @@ async def stream(client: httpx.AsyncClient, version: int | None = None) -> Strea
     return Streamed(data["version"], token_ids, data["finish_reason"])
 
 
-async def test_no_stream_notices_a_swap(server: RunningServer) -> None:
-    async with httpx.AsyncClient(base_url=server.url, timeout=120) as client:
+async def test_no_stream_notices_a_swap(small_server: RunningServer) -> None:
+    async with httpx.AsyncClient(base_url=small_server.url, timeout=120) as client:
         for text in TEXTS:
             response = await client.post("/tasks/swapped/versions", json={"text": text})
             if response.status_code == 404:

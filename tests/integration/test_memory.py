@@ -15,9 +15,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from safetensors.numpy import save
 
 from tests.running_server import RunningServer, running_server
+from tests.small_model import save_small_model
 
 pytestmark = [
-    pytest.mark.smollm2,
     pytest.mark.timeout(900),
     pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc"),
 ]
@@ -31,11 +31,14 @@ BUDGET = 32 << 20
 
 @pytest.fixture(scope="module")
 def small_budget(
-    smollm2: Path, tmp_path_factory: pytest.TempPathFactory
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[RunningServer]:
+    """With a small model whose prefixes are large: 1.7 MB each."""
+    folder = tmp_path_factory.mktemp("memory")
+    model = save_small_model(folder / "model", num_layers=6, head_dim=256, max_len=4096)
     budgets = ["--device-prefix-bytes", str(BUDGET), "--host-prefix-bytes", str(BUDGET)]
-    store = tmp_path_factory.mktemp("memory") / "store"
-    with running_server(smollm2, store, *budgets) as running:
+    flags = ("--dtype", "float32", "--num-threads", "1", "--kv-cache-bytes", str(128 << 20))
+    with running_server(model, folder / "store", *flags, *budgets) as running:
         yield running
 
 
@@ -75,8 +78,7 @@ def test_a_resident_task_takes_its_prefix_and_at_most_a_page_more(
         num_bytes = gauge(client, "foreword_engine_prefix_device_bytes")
         num_prefixes = gauge(client, "foreword_engine_prefixes_on_device")
 
-    itemsize = 2 if info["dtype"] == "bfloat16" else 4
-    token = 2 * info["num_layers"] * info["num_kv_heads"] * info["head_dim"] * itemsize
+    token = 2 * info["num_layers"] * info["num_kv_heads"] * info["head_dim"] * 4
     assert num_prefixes == 1
     assert NUM_TOKENS * token <= num_bytes < (NUM_TOKENS + 16) * token
 

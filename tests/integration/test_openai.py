@@ -1,5 +1,5 @@
-"""The official `openai` package, unchanged, against a real server with the real SmolLM2 in float32;
-and every number it is given against transformers' own."""
+"""The official `openai` package, unchanged, against a real server with the first six layers of
+SmolLM2 in float32; and every number it is given against transformers' own."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from transformers import (
     RepetitionPenaltyLogitsProcessor,
 )
 
-from tests.running_server import RunningServer
+from tests.running_server import RunningServer, running_server
 
-pytestmark = [pytest.mark.smollm2, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.smollm2
 
 TASK = "sea"
 TEXT = "You answer in rhymes, you never use the letter Q, and you love the sea.\n\n"
@@ -67,9 +67,32 @@ class Reference:
 
 
 @pytest.fixture(scope="module")
-def reference(smollm2: Path) -> Reference:
-    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
-    return Reference(model, AutoTokenizer.from_pretrained(smollm2))
+def short_smollm2(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real weights and the real tokenizer for a third of the work."""
+    folder = tmp_path_factory.mktemp("short") / "model"
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32, num_hidden_layers=6)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(smollm2).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(short_smollm2: Path) -> Iterator[RunningServer]:
+    flags = ("--dtype", "float32", "--num-threads", "1")
+    with running_server(short_smollm2, short_smollm2.with_name("store"), *flags) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def reference(short_smollm2: Path) -> Reference:
+    model = AutoModelForCausalLM.from_pretrained(short_smollm2, dtype=torch.float32).eval()
+    return Reference(model, AutoTokenizer.from_pretrained(short_smollm2))
+
+
+@pytest.fixture(scope="module")
+def plain(reference: Reference) -> list[int]:
+    """Greedy tokens without any penalty."""
+    return penalised(reference, reference.ids(PROMPTS[1]), NUM_PENALISED, {"extra_body": {}})
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +241,7 @@ def test_a_long_prompt_is_scored_over_all_its_chunks(
     assert answer.usage.completion_tokens == 0
 
 
+NUM_PENALISED = 16
 PENALTIES: list[dict[str, Any]] = [
     {"presence_penalty": 1.5},
     {"frequency_penalty": 2.0},
@@ -228,9 +252,9 @@ PENALTIES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("asked", PENALTIES, ids=lambda asked: next(iter(asked)))
 def test_penalties_give_transformers_tokens_in_a_mixed_batch(
-    client: openai.OpenAI, reference: Reference, asked: dict[str, Any]
+    client: openai.OpenAI, reference: Reference, plain: list[int], asked: dict[str, Any]
 ) -> None:
-    prompt, num_new = reference.ids(PROMPTS[1]), 16
+    prompt, num_new = reference.ids(PROMPTS[1]), NUM_PENALISED
     whole = {"model": TASK, "max_tokens": num_new, "extra_body": {}} | asked
     whole["extra_body"] = whole["extra_body"] | {"return_token_ids": True, "ignore_eos": True}
 
@@ -249,7 +273,6 @@ def test_penalties_give_transformers_tokens_in_a_mixed_batch(
     [alone], [mixed, *_] = asyncio.run(beside(0)), asyncio.run(beside(6))
 
     expected = penalised(reference, prompt, num_new, whole)
-    plain = penalised(reference, prompt, num_new, {"extra_body": {}})
     assert alone.choices[0].token_ids == mixed.choices[0].token_ids == expected
     assert expected != plain, "it must matter in this test"
 

@@ -29,7 +29,7 @@ for root in sys.argv[1:]:
                 print(module.name, exc.name)
 """
 
-pytestmark = [pytest.mark.install, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.install
 
 
 class Environment:

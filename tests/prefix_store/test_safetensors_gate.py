@@ -20,11 +20,11 @@ from tests.prefix_store.bad_files import BAD, EIGHT, ONE, file
 def test_a_bad_file_is_refused_soon_and_in_few_words(
     base: BaseModelSpec, name: str, media_type: str
 ) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(InvalidUpload) as refusal:
         formats.read(BAD[name], media_type, base, max_prefix_tokens=64)
 
-    assert time.perf_counter() - start < 2.0
+    assert time.process_time() - start < 2.0
     assert len(str(refusal.value)) < 300
     assert str(refusal.value).isascii()
     assert str(refusal.value).isprintable()

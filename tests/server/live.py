@@ -56,7 +56,7 @@ def serve(app: FastAPI, *, drain_timeout_s: float = 1.0) -> Iterator[LiveServer]
             assert not thread.is_alive(), "the server did not stop"
 
 
-def wait_until(condition: Callable[[], bool], *, timeout_s: float = 5.0) -> None:
+def wait_until(condition: Callable[[], bool], *, timeout_s: float = 30.0) -> None:
     """Poll; fail after `timeout_s`."""
     deadline_s = time.monotonic() + timeout_s
     while not condition():
@@ -66,7 +66,7 @@ def wait_until(condition: Callable[[], bool], *, timeout_s: float = 5.0) -> None
 
 def connect(live: LiveServer, *lines: str, body: bytes = b"") -> socket.socket:
     """A raw connection with a request's head, and as much of its body as given, sent."""
-    connection = socket.create_connection(("127.0.0.1", live.port), timeout=5)
+    connection = socket.create_connection(("127.0.0.1", live.port), timeout=30)
     head = "\r\n".join([*lines, "Host: test", "", ""])
     connection.sendall(head.encode() + body)
     return connection

@@ -14,18 +14,14 @@ from pathlib import Path
 
 import httpx
 import pytest
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from server.engine.ipc import messages as m
 from server.engine.ipc.child import EngineProcess
 from server.engine.params import SamplingParams
 from tests.running_server import RunningServer, running_server, starting_server, wait_gone
-from tests.server.fakes import make_transformers_tokenizer
+from tests.small_model import save_small_model
 
-pytestmark = [
-    pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),
-    pytest.mark.timeout(180),
-]
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
 FLAGS = ("--dtype", "float32", "--num-threads", "1", "--kv-cache-bytes", str(256 << 20))
 BODY = {"prompt": "Hi", "max_tokens": 15_000, "ignore_eos": True, "stream": True}
@@ -33,15 +29,7 @@ BODY = {"prompt": "Hi", "max_tokens": 15_000, "ignore_eos": True, "stream": True
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """So small that steps are quick, with a context that takes minutes to fill."""
-    folder = tmp_path_factory.mktemp("model")
-    config = LlamaConfig(
-        vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=20_000,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    make_transformers_tokenizer().save_pretrained(folder)
-    return folder
+    return save_small_model(tmp_path_factory.mktemp("model"))
 
 
 @contextlib.contextmanager

@@ -60,7 +60,7 @@ def test_a_model_that_cannot_be_served_is_one_sentence(
         [*command, *options, "--dtype", "float32"],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
 

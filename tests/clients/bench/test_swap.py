@@ -31,7 +31,7 @@ async def test_a_swap_is_visible_at_once_and_no_stream_stalls(small: SmallServer
 
     assert figures["swaps"] >= 2
     assert figures["stale_answers"] == 0
-    assert figures["visible_after_ms"]["max"] < 150
+    assert figures["visible_after_ms"]["max"] < 500
     assert small.num_versions["bench-8-0"] >= 1 + figures["swaps"]
     assert small.num_versions["bench-8-1"] == 1
 
@@ -47,11 +47,11 @@ async def test_versions_that_are_there_can_take_turns(small: SmallServer) -> Non
 
 
 async def test_a_server_that_swaps_late_is_found_out(small: SmallServer) -> None:
-    small.lag_s = 0.15
+    small.lag_s = 0.5
 
     figures = await swapped(small)
 
-    assert figures["visible_after_ms"]["p50"] >= 140
+    assert figures["visible_after_ms"]["p50"] >= 490
     assert figures["stale_answers"] > 0
 
 

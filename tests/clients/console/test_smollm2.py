@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, expect
 from tests.clients.console.conftest import watched
 from tests.running_server import RunningServer, running_server
 
-pytestmark = [pytest.mark.smollm2, pytest.mark.timeout(300)]  # the model is loaded first
+pytestmark = pytest.mark.smollm2
 
 
 @pytest.fixture

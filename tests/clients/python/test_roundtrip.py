@@ -234,4 +234,4 @@ def test_a_client_connects_again_when_the_server_comes_up_late(
 
     assert connect("http://127.0.0.1:1").is_ready() is False
     assert connect(server.url).is_ready() is True
-    assert time.monotonic() - started_s < 5
+    assert time.monotonic() - started_s < 30

@@ -17,7 +17,7 @@ def test_a_streaming_client_that_leaves_cancels_its_sequence(
         lines = response.iter_lines()
         assert next(lines) == "event: token"
 
-    wait_until(lambda: engine.num_in_flight == 0, timeout_s=1.0)
+    wait_until(lambda: engine.num_in_flight == 0)
     assert engine.num_cancelled == 1
     assert engine.num_tokens_made < 100
 
@@ -32,7 +32,7 @@ def test_a_client_that_leaves_before_a_whole_answer_cancels_it_too(
     wait_until(lambda: engine.num_in_flight == 1)
     connection.close()
 
-    wait_until(lambda: engine.num_in_flight == 0, timeout_s=1.0)
+    wait_until(lambda: engine.num_in_flight == 0)
     assert engine.num_tokens_made < 100
 
 
@@ -46,7 +46,7 @@ def test_a_client_that_leaves_in_the_queue_never_gets_a_token(
     wait_until(lambda: engine.num_in_flight == 1)
     connection.close()
 
-    wait_until(lambda: engine.num_in_flight == 0, timeout_s=1.0)
+    wait_until(lambda: engine.num_in_flight == 0)
     assert engine.num_tokens_made == 0
 
 
@@ -61,7 +61,7 @@ def test_all_choices_of_a_client_that_leaves_are_cancelled(
         next(lines)
         assert engine.num_in_flight == 3
 
-    wait_until(lambda: engine.num_in_flight == 0, timeout_s=1.0)
+    wait_until(lambda: engine.num_in_flight == 0)
     assert engine.num_cancelled == 3
 
 

@@ -18,8 +18,8 @@ def test_a_head_that_does_not_arrive_is_closed(
     live: LiveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(DeadlineProtocol, "HEAD_TIMEOUT_S", 0.3)
-    silent = socket.create_connection(("127.0.0.1", live.port), timeout=5)
-    trickling = socket.create_connection(("127.0.0.1", live.port), timeout=5)
+    silent = socket.create_connection(("127.0.0.1", live.port), timeout=30)
+    trickling = socket.create_connection(("127.0.0.1", live.port), timeout=30)
 
     for byte in b"GET /li":
         trickling.sendall(bytes([byte]))
@@ -50,7 +50,7 @@ def test_tokens_are_not_held_back_on_a_connection_that_is_used_again(
     head, raw = generate({"prompt": "hi", "max_tokens": 32, "stream": True})
 
     nums_reads = []
-    with socket.create_connection(("127.0.0.1", live.port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", live.port), timeout=30) as connection:
         for _ in range(3):
             connection.sendall("\r\n".join([*head, "Host: test", "", ""]).encode() + raw)
             answer, num_reads = b"", 0
@@ -81,7 +81,6 @@ def test_a_stream_that_outlives_the_drain_ends_with_an_error_event(
     live: LiveServer, engine: FakeEngine
 ) -> None:
     engine.delay_s = 0.1
-    started_s = time.monotonic()
 
     with httpx.stream("POST", f"{live.url}/generate", json=LONG | {"stream": True}) as response:
         lines = response.iter_lines()
@@ -90,12 +89,12 @@ def test_a_stream_that_outlives_the_drain_ends_with_an_error_event(
         rest = list(lines)
 
     assert "event: error" in rest
-    assert time.monotonic() - started_s < 5.0
+    assert rest.count("event: token") < LONG["max_tokens"] // 2
 
 
 def test_a_slow_client_does_not_hold_up_the_end(live: LiveServer) -> None:
     half = connect(live, "POST /generate HTTP/1.1", "Content-Length: 10")
-    silent = socket.create_connection(("127.0.0.1", live.port), timeout=5)
+    silent = socket.create_connection(("127.0.0.1", live.port), timeout=30)
 
     started_s = time.monotonic()
     live.stop()
@@ -103,4 +102,4 @@ def test_a_slow_client_does_not_hold_up_the_end(live: LiveServer) -> None:
     read_all(half)
     silent.close()
 
-    assert time.monotonic() - started_s < 4.0
+    assert time.monotonic() - started_s < DeadlineProtocol.HEAD_TIMEOUT_S

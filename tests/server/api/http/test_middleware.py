@@ -15,13 +15,11 @@ from tests.server.live import LiveServer, connect, generate, read_all
 def test_a_stalled_body_is_a_408_that_closes(live: LiveServer) -> None:
     head, raw = generate({"prompt": "hi"}, length=1000)
 
-    started_s = time.monotonic()
     answer = read_all(connect(live, *head, body=raw))
 
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b"connection: close" in answer.lower()
     assert b'"code":"body_timeout"' in answer
-    assert time.monotonic() - started_s < 4.0
 
 
 def test_a_slow_body_that_keeps_coming_is_served(live: LiveServer) -> None:
@@ -47,13 +45,9 @@ def test_a_body_announced_too_large_is_refused_unread(
     connection = connect(
         live, request_line, "Content-Type: application/json", f"Content-Length: {length}"
     )
-    started_s = time.monotonic()
-    first = connection.recv(65536)
-    num_seconds = time.monotonic() - started_s
-    answer = first + read_all(connection)
+    answer = read_all(connection)
 
-    assert answer.startswith(b"HTTP/1.1 413 ")
-    assert num_seconds < 1.0
+    assert answer.startswith(b"HTTP/1.1 413 ")  # one that was waited for is a 408
     assert b"connection: close" in answer.lower()
     assert b'"code":"body_too_large"' in answer
 
