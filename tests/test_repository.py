@@ -9,7 +9,6 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from threading import Thread
 
 import pytest
@@ -22,23 +21,7 @@ from server.engine.ipc.messages import EngineStats
 from server.errors import ServerError
 from server.metrics import Metrics
 from server.settings import Settings
-
-ROOT = Path(__file__).parents[1]
-DOCS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
-TEXTS = {".py", ".md", ".toml", ".yml", ".yaml", ".txt", ".json", ".html", ".js", ".css", ""}
-SKIPPED = {".venv", ".git", ".hypothesis", "__pycache__", "node_modules"}
-
-
-def read(path: str) -> str:
-    return (ROOT / path).read_text("utf-8")
-
-
-def files() -> Iterator[Path]:
-    for path in ROOT.rglob("*"):
-        parts = path.relative_to(ROOT).parts
-        hidden = any(part in SKIPPED or part.endswith("_cache") for part in parts)
-        if path.is_file() and not hidden and path.suffix in TEXTS:
-            yield path
+from tests.checkout import ROOT, files, read
 
 
 def error_codes(cls: type[PrefixStoreError] | type[ServerError]) -> set[str]:
@@ -83,22 +66,6 @@ def test_every_file_has_its_line_in_the_architecture() -> None:
         and not re.search(rf"`(\w+/)?{path.name}`", described)
     ]
     assert missing == []
-
-
-@pytest.mark.parametrize("doc", DOCS, ids=lambda doc: str(doc.relative_to(ROOT)))
-def test_links_lead_somewhere(doc: Path) -> None:
-    targets = re.findall(r"\]\(([^)\s]+)\)", doc.read_text("utf-8"))
-    local = [target.partition("#")[0] for target in targets if "://" not in target]
-
-    assert [target for target in local if target and not (doc.parent / target).exists()] == []
-
-
-def test_decisions_are_numbered_without_gaps_and_short() -> None:
-    decisions = sorted(ROOT.glob("docs/decisions/*.md"))
-
-    numbers = [int(path.name[:4]) for path in decisions]
-    assert numbers == list(range(1, len(numbers) + 1))
-    assert [path.name for path in decisions if len(path.read_text().splitlines()) > 40] == []
 
 
 def test_no_file_names_the_machine_it_was_written_on() -> None:
@@ -212,15 +179,6 @@ def answering(path: str, status: int) -> Iterator[int]:
 def check_health(port: int) -> int:
     command = [sys.executable, "-I", str(ROOT / "docker/healthcheck.py")]
     return subprocess.run(command, env={"FOREWORD_PORT": str(port)}, timeout=30).returncode
-
-
-def test_promises_name_tests_that_exist() -> None:
-    named = re.findall(r"`(tests/[\w/.]+)(?:::(\w+))?`", read("docs/promises.md"))
-
-    assert len(named) > 20
-    for path, test in named:
-        assert (ROOT / path).exists(), path
-        assert not test or re.search(rf"def {test}\(", read(path)), test
 
 
 def test_demo_tasks_are_whole_and_the_readme_uses_them() -> None:

@@ -11,12 +11,15 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).parents[2]
 PAGES = (
     *("README.md", "docs/quickstart.md", "docs/http-api.md", "docs/prefix-format.md"),
     *("docs/coming-from.md", "docs/operations.md", "docs/benchmarks.md", "docs/promises.md"),
     *("docs/glossary.md", "docs/architecture.md", "docs/features.md", "docs/tuning.md"),
-    *("docs/prefix-or-lora.md", "docs/console.md"),
+    *("docs/prefix-or-lora.md", "docs/console.md", "docs/faq.md", "docs/troubleshooting.md"),
+    "docs/integrations.md",
     *(
         "clients/python/README.md",
         "clients/bench/README.md",
@@ -78,6 +81,8 @@ def run(block: Block, port: int, model: Path, folder: Path) -> str:
         return json.dumps(json.loads(block.text))
     if block.language == "toml":
         return str(tomllib.loads(block.text))
+    if block.language == "yaml":
+        return str(yaml.safe_load(block.text))
     text = block.text.replace(":8000", f":{port}")
     text = text.replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(model))
     is_python = block.language == "python"
