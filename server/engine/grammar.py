@@ -42,7 +42,7 @@ class GrammarError(Exception):
     hence of what a user sent."""
 
 
-def of_json_schema(schema: dict[str, Any]) -> str:
+def from_json_schema(schema: dict[str, Any]) -> str:
     """The grammar of all JSON that a schema allows. Raises `GrammarError`."""
     try:
         return _written({"grammars": [{"json_schema": _with_style(schema)}]})
@@ -50,18 +50,18 @@ def of_json_schema(schema: dict[str, Any]) -> str:
         raise GrammarError("recursion limit exceeded") from None
 
 
-def of_regex(regex: str) -> str:
+def from_regex(regex: str) -> str:
     """The grammar of all texts that a regular expression matches from start to end."""
     from llguidance import LLMatcher
 
     return LLMatcher.grammar_from_regex(regex)
 
 
-def of_texts(texts: Sequence[str]) -> str:
+def from_texts(texts: Sequence[str]) -> str:
     """The grammar of exactly these texts. Raises `GrammarError`."""
     if sum(map(len, texts)) > MAX_GRAMMAR_BYTES:
         raise GrammarError(TOO_LONG)
-    return of_regex("|".join(map(_escaped, texts)))
+    return from_regex("|".join(map(_escaped, texts)))
 
 
 def _written(grammar: dict[str, Any]) -> str:
@@ -151,7 +151,7 @@ class Matcher:
         self.matcher.consume_token(token_id)
 
     @property
-    def is_at_end(self) -> bool:
+    def is_stopped(self) -> bool:
         """The text is whole, and nothing can follow."""
         return self.matcher.is_stopped() and not self.matcher.is_error()
 

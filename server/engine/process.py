@@ -24,7 +24,7 @@ from server.engine.assembly import Assembly, assemble, make_runner
 from server.engine.grammar import Vocabulary
 from server.engine.ipc import messages as m
 from server.engine.loop.grammars import Grammars
-from server.engine.loop.loop import Closed, Inbox, StepLoop
+from server.engine.loop.loop import ConnectionClosed, Inbox, StepLoop
 from server.engine.loop.prefix_compiler import PrefixCompiler
 from server.engine.memory.residency import Residency, ResidentPrefix
 from server.engine.model.families import UnsupportedModel, first_line
@@ -162,7 +162,7 @@ def _listen(connection: Connection, inbox: Inbox) -> None:
         while (body := connection.receive()) is not None:
             inbox.put(decoder.decode(body))
     finally:
-        inbox.put(Closed())
+        inbox.put(ConnectionClosed())
 
 
 def _info(config: m.EngineConfig, parts: Assembly) -> m.EngineInfo:

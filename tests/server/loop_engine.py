@@ -19,7 +19,7 @@ from prefix_store.prefix import Prefix
 from server.engine.ipc import messages as m
 from server.engine.ipc.client import EngineClient
 from server.engine.loop.grammars import Grammars
-from server.engine.loop.loop import Closed, Inbox, StepLoop
+from server.engine.loop.loop import ConnectionClosed, Inbox, StepLoop
 from server.engine.loop.prefix_compiler import PrefixCompiler
 from server.engine.memory.kv_pool import KvPool
 from server.engine.memory.residency import Residency, ResidentPrefix
@@ -126,8 +126,8 @@ class LoopEngine(EngineClient):
         self._thread: Thread | None = None
 
     @property
-    def num_reused_tokens(self) -> int:
-        return self.scheduler.num_reused_tokens
+    def num_cached_tokens(self) -> int:
+        return self.scheduler.num_cached_tokens
 
     async def start(self) -> None:
         self._info = INFO
@@ -162,7 +162,7 @@ class LoopEngine(EngineClient):
         return 1.0
 
     async def stop(self, drain_timeout_s: float) -> None:
-        self._inbox.put(Closed())
+        self._inbox.put(ConnectionClosed())
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join, 10)
 

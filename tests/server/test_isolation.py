@@ -36,14 +36,14 @@ NUM_WORKERS = 48
 
 
 @dataclass
-class ActivationSeen:
+class Tally:
     """What came out, against what each request's own prefix and prompt make alone."""
 
     num_right: int = 0
     num_wrong: int = 0
     num_cancelled: int = 0
     num_swaps: int = 0
-    num_reused_tokens: int = 0
+    num_cached_tokens: int = 0
     num_loads: int = 0
     num_preemptions: int = 0
     digests: set[Digest | None] = field(default_factory=set)
@@ -59,9 +59,9 @@ class Traffic:
         self._num_versions = [0] * NUM_TASKS
         self._changing = [asyncio.Lock() for _ in range(NUM_TASKS)]
         """One change of a task at a time: of two that overlap one is refused."""
-        self.seen = ActivationSeen()
+        self.seen = Tally()
 
-    async def run(self, num_requests: int) -> ActivationSeen:
+    async def run(self, num_requests: int) -> Tally:
         for task in range(NUM_TASKS):
             for _ in range(2):
                 await self._upload(task)
@@ -126,12 +126,12 @@ class Traffic:
         self.seen.num_wrong += got != right
 
 
-Run = Callable[..., ActivationSeen]
+Run = Callable[..., Tally]
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    def run(num_requests: int, *, forgets_mask: bool = False) -> ActivationSeen:
+    def run(num_requests: int, *, forgets_mask: bool = False) -> Tally:
         settings = Settings(_cli_parse_args=False, store=tmp_path)
         blobs = FileBlobStore(tmp_path / "blobs")
         registry = Registry(f"sqlite:///{tmp_path / 'registry.db'}")
@@ -141,10 +141,10 @@ def run(tmp_path: Path) -> Run:
         tokenizer = Tokenizer(make_transformers_tokenizer())
         app = create_app(settings, store, keys, audit, engine, tokenizer, "tiny")
 
-        async def traffic() -> ActivationSeen:
+        async def traffic() -> Tally:
             async with app.router.lifespan_context(app):
                 seen = await Traffic(app.state.services).run(num_requests)
-                seen.num_reused_tokens = engine.scheduler.num_reused_tokens
+                seen.num_cached_tokens = engine.scheduler.num_cached_tokens
                 seen.num_preemptions = engine.scheduler.num_preemptions
                 seen.num_loads = engine.residency.num_loads
                 return seen
@@ -163,13 +163,13 @@ def test_no_output_is_influenced_by_another_task(
         print(  # noqa: T201
             f"\nisolation: {seen.num_right} of {NUM_REQUESTS} as alone, {seen.num_cancelled} "
             f"cancelled, {seen.num_swaps} swaps, {len(seen.digests)} prefixes loaded "
-            f"{seen.num_loads} times, {seen.num_reused_tokens} prompt tokens reused, "
+            f"{seen.num_loads} times, {seen.num_cached_tokens} prompt tokens reused, "
             f"{seen.num_preemptions} preemptions"
         )
 
     assert seen.num_wrong == 0
     assert seen.num_right == NUM_REQUESTS
-    assert seen.num_reused_tokens > NUM_REQUESTS, "the prompt cache had no part in this"
+    assert seen.num_cached_tokens > NUM_REQUESTS, "the prompt cache had no part in this"
     assert seen.num_loads > 10 * NUM_TASKS, "nothing was evicted"
     assert len(seen.digests) > 2 * NUM_TASKS
     assert seen.num_cancelled > NUM_REQUESTS // 50
@@ -196,13 +196,13 @@ def test_a_mask_forgotten_is_noticed(run: Run) -> None:
 def test_a_prompt_cache_keyed_by_the_tasks_name_is_noticed(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    labels = PromptCache._labels
+    block_hashes = PromptCache._block_hashes
 
     def by_name(self: PromptCache, seq: Sequence, num_pages: int) -> list[bytes]:
         prompt_cache._root = lambda prefix: str(seq.scheduling.queue).encode()
-        return labels(self, seq, num_pages)
+        return block_hashes(self, seq, num_pages)
 
     monkeypatch.setattr(prompt_cache, "_root", prompt_cache._root)  # put back afterwards
-    monkeypatch.setattr(PromptCache, "_labels", by_name)
+    monkeypatch.setattr(PromptCache, "_block_hashes", by_name)
 
     assert run(1500).num_wrong > 0

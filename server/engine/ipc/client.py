@@ -131,7 +131,7 @@ class EngineClient:
     async def load(self, prefix: Digest) -> None:
         """Make a prefix resident. Raises `PrefixUnavailable`."""
         request_id = next(self._ids)
-        await self._ask(request_id, m.Load(request_id, str(prefix)))
+        await self._call(request_id, m.Load(request_id, str(prefix)))
 
     def unload(self, prefix: Digest) -> None:
         """Evict a prefix that no sequence refers to. A dead engine holds nothing anyway."""
@@ -141,9 +141,9 @@ class EngineClient:
     async def evict(self, prefix: Digest) -> bool:
         """The same, and whether it is gone: what is in use or pinned stays."""
         request_id = next(self._ids)
-        reply = await self._ask(request_id, m.Unload(request_id, str(prefix)))
+        reply = await self._call(request_id, m.Unload(request_id, str(prefix)))
         assert isinstance(reply, m.Unloaded)
-        return reply.is_gone
+        return reply.was_evicted
 
     async def pin(self, prefix: Digest) -> None:
         """Make a prefix resident and keep it so, also over the engine's restarts.
@@ -151,7 +151,7 @@ class EngineClient:
         Raises `PrefixUnavailable`, `PinRefused`.
         """
         request_id = next(self._ids)
-        await self._ask(request_id, m.Pin(request_id, str(prefix)))
+        await self._call(request_id, m.Pin(request_id, str(prefix)))
         self.pinned.add(prefix)
 
     def unpin(self, prefix: Digest) -> None:
@@ -160,11 +160,11 @@ class EngineClient:
         with contextlib.suppress(EngineUnavailable):
             self._send(m.Unpin(str(prefix)))
 
-    async def ask_room(self, num_bytes: int) -> m.Room:
+    async def preview_eviction(self, num_bytes: int) -> m.EvictionPreview:
         """What one more prefix of so many bytes would push off the device."""
         request_id = next(self._ids)
-        reply = await self._ask(request_id, m.AskRoom(request_id, num_bytes))
-        assert isinstance(reply, m.Room)
+        reply = await self._call(request_id, m.PreviewEviction(request_id, num_bytes))
+        assert isinstance(reply, m.EvictionPreview)
         return reply
 
     async def verify(self, prefix: Digest, token_ids: list[int]) -> float:
@@ -173,7 +173,7 @@ class EngineClient:
         Raises `StepFailed` where it cannot run or the logits are not finite, `PrefixUnavailable`.
         """
         request_id = next(self._ids)
-        reply = await self._ask(request_id, m.Verify(request_id, str(prefix), token_ids))
+        reply = await self._call(request_id, m.Verify(request_id, str(prefix), token_ids))
         assert isinstance(reply, m.Verified)
         return reply.effect
 
@@ -190,7 +190,7 @@ class EngineClient:
         """
         request_id = next(self._ids)
         source = str(embeddings) if embeddings else None
-        reply = await self._ask(request_id, m.CompilePrefix(request_id, token_ids, source, origin))
+        reply = await self._call(request_id, m.CompilePrefix(request_id, token_ids, source, origin))
         assert isinstance(reply, m.PrefixCompiled)
         return reply
 
@@ -256,18 +256,20 @@ class EngineClient:
             case m.Failed(request_id=request_id, code=code, message=message):
                 error = _FAILURES.get(code, StepFailed)(message)
                 self._deliver(request_id, error, last=True)
-                self._answer(request_id, error)
+                self._resolve(request_id, error)
             case m.Heartbeat(stats=stats):
                 self.stats = stats
-            case m.Loaded() | m.Unloaded() | m.Room() | m.Verified() | m.PrefixCompiled():
-                self._answer(event.request_id, event)
+            case (
+                m.Loaded() | m.Unloaded() | m.EvictionPreview() | m.Verified() | m.PrefixCompiled()
+            ):
+                self._resolve(event.request_id, event)
 
     def _deliver(self, request_id: int, item: Delta | ServerError, *, last: bool) -> None:
         stream = self._streams.pop(request_id, None) if last else self._streams.get(request_id)
         if stream is not None:
             stream.put(item)
 
-    def _answer(self, request_id: int, result: m.Event | ServerError) -> None:
+    def _resolve(self, request_id: int, result: m.Event | ServerError) -> None:
         reply = self._replies.pop(request_id, None)
         if reply is None or reply.done():
             return
@@ -276,7 +278,7 @@ class EngineClient:
         else:
             reply.set_result(result)
 
-    async def _ask(self, request_id: int, message: m.Request) -> m.Event:
+    async def _call(self, request_id: int, message: m.Request) -> m.Event:
         self._send(message)
         reply: asyncio.Future[m.Event] = asyncio.get_running_loop().create_future()
         self._replies[request_id] = reply
@@ -304,4 +306,4 @@ class EngineClient:
         for request_id in list(self._streams):
             self._deliver(request_id, EngineUnavailable(gone), last=True)
         for request_id in list(self._replies):
-            self._answer(request_id, EngineUnavailable(gone))
+            self._resolve(request_id, EngineUnavailable(gone))

@@ -88,8 +88,8 @@ class Unpin(IpcMessage, frozen=True):
     prefix: str
 
 
-class AskRoom(IpcMessage, frozen=True):
-    """What one more prefix of so many bytes would push out. Answered by `Room`."""
+class PreviewEviction(IpcMessage, frozen=True):
+    """What one more prefix of so many bytes would push out. Answered by `EvictionPreview`."""
 
     request_id: int
     num_bytes: int
@@ -121,7 +121,9 @@ class Drain(IpcMessage, frozen=True):
     """Finish what runs, then exit."""
 
 
-Request = Submit | Cancel | Load | Unload | Pin | Unpin | AskRoom | Verify | CompilePrefix | Drain
+Request = (
+    Submit | Cancel | Load | Unload | Pin | Unpin | PreviewEviction | Verify | CompilePrefix | Drain
+)
 
 
 # --- engine process -> API process ---------------------------------------------------------------
@@ -158,14 +160,14 @@ class EngineStats(msgspec.Struct, kw_only=True):
     num_prefill_tokens: int = 0
     num_decode_tokens: int = 0
     num_preemptions: int = 0
-    num_reused_tokens: int = 0
+    num_cached_tokens: int = 0
     """Prompt tokens that were found computed."""
     last_batch_size: int = 0
     step_time_s: float = 0.0
     """Sum over all steps."""
     kv_pages_used: int = 0
     kv_pages_total: int = 0
-    kv_pages_kept: int = 0
+    kv_pages_cached: int = 0
     """In nobody's use, and full of prompts that may come again."""
     prefix_device_bytes: int = 0
     prefix_host_bytes: int = 0
@@ -201,11 +203,11 @@ class Loaded(IpcMessage, frozen=True):
 
 class Unloaded(IpcMessage, frozen=True):
     request_id: int
-    is_gone: bool
+    was_evicted: bool
     """False where something still refers to it."""
 
 
-class Room(IpcMessage, frozen=True):
+class EvictionPreview(IpcMessage, frozen=True):
     request_id: int
     fits: bool
     evicted: list[str]
@@ -236,7 +238,17 @@ class Heartbeat(IpcMessage, frozen=True):
     stats: EngineStats
 
 
-Event = Ready | Tokens | Failed | Loaded | Unloaded | Room | Verified | PrefixCompiled | Heartbeat
+Event = (
+    Ready
+    | Tokens
+    | Failed
+    | Loaded
+    | Unloaded
+    | EvictionPreview
+    | Verified
+    | PrefixCompiled
+    | Heartbeat
+)
 
 
 # --- frames --------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ class Grammars:
     def is_idle(self) -> bool:
         return not self._waiting
 
-    def begin(self, seq: Sequence) -> bool:
+    def attach_matcher(self, seq: Sequence) -> bool:
         """Give a sequence its matcher; False where it has to wait for it."""
         grammar = seq.sampling.grammar
         assert grammar is not None

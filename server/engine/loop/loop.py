@@ -15,7 +15,7 @@ from server.engine.loop.prefix_compiler import PrefixCompiler, SoftPromptRead
 from server.engine.loop.steps import Steps
 from server.engine.loop.verifier import Verifier
 from server.engine.memory.kv_pool import KvPool
-from server.engine.memory.residency import PrefixArrival, Residency
+from server.engine.memory.residency import LoadResult, Residency
 from server.engine.params import Delta
 from server.engine.runner.runner import Runner
 from server.engine.scheduler.batch import Batch
@@ -28,12 +28,12 @@ logger = logging.getLogger(__name__)
 HEARTBEAT_S = 1.0
 
 
-class Closed:
+class ConnectionClosed:
     """The API process is gone: nobody is left to answer."""
 
 
-Item = m.Request | m.Event | PrefixArrival | SoftPromptRead | GrammarCompiled
-Inbox = SimpleQueue[Item | Closed]
+InboxItem = m.Request | m.Event | LoadResult | SoftPromptRead | GrammarCompiled
+Inbox = SimpleQueue[InboxItem | ConnectionClosed]
 
 
 class StepLoop:
@@ -74,11 +74,11 @@ class StepLoop:
         self._is_draining = False
 
     def check(self) -> None:
-        """Before `run`: whether a step runs at all. Raises `NothingRuns`."""
+        """Before `run`: whether a step runs at all. Raises `DeviceLost`."""
         self._steps.check()
 
     def run(self) -> None:
-        """Until drained, or until the API process is gone. Raises `NothingRuns`."""
+        """Until drained, or until the API process is gone. Raises `DeviceLost`."""
         while self._receive() and not (self._is_draining and self._is_idle):
             self._fail_unloadable()
             self._answer_loads()
@@ -86,7 +86,7 @@ class StepLoop:
                 started_s = time.perf_counter()
                 self._steps.step()
                 self._stats.step_time_s += time.perf_counter() - started_s
-            self._beat()
+            self._send_heartbeat()
         self._residency.close()
         self._compiler.close()
         self._grammars.close()
@@ -119,8 +119,8 @@ class StepLoop:
 
     def _fail(self, seq: Sequence, code: str, message: str) -> None:
         self._runner.embeds.pop(seq.request_id, None)
-        self._compiler.end(seq.request_id)
-        self._verifier.end(seq.request_id)
+        self._compiler.remove(seq.request_id)
+        self._verifier.remove(seq.request_id)
         if seq.status is not SequenceStatus.FINISHED:
             self._scheduler.finish(seq)
         self._send(m.Failed(seq.request_id, CompileFailed.code if seq.compiles else code, message))
@@ -139,19 +139,19 @@ class StepLoop:
         try:
             while True:
                 item = self._inbox.get(block, timeout=HEARTBEAT_S if block else None)
-                if isinstance(item, Closed):
+                if isinstance(item, ConnectionClosed):
                     return False
-                self._take(item)
+                self._handle(item)
                 block = False
         except Empty:
             return True
 
-    def _take(self, item: Item) -> None:
+    def _handle(self, item: InboxItem) -> None:
         match item:
             case m.Submit(request_id, prefix, token_ids, sampling, scheduling):
                 digest = Digest(prefix) if prefix is not None else None
                 seq = Sequence(request_id, digest, token_ids, sampling, scheduling)
-                if sampling.grammar is None or self._grammars.begin(seq):
+                if sampling.grammar is None or self._grammars.attach_matcher(seq):
                     self._add(seq)
             case GrammarCompiled():
                 for seq in self._grammars.on_compiled(item):
@@ -163,30 +163,30 @@ class StepLoop:
                 self._residency.acquire(Digest(prefix))
                 self._loads.append(item)
             case m.Unload(request_id, prefix):
-                is_gone = self._residency.evict(Digest(prefix))
-                self._tell(m.Unloaded(request_id, is_gone))
+                was_evicted = self._residency.evict(Digest(prefix))
+                self._send_with_stats(m.Unloaded(request_id, was_evicted))
             case m.Unpin(prefix):
                 self._residency.unpin(Digest(prefix))
-            case m.AskRoom(request_id, num_bytes):
-                victims = self._residency.victims(num_bytes)
-                evicted = [str(digest) for digest in victims or ()]
-                self._send(m.Room(request_id, victims is not None, evicted))
+            case m.PreviewEviction(request_id, num_bytes):
+                eviction_candidates = self._residency.eviction_candidates(num_bytes)
+                evicted = [str(digest) for digest in eviction_candidates or ()]
+                self._send(m.EvictionPreview(request_id, eviction_candidates is not None, evicted))
             case m.Verify():
-                self._add(self._verifier.begin(item))
+                self._add(self._verifier.start(item))
             case m.CompilePrefix():
-                if (compiling := self._compiler.begin(item)) is not None:
+                if (compiling := self._compiler.start(item)) is not None:
                     self._add(compiling)
             case SoftPromptRead(request, embeddings):
                 self._runner.embeds[request.request_id] = embeddings
                 self._add(item.sequence)
-            case PrefixArrival():
-                self._residency.on_arrival(item)
+            case LoadResult():
+                self._residency.on_loaded(item)
                 if item.prefix is None and not self._steps.has_work:  # else the next step tells
                     self._steps.check()
             case m.Drain():
                 self._is_draining = True
             case m.PrefixCompiled(request_id) | m.Failed(request_id):
-                self._compiler.end(request_id)
+                self._compiler.remove(request_id)
                 self._send(item)
 
     def _add(self, seq: Sequence) -> None:
@@ -211,13 +211,13 @@ class StepLoop:
             error = self._residency.error(digest)
             if error is not None:
                 self._send(m.Failed(load.request_id, PrefixUnavailable.code, error))
-            elif not self._residency.is_ready(digest):
+            elif not self._residency.is_resident(digest):
                 continue
             elif isinstance(load, m.Pin) and not self._residency.pin(digest):
                 text = "pinned prefixes may take half of the device budget, and this is too much"
                 self._send(m.Failed(load.request_id, PinRefused.code, text))
             else:
-                self._tell(m.Loaded(load.request_id))
+                self._send_with_stats(m.Loaded(load.request_id))
             self._loads.remove(load)
             self._residency.release(digest)
 
@@ -228,10 +228,10 @@ class StepLoop:
 
     # --- figures ---
 
-    def _tell(self, event: m.Event) -> None:
+    def _send_with_stats(self, event: m.Event) -> None:
         """Send an answer after figures that agree with it."""
         self._next_heartbeat_s = 0.0
-        self._beat()
+        self._send_heartbeat()
         self._send(event)
 
     def _count(self, batch: Batch) -> None:
@@ -242,7 +242,7 @@ class StepLoop:
         self._stats.num_prefill_tokens += num_tokens - num_decode
         self._stats.last_batch_size = len(batch.chunks)
 
-    def _beat(self) -> None:
+    def _send_heartbeat(self) -> None:
         """From this loop and no other thread: a heartbeat says that the loop turns."""
         now_s = time.monotonic()
         if now_s < self._next_heartbeat_s:
@@ -252,10 +252,10 @@ class StepLoop:
         scheduler, residency, stats = self._scheduler, self._residency, self._stats
         stats.num_waiting, stats.num_running = len(scheduler.waiting), len(scheduler.running)
         stats.num_preemptions = scheduler.num_preemptions
-        stats.num_reused_tokens = scheduler.num_reused_tokens
+        stats.num_cached_tokens = scheduler.num_cached_tokens
         stats.kv_pages_total = scheduler.allocator.num_pages
         stats.kv_pages_used = stats.kv_pages_total - scheduler.allocator.num_free
-        stats.kv_pages_kept = scheduler.allocator.num_kept
+        stats.kv_pages_cached = scheduler.allocator.num_cached
         stats.num_loading = residency.num_loading
         stats.prefix_loads, stats.prefix_evictions = residency.num_loads, residency.num_evictions
         stats.prefix_device_bytes = residency.num_device_bytes

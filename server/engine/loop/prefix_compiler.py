@@ -53,16 +53,16 @@ class PrefixCompiler:
         self._report = report
         self._blobs = blobs
         self._spec = spec
-        self._under_way: dict[int, m.CompilePrefix] = {}
+        self._pending: dict[int, m.CompilePrefix] = {}
         self._worker = ThreadPoolExecutor(1, "blob-io", yield_to_steps)
 
     @property
     def is_idle(self) -> bool:
-        return not self._under_way
+        return not self._pending
 
-    def begin(self, request: m.CompilePrefix) -> Sequence | None:
+    def start(self, request: m.CompilePrefix) -> Sequence | None:
         """What to run; None while a soft prompt is read, which `SoftPromptRead` then reports."""
-        self._under_way[request.request_id] = request
+        self._pending[request.request_id] = request
         if request.token_ids is not None:
             return _sequence(request.request_id, request.token_ids)
         self._worker.submit(self._read, request)
@@ -70,11 +70,11 @@ class PrefixCompiler:
 
     def finish(self, request_id: int, kv: Tensor) -> None:
         """Write what was computed, [num_layers, 2, num_kv_heads, L, head_dim], and report it."""
-        self._worker.submit(self._write, self._under_way[request_id], kv)
+        self._worker.submit(self._write, self._pending[request_id], kv)
 
-    def end(self, request_id: int) -> None:
+    def remove(self, request_id: int) -> None:
         """It was answered, well or badly."""
-        self._under_way.pop(request_id, None)
+        self._pending.pop(request_id, None)
 
     def close(self) -> None:
         self._worker.shutdown(wait=False, cancel_futures=True)

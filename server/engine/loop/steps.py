@@ -19,17 +19,17 @@ from server.engine.scheduler.sequence import Sequence, SequenceStatus
 
 logger = logging.getLogger(__name__)
 
-_MAX_WITHOUT_MEMORY = 3
+_MAX_OUT_OF_MEMORY = 3
 """Failed steps in a row, before a device without memory for a single token counts as lost."""
-_NOBODY = 0
+_PROBE_ID = 0
 """Requests have ids from 1 on."""
 
 
-class NothingRuns(Exception):
+class DeviceLost(Exception):
     """Not even a step that ran before: the device is lost, and this process with it."""
 
 
-class Launched(Protocol):
+class StepHandle(Protocol):
     """A step on its way."""
 
     def sample(self) -> None:
@@ -50,16 +50,16 @@ class Launched(Protocol):
         ...
 
 
-class Launcher(Protocol):
+class StepRunner(Protocol):
     """The runner, as seen from here."""
 
-    def launch(self, batch: Batch) -> Launched: ...
+    def launch(self, batch: Batch) -> StepHandle: ...
 
 
 @dataclass(frozen=True, slots=True)
-class _LaunchedStep:
+class _InFlightStep:
     batch: Batch
-    handle: Launched
+    handle: StepHandle
 
 
 class Steps:
@@ -72,7 +72,7 @@ class Steps:
     def __init__(
         self,
         scheduler: Scheduler,
-        runner: Launcher,
+        runner: StepRunner,
         *,
         on_commit: Callable[[Batch, list[Delta]], None],
         on_failure: Callable[[Sequence, str], None],
@@ -83,8 +83,8 @@ class Steps:
         self._on_commit = on_commit
         self._on_failure = on_failure
         self._overlap = overlap
-        self._in_flight: _LaunchedStep | None = None
-        self._num_without_memory = 0
+        self._in_flight: _InFlightStep | None = None
+        self._num_out_of_memory = 0
 
     @property
     def has_work(self) -> bool:
@@ -92,11 +92,11 @@ class Steps:
 
     def step(self) -> None:
         """Launch one step, if anything can run, and take in the one before it; without `overlap`
-        the same one. Raises `NothingRuns`."""
+        the same one. Raises `DeviceLost`."""
         batch = self._scheduler.schedule() if self._scheduler.has_work else Batch([])
         previous, self._in_flight = self._in_flight, None
         try:
-            launched = _LaunchedStep(batch, self._runner.launch(batch)) if batch.chunks else None
+            launched = _InFlightStep(batch, self._runner.launch(batch)) if batch.chunks else None
         except Exception as exc:
             if previous is None or self._finish(previous, then=batch):
                 self._recover(batch, exc)
@@ -108,24 +108,24 @@ class Steps:
             self._sample(launched)
 
     def check(self) -> None:
-        """Run a token that is nobody's, while no step is in flight. Raises `NothingRuns`.
+        """Run a token that is nobody's, while no step is in flight. Raises `DeviceLost`.
 
         After an error of the kind that all later calls return, no request can be blamed.
         """
-        seq = Sequence(_NOBODY, None, [0], SamplingParams(max_tokens=1))
+        seq = Sequence(_PROBE_ID, None, [0], SamplingParams(max_tokens=1))
         if not self._scheduler.allocator.grow(seq.pages, 1):
             return
         try:
             self._runner.launch(Batch([Chunk.of(seq, 0, 1)])).tokens()
-            self._num_without_memory = 0
+            self._num_out_of_memory = 0
         except Exception as exc:
-            self._num_without_memory += 1
-            if not _is_out_of_memory(exc) or self._num_without_memory == _MAX_WITHOUT_MEMORY:
-                raise NothingRuns(f"{type(exc).__name__}: {exc}") from exc
+            self._num_out_of_memory += 1
+            if not _is_out_of_memory(exc) or self._num_out_of_memory == _MAX_OUT_OF_MEMORY:
+                raise DeviceLost(f"{type(exc).__name__}: {exc}") from exc
         finally:
             self._scheduler.allocator.free(seq.pages)
 
-    def _sample(self, flight: _LaunchedStep) -> None:
+    def _sample(self, flight: _InFlightStep) -> None:
         """Grammars have taken in the tokens of the step before: only now it is known what they
         allow. The forward runs meanwhile."""
         try:
@@ -134,7 +134,7 @@ class Steps:
             self._in_flight = None
             self._recover(flight.batch, exc)
 
-    def _finish(self, flight: _LaunchedStep, then: Batch) -> bool:
+    def _finish(self, flight: _InFlightStep, then: Batch) -> bool:
         """Take in a step. Where it fails, the one scheduled after it is abandoned: it was built on
         tokens that never came."""
         try:
@@ -154,12 +154,12 @@ class Steps:
                 flight.handle.tokens()  # the device is done with its pages
         self._scheduler.abandon(batch)
 
-    def _commit(self, batch: Batch, handle: Launched, token_ids: list[int]) -> None:
+    def _commit(self, batch: Batch, handle: StepHandle, token_ids: list[int]) -> None:
         for chunk, token_id in zip(batch.sampled, token_ids, strict=True):
             if token_id == INVALID and chunk.seq.status is not SequenceStatus.FINISHED:
-                self._on_failure(chunk.seq, _why_invalid(chunk.seq))
+                self._on_failure(chunk.seq, _invalid_token_error(chunk.seq))
         logprobs, prompt_logprobs = handle.logprobs(), handle.prompt_logprobs()
-        self._num_without_memory = 0
+        self._num_out_of_memory = 0
         deltas = self._scheduler.commit(batch, token_ids, logprobs, prompt_logprobs)
         self._on_commit(batch, deltas)
 
@@ -193,7 +193,7 @@ class Steps:
         return True
 
 
-def _why_invalid(seq: Sequence) -> str:
+def _invalid_token_error(seq: Sequence) -> str:
     matcher_error = seq.matcher.error if seq.matcher is not None else None
     return matcher_error or "the model's output is not a number"
 

@@ -18,15 +18,15 @@ class Verifier:
 
     def __init__(self, probes: dict[int, Tensor | None]) -> None:
         self._probes = probes
-        self._under_way: dict[int, m.Verify] = {}
+        self._pending: dict[int, m.Verify] = {}
         self._plain: dict[int, Tensor] = {}
 
     def __contains__(self, request_id: int) -> bool:
-        return request_id in self._under_way
+        return request_id in self._pending
 
-    def begin(self, request: m.Verify) -> Sequence:
+    def start(self, request: m.Verify) -> Sequence:
         """The first sequence to run: the prompt on its own."""
-        self._under_way[request.request_id] = request
+        self._pending[request.request_id] = request
         self._probes[request.request_id] = None
         return _sequence(request, None)
 
@@ -35,19 +35,19 @@ class Verifier:
         logits = self._probes[seq.request_id]
         assert logits is not None, "the runner keeps the logits of every probe"
         if not torch.isfinite(logits).all():
-            self.end(seq.request_id)
+            self.remove(seq.request_id)
             return m.Failed(seq.request_id, StepFailed.code, "the model's output is not finite")
         if seq.prefix is None:
             self._plain[seq.request_id] = logits
-            request = self._under_way[seq.request_id]
+            request = self._pending[seq.request_id]
             return _sequence(request, Digest(request.prefix))
         effect = distance(self._plain[seq.request_id], logits)
-        self.end(seq.request_id)
+        self.remove(seq.request_id)
         return m.Verified(seq.request_id, effect)
 
-    def end(self, request_id: int) -> None:
+    def remove(self, request_id: int) -> None:
         """It was answered, well or badly."""
-        self._under_way.pop(request_id, None)
+        self._pending.pop(request_id, None)
         self._probes.pop(request_id, None)
         self._plain.pop(request_id, None)
 

@@ -21,7 +21,7 @@ from server.engine.background import yield_to_steps
 
 logger = logging.getLogger(__name__)
 
-PATIENCE_S = 5.0
+HEAD_OF_LINE_S = 5.0
 """For so long one that waits for room holds up those that came after it, and then, in turn, lets
 them by. Without the first, small ones could take all that is freed, for ever; without the second,
 all would wait where what it waits for is in use for ever."""
@@ -60,12 +60,12 @@ class _Entry:
     error: str = ""
     num_bytes: int = 0
     """On the device; 0 until it was read."""
-    asked_s: float = 0.0
+    requested_s: float = 0.0
     """When somebody began to wait for it."""
 
 
 @dataclass(frozen=True, slots=True)
-class PrefixArrival:
+class LoadResult:
     """What a loader thread brings to the step loop's inbox."""
 
     digest: Digest
@@ -78,8 +78,8 @@ class PrefixArrival:
 class Residency:
     """Prefixes by digest, under one byte budget for the device and one for the host.
 
-    `read` runs on a loader thread: digest -> prefix in host memory, checked and cast. `arrive` is
-    called there with the result and must hand it to the step loop, which calls `on_arrival`. `copy`
+    `read` runs on a loader thread: digest -> prefix in host memory, checked and cast. `report` is
+    called there with the result and must hand it to the step loop, which calls `on_loaded`. `copy`
     brings a prefix to a device of its own; it runs on a thread, too, and may wait. Without it the
     device is the host. All other methods belong to the step loop.
     """
@@ -87,7 +87,7 @@ class Residency:
     def __init__(
         self,
         read: Callable[[Digest], ResidentPrefix],
-        arrive: Callable[[PrefixArrival], None],
+        report: Callable[[LoadResult], None],
         *,
         device_bytes: int,
         host_bytes: int,
@@ -96,7 +96,7 @@ class Residency:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._read = read
-        self._arrive = arrive
+        self._report = report
         self._device_bytes = device_bytes
         self._host_bytes = host_bytes
         self._max_loading = max_loading
@@ -116,7 +116,7 @@ class Residency:
         """Ask for a prefix, and keep it from being evicted until `release`."""
         entry = self._entries.setdefault(digest, _Entry())
         if entry.num_refs == 0:
-            entry.asked_s = self._clock()
+            entry.requested_s = self._clock()
         entry.num_refs += 1
         if entry.state is PrefixState.DEVICE:  # one that waits keeps its place among those that do
             self._entries.move_to_end(digest)
@@ -129,7 +129,7 @@ class Residency:
             del self._entries[digest]
         self.start_loads()
 
-    def is_ready(self, digest: Digest) -> bool:
+    def is_resident(self, digest: Digest) -> bool:
         return self._entries[digest].state is PrefixState.DEVICE
 
     def get(self, digest: Digest) -> ResidentPrefix:
@@ -146,7 +146,7 @@ class Residency:
     # --- loads and evictions ---
 
     def start_loads(self) -> None:
-        """Start what is wanted and fits, in order of arrival; what can never fit fails."""
+        """Start what is wanted and fits, in order of result; what can never fit fails."""
         wanted = [
             (d, e) for d, e in self._entries.items() if e.state is PrefixState.DISK and e.num_refs
         ]
@@ -154,14 +154,14 @@ class Residency:
         for digest, entry in wanted:
             prefix = self._host.get(digest)
             num_bytes = entry.num_bytes if prefix is None else prefix.num_bytes
-            if (error := self._why_never(num_bytes)) is not None:
+            if (error := self._oversize_error(num_bytes)) is not None:
                 self._fail(digest, entry, error)
             elif num_bytes > room:
-                if (self._clock() - entry.asked_s) % (2 * PATIENCE_S) < PATIENCE_S:
+                if (self._clock() - entry.requested_s) % (2 * HEAD_OF_LINE_S) < HEAD_OF_LINE_S:
                     return
             elif prefix is not None:
                 self._make_room(num_bytes)
-                self._place(digest, entry, prefix)
+                self._move_to_device(digest, entry, prefix)
                 room = self._room
             elif self.num_loading < self._max_loading:
                 entry.state = PrefixState.LOADING
@@ -169,18 +169,18 @@ class Residency:
             else:
                 return
 
-    def on_arrival(self, arrival: PrefixArrival) -> None:
+    def on_loaded(self, result: LoadResult) -> None:
         """Take in what a loader brought."""
-        digest, prefix = arrival.digest, arrival.prefix
+        digest, prefix = result.digest, result.prefix
         entry = self._entries[digest]
         if prefix is None:
-            self._fail(digest, entry, arrival.error)
-        elif arrival.on_device:
-            self._ready(digest, entry, prefix)
-        elif (error := self._why_never(prefix.num_bytes)) is not None:
+            self._fail(digest, entry, result.error)
+        elif result.on_device:
+            self._set_resident(digest, entry, prefix)
+        elif (error := self._oversize_error(prefix.num_bytes)) is not None:
             self._fail(digest, entry, error)
         elif self._make_room(prefix.num_bytes):
-            self._place(digest, entry, prefix)
+            self._move_to_device(digest, entry, prefix)
         else:  # what is on the device is in use: wait in host memory for a release
             entry.state, entry.num_bytes = PrefixState.DISK, prefix.num_bytes
             self._keep_on_host(digest, prefix)
@@ -212,7 +212,7 @@ class Residency:
             self._pinned.remove(digest)
             self.release(digest)
 
-    def victims(self, num_bytes: int) -> list[Digest] | None:
+    def eviction_candidates(self, num_bytes: int) -> list[Digest] | None:
         """What has to go to make room for a prefix of this size; None if even that is too little,
         as things are."""
         missing = self.num_device_bytes + num_bytes - self._device_bytes
@@ -267,7 +267,7 @@ class Residency:
         )
         return self._device_bytes - sum(e.prefix.num_bytes for e in held if e.prefix is not None)
 
-    def _why_never(self, num_bytes: int) -> str | None:
+    def _oversize_error(self, num_bytes: int) -> str | None:
         """Why a prefix of this size finds no room, even if all but the pinned ones leave."""
         num_pinned = self._num_pinned_bytes
         if num_bytes <= self._device_bytes - num_pinned:
@@ -278,18 +278,18 @@ class Residency:
 
     def _load(self, digest: Digest) -> None:
         """On a loader thread."""
-        self._bring(digest, lambda: PrefixArrival(digest, self._read(digest)))
+        self._run_load(digest, lambda: LoadResult(digest, self._read(digest)))
 
-    def _bring(self, digest: Digest, make: Callable[[], PrefixArrival]) -> None:
+    def _run_load(self, digest: Digest, make: Callable[[], LoadResult]) -> None:
         """Whatever goes wrong on a thread concerns this prefix alone, and is told."""
         try:
-            arrival = make()
+            result = make()
         except Exception as exc:
             logger.exception("prefix %s could not be loaded", digest)
-            arrival = PrefixArrival(
+            result = LoadResult(
                 digest, None, f"the prefix could not be loaded: {type(exc).__name__}"
             )
-        self._arrive(arrival)
+        self._report(result)
 
     def _fail(self, digest: Digest, entry: _Entry, error: str) -> None:
         """Those who wait are told; whoever asks after them makes a new try."""
@@ -297,20 +297,20 @@ class Residency:
         if entry.num_refs == 0:
             del self._entries[digest]
 
-    def _place(self, digest: Digest, entry: _Entry, prefix: ResidentPrefix) -> None:
+    def _move_to_device(self, digest: Digest, entry: _Entry, prefix: ResidentPrefix) -> None:
         """Onto the device, where there is room."""
         self._keep_on_host(digest, prefix)
         if (copy := self._copy) is None:
-            self._ready(digest, entry, prefix)
+            self._set_resident(digest, entry, prefix)
             return
         entry.state, entry.prefix = PrefixState.COPYING, prefix
         self._copier.submit(
-            self._bring,
+            self._run_load,
             digest,
-            lambda: PrefixArrival(digest, replace(prefix, kv=copy(prefix.kv)), on_device=True),
+            lambda: LoadResult(digest, replace(prefix, kv=copy(prefix.kv)), on_device=True),
         )
 
-    def _ready(self, digest: Digest, entry: _Entry, prefix: ResidentPrefix) -> None:
+    def _set_resident(self, digest: Digest, entry: _Entry, prefix: ResidentPrefix) -> None:
         entry.state, entry.prefix = PrefixState.DEVICE, prefix
         self._entries.move_to_end(digest)
         self.num_loads += 1
@@ -322,10 +322,10 @@ class Residency:
             self._host.popitem(last=False)
 
     def _make_room(self, num_bytes: int) -> bool:
-        victims = self.victims(num_bytes)
-        for digest in victims or ():
+        eviction_candidates = self.eviction_candidates(num_bytes)
+        for digest in eviction_candidates or ():
             self._drop(digest)
-        return victims is not None
+        return eviction_candidates is not None
 
     def _drop(self, digest: Digest) -> None:
         del self._entries[digest]

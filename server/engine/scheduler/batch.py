@@ -59,7 +59,7 @@ class BatchBuilder:
     num_tokens: dict[Sequence, int] = field(default_factory=dict)
     prefills: dict[int, list[Sequence]] = field(default_factory=dict)
     """Sequences that run and lack more than one token, by queue, in the order of their ranks."""
-    admits: bool = True
+    can_admit: bool = True
     """Sequences that wait may still be started."""
 
     def add(self, seq: Sequence, num_tokens: int) -> None:

@@ -1,4 +1,4 @@
-"""Whose turn it is among tasks: each gets tokens by its weight."""
+"""Whose turn it is candidates tasks: each gets tokens by its weight."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ class FairShare:
         self._deficits: dict[int, float] = {}  # in the order of turns
         self._weights: Mapping[int, float] = {}
 
-    def begin(self, weights: Mapping[int, float]) -> None:
+    def start_step(self, weights: Mapping[int, float]) -> None:
         """A step begins. `weights`: of each task that wants something now."""
         kept = {key: deficit for key, deficit in self._deficits.items() if key in weights}
         self._deficits = kept | {key: 0.0 for key in weights if key not in kept}
         self._weights = weights
-        self._begin_rounds()
+        self._refill()
 
-    def next(self, among: Collection[int]) -> int:
-        """Whose turn it is among some of the tasks that want something.
+    def next_task(self, candidates: Collection[int]) -> int:
+        """Whose turn it is candidates some of the tasks that want something.
 
         If none of these has tokens left, but one that is held up has, nobody waits for that one:
         the turn is with the task that owes the fewest rounds.
         """
         for key, deficit in self._deficits.items():
-            if deficit >= 1 and key in among:
+            if deficit >= 1 and key in candidates:
                 return key
-        return max(among, key=lambda key: self._deficits[key] / self._weights[key])
+        return max(candidates, key=lambda key: self._deficits[key] / self._weights[key])
 
-    def allowance(self, key: int) -> int:
+    def budget(self, key: int) -> int:
         """Tokens that the task may take in this turn; at least 1."""
         deficit = self._deficits[key]
         return int(deficit) if deficit >= 1 else max(1, int(self._quantum * self._weights[key]))
@@ -54,9 +54,9 @@ class FairShare:
         self._deficits[key] -= num_tokens
         if self._deficits[key] < 1:  # its turn is over
             self._deficits[key] = self._deficits.pop(key)
-            self._begin_rounds()
+            self._refill()
 
-    def _begin_rounds(self) -> None:
+    def _refill(self) -> None:
         """As many as it takes until somebody has tokens: never more, or debts would vanish."""
         if not self._deficits or max(self._deficits.values()) >= 1:
             return

@@ -17,7 +17,7 @@ class InFlightBatch:
     """A batch that a device may be reading and writing for."""
 
     batch: Batch
-    gone: set[Sequence] = field(default_factory=set)
+    discarded: set[Sequence] = field(default_factory=set)
     """Finished or preempted meanwhile: what they sample here is discarded."""
     pages: list[int] = field(default_factory=list)
     prefixes: list[Digest] = field(default_factory=list)
@@ -42,28 +42,28 @@ class InFlightBatches:
         """Pages that come back with each."""
         return [flight.pages for flight in self._in_flight]
 
-    def put(self, batch: Batch) -> None:
+    def append(self, batch: Batch) -> None:
         if batch.chunks:
             self._in_flight.append(InFlightBatch(batch))
 
-    def last_of(self, seq: Sequence) -> InFlightBatch | None:
+    def last_with(self, seq: Sequence) -> InFlightBatch | None:
         """The last batch that a sequence runs in."""
         return next((flight for flight in reversed(self._in_flight) if flight.runs(seq)), None)
 
-    def drop(self, seq: Sequence) -> None:
+    def discard(self, seq: Sequence) -> None:
         """A sequence runs no more: whatever is in flight of it does not count."""
         for flight in self._in_flight:
-            flight.gone.add(seq)
+            flight.discarded.add(seq)
 
-    def take_oldest(self, batch: Batch) -> InFlightBatch:
+    def pop_oldest(self, batch: Batch) -> InFlightBatch:
         """For a commit. A batch that runs again after it was abandoned is not in flight."""
         if not any(flight.batch is batch for flight in self._in_flight):
             ended = {c.seq for c in batch.chunks if c.seq.status is not SequenceStatus.RUNNING}
-            return InFlightBatch(batch, gone=ended)
+            return InFlightBatch(batch, discarded=ended)
         assert self._in_flight[0].batch is batch, "the batch before this one is not committed"
         return self._in_flight.pop(0)
 
-    def take_newest(self, batch: Batch) -> InFlightBatch:
+    def pop_newest(self, batch: Batch) -> InFlightBatch:
         """To abandon it."""
         assert self._in_flight[-1].batch is batch, "the batch after this one is not abandoned"
         return self._in_flight.pop()

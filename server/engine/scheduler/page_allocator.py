@@ -23,17 +23,17 @@ class PageAllocator:
         self._ref_counts = [0] * num_pages
         self._page_of: dict[bytes, int] = {}
         self._hash_of: dict[int, bytes] = {}
-        self._kept: OrderedDict[int, None] = OrderedDict()  # least recently let go first
+        self._cached: OrderedDict[int, None] = OrderedDict()  # least recently let go first
 
     @property
     def num_free(self) -> int:
         """Pages that nobody owns, those that are kept among them."""
-        return len(self._free) + len(self._kept)
+        return len(self._free) + len(self._cached)
 
     @property
-    def num_kept(self) -> int:
+    def num_cached(self) -> int:
         """Labelled pages that nobody owns."""
-        return len(self._kept)
+        return len(self._cached)
 
     def num_pages_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.page_size)
@@ -56,7 +56,7 @@ class PageAllocator:
         for page in reversed(pages):
             self._ref_counts[page] -= 1
             if self._ref_counts[page] == 0 and page in self._hash_of:
-                self._kept[page] = None
+                self._cached[page] = None
             elif self._ref_counts[page] == 0:
                 heapq.heappush(self._free, page)
         pages.clear()
@@ -82,7 +82,7 @@ class PageAllocator:
         """One more owner for each."""
         for page in pages:
             self._ref_counts[page] += 1
-            self._kept.pop(page, None)
+            self._cached.pop(page, None)
 
     def check(self, held: Iterable[Iterable[int]]) -> None:
         """The invariant, given the pages of each owner: every page is owned, kept or free."""
@@ -91,16 +91,16 @@ class PageAllocator:
             ref_counts[page] += 1
         assert ref_counts == self._ref_counts
         assert all(num == 1 or page in self._hash_of for page, num in enumerate(ref_counts) if num)
-        unowned = sorted([*self._free, *self._kept])
+        unowned = sorted([*self._free, *self._cached])
         assert unowned == [page for page, num in enumerate(ref_counts) if num == 0]
-        assert self._kept.keys() <= self._hash_of.keys()
+        assert self._cached.keys() <= self._hash_of.keys()
         assert {page: block_hash for block_hash, page in self._page_of.items()} == self._hash_of
 
     def _take(self) -> int:
         if self._free:
             page = heapq.heappop(self._free)
         else:
-            page, _ = self._kept.popitem(last=False)
+            page, _ = self._cached.popitem(last=False)
             del self._page_of[self._hash_of.pop(page)]
         self._ref_counts[page] = 1
         return page

@@ -20,7 +20,7 @@ class PromptCache:
 
     def __init__(self, allocator: PageAllocator) -> None:
         self._allocator = allocator
-        self.num_reused_tokens = 0
+        self.num_cached_tokens = 0
 
     def find(self, seq: Sequence) -> list[int]:
         """Pages that hold the start of a sequence. At least one token is left to compute, or there
@@ -37,17 +37,17 @@ class PromptCache:
             found.append(page)
         return found
 
-    def reuse(self, seq: Sequence, pages: list[int]) -> None:
+    def attach(self, seq: Sequence, pages: list[int]) -> None:
         """Begin a sequence, which holds no page yet, with what `find` gave."""
         self._allocator.acquire(pages)
         seq.pages = list(pages)
         seq.num_hashed_pages = len(pages)
         seq.num_computed = seq.num_scheduled = len(pages) * self._allocator.page_size
-        if seq.num_reused is None:  # the second time, after a preemption, it finds its own
-            seq.num_reused = seq.num_computed
-            self.num_reused_tokens += seq.num_reused
+        if seq.num_cached_tokens is None:  # the second time, after a preemption, it finds its own
+            seq.num_cached_tokens = seq.num_computed
+            self.num_cached_tokens += seq.num_cached_tokens
 
-    def keep(self, seq: Sequence) -> None:
+    def cache_full_pages(self, seq: Sequence) -> None:
         """Label the full pages of what a sequence has computed, once it has sampled a token: then
         nothing in them is NaN."""
         num_full = 0 if seq.verifies else seq.num_computed // self._allocator.page_size

@@ -32,7 +32,7 @@ class Prefixes(Protocol):
 
     def release(self, digest: Digest) -> None: ...
 
-    def is_ready(self, digest: Digest) -> bool: ...
+    def is_resident(self, digest: Digest) -> bool: ...
 
 
 class Scheduler:
@@ -86,9 +86,9 @@ class Scheduler:
         return any(self._queues.first(key) for key in self._queues.weights)
 
     @property
-    def num_reused_tokens(self) -> int:
+    def num_cached_tokens(self) -> int:
         """Prompt tokens that were found computed."""
-        return self._prompt_cache.num_reused_tokens if self._prompt_cache is not None else 0
+        return self._prompt_cache.num_cached_tokens if self._prompt_cache is not None else 0
 
     def add(self, seq: Sequence) -> None:
         """Take a sequence in. Ranks age all alike, so an order once found holds for ever."""
@@ -116,7 +116,7 @@ class Scheduler:
         del self._sequences[seq.request_id]
         if seq.prefix is None:
             return
-        if (last := self._in_flight.last_of(seq)) is not None:
+        if (last := self._in_flight.last_with(seq)) is not None:
             last.prefixes.append(seq.prefix)
         else:
             self.prefixes.release(seq.prefix)
@@ -131,7 +131,7 @@ class Scheduler:
         num_decodes = self._decode(builder)
         self._prefill(builder, num_decodes)
         batch = builder.build()
-        self._in_flight.put(batch)
+        self._in_flight.append(batch)
         return batch
 
     def commit(
@@ -146,11 +146,11 @@ class Scheduler:
 
         Sequences that ended or were preempted meanwhile are left out.
         """
-        flight = self._in_flight.take_oldest(batch)
+        flight = self._in_flight.pop_oldest(batch)
         deltas: list[Delta] = []
         for chunk in batch.chunks:
             seq = chunk.seq
-            if seq in flight.gone:
+            if seq in flight.discarded:
                 continue
             seq.num_computed = chunk.end
             seq.num_scheduled = max(seq.num_scheduled, chunk.end)
@@ -160,7 +160,7 @@ class Scheduler:
         deltas += [
             self._append(chunk.seq, token_id, logprobs.get(chunk.seq.request_id))
             for chunk, token_id in zip(batch.sampled, token_ids, strict=True)
-            if chunk.seq not in flight.gone
+            if chunk.seq not in flight.discarded
         ]
         self._release(flight)
         return deltas
@@ -170,8 +170,8 @@ class Scheduler:
 
         Returns what of it is still wanted, which may be run and committed, whole or in parts.
         """
-        flight = self._in_flight.take_newest(batch)
-        wanted = [chunk for chunk in batch.chunks if chunk.seq not in flight.gone]
+        flight = self._in_flight.pop_newest(batch)
+        wanted = [chunk for chunk in batch.chunks if chunk.seq not in flight.discarded]
         for chunk in wanted:
             chunk.seq.num_scheduled = chunk.start
         self._release(flight)
@@ -199,7 +199,7 @@ class Scheduler:
             if num_unscheduled > 1:
                 builder.prefills.setdefault(seq.scheduling.queue, []).append(seq)
             elif num_unscheduled == 1 and builder.budget > 0:
-                num_decodes[seq.scheduling.queue] += self._take(seq, 1, builder)
+                num_decodes[seq.scheduling.queue] += self._schedule_tokens(seq, 1, builder)
         return num_decodes
 
     def _prefill(self, builder: BatchBuilder, num_decodes: Counter[int]) -> None:
@@ -209,42 +209,42 @@ class Scheduler:
             for key, weight in self._queues.weights.items()
             if builder.first_prefill(key) or self._queues.first(key)
         }
-        self._fair_share.begin(weights)
+        self._fair_share.start_step(weights)
         for key, num_tokens in num_decodes.items():
             self._fair_share.charge(key, num_tokens)
         has_room = len(self.running) < self.max_num_seqs
         in_turn = {key for key in weights if has_room or builder.first_prefill(key)}
         while builder.budget > 0 and in_turn:
-            key = self._fair_share.next(in_turn)
-            if num_tokens := self._take_turn(key, builder):
+            key = self._fair_share.next_task(in_turn)
+            if num_tokens := self._schedule_prefill(key, builder):
                 self._fair_share.charge(key, num_tokens)
             else:
                 in_turn.remove(key)
 
-    def _take_turn(self, key: int, builder: BatchBuilder) -> int:
+    def _schedule_prefill(self, key: int, builder: BatchBuilder) -> int:
         """Let a task compute some of a prompt; 0 if it cannot compute any more in this step."""
-        seq = self._next(key, builder)
+        seq = self._next_prefill(key, builder)
         if seq is None:
             return 0
-        wanted = min(builder.budget, builder.num_left(seq), self._fair_share.allowance(key))
-        return self._take(seq, wanted, builder)
+        wanted = min(builder.budget, builder.num_left(seq), self._fair_share.budget(key))
+        return self._schedule_tokens(seq, wanted, builder)
 
-    def _next(self, key: int, builder: BatchBuilder) -> Sequence | None:
+    def _next_prefill(self, key: int, builder: BatchBuilder) -> Sequence | None:
         """Of a task: whoever comes first, of those that run already and those that wait."""
         running = builder.first_prefill(key)
-        if not builder.admits or len(self.running) >= self.max_num_seqs:
+        if not builder.can_admit or len(self.running) >= self.max_num_seqs:
             return running
         waiting = self._queues.first(key)
         if waiting is None or (running is not None and running.rank < waiting.rank):
             return running
         if not self._admit(waiting):
-            builder.admits = False  # nobody overtakes it, or it might never find enough pages
+            builder.can_admit = False  # nobody overtakes it, or it might never find enough pages
             return running
         builder.prefills[key].insert(0, waiting)
         return waiting
 
     def _is_runnable(self, seq: Sequence) -> bool:
-        return seq.prefix is None or self.prefixes.is_ready(seq.prefix)
+        return seq.prefix is None or self.prefixes.is_resident(seq.prefix)
 
     def _admit(self, seq: Sequence) -> bool:
         """Start a sequence if the pool holds all it has to compute: prefills do not thrash."""
@@ -252,26 +252,26 @@ class Scheduler:
         if not self.allocator.fits(len(seq.token_ids), found):
             return False
         if self._prompt_cache is not None:
-            self._prompt_cache.reuse(seq, found)
+            self._prompt_cache.attach(seq, found)
         self._queues.start(seq)
         insort(self.running, seq, key=by_rank)
         return True
 
-    def _take(self, seq: Sequence, num_tokens: int, builder: BatchBuilder) -> int:
+    def _schedule_tokens(self, seq: Sequence, num_tokens: int, builder: BatchBuilder) -> int:
         """Give a sequence its part of the step; returns the number of tokens."""
         end = builder.end(seq) + num_tokens
         while not self.allocator.grow(seq.pages, end):
-            builder.admits = False  # no room: what leaves must not come straight back
+            builder.can_admit = False  # no room: what leaves must not come straight back
             num_coming = sum(map(len, self._in_flight.pages))
             missing = self.allocator.num_pages_for(end) - len(seq.pages)
             if missing <= self.allocator.num_free + num_coming:
                 return 0  # after the step in flight there is room
-            if self._preempt_last(builder) is seq:
+            if self._preempt_lowest(builder) is seq:
                 return 0
         builder.add(seq, num_tokens)
         return num_tokens
 
-    def _preempt_last(self, builder: BatchBuilder) -> Sequence:
+    def _preempt_lowest(self, builder: BatchBuilder) -> Sequence:
         seq = self.running[-1]
         builder.num_tokens.pop(seq, None)
         self._stop(seq)
@@ -284,21 +284,21 @@ class Scheduler:
     def _append(self, seq: Sequence, token_id: int, scores: Logprobs | None) -> Delta:
         seq.append(token_id)
         if self._prompt_cache is not None:
-            self._prompt_cache.keep(seq)
+            self._prompt_cache.cache_full_pages(seq)
         reason = seq.finish_reason_after(token_id, self.eos_token_ids)
         if reason is not None:
             self.finish(seq)
-        return Delta(seq.request_id, [token_id], reason, seq.num_reused or 0, scores)
+        return Delta(seq.request_id, [token_id], reason, seq.num_cached_tokens or 0, scores)
 
     def _stop(self, seq: Sequence) -> None:
         """Run no more. Pages that a step in flight may write to are freed after it."""
         self.running.remove(seq)
         pages, seq.pages = seq.pages, []
-        if (last := self._in_flight.last_of(seq)) is not None:
+        if (last := self._in_flight.last_with(seq)) is not None:
             last.pages += pages
         else:
             self.allocator.free(pages)
-        self._in_flight.drop(seq)
+        self._in_flight.discard(seq)
         seq.num_computed = seq.num_scheduled = 0
 
     def _release(self, flight: InFlightBatch) -> None:

@@ -47,7 +47,7 @@ class Sequence:
     num_scored: int = 0
     """Leading tokens of the prompt after which the next one's log-probability was sent, or is not
     asked for."""
-    num_reused: int | None = None
+    num_cached_tokens: int | None = None
     """Prompt tokens that were found computed; None before it was first admitted."""
 
     def __post_init__(self) -> None:
@@ -88,6 +88,6 @@ class Sequence:
         """Why the sequence ends with this token, the latest of `token_ids`; None if it goes on."""
         if token_id in eos_token_ids and not self.sampling.ignore_eos:
             return "stop"
-        if self.matcher is not None and self.matcher.is_at_end:
+        if self.matcher is not None and self.matcher.is_stopped:
             return "stop"
         return "length" if self.num_completion_tokens >= self.sampling.max_tokens else None

@@ -41,7 +41,7 @@ class Shelf:
         self.refs[digest] -= 1
         assert self.refs[digest] >= 0
 
-    def is_ready(self, digest: Digest) -> bool:
+    def is_resident(self, digest: Digest) -> bool:
         return digest in self.ready
 
     def evict_idle(self) -> None:
@@ -185,8 +185,8 @@ class Simulation:
         self._steps = Steps(
             self.scheduler,
             self,
-            on_commit=self._took,
-            on_failure=self._failed,
+            on_commit=self._on_commit,
+            on_failure=self._on_failure,
             overlap=self.overlap,
         )
 
@@ -237,7 +237,7 @@ class Simulation:
 
     # --- what becomes of it ---
 
-    def _took(self, batch: Batch, deltas: list[Delta]) -> None:
+    def _on_commit(self, batch: Batch, deltas: list[Delta]) -> None:
         self._taken.append(batch)
         for delta in deltas:
             self._checked(self._take, delta)
@@ -249,7 +249,7 @@ class Simulation:
         if delta.finish_reason is not None:
             self.reasons[delta.request_id] = delta.finish_reason
 
-    def _failed(self, seq: Sequence, message: str) -> None:
+    def _on_failure(self, seq: Sequence, message: str) -> None:
         self.failures.append(seq.request_id)
         if seq.status is not SequenceStatus.FINISHED:
             self.scheduler.finish(seq)
@@ -276,7 +276,7 @@ class Simulation:
         for seq in s.running:
             limit = s._queues._queues[seq.scheduling.queue].scheduling.max_concurrency
             assert limit is None or s._queues.num_running(seq.scheduling.queue) <= limit
-            assert seq.prefix is None or self.shelf.is_ready(seq.prefix)
+            assert seq.prefix is None or self.shelf.is_resident(seq.prefix)
 
     def _execute(self, row: Row) -> list[int]:
         """Check all that is read, write, and sample if this row samples."""

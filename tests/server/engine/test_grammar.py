@@ -22,7 +22,11 @@ from server.engine.loop.grammars import GrammarCompiled, Grammars
 from server.engine.loop.steps import Steps
 from server.engine.params import Delta, SamplingParams
 from server.engine.sampling import logits_processors
-from server.engine.sampling.masks import forbid, unpacked, unpacked_by_numpy
+from server.engine.sampling.masks import (
+    apply_grammar_bitmask,
+    unpack_forbidden,
+    unpack_forbidden_by_numpy,
+)
 from server.engine.scheduler.sequence import Sequence, SequenceStatus
 from tests.server.fakes import make_transformers_tokenizer, make_vocabulary
 from tests.tiny_models import VOCAB, Engine, build_model, make_engine
@@ -90,7 +94,7 @@ class Run:
         self.num_ahead = 0
         self.steps = Steps(
             self.engine.scheduler, self.engine.runner,
-            on_commit=self._took, on_failure=self._failed,
+            on_commit=self._on_commit, on_failure=self._on_failure,
             overlap=overlap,
         )  # fmt: skip
 
@@ -110,14 +114,14 @@ class Run:
             self.engine.scheduler.check()
         raise AssertionError("the engine did not come to an end")
 
-    def _took(self, batch: Any, deltas: list[Delta]) -> None:
+    def _on_commit(self, batch: Any, deltas: list[Delta]) -> None:
         self.num_ahead += sum(chunk.awaits_mask for chunk in batch.chunks)
         for delta in deltas:
             self.engine.completions.setdefault(delta.request_id, []).extend(delta.token_ids)
             if delta.finish_reason is not None:
                 self.reasons[delta.request_id] = delta.finish_reason
 
-    def _failed(self, seq: Sequence, message: str) -> None:
+    def _on_failure(self, seq: Sequence, message: str) -> None:
         self.failures[seq.request_id] = message
         if seq.status is not SequenceStatus.FINISHED:
             self.engine.scheduler.finish(seq)
@@ -133,7 +137,7 @@ def test_who_has_a_grammar_follows_it_and_the_others_do_not_notice(
 ) -> None:
     run = Run(letters, overlap=overlap, num_pages=num_pages)
     for i in range(6):
-        run.add(i, grammar.of_regex(FORMS[i // 2]) if i % 2 else None, ignore_eos=not i % 2)
+        run.add(i, grammar.from_regex(FORMS[i // 2]) if i % 2 else None, ignore_eos=not i % 2)
     tokens = run.to_the_end()
 
     assert run.failures == {}
@@ -149,7 +153,7 @@ def test_who_has_a_grammar_follows_it_and_the_others_do_not_notice(
     assert run.reasons[5] == "length"
     for i in range(6):
         alone = Run(letters, overlap=False)
-        form = grammar.of_regex(FORMS[i // 2]) if i % 2 else None
+        form = grammar.from_regex(FORMS[i // 2]) if i % 2 else None
         alone.add(i, form, ignore_eos=not i % 2)
         assert alone.to_the_end()[i] == tokens[i]
 
@@ -157,8 +161,8 @@ def test_who_has_a_grammar_follows_it_and_the_others_do_not_notice(
 def test_where_it_may_end_the_end_of_text_ends_it(letters: Letters) -> None:
     run = Run(letters, overlap=True)
     bias = ((EOS, 100.0),)
-    run.add(1, grammar.of_regex("ab*"), logit_bias=bias)
-    run.add(2, grammar.of_regex("ab*"), logit_bias=((EOS, -100.0),))
+    run.add(1, grammar.from_regex("ab*"), logit_bias=bias)
+    run.add(2, grammar.from_regex("ab*"), logit_bias=((EOS, -100.0),))
     tokens = run.to_the_end()
 
     assert text(tokens[1]) == "a"
@@ -169,9 +173,9 @@ def test_where_it_may_end_the_end_of_text_ends_it(letters: Letters) -> None:
 
 def test_penalties_and_small_choices_stay_inside(letters: Letters) -> None:
     run = Run(letters, overlap=False)
-    run.add(1, grammar.of_texts(["yes", "no."]), presence_penalty=2.0, repetition_penalty=1.5,
+    run.add(1, grammar.from_texts(["yes", "no."]), presence_penalty=2.0, repetition_penalty=1.5,
             top_k=3, top_p=0.5)  # fmt: skip
-    run.add(2, grammar.of_texts(["a", "a(b)|c.*"]), temperature=2.0)
+    run.add(2, grammar.from_texts(["a", "a(b)|c.*"]), temperature=2.0)
     tokens = run.to_the_end()
 
     assert text(tokens[1]) in ("yes", "no.")
@@ -181,8 +185,8 @@ def test_penalties_and_small_choices_stay_inside(letters: Letters) -> None:
 @pytest.mark.parametrize("overlap", [False, True])
 def test_who_cannot_go_on_fails_alone(letters: Letters, overlap: bool) -> None:
     run = Run(letters, overlap=overlap)
-    broken = run.add(1, grammar.of_regex("[a-z]+"))
-    run.add(2, grammar.of_regex("[a-z]+"))
+    broken = run.add(1, grammar.from_regex("[a-z]+"))
+    run.add(2, grammar.from_regex("[a-z]+"))
     run.add(3)
     assert broken.matcher is not None
     broken.matcher.accept(letters_id("!"))  # no grammar of ours leads here
@@ -203,18 +207,18 @@ def test_a_step_that_fails_while_it_chooses_loses_nothing(
     def failing(*args: Any) -> None:
         if next(calls) in (2, 6):
             raise RuntimeError("the device has failed")
-        forbid(*args)
+        apply_grammar_bitmask(*args)
 
     def run() -> dict[int, list[int]]:
         made = Run(letters, overlap=overlap)
         for i in range(4):
-            made.add(i, grammar.of_regex(FORMS[2]) if i % 2 else None)
+            made.add(i, grammar.from_regex(FORMS[2]) if i % 2 else None)
         tokens = made.to_the_end()
         assert made.failures == {}
         return tokens
 
     right = run()
-    monkeypatch.setattr(logits_processors, "forbid", failing)
+    monkeypatch.setattr(logits_processors, "apply_grammar_bitmask", failing)
 
     assert run() == right
     assert next(calls) > 6
@@ -246,14 +250,14 @@ HOSTILE = {
     "multiple": lambda: of_schema({"type": "integer", "multipleOf": 999_999_937}),
     "remote": lambda: of_schema({"$ref": "http://127.0.0.1:1/schema"}),
     "endless": lambda: of_schema({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}),
-    "nothing": lambda: grammar.of_regex(r"[^\s\S]"),
-    "letters": lambda: grammar.of_regex("|".join(rf"\p{{L}}{{1,{i}}}" for i in range(1, 2000))),
-    "parentheses": lambda: grammar.of_regex("(" * 20_000 + ")" * 20_000),
+    "nothing": lambda: grammar.from_regex(r"[^\s\S]"),
+    "letters": lambda: grammar.from_regex("|".join(rf"\p{{L}}{{1,{i}}}" for i in range(1, 2000))),
+    "parentheses": lambda: grammar.from_regex("(" * 20_000 + ")" * 20_000),
 }
 
 
 def of_schema(schema: dict[str, Any]) -> str:
-    return grammar.of_json_schema({"type": "object"} | schema)
+    return grammar.from_json_schema({"type": "object"} | schema)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -321,16 +325,16 @@ def test_a_grammar_is_compiled_once_for_all_who_wait(vocabulary: Vocabulary) -> 
         return vocabulary
 
     grammars, reported = collected(load)
-    one, other, gone = (sequence(i, grammar.of_regex("a+")) for i in range(3))
-    assert not any(grammars.begin(seq) for seq in (one, other, gone))
+    one, other, gone = (sequence(i, grammar.from_regex("a+")) for i in range(3))
+    assert not any(grammars.attach_matcher(seq) for seq in (one, other, gone))
     grammars.cancel(2)
     assert not grammars.is_idle
     go.set()
     ready = grammars.on_compiled(reported.get(timeout=10))
-    third = sequence(3, grammar.of_regex("a+"))
+    third = sequence(3, grammar.from_regex("a+"))
 
     assert ready == [one, other]
-    assert grammars.begin(third)
+    assert grammars.attach_matcher(third)
     assert grammars.is_idle
     assert reported.empty()
     matchers = [seq.matcher for seq in (one, other, third)]
@@ -341,8 +345,8 @@ def test_a_grammar_is_compiled_once_for_all_who_wait(vocabulary: Vocabulary) -> 
 
 def test_who_cannot_be_compiled_is_told(vocabulary: Vocabulary) -> None:
     grammars, reported = collected(lambda: vocabulary)
-    seq = sequence(1, grammar.of_regex("("))
-    assert not grammars.begin(seq)
+    seq = sequence(1, grammar.from_regex("("))
+    assert not grammars.attach_matcher(seq)
 
     assert grammars.on_compiled(reported.get(timeout=10)) == [seq]
     assert seq.matcher is None
@@ -352,7 +356,9 @@ def test_who_cannot_be_compiled_is_told(vocabulary: Vocabulary) -> None:
 def test_bits_beyond_the_logits_are_left_out(vocabulary: Vocabulary) -> None:
     logits = torch.zeros(3, 260)
     texts = {0: "a", 2: "[^x]"}
-    forbid(logits, {row: vocabulary.compile(grammar.of_regex(r)) for row, r in texts.items()})
+    apply_grammar_bitmask(
+        logits, {row: vocabulary.compile(grammar.from_regex(r)) for row, r in texts.items()}
+    )
 
     allowed = make_transformers_tokenizer()("a", add_special_tokens=False).input_ids
     assert logits[0].isfinite().nonzero().flatten().tolist() == allowed
@@ -364,5 +370,5 @@ def test_devices_read_the_bits_as_numpy_does() -> None:
     generator = torch.Generator().manual_seed(1)
     words = torch.randint(-(2**31), 2**31, (3, 4), dtype=torch.int32, generator=generator)
 
-    assert torch.equal(unpacked(words, 120), unpacked_by_numpy(words, 120))
-    assert unpacked(torch.tensor([[-(2**31)]], dtype=torch.int32), 32).sum() == 31
+    assert torch.equal(unpack_forbidden(words, 120), unpack_forbidden_by_numpy(words, 120))
+    assert unpack_forbidden(torch.tensor([[-(2**31)]], dtype=torch.int32), 32).sum() == 31

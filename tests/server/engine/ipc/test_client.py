@@ -328,9 +328,9 @@ async def test_a_prompt_that_was_computed_before_is_reused_unless_that_is_off(
         assert first == [token_id for delta in deltas for token_id in delta.token_ids] == right
         assert deltas[0].num_reused == num_reused
         if num_reused:
-            await eventually(lambda c=client: c.stats.num_reused_tokens == 48)  # type: ignore[misc]
+            await eventually(lambda c=client: c.stats.num_cached_tokens == 48)  # type: ignore[misc]
             assert client.stats.kv_pages_used == 0
-            assert client.stats.kv_pages_kept == 4
+            assert client.stats.kv_pages_cached == 4
         await client.stop(drain_timeout_s=1)
 
 

@@ -18,7 +18,7 @@ from server.engine.ipc import messages as m
 from server.engine.loop.grammars import Grammars
 from server.engine.loop.loop import Inbox, StepLoop
 from server.engine.loop.prefix_compiler import PrefixCompiler
-from server.engine.loop.steps import NothingRuns
+from server.engine.loop.steps import DeviceLost
 from server.engine.memory.kv_pool import KvPool
 from server.engine.memory.residency import Residency, ResidentPrefix
 from server.engine.params import Logprobs, SamplingParams
@@ -126,7 +126,7 @@ def submit(
     regex: str | None = None,
 ) -> m.Submit:
     token_ids = [first] + [5] * (num_tokens - 1)
-    form = None if regex is None else grammar.of_regex(regex)
+    form = None if regex is None else grammar.from_regex(regex)
     return m.Submit(
         request_id, None, token_ids, SamplingParams(max_tokens=max_tokens, grammar=form)
     )
@@ -180,7 +180,7 @@ def test_what_is_longer_than_the_whole_pool_fails_and_holds_up_nobody(run: Run) 
 
 def test_a_lost_device_ends_the_loop_and_no_request_is_blamed(run: Run) -> None:
     sent: list[m.Event] = []
-    with pytest.raises(NothingRuns, match="illegal memory access"):
+    with pytest.raises(DeviceLost, match="illegal memory access"):
         run(submit(1), submit(2, LOSES_DEVICE), submit(3), sent=sent)
 
     assert not [event for event in sent if isinstance(event, m.Failed)]
@@ -192,7 +192,7 @@ def test_a_lost_device_is_noticed_by_a_prefix_that_cannot_be_copied_there(
     lost = property(lambda _: True, lambda *_: None)
     monkeypatch.setattr(FakeRunner, "is_lost", lost, raising=False)
 
-    with pytest.raises(NothingRuns):
+    with pytest.raises(DeviceLost):
         run(m.Submit(1, str(Digest.of(b"gone")), [5, 5], SamplingParams(max_tokens=2)))
 
 
@@ -228,7 +228,7 @@ def test_a_device_without_memory_for_a_token_is_lost_if_that_lasts(
 
     num_launches.clear()
     full_for = 1000
-    with pytest.raises(NothingRuns):
+    with pytest.raises(DeviceLost):
         run(*(submit(i) for i in range(1, 21)))
 
 

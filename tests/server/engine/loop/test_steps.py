@@ -41,7 +41,7 @@ class Run:
     def __post_init__(self) -> None:
         self.steps = Steps(
             self.engine.scheduler, self.engine.runner,
-            on_commit=self._took, on_failure=self._failed,
+            on_commit=self._on_commit, on_failure=self._on_failure,
             overlap=self.overlap,
         )  # fmt: skip
 
@@ -53,12 +53,12 @@ class Run:
             self.engine.scheduler.check()
         raise AssertionError("the engine did not come to an end")
 
-    def _took(self, batch: Batch, deltas: list[Delta]) -> None:
+    def _on_commit(self, batch: Batch, deltas: list[Delta]) -> None:
         self.chunks_in_flight += sum(chunk.input_in_flight for chunk in batch.chunks)
         for delta in deltas:
             self.engine.completions.setdefault(delta.request_id, []).extend(delta.token_ids)
 
-    def _failed(self, seq: Sequence, message: str) -> None:
+    def _on_failure(self, seq: Sequence, message: str) -> None:
         self.failures.append(seq.request_id)
         if seq.status is not SequenceStatus.FINISHED:
             self.engine.scheduler.finish(seq)

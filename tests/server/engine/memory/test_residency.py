@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from prefix_store.digest import Digest
-from server.engine.memory.residency import PATIENCE_S, PrefixArrival, Residency, ResidentPrefix
+from server.engine.memory.residency import HEAD_OF_LINE_S, LoadResult, Residency, ResidentPrefix
 
 SIZE = 4 * 2 * 8  # bytes of the prefix that `read` makes
 
@@ -32,7 +32,7 @@ class Bench:
         copy: Callable[[Tensor], Tensor] | None,
     ) -> None:
         self.now_s = 0.0
-        self.inbox: SimpleQueue[PrefixArrival] = SimpleQueue()
+        self.inbox: SimpleQueue[LoadResult] = SimpleQueue()
         self.reads: list[Digest] = []
         self.load = load
         self.residency = Residency(
@@ -50,7 +50,7 @@ class Bench:
 
     def settle(self, num_arrivals: int = 1) -> None:
         for _ in range(num_arrivals):
-            self.residency.on_arrival(self.inbox.get(timeout=5))
+            self.residency.on_loaded(self.inbox.get(timeout=5))
 
     def settle_all(self) -> None:
         while self.residency.num_loading:
@@ -94,14 +94,14 @@ A, B, C, D = (Digest.of(name) for name in (b"a", b"b", b"c", b"d"))
 def test_a_prefix_is_read_once_and_stays_while_there_is_room(bench: Callable[..., Bench]) -> None:
     b = bench()
     b.residency.acquire(A)
-    assert not b.residency.is_ready(A)
+    assert not b.residency.is_resident(A)
     b.settle()
-    assert b.residency.is_ready(A)
+    assert b.residency.is_resident(A)
     b.residency.release(A)
 
     b.residency.acquire(A)
 
-    assert b.residency.is_ready(A)
+    assert b.residency.is_resident(A)
     assert b.reads == [A]
 
 
@@ -127,11 +127,11 @@ def test_a_prefix_in_use_is_never_evicted_and_the_next_waits_for_room(
     b.residency.acquire(B)
     b.settle()
     assert b.residency.on_device == [A]
-    assert not b.residency.is_ready(B)
+    assert not b.residency.is_resident(B)
 
     b.residency.release(A)
 
-    assert b.residency.is_ready(B)
+    assert b.residency.is_resident(B)
     assert b.reads == [A, B], "it waited in host memory, not on disk"
 
 
@@ -144,7 +144,7 @@ def test_from_the_host_nothing_is_read_again(bench: Callable[..., Bench]) -> Non
 
     b.residency.acquire(A)
 
-    assert b.residency.is_ready(A)
+    assert b.residency.is_resident(A)
     assert b.reads == [A, B]
     assert b.residency.num_host_bytes <= 2 * SIZE
 
@@ -162,11 +162,11 @@ def test_a_slow_load_does_not_hold_up_another(bench: Callable[..., Bench]) -> No
     b.residency.acquire(B)
     b.settle()
 
-    assert b.residency.is_ready(B)
-    assert not b.residency.is_ready(A)
+    assert b.residency.is_resident(B)
+    assert not b.residency.is_resident(A)
     gate.set()
     b.settle()
-    assert b.residency.is_ready(A)
+    assert b.residency.is_resident(A)
 
 
 def test_a_failed_load_is_told_and_tried_again_by_the_next(bench: Callable[..., Bench]) -> None:
@@ -187,7 +187,7 @@ def test_a_failed_load_is_told_and_tried_again_by_the_next(bench: Callable[..., 
     b.residency.acquire(A)
     b.settle()
 
-    assert b.residency.is_ready(A)
+    assert b.residency.is_resident(A)
 
 
 def test_a_prefix_beyond_the_whole_budget_fails_with_the_numbers(
@@ -219,7 +219,7 @@ def test_evicting_what_is_in_use_does_nothing(bench: Callable[..., Bench]) -> No
 
     b.residency.evict(A)
 
-    assert b.residency.is_ready(A)
+    assert b.residency.is_resident(A)
 
 
 def test_loader_threads_leave_the_step_loop_its_threads(bench: Callable[..., Bench]) -> None:
@@ -251,11 +251,11 @@ def test_one_that_pins_leave_no_room_for_fails_and_others_are_loaded(
     error = b.residency.error(B) or ""
     assert f"{3 * SIZE} bytes" in error
     assert f"{2 * SIZE} of them pinned" in error
-    assert b.residency.is_ready(C)
+    assert b.residency.is_resident(C)
     b.residency.release(B)
     b.residency.unpin(A)
     b.bring(B)
-    assert b.residency.is_ready(B)
+    assert b.residency.is_resident(B)
 
 
 def test_a_pin_fails_those_that_wait_and_can_never_fit_beside_it(
@@ -276,14 +276,14 @@ def test_one_that_waits_for_room_gets_it_before_those_that_came_later(
     b = bench(sized({A: 2, B: 3}), device=4, host=9)
     b.bring(A, B, C)
     b.residency.acquire(B)  # asked for once more, it does not stand behind C
-    assert not b.residency.is_ready(B)
-    assert not b.residency.is_ready(C)
+    assert not b.residency.is_resident(B)
+    assert not b.residency.is_resident(C)
 
     b.residency.release(A)
     b.settle_all()
 
-    assert b.residency.is_ready(B)
-    assert b.residency.is_ready(C)
+    assert b.residency.is_resident(B)
+    assert b.residency.is_resident(C)
 
 
 def test_one_that_waits_for_room_holds_up_others_for_a_while_only(
@@ -292,13 +292,13 @@ def test_one_that_waits_for_room_holds_up_others_for_a_while_only(
     b = bench(sized({A: 2, B: 3}), device=4, host=9)
     b.bring(A, B, C)
 
-    b.now_s = PATIENCE_S
+    b.now_s = HEAD_OF_LINE_S
     b.residency.start_loads()
     b.settle_all()
 
-    assert b.residency.is_ready(C)
+    assert b.residency.is_resident(C)
     b.residency.release(A)
-    assert b.residency.is_ready(B)
+    assert b.residency.is_resident(B)
 
 
 def test_those_that_wait_are_not_read_again_and_again_where_the_host_holds_one(
@@ -308,18 +308,18 @@ def test_those_that_wait_are_not_read_again_and_again_where_the_host_holds_one(
     b.bring(A)
     for digest in (B, C, D):
         b.residency.acquire(digest)
-    b.now_s = 2 * PATIENCE_S
+    b.now_s = 2 * HEAD_OF_LINE_S
     for _ in range(10):
         b.residency.start_loads()
         b.settle_all()
-        b.now_s += PATIENCE_S
+        b.now_s += HEAD_OF_LINE_S
     assert b.reads.count(B) == b.reads.count(C) == b.reads.count(D) == 1
 
     for last in (A, B, C):
         b.residency.release(last)
         b.settle_all()
 
-    assert b.residency.is_ready(D)
+    assert b.residency.is_resident(D)
 
 
 OPERATIONS = st.lists(
@@ -349,7 +349,7 @@ def test_nothing_waits_for_what_can_never_be_and_room_is_used(
         elif what == "release" and name in refs:
             refs.remove(name)
             r.release(name)
-        elif what == "pin" and name in refs and r.is_ready(name) and r.pin(name):
+        elif what == "pin" and name in refs and r.is_resident(name) and r.pin(name):
             pinned.add(name)
         elif what == "unpin":
             r.unpin(name)
@@ -361,16 +361,16 @@ def test_nothing_waits_for_what_can_never_be_and_room_is_used(
         assert r.num_device_bytes <= 10 * SIZE
     for _ in range(2):  # those that wait, and then those behind them
         b.settle_all()
-        b.now_s += PATIENCE_S
+        b.now_s += HEAD_OF_LINE_S
         r.start_loads()
     b.settle_all()
     r.close()
 
     left = 10 - sum(sizes[name] for name in pinned)
     in_use = sum(sizes[name] for name in {*refs, *pinned} if r.error(name) is None
-                 and r.is_ready(name))  # fmt: skip
+                 and r.is_resident(name))  # fmt: skip
     for name in set(refs):
-        if r.error(name) is not None or r.is_ready(name):
+        if r.error(name) is not None or r.is_resident(name):
             continue
         assert sizes[name] <= left, "it waits for ever"
         assert sizes[name] > 10 - in_use, "there is room"
@@ -400,14 +400,14 @@ def test_a_prefix_is_ready_when_its_copy_is_there_and_nobody_waits_for_that(
     b.residency.acquire(A)
     b.settle()
 
-    assert not b.residency.is_ready(A)
+    assert not b.residency.is_resident(A)
     assert b.residency.num_loading == 1
     assert b.residency.num_device_bytes == SIZE, "its room is taken"
 
     copy.gate.set()
     b.settle()
 
-    assert b.residency.is_ready(A)
+    assert b.residency.is_resident(A)
     assert b.residency.num_loading == 0
     assert threading.main_thread().name not in copy.threads
 
@@ -422,10 +422,10 @@ def test_from_the_host_it_is_copied_again_and_not_read(bench: Callable[..., Benc
         b.residency.release(digest)
 
     b.residency.acquire(A)
-    assert not b.residency.is_ready(A)
+    assert not b.residency.is_resident(A)
     b.settle()
 
-    assert b.residency.is_ready(A)
+    assert b.residency.is_resident(A)
     assert b.reads == [A, B]
     assert b.residency.num_evictions == 2
 
@@ -445,7 +445,7 @@ def test_what_is_being_copied_is_not_evicted(bench: Callable[..., Bench]) -> Non
     b.settle()  # A is there, which nobody wants: B takes its room
     b.settle()
 
-    assert b.residency.is_ready(B)
+    assert b.residency.is_resident(B)
     assert b.residency.on_device == [B]
 
 

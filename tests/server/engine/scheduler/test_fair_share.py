@@ -31,48 +31,48 @@ def test_a_task_with_one_request_does_not_wait_behind_a_thousand_of_another() ->
 
 
 def test_turns_take_a_quantum_each_and_weights_stretch_it() -> None:
-    turns = FairShare(quantum=10)
+    fair_share = FairShare(quantum=10)
     weights = {1: 1.0, 2: 3.0, 3: 0.5}
     taken = dict.fromkeys(weights, 0)
     order = []
-    turns.begin(weights)
+    fair_share.start_step(weights)
     for _ in range(900):
-        key = turns.next(weights)
+        key = fair_share.next_task(weights)
         if order[-1:] != [key]:
             order.append(key)
         taken[key] += 1
-        turns.charge(key, 1)
+        fair_share.charge(key, 1)
 
     assert order[:6] == [1, 2, 3, 1, 2, 3]
     assert taken == {1: 200, 2: 600, 3: 100}
 
 
 def test_a_debt_is_paid_off_before_the_next_turn() -> None:
-    turns = FairShare(quantum=10)
-    turns.begin({1: 1.0, 2: 1.0})
-    turns.charge(1, 35)  # decoded
+    fair_share = FairShare(quantum=10)
+    fair_share.start_step({1: 1.0, 2: 1.0})
+    fair_share.charge(1, 35)  # decoded
     taken = {1: 0, 2: 0}
     for _ in range(65):
-        key = turns.next({1, 2})
+        key = fair_share.next_task({1, 2})
         taken[key] += 1
-        turns.charge(key, 1)
+        fair_share.charge(key, 1)
 
     assert abs(taken[2] - (taken[1] + 35)) <= 10
 
 
 def test_who_wants_nothing_is_forgotten_and_who_is_held_up_holds_up_nobody() -> None:
-    turns = FairShare(quantum=10)
-    turns.begin({1: 1.0, 2: 1.0})
-    turns.charge(1, 10_000)
-    assert turns.next({1}) == 1
-    assert turns.allowance(1) == 10
+    fair_share = FairShare(quantum=10)
+    fair_share.start_step({1: 1.0, 2: 1.0})
+    fair_share.charge(1, 10_000)
+    assert fair_share.next_task({1}) == 1
+    assert fair_share.budget(1) == 10
 
-    turns.begin({2: 1.0})
-    turns.charge(1, 10_000)  # for free
-    turns.begin({1: 1.0, 2: 1.0})
-    turns.charge(2, turns.allowance(2))
+    fair_share.start_step({2: 1.0})
+    fair_share.charge(1, 10_000)  # for free
+    fair_share.start_step({1: 1.0, 2: 1.0})
+    fair_share.charge(2, fair_share.budget(2))
 
-    assert turns.next({1, 2}) == 1
+    assert fair_share.next_task({1, 2}) == 1
 
 
 WEIGHTS = st.lists(st.sampled_from((0.25, 0.5, 1.0, 2.0, 4.0)), min_size=2, max_size=5)

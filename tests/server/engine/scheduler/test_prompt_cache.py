@@ -66,7 +66,7 @@ def test_a_header_is_computed_once() -> None:
     assert first_chunk(run, sequence(1, [*HEADER, 1, 2], prefix=A)) == (0, 14)
     assert first_chunk(run, sequence(2, [*HEADER, 3, 4, 5], prefix=A)) == (12, 3)
     assert first_chunk(run, sequence(3, [*HEADER[:5], 9, *HEADER[6:]], prefix=A)) == (4, 8)
-    assert run.scheduler.num_reused_tokens == 16
+    assert run.scheduler.num_cached_tokens == 16
 
 
 def test_a_prompt_known_to_the_end_still_computes_a_token() -> None:
@@ -125,7 +125,7 @@ def test_a_preempted_sequence_finds_its_own_pages_and_counts_them_once() -> None
     run.run()
 
     assert run.scheduler.num_preemptions > 0
-    assert run.scheduler.num_reused_tokens == 0
+    assert run.scheduler.num_cached_tokens == 0
     needed = 2 * (12 + 12 - 1)
     assert run.num_tokens_run <= needed + 4, "only the tokens of a page that was not full"
 
@@ -143,7 +143,7 @@ def test_what_only_compiles_has_no_part_in_it() -> None:
     run.scheduler.commit(batch, [])
     run.scheduler.finish(soft)
     assert soft.block_hashes == []
-    assert run.scheduler.allocator.num_kept == 3
+    assert run.scheduler.allocator.num_cached == 3
 
 
 def test_what_only_verifies_has_no_part_in_it() -> None:
@@ -157,7 +157,7 @@ def test_what_only_verifies_has_no_part_in_it() -> None:
 
     assert first_chunk(run, probe) == (0, 13)
     assert probe.block_hashes == []
-    assert run.scheduler.allocator.num_kept == 3
+    assert run.scheduler.allocator.num_cached == 3
 
 
 def test_what_never_sampled_a_token_is_not_kept() -> None:
@@ -166,7 +166,7 @@ def test_what_never_sampled_a_token_is_not_kept() -> None:
     run.step()
     run.scheduler.cancel(1)  # its logits might have been NaN
 
-    assert run.scheduler.allocator.num_kept == 0
+    assert run.scheduler.allocator.num_cached == 0
 
 
 # --- pages run out ---
@@ -178,7 +178,7 @@ def test_kept_pages_count_as_free_and_the_longest_unused_goes_first() -> None:
     first_chunk(run, sequence(2, [*HEADER, 1], max_tokens=1, prefix=B))
     first_chunk(run, sequence(3, [*HEADER, 1], max_tokens=1, prefix=A))  # used again
     allocator = run.scheduler.allocator
-    assert (allocator.num_kept, allocator.num_free) == (6, 8)
+    assert (allocator.num_cached, allocator.num_free) == (6, 8)
 
     assert first_chunk(run, sequence(4, [99] * 16, max_tokens=1)) == (0, 16)
 
@@ -274,4 +274,4 @@ def test_reuse_changes_no_token_of_a_model(family: str) -> None:
 
     assert [engine.completions[n] for n in range(12)] == right
     assert [engine.completions[100 + n] for n in range(12)] == right
-    assert engine.scheduler.num_reused_tokens > 12 * 12
+    assert engine.scheduler.num_cached_tokens > 12 * 12

@@ -17,7 +17,7 @@ MAX_STEPS = 3000
 
 
 @dataclass(frozen=True)
-class PrefixArrival:
+class Arrival:
     header: int
     """Tokens that it shares with others."""
     tail: tuple[int, ...]
@@ -33,7 +33,7 @@ class PrefixArrival:
 
 ARRIVALS = st.lists(
     st.builds(
-        PrefixArrival,
+        Arrival,
         header=st.sampled_from((0, 4, 9, 16)),
         tail=st.lists(st.integers(3, 5), min_size=1, max_size=14).map(tuple),
         continues=st.integers(0, 24),
@@ -49,7 +49,7 @@ ARRIVALS = st.lists(
 )
 
 
-def prompts_of(arrivals: list[PrefixArrival]) -> list[list[int]]:
+def prompts_of(arrivals: list[Arrival]) -> list[list[int]]:
     prompts: list[list[int]] = []
     for i, each in enumerate(arrivals):
         begin = list(range(10, 10 + each.header))
@@ -74,7 +74,7 @@ def prompts_of(arrivals: list[PrefixArrival]) -> list[list[int]]:
     prompt_cache=st.booleans(),
 )
 def test_any_trace(
-    arrivals: list[PrefixArrival],
+    arrivals: list[Arrival],
     num_pages: int,
     ready_at: list[int],
     evictions: set[int],
