@@ -261,7 +261,7 @@ class FakeEngine:
             if not made:
                 stream.put(Delta(number, [], "stop"))
         except asyncio.CancelledError:
-            stream.put(EngineUnavailable("the engine stopped under this request; try again"))
+            stream.put(EngineUnavailable("the engine stopped while it ran this request; try again"))
         finally:
             self._running.pop(number, None)
 

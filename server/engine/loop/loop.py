@@ -1,5 +1,4 @@
-"""The step loop: take what arrived, step, send what steps made. One thread, which never waits for a
-disk."""
+"""The step loop: handles requests, runs steps, sends tokens. One thread, which reads no disk."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ HEARTBEAT_S = 1.0
 
 
 class ConnectionClosed:
-    """The API process is gone: nobody is left to answer."""
+    """The API process has closed the connection, so that nothing can be answered."""
 
 
 InboxItem = m.Request | m.Event | LoadResult | SoftPromptRead | GrammarCompiled
@@ -37,7 +36,7 @@ Inbox = SimpleQueue[InboxItem | ConnectionClosed]
 
 
 class StepLoop:
-    """Owns the device through `runner`; everything reaches it through `inbox`."""
+    """The engine's main loop. It alone uses the device, and receives everything through `inbox`."""
 
     def __init__(
         self,
@@ -74,11 +73,11 @@ class StepLoop:
         self._is_draining = False
 
     def check(self) -> None:
-        """Before `run`: whether a step runs at all. Raises `DeviceLost`."""
+        """Check before `run` that a step can run. Raises `DeviceLost`."""
         self._steps.check()
 
     def run(self) -> None:
-        """Until drained, or until the API process is gone. Raises `DeviceLost`."""
+        """Run until drained or until the API process disconnects. Raises `DeviceLost`."""
         while self._receive() and not (self._is_draining and self._is_idle):
             self._fail_unloadable()
             self._answer_loads()
@@ -91,7 +90,7 @@ class StepLoop:
         self._compiler.close()
         self._grammars.close()
 
-    # --- what steps make ---
+    # --- results of steps ---
 
     def _postprocess(self, batch: Batch, deltas: list[Delta]) -> None:
         if deltas:
@@ -134,7 +133,10 @@ class StepLoop:
         return no_sequences and not self._steps.has_work and not under_way
 
     def _receive(self) -> bool:
-        """Take all that arrived; when there is nothing to do, sleep until something does."""
+        """Handle all items in the inbox, and wait for one if there is no work.
+
+        Returns False once the connection is closed.
+        """
         block = not self._steps.has_work
         try:
             while True:
@@ -181,7 +183,7 @@ class StepLoop:
                 self._add(item.sequence)
             case LoadResult():
                 self._residency.on_loaded(item)
-                if item.prefix is None and not self._steps.has_work:  # else the next step tells
+                if item.prefix is None and not self._steps.has_work:  # else the next step checks it
                     self._steps.check()
             case m.Drain():
                 self._is_draining = True
@@ -190,14 +192,14 @@ class StepLoop:
                 self._send(item)
 
     def _add(self, seq: Sequence) -> None:
-        """A sequence waits for its turn, unless that can never come; others would wait, too."""
+        """Queue a sequence, or fail it if the pool can never hold it: it would block others."""
         self._scheduler.add(seq)
         if not self._scheduler.can_hold(seq):
-            text = f"the request takes {seq.max_slots} tokens of KV cache, which is more than all"
+            text = f"the request needs {seq.max_slots} tokens of KV cache, more than there are"
             self._fail(seq, InvalidRequest.code, text)
 
     def _start(self, seq: Sequence) -> None:
-        """One that waited for its grammar."""
+        """Queue a sequence whose grammar was compiled, or fail it if that failed."""
         if seq.matcher is not None:
             self._add(seq)
             return
@@ -205,7 +207,7 @@ class StepLoop:
         self._send(m.Failed(seq.request_id, StepFailed.code, text))
 
     def _answer_loads(self) -> None:
-        """A load holds a reference until it is answered, so that it cannot be evicted before."""
+        """Answer finished loads and pins. Until then, each holds a reference against eviction."""
         for load in list(self._loads):
             digest = Digest(load.prefix)
             error = self._residency.error(digest)
@@ -214,7 +216,7 @@ class StepLoop:
             elif not self._residency.is_resident(digest):
                 continue
             elif isinstance(load, m.Pin) and not self._residency.pin(digest):
-                text = "pinned prefixes may take half of the device budget, and this is too much"
+                text = "pinned prefixes may take at most half of the device budget"
                 self._send(m.Failed(load.request_id, PinRefused.code, text))
             else:
                 self._send_with_stats(m.Loaded(load.request_id))
@@ -226,10 +228,10 @@ class StepLoop:
             if seq.prefix is not None and (error := self._residency.error(seq.prefix)) is not None:
                 self._fail(seq, PrefixUnavailable.code, error)
 
-    # --- figures ---
+    # --- statistics ---
 
     def _send_with_stats(self, event: m.Event) -> None:
-        """Send an answer after figures that agree with it."""
+        """Send an answer after a heartbeat, so that the client's statistics agree with it."""
         self._next_heartbeat_s = 0.0
         self._send_heartbeat()
         self._send(event)
@@ -243,12 +245,12 @@ class StepLoop:
         self._stats.last_batch_size = len(batch.chunks)
 
     def _send_heartbeat(self) -> None:
-        """From this loop and no other thread: a heartbeat says that the loop turns."""
+        """Send a heartbeat if one is due. It comes from this thread to prove that the loop runs."""
         now_s = time.monotonic()
         if now_s < self._next_heartbeat_s:
             return
         self._next_heartbeat_s = now_s + HEARTBEAT_S
-        self._residency.start_loads()  # the patience of one that waits ends without an event
+        self._residency.start_loads()  # a head-of-line period ends without an event
         scheduler, residency, stats = self._scheduler, self._residency, self._stats
         stats.num_waiting, stats.num_running = len(scheduler.waiting), len(scheduler.running)
         stats.num_preemptions = scheduler.num_preemptions

@@ -1,5 +1,4 @@
-"""Whether a prefix can be served: a prompt is run without it and then behind it, each time as an
-ordinary sequence among the others."""
+"""Verification of a prefix: a prompt is run without it and then with it, as ordinary sequences."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from server.errors import StepFailed
 
 
 class Verifier:
-    """Verifications under way. `probes`: the runner's, where it leaves the logits."""
+    """The pending verifications. The runner stores their logits [vocab_size] in `probes`."""
 
     def __init__(self, probes: dict[int, Tensor | None]) -> None:
         self._probes = probes
@@ -25,13 +24,13 @@ class Verifier:
         return request_id in self._pending
 
     def start(self, request: m.Verify) -> Sequence:
-        """The first sequence to run: the prompt on its own."""
+        """Return the first sequence to run: the prompt without the prefix."""
         self._pending[request.request_id] = request
         self._probes[request.request_id] = None
         return _sequence(request, None)
 
     def advance(self, seq: Sequence) -> Sequence | m.Verified | m.Failed:
-        """After one has run: the other, or the answer."""
+        """Return what follows a sequence that ran: the second sequence, or the answer."""
         logits = self._probes[seq.request_id]
         assert logits is not None, "the runner keeps the logits of every probe"
         if not torch.isfinite(logits).all():
@@ -46,15 +45,17 @@ class Verifier:
         return m.Verified(seq.request_id, effect)
 
     def remove(self, request_id: int) -> None:
-        """It was answered, well or badly."""
+        """Forget a verification that was answered."""
         self._pending.pop(request_id, None)
         self._probes.pop(request_id, None)
         self._plain.pop(request_id, None)
 
 
 def distance(plain: Tensor, other: Tensor) -> float:
-    """The root mean square of the difference over that of `plain`, both [vocab_size]; what is added
-    to all logits alike changes no probability and does not count."""
+    """Return the RMS of `other - plain` relative to the RMS of `plain`, both [vocab_size].
+
+    Each is centred first, because a constant added to all logits changes no probability.
+    """
     plain, other = plain - plain.mean(), other - other.mean()
     return float((other - plain).norm() / plain.norm())
 

@@ -37,7 +37,7 @@ def test_turns_take_a_quantum_each_and_weights_stretch_it() -> None:
     order = []
     fair_share.start_step(weights)
     for _ in range(900):
-        key = fair_share.next_task(weights)
+        key = fair_share.next_queue(weights)
         if order[-1:] != [key]:
             order.append(key)
         taken[key] += 1
@@ -53,7 +53,7 @@ def test_a_debt_is_paid_off_before_the_next_turn() -> None:
     fair_share.charge(1, 35)  # decoded
     taken = {1: 0, 2: 0}
     for _ in range(65):
-        key = fair_share.next_task({1, 2})
+        key = fair_share.next_queue({1, 2})
         taken[key] += 1
         fair_share.charge(key, 1)
 
@@ -64,7 +64,7 @@ def test_who_wants_nothing_is_forgotten_and_who_is_held_up_holds_up_nobody() -> 
     fair_share = FairShare(quantum=10)
     fair_share.start_step({1: 1.0, 2: 1.0})
     fair_share.charge(1, 10_000)
-    assert fair_share.next_task({1}) == 1
+    assert fair_share.next_queue({1}) == 1
     assert fair_share.budget(1) == 10
 
     fair_share.start_step({2: 1.0})
@@ -72,7 +72,7 @@ def test_who_wants_nothing_is_forgotten_and_who_is_held_up_holds_up_nobody() -> 
     fair_share.start_step({1: 1.0, 2: 1.0})
     fair_share.charge(2, fair_share.budget(2))
 
-    assert fair_share.next_task({1, 2}) == 1
+    assert fair_share.next_queue({1, 2}) == 1
 
 
 WEIGHTS = st.lists(st.sampled_from((0.25, 0.5, 1.0, 2.0, 4.0)), min_size=2, max_size=5)
