@@ -113,7 +113,7 @@ class AlwaysReady:
 
     def release(self, digest: Digest) -> None: ...
 
-    def is_ready(self, digest: Digest) -> bool:
+    def is_resident(self, digest: Digest) -> bool:
         return True
 
 

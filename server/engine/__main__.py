@@ -1,4 +1,4 @@
-"""Where the engine process begins: `python -m server.engine FD PARENT`, started by `child`."""
+"""Entry point of the engine process: `python -m server.engine FD PARENT`, run by `ipc.child`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from server.engine.lifeline import end_with_parent
 
 
 def main(fd: int, parent: int) -> None:
-    """`fd` of the socket to the API process, `parent` its process id."""
+    """Serve the socket `fd` to the API process, whose process id is `parent`."""
     end_with_parent(parent)  # before torch is imported, which takes seconds
     from server.engine.process import serve
 

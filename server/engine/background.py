@@ -1,4 +1,4 @@
-"""Work beside the steps: reading, checking and hashing prefixes, on threads of its own."""
+"""Priority of background threads, which read, check and hash prefixes while steps run."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 
 
 def yield_to_steps() -> None:
-    """The thread that calls this gets what processor time others leave, and one core of it.
+    """Give the calling thread a low priority and a single core for torch.
 
-    Steps share the cores with it: a whole prefix is hashed while each of them takes milliseconds.
+    Steps share the cores with it: a step takes milliseconds, and hashing a prefix takes longer.
     """
     torch.set_num_threads(1)
     if sys.platform == "linux":  # elsewhere a priority belongs to the whole process

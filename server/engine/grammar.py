@@ -1,7 +1,8 @@
-"""Grammars: which tokens may come next, so that a text becomes what was asked for.
+"""Grammars, which restrict the next token so that a completion has the requested form.
 
-llguidance compiles and follows them (decision 17). Both processes do: the API process to refuse
-what cannot be compiled, the engine process to run it. No tensors here, and no import before need.
+llguidance compiles grammars and tracks completions in them (decision 17). The API process compiles
+a grammar to refuse one that cannot be compiled, the engine process to run it. No tensors here, and
+llguidance is imported on first use only.
 """
 
 from __future__ import annotations
@@ -17,15 +18,16 @@ if TYPE_CHECKING:
 V = TypeVar("V")
 
 MAX_GRAMMAR_BYTES = 64 << 10
-"""Of a grammar's text. One as large as that compiles in less than half a second."""
+"""Maximum length of a grammar's text. A grammar of this length compiles within half a second."""
 TOO_LONG = f"it is longer than {MAX_GRAMMAR_BYTES >> 10} KiB"
 _MAX_LEXER_STATES = 10_000
-"""1 to 2 KiB each."""
+"""Each state takes 1 to 2 KiB."""
 _STEP_LEXER_FUEL, _STEP_MAX_ITEMS = 100_000, 25_000
-"""About 8 ms of one mask."""
-_NUM_TRIED = 16
+"""Limits for the computation of one mask: about 8 ms."""
+_NUM_TRIED_TOKENS = 16
+"""Tokens for which a new grammar is followed, to find errors that the compile does not."""
 _JSON_STYLE = {
-    # One line: free white space is what a model at a high temperature never comes out of.
+    # JSON on one line: at a high temperature a model may never end optional white space.
     "whitespace_flexible": False,
     "item_separator": ", ",
     "key_separator": ": ",
@@ -33,39 +35,38 @@ _JSON_STYLE = {
 }
 _ENTRY_BYTES = 32 << 10
 _BYTES_PER_BYTE = 8
-"""What a compiled grammar takes, measured: at most so much, and so much for a byte of its text."""
+"""Memory of a compiled grammar, measured: a constant part, and a part per byte of its text."""
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 
 
 class GrammarError(Exception):
-    """A grammar that cannot be compiled, or followed to its end. The message may hold parts of it,
-    hence of what a user sent."""
+    """A grammar cannot be compiled or followed. The message may quote the user's grammar."""
 
 
-def of_json_schema(schema: dict[str, Any]) -> str:
-    """The grammar of all JSON that a schema allows. Raises `GrammarError`."""
+def from_json_schema(schema: dict[str, Any]) -> str:
+    """Return the grammar of all JSON that a schema allows. Raises `GrammarError`."""
     try:
-        return _written({"grammars": [{"json_schema": _with_style(schema)}]})
+        return _encode({"grammars": [{"json_schema": _with_style(schema)}]})
     except RecursionError:
         raise GrammarError("recursion limit exceeded") from None
 
 
-def of_regex(regex: str) -> str:
-    """The grammar of all texts that a regular expression matches from start to end."""
+def from_regex(regex: str) -> str:
+    """Return the grammar of all texts that a regular expression matches from start to end."""
     from llguidance import LLMatcher
 
     return LLMatcher.grammar_from_regex(regex)
 
 
-def of_texts(texts: Sequence[str]) -> str:
-    """The grammar of exactly these texts. Raises `GrammarError`."""
+def from_texts(texts: Sequence[str]) -> str:
+    """Return the grammar of exactly these texts. Raises `GrammarError`."""
     if sum(map(len, texts)) > MAX_GRAMMAR_BYTES:
         raise GrammarError(TOO_LONG)
-    return of_regex("|".join(map(_escaped, texts)))
+    return from_regex("|".join(map(_escape, texts)))
 
 
-def _written(grammar: dict[str, Any]) -> str:
-    """As JSON; what is left of one that is too long is not written."""
+def _encode(grammar: dict[str, Any]) -> str:
+    """Encode a grammar as JSON; stop as soon as it is too long. Raises `GrammarError`."""
     pieces: list[str] = []
     num_chars = 0
     for piece in json.JSONEncoder().iterencode(grammar):
@@ -81,18 +82,18 @@ def _with_style(schema: dict[str, Any]) -> dict[str, Any]:
     return schema | {"x-guidance": _JSON_STYLE | (given if isinstance(given, dict) else {})}
 
 
-def _escaped(text: str) -> str:
-    """As a regular expression; of what has a meaning there, the number is written."""
+def _escape(text: str) -> str:
+    """Escape a text for a regular expression: special characters become their code points."""
     return "".join(c if c in _PLAIN else f"\\x{{{ord(c):x}}}" for c in text)
 
 
 class Vocabulary:
-    """A model's tokens as grammars need them. Making one takes a moment."""
+    """A model's tokens, prepared for grammars. Its construction takes a moment."""
 
     def __init__(
         self, tokenizer_json: str, *, vocab_size: int, eos_token_ids: Sequence[int]
     ) -> None:
-        """`tokenizer_json`: of a fast tokenizer. Raises `ValueError` and `ImportError`."""
+        """`tokenizer_json`: the serialised fast tokenizer. Raises `ValueError`, `ImportError`."""
         from llguidance import LLParserLimits, LLTokenizer
 
         self._limits = LLParserLimits(
@@ -107,17 +108,17 @@ class Vocabulary:
         )
 
     def compile(self, grammar: str) -> Matcher:
-        """A grammar that at least one text can follow for some tokens. Raises `GrammarError`."""
+        """Compile a grammar, and check that some text can follow it. Raises `GrammarError`."""
         from llguidance import LLMatcher
 
         compiled = LLMatcher(self._tokens, grammar, log_level=0, limits=self._limits)
-        _walk(compiled.deep_copy(), self._tokens.vocab_size)
+        _follow(compiled.deep_copy(), self._tokens.vocab_size)
         return Matcher(compiled, self._tokens.vocab_size)
 
 
-def _walk(matcher: LLMatcher, vocab_size: int) -> None:
-    """Some limits show only on the way."""
-    for _ in range(_NUM_TRIED):
+def _follow(matcher: LLMatcher, vocab_size: int) -> None:
+    """Follow a grammar for some tokens: some limits show only then. Raises `GrammarError`."""
+    for _ in range(_NUM_TRIED_TOKENS):
         allowed = 0 if matcher.is_error() else int.from_bytes(matcher.compute_bitmask(), "little")
         if matcher.is_error():
             raise GrammarError(matcher.get_error())
@@ -135,34 +136,34 @@ def _token_ids(tokenizer_json: str) -> list[int]:
 
 
 class Matcher:
-    """How far one text has come in its grammar."""
+    """State of one text in its grammar."""
 
     def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
         self.matcher = matcher
         self.vocab_size = vocab_size
-        """Tokens in a mask."""
+        """Number of tokens in a mask."""
 
     def copy(self) -> Matcher:
-        """For another text, from here on."""
+        """Return an independent matcher with the current state."""
         return Matcher(self.matcher.deep_copy(), self.vocab_size)
 
     def accept(self, token_id: int) -> None:
-        """The text goes on with this token."""
+        """Append a token to the text."""
         self.matcher.consume_token(token_id)
 
     @property
-    def is_at_end(self) -> bool:
-        """The text is whole, and nothing can follow."""
+    def is_stopped(self) -> bool:
+        """Whether the text is complete and no token may follow."""
         return self.matcher.is_stopped() and not self.matcher.is_error()
 
     @property
     def error(self) -> str | None:
-        """Why it cannot go on."""
-        return "the grammar is too complex here" if self.matcher.is_error() else None
+        """Why the text cannot continue; None if it can."""
+        return "the grammar became too complex" if self.matcher.is_error() else None
 
 
 class ByteBoundedCache(Generic[V]):
-    """The latest used values by the text of their grammar. Not thread-safe."""
+    """LRU cache by the text of a grammar, bounded by the bytes of its values. Not thread-safe."""
 
     def __init__(self, max_bytes: int, cost: Callable[[str], int]) -> None:
         self._max_bytes = max_bytes
@@ -185,5 +186,5 @@ class ByteBoundedCache(Generic[V]):
 
 
 def compiled_bytes(grammar: str) -> int:
-    """What a compiled grammar takes in memory, about, and its text."""
+    """Return the approximate memory of a compiled grammar and its text."""
     return _ENTRY_BYTES + (1 + _BYTES_PER_BYTE) * len(grammar)

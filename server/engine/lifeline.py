@@ -1,7 +1,7 @@
-"""Processes that do not outlive the one that started them, also where that one is killed.
+"""Child processes that end with their parent, even if the parent is killed.
 
-On Linux the kernel tells a process that its parent has ended. Elsewhere the engine process notices
-when it next reads from its socket, and a compiler runs to its end.
+On Linux the kernel sends the child a signal when its parent ends. On other systems the engine
+process notices the closed socket at its next read, and a compiler runs to its end.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ _PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent(parent: int, signum: signal.Signals = signal.SIGKILL) -> None:
-    """Get `signum` when the process `parent`, which started this one, ends, or at once if it has.
+    """Have the kernel send `signum` to this process when its parent ends, or now if it has ended.
 
-    The kernel means the thread that started it; ours live as long as their processes.
+    `parent` is the process id of the parent. The kernel watches the parent's thread that started
+    this process; in our processes that thread lives as long as the process. Linux only.
     """
     if sys.platform != "linux":
         return
@@ -29,9 +30,10 @@ def end_with_parent(parent: int, signum: signal.Signals = signal.SIGKILL) -> Non
 
 
 def run(command: Sequence[str], *, timeout_s: float, env: Mapping[str, str]) -> None:
-    """Run a command that ends, with all that it has started, when this process does.
+    """Run a command that is killed, with its child processes, when this process ends.
 
-    Raises `subprocess.CalledProcessError`, with what it wrote, and `subprocess.TimeoutExpired`.
+    Raises `subprocess.CalledProcessError`, with the command's output, and
+    `subprocess.TimeoutExpired`.
     """
     guarded = [sys.executable, "-I", __file__, str(os.getpid()), *command]
     pipe = subprocess.PIPE
@@ -48,7 +50,10 @@ def run(command: Sequence[str], *, timeout_s: float, env: Mapping[str, str]) -> 
 
 
 def _guard(parent: int, command: list[str]) -> int:
-    """Between `run` and its command: a compiler starts others, which have to end with it."""
+    """Run the command between `run` and it, in a process group that can be killed as a whole.
+
+    A compiler starts further processes, which have to end with it.
+    """
     signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGKILL))
     end_with_parent(parent, signal.SIGTERM)
     return subprocess.call(command, stdin=subprocess.DEVNULL)

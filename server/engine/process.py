@@ -24,7 +24,7 @@ from server.engine.assembly import Assembly, assemble, make_runner
 from server.engine.grammar import Vocabulary
 from server.engine.ipc import messages as m
 from server.engine.loop.grammars import Grammars
-from server.engine.loop.loop import Closed, Inbox, StepLoop
+from server.engine.loop.loop import ConnectionClosed, Inbox, StepLoop
 from server.engine.loop.prefix_compiler import PrefixCompiler
 from server.engine.memory.residency import Residency, ResidentPrefix
 from server.engine.model.families import UnsupportedModel, first_line
@@ -37,7 +37,7 @@ from server.engine.scheduler.scheduler import Scheduler
 logger = logging.getLogger(__name__)
 
 _FOR_THE_USER = (UnsupportedModel, NotLlamaLike, NativeUnavailable, OSError, ValueError)
-"""Of a model or of settings: one sentence that says what to change, and no fault of ours."""
+"""Errors of the model or the settings. Their message says what to change, without a traceback."""
 
 
 class Connection:
@@ -48,30 +48,30 @@ class Connection:
         self._file = sock.makefile("rb")
 
     def send(self, message: m.IpcMessage) -> None:
-        """A reader that is gone is noticed by `receive`, which ends the loop."""
+        """Send a message. If the API process is gone, only log it: `receive` then ends the loop."""
         try:
             self._sock.sendall(m.frame(message))
         except OSError:
-            logger.warning("the API process is gone")
+            logger.warning("the API process has ended")
 
     def receive(self) -> bytes | None:
-        """The next frame's body; None when the API process is gone."""
+        """Return the body of the next frame, or None once the API process is gone."""
         header = self._read(m.HEADER.size)
         return None if header is None else self._read(*m.HEADER.unpack(header))
 
     def _read(self, num_bytes: int) -> bytes | None:
         try:
             data = self._file.read(num_bytes)
-        except OSError:  # reset: the API process was killed and had not read all that was sent
+        except OSError:  # reset: the API process was killed before it had read all data
             return None
         return data if len(data) == num_bytes else None
 
 
 def serve(fd: int) -> None:
-    """Until the API process says so, or is gone. `fd`: of a connected socket."""
+    """Serve requests until drained, or until the API process is gone. `fd`: a connected socket."""
     logs.configure("warning")
     disable_progress_bar()
-    set_verbosity_error()  # what it finds wrong with a checkpoint, loading a model says in a line
+    set_verbosity_error()  # problems of a checkpoint are reported by our own loader, in one line
     connection = Connection(socket.socket(fileno=fd))
     body = connection.receive()
     if body is None:
@@ -93,14 +93,14 @@ def serve(fd: int) -> None:
     try:
         loop.run()
     except Exception:
-        logger.exception("the engine ends: it is replaced")
-        os._exit(1)  # threads and libraries may wait for a device that is lost
+        logger.exception("the engine exits and will be restarted")
+        os._exit(1)  # a regular exit could hang: threads and libraries may wait for a lost device
 
 
 def build(
     config: m.EngineConfig, inbox: Inbox, connection: Connection
 ) -> tuple[StepLoop, m.EngineInfo]:
-    """Everything the engine process is made of. Raises what loading a model can raise."""
+    """Build the step loop and all its parts. Raises the errors of loading a model."""
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     parts = assemble(config)
@@ -114,7 +114,7 @@ def build(
         copy=parts.copy,
     )
     allocator = PageAllocator(size.num_pages, size.page_size)
-    reuses = config.prompt_cache and size.page_size < size.max_model_len  # a slab is never full
+    reuses = config.prompt_cache and size.page_size < size.max_model_len  # else no page fills
     scheduler = Scheduler(
         allocator,
         residency,
@@ -132,7 +132,7 @@ def build(
         parts.pool,
         PrefixCompiler(inbox.put, blobs, spec),
         Grammars(inbox.put, lambda: _vocabulary(config.model, parts)),
-        overlap=parts.device != "cpu",  # a CPU computes while it launches: nothing to overlap
+        overlap=parts.device != "cpu",  # on a CPU a launch is the computation: nothing overlaps
     )
     return loop, _info(config, parts)
 
@@ -140,7 +140,7 @@ def build(
 def _read_prefix(
     blobs: BlobStore, digest: Digest, dtype: str, layout: Callable[[Tensor], Tensor]
 ) -> ResidentPrefix:
-    """On a loader thread: bytes checked against their digest, cast to the serving dtype."""
+    """Read a prefix, check it against its digest, cast it to the serving dtype. Loader thread."""
     prefix = artifact.read(blobs.get(digest))
     kv = torch.stack([torch.stack(layer) for layer in zip(prefix.keys, prefix.values, strict=True)])
     kv = layout(kv.to(getattr(torch, dtype)))
@@ -162,7 +162,7 @@ def _listen(connection: Connection, inbox: Inbox) -> None:
         while (body := connection.receive()) is not None:
             inbox.put(decoder.decode(body))
     finally:
-        inbox.put(Closed())
+        inbox.put(ConnectionClosed())
 
 
 def _info(config: m.EngineConfig, parts: Assembly) -> m.EngineInfo:

@@ -35,10 +35,10 @@ class Constraint:
         """What the engine is to follow. Raises `InvalidGrammar`."""
         try:
             if self.json_schema is not None:
-                return grammar.of_json_schema(self.json_schema)
+                return grammar.from_json_schema(self.json_schema)
             if self.regex is not None:
-                return grammar.of_regex(self.regex)
-            return grammar.of_texts(self.choice) if self.choice else None
+                return grammar.from_regex(self.regex)
+            return grammar.from_texts(self.choice) if self.choice else None
         except GrammarError as exc:
             raise InvalidGrammar(str(exc)) from None
         except ImportError:

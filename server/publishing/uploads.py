@@ -181,7 +181,7 @@ class Uploads:
             draft = drafted.draft
             num_bytes = draft.num_virtual_tokens * self._drafts.base().num_bytes_per_token
             was_resident = draft.digest in self._engine.stats.prefixes_on_device
-            room = await self._engine.ask_room(0 if was_resident else num_bytes)
+            room = await self._engine.preview_eviction(0 if was_resident else num_bytes)
             profile = await self._profile(task, drafted.definition)
             draft = await self._verified(profile, draft, activate)
             if not was_resident:

@@ -17,7 +17,7 @@ from prefix_store import artifact
 from prefix_store.digest import Digest
 from prefix_store.prefix import BaseModelSpec, Prefix
 from server.engine.grammar import Vocabulary
-from server.engine.ipc.messages import EngineInfo, EngineStats, PrefixCompiled, Room
+from server.engine.ipc.messages import EngineInfo, EngineStats, EvictionPreview, PrefixCompiled
 from server.engine.ipc.stream import TokenStream
 from server.engine.params import (
     DEFAULT_SCHEDULING,
@@ -128,7 +128,7 @@ class FakeEngine:
     """Tokens of each prompt that it says were found computed."""
     effect: float | ServerError = 0.1
     """What every verification finds."""
-    room: Room = field(default_factory=lambda: Room(0, True, []))
+    room: EvictionPreview = field(default_factory=lambda: EvictionPreview(0, True, []))
     in_use: set[Digest] = field(default_factory=set)
     pinned: set[Digest] = field(default_factory=set)
     verified: list[tuple[Digest, list[int]]] = field(default_factory=list)
@@ -205,7 +205,7 @@ class FakeEngine:
     def unpin(self, prefix: Digest) -> None:
         self.pinned.discard(prefix)
 
-    async def ask_room(self, num_bytes: int) -> Room:
+    async def preview_eviction(self, num_bytes: int) -> EvictionPreview:
         return self.room
 
     async def verify(self, prefix: Digest, token_ids: list[int]) -> float:
@@ -261,7 +261,7 @@ class FakeEngine:
             if not made:
                 stream.put(Delta(number, [], "stop"))
         except asyncio.CancelledError:
-            stream.put(EngineUnavailable("the engine stopped under this request; try again"))
+            stream.put(EngineUnavailable("the engine stopped while it ran this request; try again"))
         finally:
             self._running.pop(number, None)
 

@@ -1,5 +1,5 @@
-"""The engine without its process and without a model: the real client, step loop, scheduler, prompt
-cache and residency around a device of plain numbers."""
+"""An engine without a process and without a model: the real client, step loop, scheduler, prompt
+cache and residency, with a simulated device of plain numbers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from prefix_store.prefix import Prefix
 from server.engine.ipc import messages as m
 from server.engine.ipc.client import EngineClient
 from server.engine.loop.grammars import Grammars
-from server.engine.loop.loop import Closed, Inbox, StepLoop
+from server.engine.loop.loop import ConnectionClosed, Inbox, StepLoop
 from server.engine.loop.prefix_compiler import PrefixCompiler
 from server.engine.memory.kv_pool import KvPool
 from server.engine.memory.residency import Residency, ResidentPrefix
@@ -36,27 +36,28 @@ NUM_PAGES = 160
 
 
 def checksum(kv: Tensor) -> int:
-    """What the device knows of a prefix: all of its numbers."""
+    """Return a checksum of all numbers of a prefix, which the device uses in their place."""
     return zlib.crc32(kv.contiguous().numpy().tobytes())
 
 
 def stacked(prefix: Prefix) -> Tensor:
+    """Return keys and values as one tensor [num_layers, 2, num_kv_heads, L, head_dim]."""
     layers = zip(prefix.keys, prefix.values, strict=True)
     return torch.stack([torch.stack(layer) for layer in layers])
 
 
 def written(token_id: int, seen: int) -> int:
-    """The key and value of a token: of all that its query saw."""
+    """Return the number that stands for a token's key and value: it depends on all that it saw."""
     return zlib.crc32(token_id.to_bytes(4, "little") + seen.to_bytes(8, "little"))
 
 
 def sampled(seen: int) -> int:
-    """Now and then the end."""
+    """Return the token sampled after `seen`; about every 23rd is EOS."""
     return EOS if seen % 23 == 0 else 3 + seen % 200
 
 
 def expected(prefix_sum: int, prompt: Sequence[int], max_tokens: int) -> list[int]:
-    """A completion computed alone, from the start, without pages."""
+    """Return the right completion, computed alone, from the start, without pages."""
     token_ids, seen = list(prompt), prefix_sum
     for token_id in prompt:
         seen += written(token_id, seen)
@@ -66,8 +67,8 @@ def expected(prefix_sum: int, prompt: Sequence[int], max_tokens: int) -> list[in
     return token_ids[len(prompt) :]
 
 
-class Done:
-    """A step that has run."""
+class FinishedStep:
+    """Handle of a step that has already run."""
 
     def __init__(self, token_ids: list[int]) -> None:
         self._token_ids = token_ids
@@ -85,7 +86,10 @@ class Done:
 
 
 class Device:
-    """A runner whose attention is a sum over everything a token may see: prefix and own slots."""
+    """Runner whose attention is a sum over all that a token may see: the prefix and its own slots.
+
+    With `forgets_mask` it is a sum over all slots of its pages: a fault that tests must detect.
+    """
 
     def __init__(
         self, prefix_of: Callable[[Digest], ResidentPrefix], *, forgets_mask: bool = False
@@ -96,9 +100,11 @@ class Device:
         self._forgets_mask = forgets_mask
         self._pool = [[0] * PAGE_SIZE for _ in range(NUM_PAGES)]
 
-    def launch(self, batch: Batch) -> Done:
+    def launch(self, batch: Batch) -> FinishedStep:
         tokens = [self._run(chunk) for chunk in batch.chunks]
-        return Done([t for t, chunk in zip(tokens, batch.chunks, strict=True) if chunk.samples])
+        return FinishedStep(
+            [t for t, chunk in zip(tokens, batch.chunks, strict=True) if chunk.samples]
+        )
 
     def _run(self, chunk: Chunk) -> int:
         seq = chunk.seq
@@ -115,7 +121,7 @@ class Device:
 
 
 class LoopEngine(EngineClient):
-    """The client with the step loop on a thread, where the process would be."""
+    """The client with the step loop on a thread instead of in a process."""
 
     def __init__(self, blobs: BlobStore, *, forgets_mask: bool = False) -> None:
         config = m.EngineConfig(model="tiny", blobs=str(Path("unused")))
@@ -126,8 +132,8 @@ class LoopEngine(EngineClient):
         self._thread: Thread | None = None
 
     @property
-    def num_reused_tokens(self) -> int:
-        return self.scheduler.num_reused_tokens
+    def num_cached_tokens(self) -> int:
+        return self.scheduler.num_cached_tokens
 
     async def start(self) -> None:
         self._info = INFO
@@ -158,11 +164,11 @@ class LoopEngine(EngineClient):
         self._thread.start()
 
     async def verify(self, digest: Digest, token_ids: list[int]) -> float:
-        """This device has no logits."""
+        """Return a constant, because this device has no logits."""
         return 1.0
 
     async def stop(self, drain_timeout_s: float) -> None:
-        self._inbox.put(Closed())
+        self._inbox.put(ConnectionClosed())
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join, 10)
 

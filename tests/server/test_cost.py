@@ -98,9 +98,9 @@ def test_no_more_of_a_schema_is_written_than_may_be_compiled() -> None:
     schema = {"enum": ["x" * grammar.MAX_GRAMMAR_BYTES, never_reached]}
 
     with pytest.raises(GrammarError, match="longer than 64 KiB"):
-        grammar.of_json_schema(schema)
+        grammar.from_json_schema(schema)
     with pytest.raises(GrammarError, match="longer than 64 KiB"):
-        grammar.of_texts(["x" * 4096] * 1000)
+        grammar.from_texts(["x" * 4096] * 1000)
 
 
 # --- tokenising ---

@@ -1,5 +1,5 @@
-"""Ten thousand mixed requests over 32 tasks, swaps and cancels among them: no output is influenced
-by another task. And deliberately broken engines, each of which this must notice."""
+"""Isolation: no output of ten thousand mixed requests over 32 tasks, with swaps and cancels, is
+influenced by another task. Deliberately broken engines check that the test detects faults."""
 
 from __future__ import annotations
 
@@ -36,32 +36,32 @@ NUM_WORKERS = 48
 
 
 @dataclass
-class ActivationSeen:
-    """What came out, against what each request's own prefix and prompt make alone."""
+class Tally:
+    """Counts of outputs that equal those of the request's own prefix and prompt, and of events."""
 
     num_right: int = 0
     num_wrong: int = 0
     num_cancelled: int = 0
     num_swaps: int = 0
-    num_reused_tokens: int = 0
+    num_cached_tokens: int = 0
     num_loads: int = 0
     num_preemptions: int = 0
     digests: set[Digest | None] = field(default_factory=set)
 
 
 class Traffic:
-    """Requests as clients would make them, from a seed."""
+    """Random requests and swaps, as clients make them, from a seed."""
 
     def __init__(self, services: Services, seed: int = 0) -> None:
         self._services = services
-        self._dice = random.Random(seed)
+        self._random = random.Random(seed)
         self._sums: dict[Digest | None, int] = {None: 0}
         self._num_versions = [0] * NUM_TASKS
         self._changing = [asyncio.Lock() for _ in range(NUM_TASKS)]
-        """One change of a task at a time: of two that overlap one is refused."""
-        self.seen = ActivationSeen()
+        """A task is changed once at a time, because one of two overlapping changes is refused."""
+        self.tally = Tally()
 
-    async def run(self, num_requests: int) -> ActivationSeen:
+    async def run(self, num_requests: int) -> Tally:
         for task in range(NUM_TASKS):
             for _ in range(2):
                 await self._upload(task)
@@ -71,14 +71,14 @@ class Traffic:
             for i in left:
                 if i % 25 == 0:
                     await self._swap()
-                await self._ask()
+                await self._generate()
 
         await asyncio.gather(*(work() for _ in range(NUM_WORKERS)))
-        return self.seen
+        return self.tally
 
     async def _upload(self, task: int) -> None:
-        """A version like no other."""
-        prefix = make_prefix(len(self._sums), num_tokens=self._dice.randint(1, 6))
+        """Upload a version with a prefix of its own."""
+        prefix = make_prefix(len(self._sums), num_tokens=self._random.randint(1, 6))
         body, name = artifact.dump(prefix), f"task-{task}"
         pushed = await self._services.uploads.push(
             name, body, formats.SAFETENSORS, activate=True, create=True
@@ -87,51 +87,51 @@ class Traffic:
         self._num_versions[task] += 1
 
     async def _swap(self) -> None:
-        self.seen.num_swaps += 1
-        task = self._dice.randrange(NUM_TASKS)
+        self.tally.num_swaps += 1
+        task = self._random.randrange(NUM_TASKS)
         async with self._changing[task]:
-            if self._dice.random() < 0.2:
+            if self._random.random() < 0.2:
                 await self._upload(task)
                 return
-            version = self._dice.randint(1, self._num_versions[task])
+            version = self._random.randint(1, self._num_versions[task])
             await self._services.run_in_store(
                 self._services.store.activate, f"task-{task}", version
             )
 
-    async def _ask(self) -> None:
-        """Prompts of all tasks begin alike, so that a cache has something to mix up."""
-        dice = self._dice
-        prompt = list(range(10, 10 + dice.choice((0, 8, 16))))
-        prompt += [dice.randint(3, 5) for _ in range(dice.randint(1, 9))]
-        task = None if dice.random() < 0.05 else f"task-{dice.randrange(NUM_TASKS)}"
-        params = GenerateParams(prompt=list(prompt), max_tokens=dice.randint(1, 12))
-        leaves_after = dice.randint(0, 3) if dice.random() < 0.1 else None
+    async def _generate(self) -> None:
+        """Send a request. Prompts of all tasks start alike, so that a cache could confuse them."""
+        rng = self._random
+        prompt = list(range(10, 10 + rng.choice((0, 8, 16))))
+        prompt += [rng.randint(3, 5) for _ in range(rng.randint(1, 9))]
+        task = None if rng.random() < 0.05 else f"task-{rng.randrange(NUM_TASKS)}"
+        params = GenerateParams(prompt=list(prompt), max_tokens=rng.randint(1, 12))
+        cancel_after = rng.randint(0, 3) if rng.random() < 0.1 else None
         completion = await self._services.router.admit(task, None, params)
-        self.seen.digests.add(completion.target.digest)
+        self.tally.digests.add(completion.target.digest)
         got: list[int] = []
-        if leaves_after != 0:
+        if cancel_after != 0:
             async for piece in completion:
                 got += piece.token_ids
-                if len(got) == leaves_after:
+                if len(got) == cancel_after:
                     break
         completion.close()
         assert params.max_tokens is not None
         while completion.target.digest not in self._sums:
-            await asyncio.sleep(0.001)  # its upload is not answered yet
+            await asyncio.sleep(0.001)  # its upload has not returned yet
         right = expected(self._sums[completion.target.digest], prompt, params.max_tokens)
         if completion.finish_reason is None:
-            self.seen.num_cancelled += 1
+            self.tally.num_cancelled += 1
             right = right[: len(got)]
-        self.seen.num_right += got == right
-        self.seen.num_wrong += got != right
+        self.tally.num_right += got == right
+        self.tally.num_wrong += got != right
 
 
-Run = Callable[..., ActivationSeen]
+Run = Callable[..., Tally]
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    def run(num_requests: int, *, forgets_mask: bool = False) -> ActivationSeen:
+    def run(num_requests: int, *, forgets_mask: bool = False) -> Tally:
         settings = Settings(_cli_parse_args=False, store=tmp_path)
         blobs = FileBlobStore(tmp_path / "blobs")
         registry = Registry(f"sqlite:///{tmp_path / 'registry.db'}")
@@ -141,13 +141,13 @@ def run(tmp_path: Path) -> Run:
         tokenizer = Tokenizer(make_transformers_tokenizer())
         app = create_app(settings, store, keys, audit, engine, tokenizer, "tiny")
 
-        async def traffic() -> ActivationSeen:
+        async def traffic() -> Tally:
             async with app.router.lifespan_context(app):
-                seen = await Traffic(app.state.services).run(num_requests)
-                seen.num_reused_tokens = engine.scheduler.num_reused_tokens
-                seen.num_preemptions = engine.scheduler.num_preemptions
-                seen.num_loads = engine.residency.num_loads
-                return seen
+                tally = await Traffic(app.state.services).run(num_requests)
+                tally.num_cached_tokens = engine.scheduler.num_cached_tokens
+                tally.num_preemptions = engine.scheduler.num_preemptions
+                tally.num_loads = engine.residency.num_loads
+                return tally
 
         return asyncio.run(traffic())
 
@@ -155,23 +155,23 @@ def run(tmp_path: Path) -> Run:
 
 
 def test_no_output_is_influenced_by_another_task(run: Run, note: Callable[[str], None]) -> None:
-    seen = run(NUM_REQUESTS)
+    tally = run(NUM_REQUESTS)
     note(
-        f"isolation: {seen.num_right} of {NUM_REQUESTS} as alone, {seen.num_cancelled} "
-        f"cancelled, {seen.num_swaps} swaps, {len(seen.digests)} prefixes loaded "
-        f"{seen.num_loads} times, {seen.num_reused_tokens} prompt tokens reused, "
-        f"{seen.num_preemptions} preemptions"
+        f"isolation: {tally.num_right} of {NUM_REQUESTS} right, {tally.num_cancelled} "
+        f"cancelled, {tally.num_swaps} swaps, {len(tally.digests)} prefixes loaded "
+        f"{tally.num_loads} times, {tally.num_cached_tokens} prompt tokens cached, "
+        f"{tally.num_preemptions} preemptions"
     )
 
-    assert seen.num_wrong == 0
-    assert seen.num_right == NUM_REQUESTS
-    assert seen.num_reused_tokens > NUM_REQUESTS, "the prompt cache had no part in this"
-    assert seen.num_loads > 10 * NUM_TASKS, "nothing was evicted"
-    assert len(seen.digests) > 2 * NUM_TASKS
-    assert seen.num_cancelled > NUM_REQUESTS // 50
+    assert tally.num_wrong == 0
+    assert tally.num_right == NUM_REQUESTS
+    assert tally.num_cached_tokens > NUM_REQUESTS, "the prompt cache was not used"
+    assert tally.num_loads > 10 * NUM_TASKS, "nothing was evicted"
+    assert len(tally.digests) > 2 * NUM_TASKS
+    assert tally.num_cancelled > NUM_REQUESTS // 50
 
 
-def test_two_prefixes_swapped_are_noticed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_swapped_prefixes_are_detected(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     get = Residency.get
     first: list[Digest] = []
 
@@ -185,20 +185,20 @@ def test_two_prefixes_swapped_are_noticed(run: Run, monkeypatch: pytest.MonkeyPa
     assert run(500).num_wrong > 0
 
 
-def test_a_mask_forgotten_is_noticed(run: Run) -> None:
+def test_a_missing_mask_is_detected(run: Run) -> None:
     assert run(500, forgets_mask=True).num_wrong > 0
 
 
-def test_a_prompt_cache_keyed_by_the_tasks_name_is_noticed(
+def test_a_prompt_cache_keyed_by_task_is_detected(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    labels = PromptCache._labels
+    block_hashes = PromptCache._block_hashes
 
-    def by_name(self: PromptCache, seq: Sequence, num_pages: int) -> list[bytes]:
+    def by_task(self: PromptCache, seq: Sequence, num_pages: int) -> list[bytes]:
         prompt_cache._root = lambda prefix: str(seq.scheduling.queue).encode()
-        return labels(self, seq, num_pages)
+        return block_hashes(self, seq, num_pages)
 
-    monkeypatch.setattr(prompt_cache, "_root", prompt_cache._root)  # put back afterwards
-    monkeypatch.setattr(PromptCache, "_labels", by_name)
+    monkeypatch.setattr(prompt_cache, "_root", prompt_cache._root)  # restored by monkeypatch
+    monkeypatch.setattr(PromptCache, "_block_hashes", by_task)
 
     assert run(1500).num_wrong > 0

@@ -1,4 +1,4 @@
-"""SIGKILL of the API process of a real server, or a broken socket: the engine does not stay."""
+"""The engine ends with its API process: SIGKILL of a real server, and a broken socket."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from server.engine.params import SamplingParams
 from tests.running_server import RunningServer, running_server, starting_server, wait_gone
 from tests.small_model import save_small_model
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 FLAGS = ("--dtype", "float32", "--num-threads", "1", "--kv-cache-bytes", str(256 << 20))
 BODY = {"prompt": "Hi", "max_tokens": 15_000, "ignore_eos": True, "stream": True}
@@ -34,7 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextlib.contextmanager
 def streams(url: str, num: int) -> Iterator[None]:
-    """So many clients that read, each past its first tokens when the block begins."""
+    """Run `num` streaming clients, each past its first tokens when the block starts."""
     begun = threading.Barrier(num + 1, timeout=60)
 
     def read() -> None:
@@ -57,13 +57,13 @@ def streams(url: str, num: int) -> Iterator[None]:
         thread.join(10)
 
 
-def eventually(look: Callable[[], int], timeout_s: float = 60.0) -> int:
-    """What `look` finds, as soon as it does."""
+def wait_until(read: Callable[[], int], timeout_s: float = 60.0) -> int:
+    """Return the result of `read`, retried until it raises no error."""
     deadline_s = time.monotonic() + timeout_s
     while True:
         with contextlib.suppress(OSError, ValueError):
-            return look()
-        assert time.monotonic() < deadline_s, "it did not come about in time"
+            return read()
+        assert time.monotonic() < deadline_s, "it did not succeed in time"
         time.sleep(0.02)
 
 
@@ -86,7 +86,7 @@ def test_the_engine_ends_with_the_api_process_before_it_listens(
     model: Path, tmp_path: Path, delay_s: float
 ) -> None:
     with starting_server(model, tmp_path / "store", *FLAGS) as server:
-        engine = eventually(server.engine_pid)
+        engine = wait_until(server.engine_pid)
         time.sleep(delay_s)
 
         kill(server)
@@ -101,7 +101,7 @@ def test_the_engine_and_its_compiler_end_with_the_api_process(model: Path, tmp_p
     env = {"CXX": str(compiler), "XDG_CACHE_HOME": str(tmp_path)}
     flags = (*FLAGS, "--attention", "native")  # `auto` compiles for wide vectors only
     with starting_server(model, tmp_path / "store", *flags, env=env) as server:
-        compiling = eventually(lambda: int((tmp_path / "pid").read_text()))
+        compiling = wait_until(lambda: int((tmp_path / "pid").read_text()))
         engine = server.engine_pid()
 
         kill(server)
@@ -110,7 +110,7 @@ def test_the_engine_and_its_compiler_end_with_the_api_process(model: Path, tmp_p
 
 
 async def test_the_engine_ends_when_its_socket_is_reset(model: Path, tmp_path: Path) -> None:
-    """The only sign there is where the kernel says nothing of parents."""
+    """The only sign on systems whose kernel does not signal the end of a parent."""
     config = m.EngineConfig(
         model=str(model), blobs=str(tmp_path), dtype="float32", attention="ref", num_threads=1,
         kv_cache_bytes=256 << 20,
@@ -125,7 +125,7 @@ async def test_the_engine_ends_when_its_socket_is_reset(model: Path, tmp_path: P
         transport = process._writer.transport
         assert isinstance(transport, asyncio.ReadTransport)
         transport.pause_reading()
-        await asyncio.sleep(0.5)  # there is more now than was read: closed, that is a reset
+        await asyncio.sleep(0.5)  # closing a socket with unread data is a reset
 
         transport.abort()
 

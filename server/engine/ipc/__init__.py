@@ -1,1 +1,1 @@
-"""Between the API process and the engine process: messages, and both ends of their socket."""
+"""Communication between the API process and the engine process over a socket."""

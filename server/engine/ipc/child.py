@@ -1,4 +1,4 @@
-"""One engine process, as the API process sees it: a child, and frames to and from it."""
+"""The engine process as a child of the API process, with frames sent to and read from it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ _decoder = msgspec.msgpack.Decoder(m.Event)
 
 
 class EngineProcess:
-    """Made by `spawn`; its first event is `Ready`, or `Failed` if the model cannot be loaded."""
+    """A running engine process, created by `spawn`.
+
+    Its first event is `Ready`, or `Failed` if the model cannot be loaded.
+    """
 
     def __init__(
         self,
@@ -31,6 +34,7 @@ class EngineProcess:
 
     @classmethod
     async def spawn(cls, config: m.EngineConfig) -> Self:
+        """Start the process and send it its configuration; do not wait for the model to load."""
         ours, theirs = socket.socketpair()
         with theirs:
             process = await asyncio.create_subprocess_exec(
@@ -42,8 +46,9 @@ class EngineProcess:
                 pass_fds=[theirs.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
                 env=_environment(config),
-                # Ctrl-C is for the API process, which drains. Not a new session: Linux's autogroup
-                # would give that as much time as this one, whatever a thread's priority here.
+                # A process group of its own: Ctrl-C then reaches only the API process, which
+                # drains. Not a session of its own: Linux's autogroup scheduling would give that
+                # session half of the processor, whatever the priorities of its threads.
                 process_group=0,
             )
         reader, writer = await asyncio.open_connection(sock=ours)
@@ -58,7 +63,7 @@ class EngineProcess:
         self._writer.write(m.frame(message))
 
     async def read(self) -> m.Event | None:
-        """The next event; None when the process has closed its end, alive or not."""
+        """Return the next event, or None once the process has closed its end of the socket."""
         try:
             (length,) = m.HEADER.unpack(await self._reader.readexactly(m.HEADER.size))
             event: m.Event = _decoder.decode(await self._reader.readexactly(length))
@@ -70,7 +75,7 @@ class EngineProcess:
         await self._process.wait()
 
     async def kill(self) -> None:
-        """End it now. Idempotent."""
+        """Kill the process and wait until it has ended. Idempotent."""
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
@@ -79,11 +84,12 @@ class EngineProcess:
 
 
 def _environment(config: m.EngineConfig) -> dict[str, str]:
-    """OpenMP reads its settings once, when torch is imported.
+    """Return the environment of the engine process, with OpenMP's settings.
 
-    Its threads wait for each other hundreds of times in a step. Left to itself each spins for
-    milliseconds, so that a neighbour on the same cores makes a step ten times slower; asleep at
-    once, waking costs more than the work. A short spin is right for both.
+    OpenMP reads them once, when torch is imported. Its threads wait for each other hundreds of
+    times per step. By default a waiting thread spins for milliseconds, and another process on the
+    same cores then makes a step ten times slower. A thread that sleeps at once takes longer to wake
+    up than its work takes. A short spin avoids both.
     """
     num_threads = config.num_threads or os.cpu_count() or 1
     defaults = {"GOMP_SPINCOUNT": "5000", "TOKENIZERS_PARALLELISM": "false"}

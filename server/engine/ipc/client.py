@@ -1,4 +1,4 @@
-"""The API process's handle on the engine process: requests in, tokens out, the dead replaced."""
+"""Client of the engine process: sends requests, delivers tokens, restarts a failed engine."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ _RESTART_DELAYS_S = (0.0, 0.5, 2.0, 10.0)
 
 
 class EngineClient:
-    """Owns the engine process: spawns it, watches its heartbeat, replaces it when it dies or hangs.
+    """Owner of the engine process: starts it, watches its heartbeat, restarts it on failure.
 
-    All methods belong to one event loop. Requests in flight when the engine dies raise
-    `EngineUnavailable`; requests after that do so until the new process is ready.
+    All methods must be called from one event loop. When the engine dies, requests in flight raise
+    `EngineUnavailable`, and so do new requests until the next process is ready.
     """
 
     def __init__(
@@ -66,11 +66,14 @@ class EngineClient:
         self.stats = m.EngineStats()
         self.num_restarts = 0
         self.pinned: set[Digest] = set()
-        """What every engine process that starts is to pin."""
+        """Prefixes that every new engine process pins when it starts."""
 
     @property
     def info(self) -> m.EngineInfo:
-        """What the engine loaded. Known from the first start on, also during a restart."""
+        """The loaded model and its limits; stays available during a restart.
+
+        Raises `EngineUnavailable` before the first start has finished.
+        """
         if self._info is None:
             raise EngineUnavailable("the engine is loading the model")
         return self._info
@@ -81,7 +84,7 @@ class EngineClient:
 
     @property
     def heartbeat_age_s(self) -> float:
-        """Seconds since the engine's loop last gave a sign of life; infinite without an engine."""
+        """Seconds since the last event from the engine; infinite without a ready engine."""
         return time.monotonic() - self._last_event_s if self.is_ready else float("inf")
 
     @property
@@ -93,7 +96,7 @@ class EngineClient:
         return self._process.pid if self._process is not None else None
 
     async def start(self) -> None:
-        """Spawn the engine and wait until the model is loaded. Raises `EngineUnavailable`."""
+        """Start the engine and wait until its model is loaded. Raises `EngineUnavailable`."""
         self._supervisor = asyncio.create_task(self._supervise(), name="engine supervisor")
         ready = asyncio.create_task(self._ready.wait())
         await asyncio.wait({ready, self._supervisor}, return_when=asyncio.FIRST_COMPLETED)
@@ -102,7 +105,7 @@ class EngineClient:
             raise EngineUnavailable(self._start_error or "the engine process did not start")
 
     async def stop(self, drain_timeout_s: float) -> None:
-        """Let running requests finish for at most `drain_timeout_s`, then end the process."""
+        """Let running requests finish for at most `drain_timeout_s`, then kill the process."""
         self._stopping = True
         if self._process is not None and self.is_ready:
             self._send(m.Drain())
@@ -120,7 +123,7 @@ class EngineClient:
         sampling: SamplingParams,
         scheduling: SchedulingParams = DEFAULT_SCHEDULING,
     ) -> TokenStream:
-        """Start generating behind a prefix. Raises `EngineUnavailable`."""
+        """Start generating after a prefix, or without one. Raises `EngineUnavailable`."""
         request_id = next(self._ids)
         digest = str(prefix) if prefix else None
         self._send(m.Submit(request_id, digest, token_ids, sampling, scheduling))
@@ -129,51 +132,52 @@ class EngineClient:
         return stream
 
     async def load(self, prefix: Digest) -> None:
-        """Make a prefix resident. Raises `PrefixUnavailable`."""
+        """Make a prefix resident. Raises `PrefixUnavailable`, `EngineUnavailable`."""
         request_id = next(self._ids)
-        await self._ask(request_id, m.Load(request_id, str(prefix)))
+        await self._call(request_id, m.Load(request_id, str(prefix)))
 
     def unload(self, prefix: Digest) -> None:
-        """Evict a prefix that no sequence refers to. A dead engine holds nothing anyway."""
+        """Evict a prefix, unless it is in use or pinned. A no-op while no engine is ready."""
         with contextlib.suppress(EngineUnavailable):
             self._send(m.Unload(next(self._ids), str(prefix)))
 
     async def evict(self, prefix: Digest) -> bool:
-        """The same, and whether it is gone: what is in use or pinned stays."""
+        """Evict a prefix. Returns False, and keeps it, if it is in use or pinned."""
         request_id = next(self._ids)
-        reply = await self._ask(request_id, m.Unload(request_id, str(prefix)))
+        reply = await self._call(request_id, m.Unload(request_id, str(prefix)))
         assert isinstance(reply, m.Unloaded)
-        return reply.is_gone
+        return reply.was_evicted
 
     async def pin(self, prefix: Digest) -> None:
-        """Make a prefix resident and keep it so, also over the engine's restarts.
+        """Make a prefix resident and keep it resident, across restarts of the engine too.
 
         Raises `PrefixUnavailable`, `PinRefused`.
         """
         request_id = next(self._ids)
-        await self._ask(request_id, m.Pin(request_id, str(prefix)))
+        await self._call(request_id, m.Pin(request_id, str(prefix)))
         self.pinned.add(prefix)
 
     def unpin(self, prefix: Digest) -> None:
-        """Let a prefix be evicted again."""
+        """Allow a pinned prefix to be evicted again."""
         self.pinned.discard(prefix)
         with contextlib.suppress(EngineUnavailable):
             self._send(m.Unpin(str(prefix)))
 
-    async def ask_room(self, num_bytes: int) -> m.Room:
-        """What one more prefix of so many bytes would push off the device."""
+    async def preview_eviction(self, num_bytes: int) -> m.EvictionPreview:
+        """Return which prefixes would be evicted to make room for one of `num_bytes`."""
         request_id = next(self._ids)
-        reply = await self._ask(request_id, m.AskRoom(request_id, num_bytes))
-        assert isinstance(reply, m.Room)
+        reply = await self._call(request_id, m.PreviewEviction(request_id, num_bytes))
+        assert isinstance(reply, m.EvictionPreview)
         return reply
 
     async def verify(self, prefix: Digest, token_ids: list[int]) -> float:
-        """Run a prompt without and behind a prefix; how far that moves the logits, relatively.
+        """Run a prompt without and with a prefix; return the relative change of the logits.
 
-        Raises `StepFailed` where it cannot run or the logits are not finite, `PrefixUnavailable`.
+        Raises `StepFailed` if the prompt cannot be run or its logits are not finite, and
+        `PrefixUnavailable`.
         """
         request_id = next(self._ids)
-        reply = await self._ask(request_id, m.Verify(request_id, str(prefix), token_ids))
+        reply = await self._call(request_id, m.Verify(request_id, str(prefix), token_ids))
         assert isinstance(reply, m.Verified)
         return reply.effect
 
@@ -184,17 +188,18 @@ class EngineClient:
         embeddings: Digest | None = None,
         origin: dict[str, str],
     ) -> m.PrefixCompiled:
-        """Compute a prefix from tokens or input embeddings; its artifact lies in the blob store.
+        """Compute a prefix and write its artifact to the blob store.
 
-        Raises `CompileFailed`.
+        The source is either `token_ids`, or `embeddings`, the digest of a blob of input embeddings.
+        Raises `CompileFailed`, and `Unavailable` if the blob store cannot be reached.
         """
         request_id = next(self._ids)
         source = str(embeddings) if embeddings else None
-        reply = await self._ask(request_id, m.CompilePrefix(request_id, token_ids, source, origin))
+        reply = await self._call(request_id, m.CompilePrefix(request_id, token_ids, source, origin))
         assert isinstance(reply, m.PrefixCompiled)
         return reply
 
-    # --- one engine process after the other ---
+    # --- starting and restarting the process ---
 
     async def _supervise(self) -> None:
         attempt = 0
@@ -202,14 +207,14 @@ class EngineClient:
             await asyncio.sleep(_RESTART_DELAYS_S[min(attempt, len(_RESTART_DELAYS_S) - 1)])
             was_ready = await self._run_one_process()
             if self._info is None:
-                return  # the very first start failed: the caller of start() is told
+                return  # the very first start failed: start() raises the error
             attempt = 0 if was_ready else attempt + 1
             if not self._stopping:
                 self.num_restarts += 1
-                logger.error("the engine process ended; starting a new one")
+                logger.error("the engine process ended; restarting it")
 
     async def _run_one_process(self) -> bool:
-        """Spawn, serve until the process is gone, fail what it left. True if it ever was ready."""
+        """Run one process until it ends, then fail its requests; return whether it was ready."""
         self._process = process = await EngineProcess.spawn(self._config)
         try:
             was_ready = await self._wait_ready(process)
@@ -220,7 +225,7 @@ class EngineClient:
             return was_ready
         finally:
             self._ready.clear()
-            self.stats = m.EngineStats()  # a dead engine runs and holds nothing
+            self.stats = m.EngineStats()  # a dead engine runs nothing and holds nothing
             await process.kill()
             self._fail_all()
 
@@ -256,18 +261,20 @@ class EngineClient:
             case m.Failed(request_id=request_id, code=code, message=message):
                 error = _FAILURES.get(code, StepFailed)(message)
                 self._deliver(request_id, error, last=True)
-                self._answer(request_id, error)
+                self._resolve(request_id, error)
             case m.Heartbeat(stats=stats):
                 self.stats = stats
-            case m.Loaded() | m.Unloaded() | m.Room() | m.Verified() | m.PrefixCompiled():
-                self._answer(event.request_id, event)
+            case (
+                m.Loaded() | m.Unloaded() | m.EvictionPreview() | m.Verified() | m.PrefixCompiled()
+            ):
+                self._resolve(event.request_id, event)
 
     def _deliver(self, request_id: int, item: Delta | ServerError, *, last: bool) -> None:
         stream = self._streams.pop(request_id, None) if last else self._streams.get(request_id)
         if stream is not None:
             stream.put(item)
 
-    def _answer(self, request_id: int, result: m.Event | ServerError) -> None:
+    def _resolve(self, request_id: int, result: m.Event | ServerError) -> None:
         reply = self._replies.pop(request_id, None)
         if reply is None or reply.done():
             return
@@ -276,7 +283,7 @@ class EngineClient:
         else:
             reply.set_result(result)
 
-    async def _ask(self, request_id: int, message: m.Request) -> m.Event:
+    async def _call(self, request_id: int, message: m.Request) -> m.Event:
         self._send(message)
         reply: asyncio.Future[m.Event] = asyncio.get_running_loop().create_future()
         self._replies[request_id] = reply
@@ -293,15 +300,15 @@ class EngineClient:
         self._process.send(message)
 
     async def _watch(self, process: EngineProcess) -> None:
-        """A loop that hangs is as dead as a process that ended."""
+        """Kill the process once its step loop has hung for `hang_timeout_s`."""
         while self.heartbeat_age_s < self._hang_timeout_s:
             await asyncio.sleep(self._hang_timeout_s / 10)
         logger.error("no heartbeat for %.0f s: killing the engine process", self._hang_timeout_s)
         await process.kill()
 
     def _fail_all(self) -> None:
-        gone = "the engine stopped under this request; try again"
+        text = "the engine stopped while it ran this request; try again"
         for request_id in list(self._streams):
-            self._deliver(request_id, EngineUnavailable(gone), last=True)
+            self._deliver(request_id, EngineUnavailable(text), last=True)
         for request_id in list(self._replies):
-            self._answer(request_id, EngineUnavailable(gone))
+            self._resolve(request_id, EngineUnavailable(text))

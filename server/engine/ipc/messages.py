@@ -1,7 +1,8 @@
-"""What crosses the boundary between the API process and the engine process.
+"""Messages between the API process and the engine process.
 
-Frames of a 4-byte little-endian length and a msgpack body (msgspec, tagged unions). No pickle, no
-tensor: the engine reads and writes prefix artifacts in the blob store, by digest.
+A frame is a 4-byte little-endian length and a msgpack body (msgspec, tagged unions). Nothing is
+pickled and no tensor is sent: the engine reads and writes prefix artifacts in the blob store, by
+digest.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from server.engine.params import DEFAULT_SCHEDULING, Delta, SamplingParams, Sche
 
 
 class IpcMessage(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """Base class: the tag is the class name."""
+    """Base class of all messages; the tag on the wire is the class name."""
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The part of the settings that the engine process needs; its first frame."""
+    """The settings of the engine process, sent as the first frame."""
 
     model: str
     blobs: str
@@ -45,58 +46,58 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Submit(IpcMessage, frozen=True):
-    """Generate behind a prefix; answered by `Tokens` deltas or one `Failed`."""
+    """Generate, with or without a prefix. Answered by `Tokens` deltas, or by one `Failed`."""
 
     request_id: int
     prefix: str | None
-    """Digest of the artifact, or none for the base model."""
+    """Digest of the artifact; None for the base model."""
     token_ids: list[int]
     sampling: SamplingParams
     scheduling: SchedulingParams = DEFAULT_SCHEDULING
 
 
 class Cancel(IpcMessage, frozen=True):
-    """Drop a request. Not answered."""
+    """Cancel a request. Not answered."""
 
     request_id: int
 
 
 class Load(IpcMessage, frozen=True):
-    """Make a prefix resident before anyone asks for it. Answered by `Loaded` or `Failed`."""
+    """Make a prefix resident ahead of requests. Answered by `Loaded` or `Failed`."""
 
     request_id: int
     prefix: str
 
 
 class Unload(IpcMessage, frozen=True):
-    """Evict a prefix, unless a sequence or a pin refers to it. Answered by `Unloaded`."""
+    """Evict a prefix, unless it is in use or pinned. Answered by `Unloaded`."""
 
     request_id: int
     prefix: str
 
 
 class Pin(IpcMessage, frozen=True):
-    """Make a prefix resident, and keep it so. Answered by `Loaded` or `Failed`."""
+    """Make a prefix resident and keep it resident. Answered by `Loaded` or `Failed`."""
 
     request_id: int
     prefix: str
 
 
 class Unpin(IpcMessage, frozen=True):
-    """Let a prefix be evicted again. Not answered."""
+    """Allow a prefix to be evicted again. Not answered."""
 
     prefix: str
 
 
-class AskRoom(IpcMessage, frozen=True):
-    """What one more prefix of so many bytes would push out. Answered by `Room`."""
+class PreviewEviction(IpcMessage, frozen=True):
+    """List what a load of `num_bytes` would evict. Answered by `EvictionPreview`."""
 
     request_id: int
     num_bytes: int
 
 
 class Verify(IpcMessage, frozen=True):
-    """Run a prompt without a prefix, then behind it; answered by `Verified` or `Failed`."""
+    """Run a prompt without and then with a prefix. Answered by `Verified` or `Failed`."""
 
     request_id: int
     prefix: str
@@ -104,7 +105,7 @@ class Verify(IpcMessage, frozen=True):
 
 
 class CompilePrefix(IpcMessage, frozen=True):
-    """Compute a prefix by one forward pass; answered by `PrefixCompiled` or `Failed`.
+    """Compute a prefix by one forward pass. Answered by `PrefixCompiled` or `Failed`.
 
     Exactly one of `token_ids` and `embeddings` is set. `embeddings` is the digest of a safetensors
     blob with one tensor `embeddings` of shape [L, hidden_size].
@@ -118,17 +119,19 @@ class CompilePrefix(IpcMessage, frozen=True):
 
 
 class Drain(IpcMessage, frozen=True):
-    """Finish what runs, then exit."""
+    """Finish all requests, then exit."""
 
 
-Request = Submit | Cancel | Load | Unload | Pin | Unpin | AskRoom | Verify | CompilePrefix | Drain
+Request = (
+    Submit | Cancel | Load | Unload | Pin | Unpin | PreviewEviction | Verify | CompilePrefix | Drain
+)
 
 
 # --- engine process -> API process ---------------------------------------------------------------
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What the engine loaded and how much it holds."""
+    """The loaded model and the limits of the engine."""
 
     model: str
     fingerprint: str
@@ -137,7 +140,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     head_dim: int
     hidden_size: int
     kv_norms: list[tuple[float, float]] = []
-    """Of every layer: the longest key and the longest value of a token of the model's own."""
+    """Per layer, the largest norms of a key and of a value that the model computes itself."""
     vocab_size: int
     dtype: str
     device: str
@@ -149,7 +152,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineStats(msgspec.Struct, kw_only=True):
-    """Gauges and running totals since the engine process started."""
+    """Gauges, and counters since the engine process started."""
 
     num_waiting: int = 0
     num_running: int = 0
@@ -158,15 +161,15 @@ class EngineStats(msgspec.Struct, kw_only=True):
     num_prefill_tokens: int = 0
     num_decode_tokens: int = 0
     num_preemptions: int = 0
-    num_reused_tokens: int = 0
-    """Prompt tokens that were found computed."""
+    num_cached_tokens: int = 0
+    """Prompt tokens that were served from the prompt cache."""
     last_batch_size: int = 0
     step_time_s: float = 0.0
-    """Sum over all steps."""
+    """Total time of all steps."""
     kv_pages_used: int = 0
     kv_pages_total: int = 0
-    kv_pages_kept: int = 0
-    """In nobody's use, and full of prompts that may come again."""
+    kv_pages_cached: int = 0
+    """Free pages that hold cached prompts."""
     prefix_device_bytes: int = 0
     prefix_host_bytes: int = 0
     prefix_loads: int = 0
@@ -176,19 +179,19 @@ class EngineStats(msgspec.Struct, kw_only=True):
 
 
 class Ready(IpcMessage, frozen=True):
-    """The model is loaded; the first frame from the engine."""
+    """The model is loaded. The first frame from the engine."""
 
     info: EngineInfo
 
 
 class Tokens(IpcMessage, frozen=True):
-    """What one step made, for all its requests."""
+    """The tokens sampled in one step, for all of its requests."""
 
     deltas: list[Delta]
 
 
 class Failed(IpcMessage, frozen=True):
-    """A request, load or compile that failed alone. `code` is one of server.errors."""
+    """Failure of one request, load, pin, verification or compile. `code`: see server.errors."""
 
     request_id: int
     code: str
@@ -196,47 +199,65 @@ class Failed(IpcMessage, frozen=True):
 
 
 class Loaded(IpcMessage, frozen=True):
+    """The prefix is resident; for a `Pin`, it is also pinned."""
+
     request_id: int
 
 
 class Unloaded(IpcMessage, frozen=True):
+    """The answer to `Unload`."""
+
     request_id: int
-    is_gone: bool
-    """False where something still refers to it."""
+    was_evicted: bool
+    """False if the prefix is in use or pinned, and therefore kept."""
 
 
-class Room(IpcMessage, frozen=True):
+class EvictionPreview(IpcMessage, frozen=True):
+    """The answer to `PreviewEviction`."""
+
     request_id: int
     fits: bool
+    """Whether evictions could make enough room now."""
     evicted: list[str]
+    """Digests of the prefixes that would be evicted."""
 
 
 class Verified(IpcMessage, frozen=True):
-    """All logits are finite."""
+    """The verification passed: all logits are finite."""
 
     request_id: int
     effect: float
-    """How far the prefix moves the logits of the next token, relative to the logits themselves."""
+    """RMS change of the next token's logits by the prefix, relative to the RMS of the logits."""
 
 
 class PrefixCompiled(IpcMessage, frozen=True):
-    """The artifact lies in the blob store."""
+    """The prefix is computed and its artifact is in the blob store."""
 
     request_id: int
     digest: str
     num_virtual_tokens: int
     num_bytes: int
     is_new: bool
-    """It did not lie there before."""
+    """The blob store did not hold the artifact before."""
 
 
 class Heartbeat(IpcMessage, frozen=True):
-    """Sent from the step loop itself, about once a second: it says that the loop turns."""
+    """Sent by the step loop itself about once a second, as proof that the loop is running."""
 
     stats: EngineStats
 
 
-Event = Ready | Tokens | Failed | Loaded | Unloaded | Room | Verified | PrefixCompiled | Heartbeat
+Event = (
+    Ready
+    | Tokens
+    | Failed
+    | Loaded
+    | Unloaded
+    | EvictionPreview
+    | Verified
+    | PrefixCompiled
+    | Heartbeat
+)
 
 
 # --- frames --------------------------------------------------------------------------------------
@@ -246,6 +267,6 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 def frame(message: IpcMessage | EngineConfig) -> bytes:
-    """One message as it goes over the socket."""
+    """Encode a message as a frame."""
     body = _encoder.encode(message)
     return HEADER.pack(len(body)) + body

@@ -1,4 +1,4 @@
-"""Tokens of one request, from the engine process to whoever awaits them in the API process."""
+"""The tokens of one request, as an asynchronous iterator."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from server.errors import ServerError
 
 
 class TokenStream:
-    """Deltas of one request as they come. Closing it before the end cancels the sequence."""
+    """Iterator over the deltas of one request. Closing it early cancels the sequence.
+
+    Iteration raises the `ServerError` that the request failed with.
+    """
 
     def __init__(self, cancel: Callable[[], None]) -> None:
         self.finish_reason: FinishReason | None = None
@@ -19,13 +22,13 @@ class TokenStream:
         self._queue: asyncio.Queue[Delta | ServerError] = asyncio.Queue()
 
     def put(self, item: Delta | ServerError) -> None:
-        """Called by the engine client, on the event loop."""
+        """Add a delta or the final error. The engine client calls this on the event loop."""
         if isinstance(item, ServerError) or item.finish_reason is not None:
             self._cancel = None
         self._queue.put_nowait(item)
 
     def close(self) -> None:
-        """The reader is gone. Idempotent."""
+        """Cancel the sequence, unless it has ended. Idempotent."""
         if self._cancel is not None:
             self._cancel()
             self._cancel = None

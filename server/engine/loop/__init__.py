@@ -1,1 +1,1 @@
-"""The step loop, and the work that runs beside generation in it."""
+"""The step loop, and the other work that it schedules: grammars, prefix compiles, verification."""

@@ -1,4 +1,4 @@
-"""Grammars of requests, compiled on a thread: who waits for one holds up nobody."""
+"""Grammars of requests, compiled on a worker thread so that the step loop never waits for one."""
 
 from __future__ import annotations
 
@@ -26,17 +26,18 @@ CACHE_BYTES = 32 << 20
 
 @dataclass(frozen=True, slots=True)
 class GrammarCompiled:
-    """What the thread brings to the step loop's inbox. None: it could not be."""
+    """Result of a compile, put into the step loop's inbox. `matcher` is None if it failed."""
 
     grammar: str
     matcher: Matcher | None
 
 
 class Grammars:
-    """Sequences that wait for their grammar, and the grammars compiled so far.
+    """Compiled grammars, and the sequences that wait for one.
 
-    `load` makes the vocabulary, on the thread. `report` is called there and must hand the result to
-    the step loop, which calls `on_compiled`. All other methods belong to the step loop.
+    `load` builds the vocabulary on the worker thread. `report` is called on that thread and must
+    pass the result to the step loop, which calls `on_compiled`. All other methods must be called
+    from the step loop.
     """
 
     def __init__(
@@ -53,8 +54,8 @@ class Grammars:
     def is_idle(self) -> bool:
         return not self._waiting
 
-    def begin(self, seq: Sequence) -> bool:
-        """Give a sequence its matcher; False where it has to wait for it."""
+    def attach_matcher(self, seq: Sequence) -> bool:
+        """Give a sequence the matcher of its grammar; return False if it has to wait for it."""
         grammar = seq.sampling.grammar
         assert grammar is not None
         if (matcher := self._compiled.get(grammar)) is not None:
@@ -66,7 +67,7 @@ class Grammars:
         return False
 
     def on_compiled(self, item: GrammarCompiled) -> list[Sequence]:
-        """Those who waited for it; without a matcher where it could not be compiled."""
+        """Return the sequences that waited for this grammar, without a matcher if it failed."""
         if item.matcher is not None:
             self._compiled.put(item.grammar, item.matcher)
         ready = [s for s in self._waiting.values() if s.sampling.grammar == item.grammar]
@@ -76,20 +77,20 @@ class Grammars:
         return ready
 
     def cancel(self, request_id: int) -> None:
-        """A sequence is not wanted any more."""
+        """Stop waiting for the grammar of a cancelled request."""
         self._waiting.pop(request_id, None)
 
     def close(self) -> None:
         self._worker.shutdown(wait=False, cancel_futures=True)
 
-    # --- on the thread: whatever goes wrong concerns this grammar alone, and is told ---
+    # --- on the worker thread: an error is reported and fails only this grammar ---
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:
         return self._load()
 
     def _warm_up(self) -> None:
-        """Loading the vocabulary holds the interpreter's lock: best while nothing runs yet."""
+        """Load the vocabulary, which holds the interpreter lock, before requests arrive."""
         with suppress(Exception):
             _ = self._vocabulary
 
@@ -100,5 +101,5 @@ class Grammars:
         except GrammarError:
             logger.warning("a grammar that passed the check cannot be compiled")
         except Exception:
-            logger.exception("a grammar cannot be compiled")
+            logger.exception("a grammar could not be compiled")
         self._report(GrammarCompiled(grammar, matcher))

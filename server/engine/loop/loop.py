@@ -1,5 +1,4 @@
-"""The step loop: take what arrived, step, send what steps made. One thread, which never waits for a
-disk."""
+"""The step loop: handles requests, runs steps, sends tokens. One thread, which reads no disk."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from server.engine.loop.prefix_compiler import PrefixCompiler, SoftPromptRead
 from server.engine.loop.steps import Steps
 from server.engine.loop.verifier import Verifier
 from server.engine.memory.kv_pool import KvPool
-from server.engine.memory.residency import PrefixArrival, Residency
+from server.engine.memory.residency import LoadResult, Residency
 from server.engine.params import Delta
 from server.engine.runner.runner import Runner
 from server.engine.scheduler.batch import Batch
@@ -28,16 +27,16 @@ logger = logging.getLogger(__name__)
 HEARTBEAT_S = 1.0
 
 
-class Closed:
-    """The API process is gone: nobody is left to answer."""
+class ConnectionClosed:
+    """The API process has closed the connection, so that nothing can be answered."""
 
 
-Item = m.Request | m.Event | PrefixArrival | SoftPromptRead | GrammarCompiled
-Inbox = SimpleQueue[Item | Closed]
+InboxItem = m.Request | m.Event | LoadResult | SoftPromptRead | GrammarCompiled
+Inbox = SimpleQueue[InboxItem | ConnectionClosed]
 
 
 class StepLoop:
-    """Owns the device through `runner`; everything reaches it through `inbox`."""
+    """The engine's main loop. It alone uses the device, and receives everything through `inbox`."""
 
     def __init__(
         self,
@@ -74,11 +73,11 @@ class StepLoop:
         self._is_draining = False
 
     def check(self) -> None:
-        """Before `run`: whether a step runs at all. Raises `NothingRuns`."""
+        """Check before `run` that a step can run. Raises `DeviceLost`."""
         self._steps.check()
 
     def run(self) -> None:
-        """Until drained, or until the API process is gone. Raises `NothingRuns`."""
+        """Run until drained or until the API process disconnects. Raises `DeviceLost`."""
         while self._receive() and not (self._is_draining and self._is_idle):
             self._fail_unloadable()
             self._answer_loads()
@@ -86,12 +85,12 @@ class StepLoop:
                 started_s = time.perf_counter()
                 self._steps.step()
                 self._stats.step_time_s += time.perf_counter() - started_s
-            self._beat()
+            self._send_heartbeat()
         self._residency.close()
         self._compiler.close()
         self._grammars.close()
 
-    # --- what steps make ---
+    # --- results of steps ---
 
     def _postprocess(self, batch: Batch, deltas: list[Delta]) -> None:
         if deltas:
@@ -119,8 +118,8 @@ class StepLoop:
 
     def _fail(self, seq: Sequence, code: str, message: str) -> None:
         self._runner.embeds.pop(seq.request_id, None)
-        self._compiler.end(seq.request_id)
-        self._verifier.end(seq.request_id)
+        self._compiler.remove(seq.request_id)
+        self._verifier.remove(seq.request_id)
         if seq.status is not SequenceStatus.FINISHED:
             self._scheduler.finish(seq)
         self._send(m.Failed(seq.request_id, CompileFailed.code if seq.compiles else code, message))
@@ -134,24 +133,27 @@ class StepLoop:
         return no_sequences and not self._steps.has_work and not under_way
 
     def _receive(self) -> bool:
-        """Take all that arrived; when there is nothing to do, sleep until something does."""
+        """Handle all items in the inbox, and wait for one if there is no work.
+
+        Returns False once the connection is closed.
+        """
         block = not self._steps.has_work
         try:
             while True:
                 item = self._inbox.get(block, timeout=HEARTBEAT_S if block else None)
-                if isinstance(item, Closed):
+                if isinstance(item, ConnectionClosed):
                     return False
-                self._take(item)
+                self._handle(item)
                 block = False
         except Empty:
             return True
 
-    def _take(self, item: Item) -> None:
+    def _handle(self, item: InboxItem) -> None:
         match item:
             case m.Submit(request_id, prefix, token_ids, sampling, scheduling):
                 digest = Digest(prefix) if prefix is not None else None
                 seq = Sequence(request_id, digest, token_ids, sampling, scheduling)
-                if sampling.grammar is None or self._grammars.begin(seq):
+                if sampling.grammar is None or self._grammars.attach_matcher(seq):
                     self._add(seq)
             case GrammarCompiled():
                 for seq in self._grammars.on_compiled(item):
@@ -163,41 +165,41 @@ class StepLoop:
                 self._residency.acquire(Digest(prefix))
                 self._loads.append(item)
             case m.Unload(request_id, prefix):
-                is_gone = self._residency.evict(Digest(prefix))
-                self._tell(m.Unloaded(request_id, is_gone))
+                was_evicted = self._residency.evict(Digest(prefix))
+                self._send_with_stats(m.Unloaded(request_id, was_evicted))
             case m.Unpin(prefix):
                 self._residency.unpin(Digest(prefix))
-            case m.AskRoom(request_id, num_bytes):
-                victims = self._residency.victims(num_bytes)
-                evicted = [str(digest) for digest in victims or ()]
-                self._send(m.Room(request_id, victims is not None, evicted))
+            case m.PreviewEviction(request_id, num_bytes):
+                eviction_candidates = self._residency.eviction_candidates(num_bytes)
+                evicted = [str(digest) for digest in eviction_candidates or ()]
+                self._send(m.EvictionPreview(request_id, eviction_candidates is not None, evicted))
             case m.Verify():
-                self._add(self._verifier.begin(item))
+                self._add(self._verifier.start(item))
             case m.CompilePrefix():
-                if (compiling := self._compiler.begin(item)) is not None:
+                if (compiling := self._compiler.start(item)) is not None:
                     self._add(compiling)
             case SoftPromptRead(request, embeddings):
                 self._runner.embeds[request.request_id] = embeddings
                 self._add(item.sequence)
-            case PrefixArrival():
-                self._residency.on_arrival(item)
-                if item.prefix is None and not self._steps.has_work:  # else the next step tells
+            case LoadResult():
+                self._residency.on_loaded(item)
+                if item.prefix is None and not self._steps.has_work:  # else the next step checks it
                     self._steps.check()
             case m.Drain():
                 self._is_draining = True
             case m.PrefixCompiled(request_id) | m.Failed(request_id):
-                self._compiler.end(request_id)
+                self._compiler.remove(request_id)
                 self._send(item)
 
     def _add(self, seq: Sequence) -> None:
-        """A sequence waits for its turn, unless that can never come; others would wait, too."""
+        """Queue a sequence, or fail it if the pool can never hold it: it would block others."""
         self._scheduler.add(seq)
         if not self._scheduler.can_hold(seq):
-            text = f"the request takes {seq.max_slots} tokens of KV cache, which is more than all"
+            text = f"the request needs {seq.max_slots} tokens of KV cache, more than there are"
             self._fail(seq, InvalidRequest.code, text)
 
     def _start(self, seq: Sequence) -> None:
-        """One that waited for its grammar."""
+        """Queue a sequence whose grammar was compiled, or fail it if that failed."""
         if seq.matcher is not None:
             self._add(seq)
             return
@@ -205,19 +207,19 @@ class StepLoop:
         self._send(m.Failed(seq.request_id, StepFailed.code, text))
 
     def _answer_loads(self) -> None:
-        """A load holds a reference until it is answered, so that it cannot be evicted before."""
+        """Answer finished loads and pins. Until then, each holds a reference against eviction."""
         for load in list(self._loads):
             digest = Digest(load.prefix)
             error = self._residency.error(digest)
             if error is not None:
                 self._send(m.Failed(load.request_id, PrefixUnavailable.code, error))
-            elif not self._residency.is_ready(digest):
+            elif not self._residency.is_resident(digest):
                 continue
             elif isinstance(load, m.Pin) and not self._residency.pin(digest):
-                text = "pinned prefixes may take half of the device budget, and this is too much"
+                text = "pinned prefixes may take at most half of the device budget"
                 self._send(m.Failed(load.request_id, PinRefused.code, text))
             else:
-                self._tell(m.Loaded(load.request_id))
+                self._send_with_stats(m.Loaded(load.request_id))
             self._loads.remove(load)
             self._residency.release(digest)
 
@@ -226,12 +228,12 @@ class StepLoop:
             if seq.prefix is not None and (error := self._residency.error(seq.prefix)) is not None:
                 self._fail(seq, PrefixUnavailable.code, error)
 
-    # --- figures ---
+    # --- statistics ---
 
-    def _tell(self, event: m.Event) -> None:
-        """Send an answer after figures that agree with it."""
+    def _send_with_stats(self, event: m.Event) -> None:
+        """Send an answer after a heartbeat, so that the client's statistics agree with it."""
         self._next_heartbeat_s = 0.0
-        self._beat()
+        self._send_heartbeat()
         self._send(event)
 
     def _count(self, batch: Batch) -> None:
@@ -242,20 +244,20 @@ class StepLoop:
         self._stats.num_prefill_tokens += num_tokens - num_decode
         self._stats.last_batch_size = len(batch.chunks)
 
-    def _beat(self) -> None:
-        """From this loop and no other thread: a heartbeat says that the loop turns."""
+    def _send_heartbeat(self) -> None:
+        """Send a heartbeat if one is due. It comes from this thread to prove that the loop runs."""
         now_s = time.monotonic()
         if now_s < self._next_heartbeat_s:
             return
         self._next_heartbeat_s = now_s + HEARTBEAT_S
-        self._residency.start_loads()  # the patience of one that waits ends without an event
+        self._residency.start_loads()  # a head-of-line period ends without an event
         scheduler, residency, stats = self._scheduler, self._residency, self._stats
         stats.num_waiting, stats.num_running = len(scheduler.waiting), len(scheduler.running)
         stats.num_preemptions = scheduler.num_preemptions
-        stats.num_reused_tokens = scheduler.num_reused_tokens
+        stats.num_cached_tokens = scheduler.num_cached_tokens
         stats.kv_pages_total = scheduler.allocator.num_pages
         stats.kv_pages_used = stats.kv_pages_total - scheduler.allocator.num_free
-        stats.kv_pages_kept = scheduler.allocator.num_kept
+        stats.kv_pages_cached = scheduler.allocator.num_cached
         stats.num_loading = residency.num_loading
         stats.prefix_loads, stats.prefix_evictions = residency.num_loads, residency.num_evictions
         stats.prefix_device_bytes = residency.num_device_bytes

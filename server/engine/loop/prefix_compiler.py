@@ -1,7 +1,7 @@
-"""Text and soft prompts on their way to prefixes: run as sequences, read from and written to blobs.
+"""Compiles of text and soft prompts to prefixes. Each one runs as an ordinary sequence.
 
-The step loop asks what to run and hands over what was computed; blobs are read and written on a
-worker thread, which reports through the loop's inbox.
+The step loop asks for the sequence to run and passes on the computed keys and values. A worker
+thread reads and writes blobs, and reports through the loop's inbox.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class SoftPromptRead:
-    """A compile whose input embeddings [L, hidden_size] have come from the blob store."""
+    """A compile whose input embeddings [L, hidden_size] were read from the blob store."""
 
     request: m.CompilePrefix
     embeddings: Tensor
 
     @property
     def sequence(self) -> Sequence:
-        """Its token ids stand for nothing: the runner puts the embeddings in their place."""
+        """The sequence to run. The runner uses the embeddings in place of its token ids."""
         return _sequence(self.request.request_id, [0] * len(self.embeddings))
 
 
 class PrefixCompiler:
-    """Compiles under way. `report` is called on the worker thread."""
+    """The pending compiles. `report` is called on the worker thread."""
 
     def __init__(
         self,
@@ -53,33 +53,33 @@ class PrefixCompiler:
         self._report = report
         self._blobs = blobs
         self._spec = spec
-        self._under_way: dict[int, m.CompilePrefix] = {}
+        self._pending: dict[int, m.CompilePrefix] = {}
         self._worker = ThreadPoolExecutor(1, "blob-io", yield_to_steps)
 
     @property
     def is_idle(self) -> bool:
-        return not self._under_way
+        return not self._pending
 
-    def begin(self, request: m.CompilePrefix) -> Sequence | None:
-        """What to run; None while a soft prompt is read, which `SoftPromptRead` then reports."""
-        self._under_way[request.request_id] = request
+    def start(self, request: m.CompilePrefix) -> Sequence | None:
+        """Return the sequence to run; None for a soft prompt, which `SoftPromptRead` follows."""
+        self._pending[request.request_id] = request
         if request.token_ids is not None:
             return _sequence(request.request_id, request.token_ids)
         self._worker.submit(self._read, request)
         return None
 
     def finish(self, request_id: int, kv: Tensor) -> None:
-        """Write what was computed, [num_layers, 2, num_kv_heads, L, head_dim], and report it."""
-        self._worker.submit(self._write, self._under_way[request_id], kv)
+        """Write `kv` [num_layers, 2, num_kv_heads, L, head_dim] as an artifact and report it."""
+        self._worker.submit(self._write, self._pending[request_id], kv)
 
-    def end(self, request_id: int) -> None:
-        """It was answered, well or badly."""
-        self._under_way.pop(request_id, None)
+    def remove(self, request_id: int) -> None:
+        """Forget a compile that was answered."""
+        self._pending.pop(request_id, None)
 
     def close(self) -> None:
         self._worker.shutdown(wait=False, cancel_futures=True)
 
-    # --- on the worker thread: whatever goes wrong concerns this compile alone, and is told ---
+    # --- on the worker thread: an error is reported and fails only this compile ---
 
     def _read(self, request: m.CompilePrefix) -> None:
         assert request.embeddings is not None

@@ -1,5 +1,8 @@
-"""Steps, launched and taken in: one after the other, or each launched before the last one's tokens
-are known, so that the device never waits for the host."""
+"""Launches steps and commits their results, one at a time or with one step ahead.
+
+With `overlap`, a step is launched before the tokens of the previous one are known, so that the
+device never waits for the host.
+"""
 
 from __future__ import annotations
 
@@ -19,60 +22,70 @@ from server.engine.scheduler.sequence import Sequence, SequenceStatus
 
 logger = logging.getLogger(__name__)
 
-_MAX_WITHOUT_MEMORY = 3
-"""Failed steps in a row, before a device without memory for a single token counts as lost."""
-_NOBODY = 0
-"""Requests have ids from 1 on."""
+_MAX_OUT_OF_MEMORY = 3
+"""Consecutive probes that may run out of memory before the device counts as lost."""
+_PROBE_ID = 0
+"""Request id of the probe in `Steps.check`. Requests have ids from 1."""
 
 
-class NothingRuns(Exception):
-    """Not even a step that ran before: the device is lost, and this process with it."""
+class DeviceLost(Exception):
+    """The device cannot run a single token any more, and the process has to be replaced."""
 
 
-class Launched(Protocol):
-    """A step on its way."""
+class StepHandle(Protocol):
+    """A launched step."""
 
     def sample(self) -> None:
-        """Choose the tokens, now that all tokens before them are known. Idempotent; a step samples
-        by itself where nothing has to be known for that."""
+        """Sample rows whose grammar depends on the previous step's tokens. Idempotent.
+
+        A step without such rows samples by itself when it is launched.
+        """
         ...
 
     def tokens(self) -> list[int]:
-        """One token for each of the batch's `sampled`. Waits for them."""
+        """Wait for the step; return one token for each of the batch's `sampled`."""
         ...
 
     def logprobs(self) -> Mapping[int, Logprobs]:
-        """Of these tokens, by request, where it asks."""
+        """Log-probabilities of these tokens, for requests that ask, by request id."""
         ...
 
     def prompt_logprobs(self) -> Mapping[int, Logprobs]:
-        """Of tokens of the prompt, likewise."""
+        """Log-probabilities of prompt tokens, for requests that ask, by request id."""
         ...
 
 
-class Launcher(Protocol):
-    """The runner, as seen from here."""
+class StepRunner(Protocol):
+    """The part of the runner that `Steps` uses."""
 
-    def launch(self, batch: Batch) -> Launched: ...
+    def launch(self, batch: Batch) -> StepHandle: ...
 
 
 @dataclass(frozen=True, slots=True)
-class _LaunchedStep:
+class _InFlightStep:
     batch: Batch
-    handle: Launched
+    handle: StepHandle
 
 
 class Steps:
-    """Schedules, launches and commits. `overlap` keeps one step in flight.
+    """Schedules steps, launches them and commits their tokens. `overlap` keeps one step in flight.
 
-    `on_commit` gets every committed batch. `on_failure` gets every sequence that cannot go on and
-    the reason; it must finish the sequence, if that is not done.
+    `on_commit` is called with every committed batch and its deltas. `on_failure` is called with
+    every sequence that cannot continue and the reason; it must finish the sequence unless that has
+    been done.
+
+    Recovery: nothing of a failed step is committed, so all of its sequences can run again. After an
+    out-of-memory error they do so in smaller steps, for as long as the budget can be halved. After
+    any other error each sequence runs alone, so that only the one that causes the error fails. If
+    none of them runs, `check` decides between bad requests and a lost device. A step that was
+    scheduled after the failed one is abandoned as well, because its inputs include tokens that were
+    never sampled.
     """
 
     def __init__(
         self,
         scheduler: Scheduler,
-        runner: Launcher,
+        runner: StepRunner,
         *,
         on_commit: Callable[[Batch, list[Delta]], None],
         on_failure: Callable[[Sequence, str], None],
@@ -83,20 +96,22 @@ class Steps:
         self._on_commit = on_commit
         self._on_failure = on_failure
         self._overlap = overlap
-        self._in_flight: _LaunchedStep | None = None
-        self._num_without_memory = 0
+        self._in_flight: _InFlightStep | None = None
+        self._num_out_of_memory = 0
 
     @property
     def has_work(self) -> bool:
         return self._in_flight is not None or self._scheduler.has_work
 
     def step(self) -> None:
-        """Launch one step, if anything can run, and take in the one before it; without `overlap`
-        the same one. Raises `NothingRuns`."""
+        """Launch a step, if anything can run, and commit the previous one.
+
+        Without `overlap`, the launched step itself is committed. Raises `DeviceLost`.
+        """
         batch = self._scheduler.schedule() if self._scheduler.has_work else Batch([])
         previous, self._in_flight = self._in_flight, None
         try:
-            launched = _LaunchedStep(batch, self._runner.launch(batch)) if batch.chunks else None
+            launched = _InFlightStep(batch, self._runner.launch(batch)) if batch.chunks else None
         except Exception as exc:
             if previous is None or self._finish(previous, then=batch):
                 self._recover(batch, exc)
@@ -108,68 +123,76 @@ class Steps:
             self._sample(launched)
 
     def check(self) -> None:
-        """Run a token that is nobody's, while no step is in flight. Raises `NothingRuns`.
+        """Run one token of a probe that belongs to no request. Raises `DeviceLost` if that fails.
 
-        After an error of the kind that all later calls return, no request can be blamed.
+        No step may be in flight. After some errors (CUDA's, for one) every later call fails too, so
+        that no request can be held responsible. Skipped if there is no free page.
         """
-        seq = Sequence(_NOBODY, None, [0], SamplingParams(max_tokens=1))
+        seq = Sequence(_PROBE_ID, None, [0], SamplingParams(max_tokens=1))
         if not self._scheduler.allocator.grow(seq.pages, 1):
             return
         try:
             self._runner.launch(Batch([Chunk.of(seq, 0, 1)])).tokens()
-            self._num_without_memory = 0
+            self._num_out_of_memory = 0
         except Exception as exc:
-            self._num_without_memory += 1
-            if not _is_out_of_memory(exc) or self._num_without_memory == _MAX_WITHOUT_MEMORY:
-                raise NothingRuns(f"{type(exc).__name__}: {exc}") from exc
+            self._num_out_of_memory += 1
+            if not _is_out_of_memory(exc) or self._num_out_of_memory == _MAX_OUT_OF_MEMORY:
+                raise DeviceLost(f"{type(exc).__name__}: {exc}") from exc
         finally:
             self._scheduler.allocator.free(seq.pages)
 
-    def _sample(self, flight: _LaunchedStep) -> None:
-        """Grammars have taken in the tokens of the step before: only now it is known what they
-        allow. The forward runs meanwhile."""
+    def _sample(self, step: _InFlightStep) -> None:
+        """Sample the rows with a grammar, now that the previous step's tokens are known.
+
+        The forward pass is already running meanwhile.
+        """
         try:
-            flight.handle.sample()
+            step.handle.sample()
         except Exception as exc:
             self._in_flight = None
-            self._recover(flight.batch, exc)
+            self._recover(step.batch, exc)
 
-    def _finish(self, flight: _LaunchedStep, then: Batch) -> bool:
-        """Take in a step. Where it fails, the one scheduled after it is abandoned: it was built on
-        tokens that never came."""
+    def _finish(self, step: _InFlightStep, then: Batch) -> bool:
+        """Wait for a step and commit it; return False if it failed.
+
+        `then` is the batch scheduled after it. After a failure it is abandoned.
+        """
         try:
-            token_ids = flight.handle.tokens()
+            token_ids = step.handle.tokens()
         except Exception as exc:
-            if then is not flight.batch and then.chunks:
+            if then is not step.batch and then.chunks:
                 self._discard(then)
-            self._recover(flight.batch, exc)
+            self._recover(step.batch, exc)
             return False
-        self._commit(flight.batch, flight.handle, token_ids)
+        self._commit(step.batch, step.handle, token_ids)
         return True
 
     def _discard(self, batch: Batch) -> None:
-        flight, self._in_flight = self._in_flight, None
-        if flight is not None:
+        step, self._in_flight = self._in_flight, None
+        if step is not None:
             with suppress(Exception):
-                flight.handle.tokens()  # the device is done with its pages
+                step.handle.tokens()  # wait until the device has finished with its pages
         self._scheduler.abandon(batch)
 
-    def _commit(self, batch: Batch, handle: Launched, token_ids: list[int]) -> None:
+    def _commit(self, batch: Batch, handle: StepHandle, token_ids: list[int]) -> None:
         for chunk, token_id in zip(batch.sampled, token_ids, strict=True):
             if token_id == INVALID and chunk.seq.status is not SequenceStatus.FINISHED:
-                self._on_failure(chunk.seq, _why_invalid(chunk.seq))
+                self._on_failure(chunk.seq, _invalid_token_error(chunk.seq))
         logprobs, prompt_logprobs = handle.logprobs(), handle.prompt_logprobs()
-        self._num_without_memory = 0
+        self._num_out_of_memory = 0
         deltas = self._scheduler.commit(batch, token_ids, logprobs, prompt_logprobs)
         self._on_commit(batch, deltas)
 
     def _recover(self, batch: Batch, exc: Exception) -> None:
-        """Nothing was committed, so every sequence can run again: out of memory, in smaller steps;
-        otherwise alone, so that only the one that fails is lost."""
+        """Run the sequences of a failed step again, in smaller steps or alone.
+
+        A sequence that fails alone is finished before `on_failure`, so that `check` has its pages.
+        Raises `DeviceLost`.
+        """
         batch = self._scheduler.abandon(batch)
         smaller = self._scheduler.max_num_batched_tokens // 2
         if _is_out_of_memory(exc) and smaller >= self._scheduler.max_num_seqs:
-            logger.warning("out of memory: steps of at most %d tokens from now on", smaller)
+            logger.warning("out of memory: limiting steps to %d tokens", smaller)
             self._scheduler.max_num_batched_tokens = smaller
             return
         logger.exception("a step of %d sequences failed", len(batch.chunks), exc_info=exc)
@@ -187,13 +210,13 @@ class Steps:
             handle = self._runner.launch(alone)
             token_ids = handle.tokens()
         except Exception:
-            logger.exception("request %d fails alone", chunk.seq.request_id)
+            logger.exception("request %d failed when run alone", chunk.seq.request_id)
             return False
         self._commit(alone, handle, token_ids)
         return True
 
 
-def _why_invalid(seq: Sequence) -> str:
+def _invalid_token_error(seq: Sequence) -> str:
     matcher_error = seq.matcher.error if seq.matcher is not None else None
     return matcher_error or "the model's output is not a number"
 

@@ -1,5 +1,4 @@
-"""Whether a prefix can be served: a prompt is run without it and then behind it, each time as an
-ordinary sequence among the others."""
+"""Verification of a prefix: a prompt is run without it and then with it, as ordinary sequences."""
 
 from __future__ import annotations
 
@@ -14,47 +13,49 @@ from server.errors import StepFailed
 
 
 class Verifier:
-    """Verifications under way. `probes`: the runner's, where it leaves the logits."""
+    """The pending verifications. The runner stores their logits [vocab_size] in `probes`."""
 
     def __init__(self, probes: dict[int, Tensor | None]) -> None:
         self._probes = probes
-        self._under_way: dict[int, m.Verify] = {}
+        self._pending: dict[int, m.Verify] = {}
         self._plain: dict[int, Tensor] = {}
 
     def __contains__(self, request_id: int) -> bool:
-        return request_id in self._under_way
+        return request_id in self._pending
 
-    def begin(self, request: m.Verify) -> Sequence:
-        """The first sequence to run: the prompt on its own."""
-        self._under_way[request.request_id] = request
+    def start(self, request: m.Verify) -> Sequence:
+        """Return the first sequence to run: the prompt without the prefix."""
+        self._pending[request.request_id] = request
         self._probes[request.request_id] = None
         return _sequence(request, None)
 
     def advance(self, seq: Sequence) -> Sequence | m.Verified | m.Failed:
-        """After one has run: the other, or the answer."""
+        """Return what follows a sequence that ran: the second sequence, or the answer."""
         logits = self._probes[seq.request_id]
         assert logits is not None, "the runner keeps the logits of every probe"
         if not torch.isfinite(logits).all():
-            self.end(seq.request_id)
+            self.remove(seq.request_id)
             return m.Failed(seq.request_id, StepFailed.code, "the model's output is not finite")
         if seq.prefix is None:
             self._plain[seq.request_id] = logits
-            request = self._under_way[seq.request_id]
+            request = self._pending[seq.request_id]
             return _sequence(request, Digest(request.prefix))
         effect = distance(self._plain[seq.request_id], logits)
-        self.end(seq.request_id)
+        self.remove(seq.request_id)
         return m.Verified(seq.request_id, effect)
 
-    def end(self, request_id: int) -> None:
-        """It was answered, well or badly."""
-        self._under_way.pop(request_id, None)
+    def remove(self, request_id: int) -> None:
+        """Forget a verification that was answered."""
+        self._pending.pop(request_id, None)
         self._probes.pop(request_id, None)
         self._plain.pop(request_id, None)
 
 
 def distance(plain: Tensor, other: Tensor) -> float:
-    """The root mean square of the difference over that of `plain`, both [vocab_size]; what is added
-    to all logits alike changes no probability and does not count."""
+    """Return the RMS of `other - plain` relative to the RMS of `plain`, both [vocab_size].
+
+    Each is centred first, because a constant added to all logits changes no probability.
+    """
     plain, other = plain - plain.mean(), other - other.mean()
     return float((other - plain).norm() / plain.norm())
 

@@ -1,1 +1,1 @@
-"""Keys and values on the device: the pool, prefixes, transfers."""
+"""Memory for keys and values: the KV pool, resident prefixes, transfers."""

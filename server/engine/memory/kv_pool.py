@@ -1,4 +1,4 @@
-"""The KV pool: keys and values of running sequences, in pages, allocated once."""
+"""The KV pool: keys and values of running sequences, in pages that are allocated once."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from prefix_store.prefix import BaseModelSpec
 
 
 class KvPool:
-    """One tensor for all layers.
+    """Pool of pages, one tensor for all layers.
 
-    On a CPU a page is as long as the context, one slab for each sequence, which torch's attention
-    takes without copying; on a GPU pages are small.
+    On a CPU a page holds a whole sequence, which torch's attention can read without a copy. On a
+    GPU pages are small.
     """
 
     def __init__(self, spec: BaseModelSpec, *, num_pages: int, page_size: int, device: str) -> None:
@@ -25,21 +25,22 @@ class KvPool:
         # [num_pages, num_layers, 2 (keys, values), num_kv_heads, page_size, head_dim]
 
     def read(self, pages: list[int], num_tokens: int) -> Tensor:
-        """A copy of a sequence's start: [num_layers, 2, num_kv_heads, num_tokens, head_dim]."""
-        kv = self.pages[pages].movedim(0, 3)  # the pages go beside their slots
+        """Copy a sequence's first tokens: [num_layers, 2, num_kv_heads, num_tokens, head_dim]."""
+        kv = self.pages[pages].movedim(0, 3)  # pages next to their slots
         return kv.flatten(3, 4)[:, :, :, :num_tokens].contiguous()
 
     def layer(self, layer: int, pages: list[int], num_tokens: int) -> Tensor:
-        """Keys and values of one layer: [2, num_kv_heads, num_tokens, head_dim]."""
+        """Return keys and values of one layer: [2, num_kv_heads, num_tokens, head_dim]."""
         kv = self.pages[pages, layer].movedim(0, 2)  # [2, num_kv_heads, pages, page_size, head_dim]
         return kv.flatten(2, 3)[:, :, :num_tokens]
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
-    """Zeroed, because masked slots must be finite.
+    """Allocate a tensor of zeros. Zeros, because slots that attention masks must be finite.
 
-    On a CPU memory is taken as it is written, 4 KiB at a time: with huge pages the first token of a
-    sequence would zero its whole slab, which takes seconds and gigabytes.
+    On a CPU, memory is committed when it is first written, 4 KiB at a time. With huge pages, the
+    first token of a sequence would commit and zero its whole page of the pool, which takes seconds
+    and gigabytes.
     """
     if device != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)

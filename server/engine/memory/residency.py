@@ -1,7 +1,7 @@
-"""Which prefixes lie where: disk -> host -> device, least recently used out.
+"""Residency of prefixes: loads from disk to host to device, eviction of the least recently used.
 
-Loader threads read and check blobs; the step loop only learns of what has arrived. A prefix that
-some sequence refers to is never evicted, and a load never blocks a step.
+Loader threads read and check blobs, and report to the step loop. A prefix that a sequence refers to
+is never evicted, and a load never blocks a step.
 """
 
 from __future__ import annotations
@@ -21,19 +21,24 @@ from server.engine.background import yield_to_steps
 
 logger = logging.getLogger(__name__)
 
-PATIENCE_S = 5.0
-"""For so long one that waits for room holds up those that came after it, and then, in turn, lets
-them by. Without the first, small ones could take all that is freed, for ever; without the second,
-all would wait where what it waits for is in use for ever."""
+HEAD_OF_LINE_S = 5.0
+"""Length of the periods in which a prefix that waits for device memory blocks the later ones, and
+lets them pass, alternately.
+
+Without the blocking, small prefixes could take all memory that is freed, and a large one would
+never load. Without the passing, all would wait if the memory it waits for is never freed.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class ResidentPrefix:
-    """A prefix as attention reads it."""
+    """A prefix in host or device memory, in the layout that attention reads."""
 
     kv: Tensor
-    """[num_layers, 2 (keys, values), num_kv_heads, L, head_dim], serving dtype. The compiled layers
-    round L up and have an order of their own inside."""
+    """[num_layers, 2 (keys, values), num_kv_heads, L, head_dim], serving dtype.
+
+    For the compiled layers, L is rounded up and the elements are in an order of their own.
+    """
     position_offset: int
     num_tokens: int
 
@@ -44,10 +49,11 @@ class ResidentPrefix:
 
 class PrefixState(Enum):
     DISK = auto()
-    """Wanted, and not yet read: waits for a loader or for room."""
+    """Requested, but not on the device: waits for a loader thread or for device memory."""
     LOADING = auto()
+    """Being read by a loader thread."""
     COPYING = auto()
-    """Has its room on the device, and is on its way there."""
+    """Being copied to the device, where its memory is reserved."""
     DEVICE = auto()
     FAILED = auto()
 
@@ -59,35 +65,35 @@ class _Entry:
     prefix: ResidentPrefix | None = None
     error: str = ""
     num_bytes: int = 0
-    """On the device; 0 until it was read."""
-    asked_s: float = 0.0
-    """When somebody began to wait for it."""
+    """Size on the device; 0 until it was read."""
+    requested_s: float = 0.0
+    """Time of the first of the current references."""
 
 
 @dataclass(frozen=True, slots=True)
-class PrefixArrival:
-    """What a loader thread brings to the step loop's inbox."""
+class LoadResult:
+    """Result of a read or a copy, put into the step loop's inbox. `prefix` is None on an error."""
 
     digest: Digest
     prefix: ResidentPrefix | None
     error: str = ""
     on_device: bool = False
-    """Copied there, not only read."""
+    """Whether it was copied to the device, rather than read into host memory."""
 
 
 class Residency:
-    """Prefixes by digest, under one byte budget for the device and one for the host.
+    """Cache of prefixes by digest, with a byte budget for the device and one for the host.
 
-    `read` runs on a loader thread: digest -> prefix in host memory, checked and cast. `arrive` is
-    called there with the result and must hand it to the step loop, which calls `on_arrival`. `copy`
-    brings a prefix to a device of its own; it runs on a thread, too, and may wait. Without it the
-    device is the host. All other methods belong to the step loop.
+    `read` loads a prefix into host memory, checked and cast; it runs on a loader thread. `copy`
+    copies keys and values to the device; it runs on a thread of its own and may block. Without
+    `copy` the device is the host. `report` is called on these threads with the result and must pass
+    it to the step loop, which calls `on_loaded`. All methods must be called from the step loop.
     """
 
     def __init__(
         self,
         read: Callable[[Digest], ResidentPrefix],
-        arrive: Callable[[PrefixArrival], None],
+        report: Callable[[LoadResult], None],
         *,
         device_bytes: int,
         host_bytes: int,
@@ -96,7 +102,7 @@ class Residency:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._read = read
-        self._arrive = arrive
+        self._report = report
         self._device_bytes = device_bytes
         self._host_bytes = host_bytes
         self._max_loading = max_loading
@@ -110,43 +116,45 @@ class Residency:
         self.num_loads = 0
         self.num_evictions = 0
 
-    # --- what the scheduler asks ---
+    # --- references ---
 
     def acquire(self, digest: Digest) -> None:
-        """Ask for a prefix, and keep it from being evicted until `release`."""
+        """Request a prefix, and keep it from being evicted until `release`."""
         entry = self._entries.setdefault(digest, _Entry())
         if entry.num_refs == 0:
-            entry.asked_s = self._clock()
+            entry.requested_s = self._clock()
         entry.num_refs += 1
-        if entry.state is PrefixState.DEVICE:  # one that waits keeps its place among those that do
+        if entry.state is PrefixState.DEVICE:  # one that waits keeps its place in the order
             self._entries.move_to_end(digest)
         self.start_loads()
 
     def release(self, digest: Digest) -> None:
+        """Drop a reference taken by `acquire`."""
         entry = self._entries[digest]
         entry.num_refs -= 1
         if entry.num_refs == 0 and entry.prefix is None and entry.state is not PrefixState.LOADING:
             del self._entries[digest]
         self.start_loads()
 
-    def is_ready(self, digest: Digest) -> bool:
+    def is_resident(self, digest: Digest) -> bool:
+        """Return whether the prefix is on the device. It must be acquired."""
         return self._entries[digest].state is PrefixState.DEVICE
 
     def get(self, digest: Digest) -> ResidentPrefix:
-        """A prefix that is ready and referred to."""
+        """Return a prefix that is resident and acquired."""
         prefix = self._entries[digest].prefix
         assert prefix is not None
         return prefix
 
     def error(self, digest: Digest) -> str | None:
-        """Why a prefix cannot be loaded; None if nothing is known against it."""
+        """Return why the load of a prefix failed; None if it has not."""
         entry = self._entries.get(digest)
         return entry.error if entry is not None and entry.state is PrefixState.FAILED else None
 
     # --- loads and evictions ---
 
     def start_loads(self) -> None:
-        """Start what is wanted and fits, in order of arrival; what can never fit fails."""
+        """Start loads that fit, in order of arrival. A prefix that can never fit fails."""
         wanted = [
             (d, e) for d, e in self._entries.items() if e.state is PrefixState.DISK and e.num_refs
         ]
@@ -154,14 +162,14 @@ class Residency:
         for digest, entry in wanted:
             prefix = self._host.get(digest)
             num_bytes = entry.num_bytes if prefix is None else prefix.num_bytes
-            if (error := self._why_never(num_bytes)) is not None:
+            if (error := self._oversize_error(num_bytes)) is not None:
                 self._fail(digest, entry, error)
             elif num_bytes > room:
-                if (self._clock() - entry.asked_s) % (2 * PATIENCE_S) < PATIENCE_S:
+                if (self._clock() - entry.requested_s) % (2 * HEAD_OF_LINE_S) < HEAD_OF_LINE_S:
                     return
             elif prefix is not None:
                 self._make_room(num_bytes)
-                self._place(digest, entry, prefix)
+                self._move_to_device(digest, entry, prefix)
                 room = self._room
             elif self.num_loading < self._max_loading:
                 entry.state = PrefixState.LOADING
@@ -169,25 +177,25 @@ class Residency:
             else:
                 return
 
-    def on_arrival(self, arrival: PrefixArrival) -> None:
-        """Take in what a loader brought."""
-        digest, prefix = arrival.digest, arrival.prefix
+    def on_loaded(self, result: LoadResult) -> None:
+        """Apply the result of a read or a copy."""
+        digest, prefix = result.digest, result.prefix
         entry = self._entries[digest]
         if prefix is None:
-            self._fail(digest, entry, arrival.error)
-        elif arrival.on_device:
-            self._ready(digest, entry, prefix)
-        elif (error := self._why_never(prefix.num_bytes)) is not None:
+            self._fail(digest, entry, result.error)
+        elif result.on_device:
+            self._set_resident(digest, entry, prefix)
+        elif (error := self._oversize_error(prefix.num_bytes)) is not None:
             self._fail(digest, entry, error)
         elif self._make_room(prefix.num_bytes):
-            self._place(digest, entry, prefix)
-        else:  # what is on the device is in use: wait in host memory for a release
+            self._move_to_device(digest, entry, prefix)
+        else:  # device memory is in use: wait in host memory for a release
             entry.state, entry.num_bytes = PrefixState.DISK, prefix.num_bytes
             self._keep_on_host(digest, prefix)
         self.start_loads()
 
     def evict(self, digest: Digest) -> bool:
-        """Drop a prefix from device and host if nobody refers to it; whether that is so."""
+        """Remove a prefix from device and host. Returns False, and keeps it, if it is in use."""
         entry = self._entries.get(digest)
         if entry is not None and entry.num_refs:
             return False
@@ -197,8 +205,11 @@ class Residency:
         return True
 
     def pin(self, digest: Digest) -> bool:
-        """Keep a prefix that is ready from being evicted. False where pins would take more than
-        half of the device budget: the other half is everybody's."""
+        """Keep a resident prefix from being evicted.
+
+        Returns False if pinned prefixes would exceed half of the device budget. The other half is
+        reserved for all other prefixes.
+        """
         if digest not in self._pinned:
             if self._num_pinned_bytes + self.get(digest).num_bytes > self._device_bytes // 2:
                 return False
@@ -207,14 +218,16 @@ class Residency:
         return True
 
     def unpin(self, digest: Digest) -> None:
-        """Let it be evicted again. Idempotent."""
+        """Allow a pinned prefix to be evicted again. Idempotent."""
         if digest in self._pinned:
             self._pinned.remove(digest)
             self.release(digest)
 
-    def victims(self, num_bytes: int) -> list[Digest] | None:
-        """What has to go to make room for a prefix of this size; None if even that is too little,
-        as things are."""
+    def eviction_candidates(self, num_bytes: int) -> list[Digest] | None:
+        """Return the prefixes to evict to make room for `num_bytes`, least recently used first.
+
+        Returns None if evictions cannot free enough memory now.
+        """
         missing = self.num_device_bytes + num_bytes - self._device_bytes
         found: list[Digest] = []
         for digest, entry in self._entries.items():
@@ -227,7 +240,7 @@ class Residency:
         self._loaders.shutdown(wait=False, cancel_futures=True)
         self._copier.shutdown(wait=False, cancel_futures=True)
 
-    # --- figures ---
+    # --- statistics ---
 
     @property
     def on_device(self) -> list[Digest]:
@@ -241,7 +254,7 @@ class Residency:
 
     @property
     def num_loading(self) -> int:
-        """Read, or copied to the device."""
+        """Prefixes that are being read or copied to the device."""
         under_way = (PrefixState.LOADING, PrefixState.COPYING)
         return sum(entry.state in under_way for entry in self._entries.values())
 
@@ -253,7 +266,7 @@ class Residency:
     def num_host_bytes(self) -> int:
         return sum(prefix.num_bytes for prefix in self._host.values())
 
-    # --- steps of the above ---
+    # --- details ---
 
     @property
     def _num_pinned_bytes(self) -> int:
@@ -261,56 +274,56 @@ class Residency:
 
     @property
     def _room(self) -> int:
-        """Bytes on the device that are free, or taken by what nobody refers to."""
+        """Bytes on the device that are free, or can be freed by evictions."""
         held = (
             e for e in self._entries.values() if e.num_refs or e.state is not PrefixState.DEVICE
         )
         return self._device_bytes - sum(e.prefix.num_bytes for e in held if e.prefix is not None)
 
-    def _why_never(self, num_bytes: int) -> str | None:
-        """Why a prefix of this size finds no room, even if all but the pinned ones leave."""
+    def _oversize_error(self, num_bytes: int) -> str | None:
+        """Return why a prefix can never fit beside the pinned ones; None if it can."""
         num_pinned = self._num_pinned_bytes
         if num_bytes <= self._device_bytes - num_pinned:
             return None
         budget = f"the device budget for prefixes is {self._device_bytes} bytes"
         pinned = f", {num_pinned} of them pinned" if num_pinned else ""
-        return f"the prefix takes {num_bytes} bytes, {budget}{pinned}"
+        return f"the prefix takes {num_bytes} bytes, but {budget}{pinned}"
 
     def _load(self, digest: Digest) -> None:
-        """On a loader thread."""
-        self._bring(digest, lambda: PrefixArrival(digest, self._read(digest)))
+        """Read a prefix. Runs on a loader thread."""
+        self._run_load(digest, lambda: LoadResult(digest, self._read(digest)))
 
-    def _bring(self, digest: Digest, make: Callable[[], PrefixArrival]) -> None:
-        """Whatever goes wrong on a thread concerns this prefix alone, and is told."""
+    def _run_load(self, digest: Digest, make: Callable[[], LoadResult]) -> None:
+        """Report the result of `make`, or its error, which fails only this prefix."""
         try:
-            arrival = make()
+            result = make()
         except Exception as exc:
             logger.exception("prefix %s could not be loaded", digest)
-            arrival = PrefixArrival(
+            result = LoadResult(
                 digest, None, f"the prefix could not be loaded: {type(exc).__name__}"
             )
-        self._arrive(arrival)
+        self._report(result)
 
     def _fail(self, digest: Digest, entry: _Entry, error: str) -> None:
-        """Those who wait are told; whoever asks after them makes a new try."""
+        """Mark a load as failed. Waiting requests fail with it; the next one after them retries."""
         entry.state, entry.error, entry.prefix = PrefixState.FAILED, error, None
         if entry.num_refs == 0:
             del self._entries[digest]
 
-    def _place(self, digest: Digest, entry: _Entry, prefix: ResidentPrefix) -> None:
-        """Onto the device, where there is room."""
+    def _move_to_device(self, digest: Digest, entry: _Entry, prefix: ResidentPrefix) -> None:
+        """Copy a prefix to the device, where there is room for it."""
         self._keep_on_host(digest, prefix)
         if (copy := self._copy) is None:
-            self._ready(digest, entry, prefix)
+            self._set_resident(digest, entry, prefix)
             return
         entry.state, entry.prefix = PrefixState.COPYING, prefix
         self._copier.submit(
-            self._bring,
+            self._run_load,
             digest,
-            lambda: PrefixArrival(digest, replace(prefix, kv=copy(prefix.kv)), on_device=True),
+            lambda: LoadResult(digest, replace(prefix, kv=copy(prefix.kv)), on_device=True),
         )
 
-    def _ready(self, digest: Digest, entry: _Entry, prefix: ResidentPrefix) -> None:
+    def _set_resident(self, digest: Digest, entry: _Entry, prefix: ResidentPrefix) -> None:
         entry.state, entry.prefix = PrefixState.DEVICE, prefix
         self._entries.move_to_end(digest)
         self.num_loads += 1
@@ -322,10 +335,11 @@ class Residency:
             self._host.popitem(last=False)
 
     def _make_room(self, num_bytes: int) -> bool:
-        victims = self.victims(num_bytes)
-        for digest in victims or ():
+        """Evict prefixes until `num_bytes` fit. Returns False, without evictions, if it cannot."""
+        candidates = self.eviction_candidates(num_bytes)
+        for digest in candidates or ():
             self._drop(digest)
-        return victims is not None
+        return candidates is not None
 
     def _drop(self, digest: Digest) -> None:
         del self._entries[digest]

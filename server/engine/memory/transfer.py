@@ -1,6 +1,6 @@
-"""Between host and device without keeping the steps waiting.
+"""Transfers between host and device that do not block steps.
 
-Only pinned memory is copied beside the work of a device. On a CPU all of this is plain tensors.
+Only copies of pinned memory overlap with the work of a device. On a CPU the tensors are plain ones.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 PIECE_BYTES = 8 << 20
-"""Small enough that what a step sends is not held up behind a piece, and fast all the same."""
+"""Small enough that the transfers of a step wait little for a piece, yet near full bandwidth."""
 
 
 def to_device(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A new tensor [len(values)]; what is launched after this finds it there."""
+    """Return a new tensor [len(values)]. Work launched after this call sees its values."""
     host = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
     return host.to(device, non_blocking=True)
 
 
 class ToHost:
-    """A tensor on its way from the device."""
+    """A tensor being copied from the device to the host."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._tensor = tensor
@@ -33,17 +33,18 @@ class ToHost:
             self._arrived.record()
 
     def wait(self) -> Tensor:
-        """Until it is there, and with it everything that was launched before."""
+        """Wait for the copy, and for all work launched before it; return the tensor on the host."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._tensor
 
 
 class SideCopy:
-    """Copies large tensors to a CUDA device on a stream of its own, while steps run.
+    """Copies large tensors to a CUDA device on its own stream, while steps run.
 
-    In pieces through two buffers, so that nothing large is ever pinned: that takes long, and holds
-    up whatever else talks to the device. Waits for the copy: not for the step loop's thread.
+    The copy goes in pieces through two pinned buffers. Pinning a large tensor takes long and blocks
+    all other calls to the device. A call waits until its copy is complete, so it must not be made
+    from the step loop's thread.
     """
 
     def __init__(self, device: str, piece_bytes: int = PIECE_BYTES) -> None:
@@ -61,7 +62,7 @@ class SideCopy:
             source, target = _bytes_of(tensor.contiguous()), _bytes_of(copy)
             for begin in range(0, len(source), size):
                 buffer, sent = self._buffers[begin // size % 2], self._sent[begin // size % 2]
-                sent.synchronize()  # what this buffer held before is gone
+                sent.synchronize()  # the previous piece in this buffer has been copied
                 piece = source[begin : begin + size]
                 buffer[: len(piece)].copy_(piece)
                 target[begin : begin + size].copy_(buffer[: len(piece)], non_blocking=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from server.engine.attention.base import Step
 from server.engine.memory.transfer import to_device
-from server.engine.sampling.masks import forbid
+from server.engine.sampling.masks import apply_grammar_bitmask
 from server.engine.scheduler.batch import Chunk
 
 
@@ -31,7 +31,7 @@ def process_logits(
     if rows:
         _process(logits, rows, sampled, step, eos_token_ids)
     if matchers:
-        forbid(logits, matchers)
+        apply_grammar_bitmask(logits, matchers)
     return logits
 
 

@@ -1,4 +1,4 @@
-"""What grammars forbid, for the rows of a step."""
+"""Grammar masks for the rows of a step."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 _WORD_BITS = 32
 
 
-def forbid(logits: Tensor, matchers: Mapping[int, Matcher]) -> None:
-    """In some rows of `logits` [num_rows, vocab_size]: -inf in place of what the row's grammar
-    forbids; all NaN where it cannot be followed any further."""
+def apply_grammar_bitmask(logits: Tensor, matchers: Mapping[int, Matcher]) -> None:
+    """Mask `logits` [num_rows, vocab_size] in place, in the rows that have a matcher.
+
+    A token that the row's grammar forbids gets -inf. A row whose matcher has failed is set to NaN,
+    which fails its request.
+    """
     words = _allowed(len(logits), matchers)
-    unpack = unpacked_by_numpy if logits.device.type == "cpu" else unpacked
+    unpack = unpack_forbidden_by_numpy if logits.device.type == "cpu" else unpack_forbidden
     forbidden = unpack(words.to(logits.device, non_blocking=True), logits.shape[-1])
     logits.masked_fill_(forbidden, -torch.inf)
     for row, matcher in matchers.items():
@@ -31,7 +34,10 @@ def forbid(logits: Tensor, matchers: Mapping[int, Matcher]) -> None:
 
 
 def _allowed(num_rows: int, matchers: Mapping[int, Matcher]) -> Tensor:
-    """A bit for each token, [num_rows, num_words], in memory from which a device copies."""
+    """Return the allowed tokens as bits, int32 [num_rows, num_words], in pinned memory with CUDA.
+
+    Rows without a matcher have all bits set.
+    """
     num_words = -(-max(m.vocab_size for m in matchers.values()) // _WORD_BITS)
     pin_memory = torch.cuda.is_available()
     words = torch.full((num_rows, num_words), -1, dtype=torch.int32, pin_memory=pin_memory)
@@ -40,15 +46,15 @@ def _allowed(num_rows: int, matchers: Mapping[int, Matcher]) -> Tensor:
     return words
 
 
-def unpacked(words: Tensor, vocab_size: int) -> Tensor:
-    """Words of bits -> where a bit is not set, [num_rows, vocab_size]."""
+def unpack_forbidden(words: Tensor, vocab_size: int) -> Tensor:
+    """Convert words of bits to a mask [num_rows, vocab_size] that is True for unset bits."""
     shifts = torch.arange(_WORD_BITS, dtype=torch.int32, device=words.device)
     bits = (words[:, :, None] >> shifts) & 1
     return bits.flatten(1)[:, :vocab_size] == 0
 
 
-def unpacked_by_numpy(words: Tensor, vocab_size: int) -> Tensor:
-    """The same in a sixth of the time, on a CPU."""
+def unpack_forbidden_by_numpy(words: Tensor, vocab_size: int) -> Tensor:
+    """Equal to `unpack_forbidden`, for tensors on a CPU, in a sixth of the time."""
     raw = words.bitwise_not().numpy().view(np.uint8)
     bits = np.unpackbits(raw, axis=1, count=vocab_size, bitorder="little")
     return torch.from_numpy(bits.view(np.bool_))
@@ -56,7 +62,7 @@ def unpacked_by_numpy(words: Tensor, vocab_size: int) -> Tensor:
 
 @cache
 def _executor() -> LLExecutor:
-    """Threads that compute masks side by side."""
+    """Return the thread pool that computes masks in parallel."""
     from llguidance import LLExecutor
 
     return LLExecutor()

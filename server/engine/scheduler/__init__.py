@@ -1,1 +1,1 @@
-"""Which sequences run next, and which pages they get. No tensors here."""
+"""Scheduling: which sequences run next and which pages they get. No tensors here."""

@@ -1,4 +1,4 @@
-"""What the scheduler decides and the runner carries out. No tensors here."""
+"""The batch of a step: built by the scheduler, run by the runner. No tensors here."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Chunk:
     start: int
     num_tokens: int
     samples: bool
-    """Nothing of the sequence is left to compute after this: its next token is sampled."""
+    """Whether the next token is sampled, because the chunk ends with the last known token."""
     input_in_flight: bool
-    """Its one input token is what the step before samples for this sequence: no id is known yet."""
+    """Whether the input is the token that the step in flight samples, whose id is not known yet."""
 
     @classmethod
     def of(cls, seq: Sequence, start: int, num_tokens: int) -> Chunk:
@@ -31,18 +31,18 @@ class Chunk:
 
     @property
     def awaits_mask(self) -> bool:
-        """What its grammar allows depends on the token that is in flight."""
+        """Whether the sequence's grammar mask depends on the token in flight."""
         return self.input_in_flight and self.seq.matcher is not None
 
     @property
     def num_completion_tokens(self) -> int:
-        """Of the sequence, before the one that is sampled here, in flight or not."""
+        """Completion tokens before the one sampled here, including a token in flight."""
         return self.end - self.seq.num_prompt_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one step runs: decode tokens and prefill chunks of any mix of tasks."""
+    """The work of one step: decode tokens and prefill chunks of any mix of tasks."""
 
     chunks: list[Chunk]
 
@@ -53,28 +53,30 @@ class Batch:
 
 @dataclass(eq=False, slots=True)
 class BatchBuilder:
-    """A batch in the making: how many tokens of whom, and how many more may come."""
+    """Builder of a batch: the number of tokens of each sequence, and the token budget left."""
 
     budget: int
     num_tokens: dict[Sequence, int] = field(default_factory=dict)
     prefills: dict[int, list[Sequence]] = field(default_factory=dict)
-    """Sequences that run and lack more than one token, by queue, in the order of their ranks."""
-    admits: bool = True
-    """Sequences that wait may still be started."""
+    """Running sequences with more than one token to compute, by queue, in order of rank."""
+    can_admit: bool = True
+    """Whether waiting sequences may still be started in this step."""
 
     def add(self, seq: Sequence, num_tokens: int) -> None:
+        """Add the next `num_tokens` of a sequence."""
         self.num_tokens[seq] = self.num_tokens.get(seq, 0) + num_tokens
         self.budget -= num_tokens
 
     def end(self, seq: Sequence) -> int:
-        """Tokens of a sequence that are computed after this step."""
+        """Return how many tokens of a sequence will have been computed after this step."""
         return seq.num_scheduled + self.num_tokens.get(seq, 0)
 
     def num_left(self, seq: Sequence) -> int:
+        """Return how many tokens of a sequence could still be added."""
         return seq.num_unscheduled - self.num_tokens.get(seq, 0)
 
     def first_prefill(self, queue: int) -> Sequence | None:
-        """Of those that have not been preempted since, and want more of this step."""
+        """Return the first prefill of a queue that has not been preempted and has tokens left."""
         prefills = self.prefills.setdefault(queue, [])
         while prefills and not (
             prefills[0].status is SequenceStatus.RUNNING and self.num_left(prefills[0])
@@ -83,7 +85,7 @@ class BatchBuilder:
         return prefills[0] if prefills else None
 
     def build(self) -> Batch:
-        """The batch; from here on its tokens count as scheduled."""
+        """Return the batch and mark its tokens as scheduled."""
         chunks = [Chunk.of(seq, seq.num_scheduled, n) for seq, n in self.num_tokens.items()]
         for chunk in chunks:
             chunk.seq.num_scheduled = chunk.end

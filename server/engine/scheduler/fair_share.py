@@ -1,4 +1,4 @@
-"""Whose turn it is among tasks: each gets tokens by its weight."""
+"""Fair sharing of prefill tokens between tasks, by weight."""
 
 from __future__ import annotations
 
@@ -6,61 +6,63 @@ import math
 from collections.abc import Collection, Mapping
 
 QUANTUM = 256
-"""Tokens that a task of weight 1 gets in each round."""
+"""Tokens credited to a task of weight 1 in each round."""
 
 
 class FairShare:
-    """Deficit round robin over tasks, on tokens.
+    """Deficit round robin over queues (one per task), counted in tokens.
 
-    M. Shreedhar and G. Varghese, "Efficient Fair Queueing Using Deficit Round Robin", SIGCOMM 1995.
-    In each round every task that wants something gets `quantum * weight` tokens; the turn is with
-    the first task that has some left. Whatever a task computes is charged to it, decode tokens too,
-    which take no turns: it may fall into debt, and is passed over until rounds have paid that off.
-    A task that wants nothing is forgotten, with what it had or owed.
+    Every round adds `quantum * weight` tokens to the credit of each queue with work. The first one
+    that has credit runs next. All tokens that a queue computes are charged to it, including decode
+    tokens, which are scheduled without turns. A queue can therefore be in debt; it is skipped until
+    enough rounds have paid the debt. A queue without work loses its credit or debt.
+
+    Source: M. Shreedhar and G. Varghese, "Efficient Fair Queueing Using Deficit Round Robin",
+    SIGCOMM 1995.
     """
 
     def __init__(self, quantum: int = QUANTUM) -> None:
         self._quantum = quantum
-        self._deficits: dict[int, float] = {}  # in the order of turns
+        self._credits: dict[int, float] = {}  # in round-robin order
         self._weights: Mapping[int, float] = {}
 
-    def begin(self, weights: Mapping[int, float]) -> None:
-        """A step begins. `weights`: of each task that wants something now."""
-        kept = {key: deficit for key, deficit in self._deficits.items() if key in weights}
-        self._deficits = kept | {key: 0.0 for key in weights if key not in kept}
+    def start_step(self, weights: Mapping[int, float]) -> None:
+        """Begin a step. `weights` has an entry for each queue that has work now."""
+        kept = {key: credit for key, credit in self._credits.items() if key in weights}
+        self._credits = kept | {key: 0.0 for key in weights if key not in kept}
         self._weights = weights
-        self._begin_rounds()
+        self._refill()
 
-    def next(self, among: Collection[int]) -> int:
-        """Whose turn it is among some of the tasks that want something.
+    def next_queue(self, candidates: Collection[int]) -> int:
+        """Return the next of the `candidates`, which are the queues that could run now.
 
-        If none of these has tokens left, but one that is held up has, nobody waits for that one:
-        the turn is with the task that owes the fewest rounds.
+        Queues that have credit but are not candidates are not waited for. If no candidate has
+        credit, the one that will have some in the fewest rounds is next.
         """
-        for key, deficit in self._deficits.items():
-            if deficit >= 1 and key in among:
+        for key, credit in self._credits.items():
+            if credit >= 1 and key in candidates:
                 return key
-        return max(among, key=lambda key: self._deficits[key] / self._weights[key])
+        return max(candidates, key=lambda key: self._credits[key] / self._weights[key])
 
-    def allowance(self, key: int) -> int:
-        """Tokens that the task may take in this turn; at least 1."""
-        deficit = self._deficits[key]
-        return int(deficit) if deficit >= 1 else max(1, int(self._quantum * self._weights[key]))
+    def budget(self, key: int) -> int:
+        """Return how many tokens the queue may compute in its turn; at least 1."""
+        credit = self._credits[key]
+        return int(credit) if credit >= 1 else max(1, int(self._quantum * self._weights[key]))
 
     def charge(self, key: int, num_tokens: int) -> None:
-        """A task has taken something. One that wants nothing else has it for free."""
-        if key not in self._deficits:
+        """Charge `num_tokens` to a queue. A queue that has no other work is not charged."""
+        if key not in self._credits:
             return
-        self._deficits[key] -= num_tokens
-        if self._deficits[key] < 1:  # its turn is over
-            self._deficits[key] = self._deficits.pop(key)
-            self._begin_rounds()
+        self._credits[key] -= num_tokens
+        if self._credits[key] < 1:  # its turn ends: move it to the back
+            self._credits[key] = self._credits.pop(key)
+            self._refill()
 
-    def _begin_rounds(self) -> None:
-        """As many as it takes until somebody has tokens: never more, or debts would vanish."""
-        if not self._deficits or max(self._deficits.values()) >= 1:
+    def _refill(self) -> None:
+        """Run rounds until a queue has credit. Not more, because each round reduces debts."""
+        if not self._credits or max(self._credits.values()) >= 1:
             return
-        quanta = {key: self._quantum * self._weights[key] for key in self._deficits}
-        num_rounds = min(math.ceil((1 - self._deficits[key]) / quanta[key]) for key in quanta)
+        quanta = {key: self._quantum * self._weights[key] for key in self._credits}
+        num_rounds = min(math.ceil((1 - self._credits[key]) / quanta[key]) for key in quanta)
         for key, quantum in quanta.items():
-            self._deficits[key] += num_rounds * quantum
+            self._credits[key] += num_rounds * quantum

@@ -1,4 +1,4 @@
-"""Batches between their schedule and their commit, and what must wait for that."""
+"""Batches that are scheduled and not yet committed, and the resources that wait for a commit."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from server.engine.scheduler.batch import Batch
 from server.engine.scheduler.sequence import Sequence, SequenceStatus
 
 MAX_IN_FLIGHT = 2
-"""One that runs, and the next, which is launched before the first one's tokens are known."""
+"""The running batch, and the next one, launched before the tokens of the first are known."""
 
 
 @dataclass(eq=False, slots=True)
 class InFlightBatch:
-    """A batch that a device may be reading and writing for."""
+    """A batch that the device may still be running."""
 
     batch: Batch
-    gone: set[Sequence] = field(default_factory=set)
-    """Finished or preempted meanwhile: what they sample here is discarded."""
+    discarded: set[Sequence] = field(default_factory=set)
+    """Sequences that were finished or preempted meanwhile. Their tokens are dropped at commit."""
     pages: list[int] = field(default_factory=list)
     prefixes: list[Digest] = field(default_factory=list)
-    """What they held, and let go of with this batch."""
+    """Pages and prefixes of such sequences, to be released with this batch."""
 
     def runs(self, seq: Sequence) -> bool:
         return any(chunk.seq is seq for chunk in self.batch.chunks)
 
 
 class InFlightBatches:
-    """The batches in flight, in the order in which they were scheduled."""
+    """The batches in flight, oldest first."""
 
     def __init__(self) -> None:
         self._in_flight: list[InFlightBatch] = []
@@ -39,31 +39,34 @@ class InFlightBatches:
 
     @property
     def pages(self) -> list[list[int]]:
-        """Pages that come back with each."""
+        """For each batch, the pages that are freed when it leaves."""
         return [flight.pages for flight in self._in_flight]
 
-    def put(self, batch: Batch) -> None:
+    def append(self, batch: Batch) -> None:
         if batch.chunks:
             self._in_flight.append(InFlightBatch(batch))
 
-    def last_of(self, seq: Sequence) -> InFlightBatch | None:
-        """The last batch that a sequence runs in."""
+    def last_with(self, seq: Sequence) -> InFlightBatch | None:
+        """Return the newest batch that runs a sequence, if any."""
         return next((flight for flight in reversed(self._in_flight) if flight.runs(seq)), None)
 
-    def drop(self, seq: Sequence) -> None:
-        """A sequence runs no more: whatever is in flight of it does not count."""
+    def discard(self, seq: Sequence) -> None:
+        """Discard the results of a sequence in all batches in flight."""
         for flight in self._in_flight:
-            flight.gone.add(seq)
+            flight.discarded.add(seq)
 
-    def take_oldest(self, batch: Batch) -> InFlightBatch:
-        """For a commit. A batch that runs again after it was abandoned is not in flight."""
+    def pop_oldest(self, batch: Batch) -> InFlightBatch:
+        """Remove and return the oldest batch, to commit it.
+
+        A batch that was abandoned and has run again is not in flight: it is returned as a new one.
+        """
         if not any(flight.batch is batch for flight in self._in_flight):
             ended = {c.seq for c in batch.chunks if c.seq.status is not SequenceStatus.RUNNING}
-            return InFlightBatch(batch, gone=ended)
+            return InFlightBatch(batch, discarded=ended)
         assert self._in_flight[0].batch is batch, "the batch before this one is not committed"
         return self._in_flight.pop(0)
 
-    def take_newest(self, batch: Batch) -> InFlightBatch:
-        """To abandon it."""
+    def pop_newest(self, batch: Batch) -> InFlightBatch:
+        """Remove and return the newest batch, to abandon it."""
         assert self._in_flight[-1].batch is batch, "the batch after this one is not abandoned"
         return self._in_flight.pop()

@@ -1,4 +1,4 @@
-"""Pages that hold the start of a prompt are found again: computed once, read by many."""
+"""Prompt cache: pages with the start of a prompt are computed once and shared by sequences."""
 
 from __future__ import annotations
 
@@ -11,20 +11,23 @@ from server.engine.scheduler.sequence import Sequence
 
 
 class PromptCache:
-    """Labels full pages by a chain of digests over what came before and the page's token ids.
+    """Cache of full pages by block hash, a hash over the preceding page's hash and the token ids.
 
-    The chain begins with the prefix's digest, because keys and values depend on the prefix: equal
-    tokens behind two prefixes have nothing in common. Sequences that compile or verify have no part
-    in this.
+    The first page's hash includes the prefix's digest, because keys and values depend on the
+    prefix: those of equal tokens after two prefixes differ. Sequences that compile or verify
+    neither use nor fill the cache.
     """
 
     def __init__(self, allocator: PageAllocator) -> None:
         self._allocator = allocator
-        self.num_reused_tokens = 0
+        self.num_cached_tokens = 0
 
     def find(self, seq: Sequence) -> list[int]:
-        """Pages that hold the start of a sequence. At least one token is left to compute, or there
-        would be no logits; and all whose logits are asked for."""
+        """Return the cached pages with the start of a sequence.
+
+        They leave at least one token to compute, because the last one's logits are needed, and all
+        tokens whose prompt log-probabilities are requested.
+        """
         if seq.compiles or seq.verifies:
             return []
         most = len(seq.token_ids) - 1
@@ -37,19 +40,18 @@ class PromptCache:
             found.append(page)
         return found
 
-    def reuse(self, seq: Sequence, pages: list[int]) -> None:
-        """Begin a sequence, which holds no page yet, with what `find` gave."""
+    def attach(self, seq: Sequence, pages: list[int]) -> None:
+        """Start a sequence, which holds no page yet, with the pages that `find` returned."""
         self._allocator.acquire(pages)
         seq.pages = list(pages)
         seq.num_hashed_pages = len(pages)
         seq.num_computed = seq.num_scheduled = len(pages) * self._allocator.page_size
-        if seq.num_reused is None:  # the second time, after a preemption, it finds its own
-            seq.num_reused = seq.num_computed
-            self.num_reused_tokens += seq.num_reused
+        if seq.num_cached_tokens is None:  # after a preemption it would count its own pages
+            seq.num_cached_tokens = seq.num_computed
+            self.num_cached_tokens += seq.num_cached_tokens
 
-    def keep(self, seq: Sequence) -> None:
-        """Label the full pages of what a sequence has computed, once it has sampled a token: then
-        nothing in them is NaN."""
+    def cache_full_pages(self, seq: Sequence) -> None:
+        """Cache the full pages of a sequence that has sampled a token: they hold no NaN."""
         num_full = 0 if seq.verifies else seq.num_computed // self._allocator.page_size
         if num_full <= seq.num_hashed_pages:
             return
@@ -59,6 +61,7 @@ class PromptCache:
         seq.num_hashed_pages = num_full
 
     def _block_hashes(self, seq: Sequence, num_pages: int) -> list[bytes]:
+        """Return the hashes of the first `num_pages` pages, and keep them in the sequence."""
         hashes, size = seq.block_hashes, self._allocator.page_size
         for i in range(len(hashes), num_pages):
             before = hashes[-1] if hashes else _root(seq.prefix)

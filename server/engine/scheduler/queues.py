@@ -1,4 +1,4 @@
-"""Sequences by task: who waits, in which order, and how many run."""
+"""Queues of sequences, one per task."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from server.engine.scheduler.sequence import Sequence, SequenceStatus
 
 @dataclass(eq=False, slots=True)
 class TaskQueue:
-    """The sequences of one task that wait, in the order of their ranks, and how many run."""
+    """Waiting sequences of one task, in order of rank, and the number of running ones."""
 
     scheduling: SchedulingParams
-    """What the latest request said: weight and limit follow the task's profile."""
+    """Parameters of the latest request: they carry the current weight and limit of the task."""
     waiting: list[Sequence] = field(default_factory=list)
     num_running: int = 0
 
     @property
     def is_full(self) -> bool:
-        """As many run as may at once."""
+        """Whether the limit of concurrent sequences is reached."""
         limit = self.scheduling.max_concurrency
         return limit is not None and self.num_running >= limit
 
 
 class Queues:
-    """All queues that hold a sequence, by their key. `is_runnable` says whether one could start."""
+    """All queues with sequences, by key. `is_runnable`: whether a sequence could start now."""
 
     def __init__(self, is_runnable: Callable[[Sequence], bool]) -> None:
         self._is_runnable = is_runnable
@@ -45,32 +45,32 @@ class Queues:
         return self._queues[key].num_running
 
     def add(self, seq: Sequence) -> None:
-        """A new sequence waits."""
+        """Add a new, waiting sequence."""
         key = seq.scheduling.queue
         self._queues.setdefault(key, TaskQueue(seq.scheduling)).scheduling = seq.scheduling
         insort(self._queues[key].waiting, seq, key=by_rank)
 
     def first(self, key: int) -> Sequence | None:
-        """Who of a task is to start next; None if nobody can, or as many run as may."""
+        """Return the next sequence to start; None if none can start or the queue is full."""
         queue = self._queues[key]
         return None if queue.is_full else next(filter(self._is_runnable, queue.waiting), None)
 
     def start(self, seq: Sequence) -> None:
-        """One that waited runs."""
+        """Mark a waiting sequence as running."""
         queue = self._queues[seq.scheduling.queue]
         queue.waiting.remove(seq)
         queue.num_running += 1
         seq.status = SequenceStatus.RUNNING
 
     def preempt(self, seq: Sequence) -> None:
-        """One that ran waits again, where it waited before."""
+        """Put a running sequence back to its place among the waiting ones."""
         queue = self._queues[seq.scheduling.queue]
         queue.num_running -= 1
         insort(queue.waiting, seq, key=by_rank)
         seq.status = SequenceStatus.WAITING
 
     def remove(self, seq: Sequence) -> None:
-        """One that ran or waited has ended; a queue without sequences ends with it."""
+        """Remove a finished sequence, and its queue once that is empty."""
         queue = self._queues[seq.scheduling.queue]
         if seq.status is SequenceStatus.RUNNING:
             queue.num_running -= 1
@@ -82,4 +82,5 @@ class Queues:
 
 
 def by_rank(seq: Sequence) -> tuple[int, int]:
+    """Sort key of sequences."""
     return seq.rank

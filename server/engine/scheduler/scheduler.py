@@ -1,4 +1,4 @@
-"""Decides who runs next, and only that: it never sees a tensor."""
+"""The scheduler: decides what each step runs. No tensors here."""
 
 from __future__ import annotations
 
@@ -20,33 +20,37 @@ from server.engine.scheduler.sequence import Sequence, SequenceStatus
 
 NO_LOGPROBS: Mapping[int, Logprobs] = {}
 AGEING_STEPS = 100
-"""Steps of waiting that are worth one level of priority: nobody is overtaken for ever."""
+"""Steps of waiting that raise a sequence by one level of priority, so that none starves."""
 
 
 class Prefixes(Protocol):
-    """The scheduler's view of residency: references, not tensors."""
+    """The part of `Residency` that the scheduler uses."""
 
     def acquire(self, digest: Digest) -> None:
-        """Ask for a prefix, and keep it from being evicted until `release`."""
+        """Request a prefix and keep it from being evicted until `release`."""
         ...
 
-    def release(self, digest: Digest) -> None: ...
+    def release(self, digest: Digest) -> None:
+        """Drop a reference taken by `acquire`."""
+        ...
 
-    def is_ready(self, digest: Digest) -> bool: ...
+    def is_resident(self, digest: Digest) -> bool:
+        """Return whether the prefix is on the device."""
+        ...
 
 
 class Scheduler:
-    """Waiting and running sequences -> the next batch.
+    """Builds the next batch from the waiting and the running sequences.
 
-    Every running sequence decodes in every step. What the token budget leaves goes to prompts, in
-    chunks, in fair turns over tasks (`FairShare`); within a task by priority and arrival. A
-    sequence whose prefix is still loading is passed over. When pages run out, the newest of the
-    lowest priority is preempted: its pages are freed and its tokens recomputed later.
+    Every running sequence decodes one token in every step. The rest of the token budget goes to
+    prompts, in chunks: between tasks by `FairShare`, within a task by priority and arrival. A
+    sequence whose prefix is still loading is skipped. When pages run out, the newest sequence of
+    the lowest priority is preempted: its pages are freed and its tokens are recomputed later.
 
-    `schedule` may be called while one earlier batch is in flight, that is, not committed: each row
-    that the earlier one samples counts as one token whose id is not known yet. `commit` follows in
-    the order of `schedule`. Pages and prefixes of a sequence that ends in between stay untouched
-    until the last batch that names it is committed.
+    `schedule` may be called while one earlier batch is in flight, that is, not yet committed. Each
+    row that the earlier batch samples then counts as one token of unknown id. Batches are committed
+    in the order in which they were scheduled. If a sequence ends while it is in a batch in flight,
+    its pages and its prefix are released once the last such batch is committed.
     """
 
     def __init__(
@@ -65,7 +69,7 @@ class Scheduler:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.eos_token_ids = frozenset(eos_token_ids)
         self._prompt_cache = prompt_cache
-        self.running: list[Sequence] = []  # in the order of ranks
+        self.running: list[Sequence] = []  # in order of rank
         self.num_preemptions = 0
         self._sequences: dict[int, Sequence] = {}
         self._queues = Queues(self._is_runnable)
@@ -80,18 +84,21 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """A step would do something now; sequences that wait for a prefix do not count."""
+        """Whether a step could compute anything. Sequences whose prefix is loading do not count."""
         if any(seq.num_unscheduled for seq in self.running):
             return True
         return any(self._queues.first(key) for key in self._queues.weights)
 
     @property
-    def num_reused_tokens(self) -> int:
-        """Prompt tokens that were found computed."""
-        return self._prompt_cache.num_reused_tokens if self._prompt_cache is not None else 0
+    def num_cached_tokens(self) -> int:
+        """Prompt tokens that were served from the prompt cache."""
+        return self._prompt_cache.num_cached_tokens if self._prompt_cache is not None else 0
 
     def add(self, seq: Sequence) -> None:
-        """Take a sequence in. Ranks age all alike, so an order once found holds for ever."""
+        """Add a sequence and set its rank.
+
+        All ranks age at the same rate, so the order of two sequences never changes.
+        """
         if seq.prefix is not None:
             self.prefixes.acquire(seq.prefix)
         level = seq.scheduling.priority * AGEING_STEPS
@@ -100,23 +107,23 @@ class Scheduler:
         self._queues.add(seq)
 
     def can_hold(self, seq: Sequence) -> bool:
-        """Whether the pool is large enough for a sequence that has it for itself."""
+        """Return whether the pool is large enough for the sequence alone."""
         return self.allocator.num_pages_for(seq.max_slots) <= self.allocator.num_pages
 
     def cancel(self, request_id: int) -> None:
-        """Drop a sequence wherever it is; unknown ids are those that finished meanwhile."""
+        """Finish a sequence. Unknown ids are ignored: they have finished meanwhile."""
         if (seq := self._sequences.get(request_id)) is not None:
             self.finish(seq)
 
     def finish(self, seq: Sequence) -> None:
-        """Let go of everything the sequence holds."""
+        """End a sequence and release its pages and its prefix."""
         if seq.status is SequenceStatus.RUNNING:
             self._stop(seq)
         self._queues.remove(seq)
         del self._sequences[seq.request_id]
         if seq.prefix is None:
             return
-        if (last := self._in_flight.last_of(seq)) is not None:
+        if (last := self._in_flight.last_with(seq)) is not None:
             last.prefixes.append(seq.prefix)
         else:
             self.prefixes.release(seq.prefix)
@@ -124,14 +131,14 @@ class Scheduler:
     # --- one step ---
 
     def schedule(self) -> Batch:
-        """The next step. Empty if all that could run waits for the one in flight."""
+        """Return the next batch; empty if everything waits for the batch in flight."""
         assert not self._in_flight.is_full, "commit or abandon an earlier step first"
         self._num_steps += 1
         builder = BatchBuilder(self.max_num_batched_tokens)
         num_decodes = self._decode(builder)
         self._prefill(builder, num_decodes)
         batch = builder.build()
-        self._in_flight.put(batch)
+        self._in_flight.append(batch)
         return batch
 
     def commit(
@@ -141,44 +148,45 @@ class Scheduler:
         logprobs: Mapping[int, Logprobs] = NO_LOGPROBS,
         prompt_logprobs: Mapping[int, Logprobs] = NO_LOGPROBS,
     ) -> list[Delta]:
-        """Take in what a step ran: `token_ids`, one for each of `batch.sampled`, and what was asked
-        for beside them, by request.
+        """Apply the results of a batch and return the deltas to send.
 
-        Sequences that ended or were preempted meanwhile are left out.
+        `token_ids` has one token for each of `batch.sampled`; the log-probabilities are by request
+        id. Results of sequences that ended or were preempted meanwhile are dropped.
         """
-        flight = self._in_flight.take_oldest(batch)
+        flight = self._in_flight.pop_oldest(batch)
         deltas: list[Delta] = []
         for chunk in batch.chunks:
             seq = chunk.seq
-            if seq in flight.gone:
+            if seq in flight.discarded:
                 continue
             seq.num_computed = chunk.end
             seq.num_scheduled = max(seq.num_scheduled, chunk.end)
-            if (scores := prompt_logprobs.get(seq.request_id)) is not None:
+            if (scored := prompt_logprobs.get(seq.request_id)) is not None:
                 seq.num_scored = chunk.end
-                deltas.append(Delta(seq.request_id, [], None, prompt_logprobs=scores))
+                deltas.append(Delta(seq.request_id, [], None, prompt_logprobs=scored))
         deltas += [
             self._append(chunk.seq, token_id, logprobs.get(chunk.seq.request_id))
             for chunk, token_id in zip(batch.sampled, token_ids, strict=True)
-            if chunk.seq not in flight.gone
+            if chunk.seq not in flight.discarded
         ]
         self._release(flight)
         return deltas
 
     def abandon(self, batch: Batch) -> Batch:
-        """Undo a step that failed, the newest in flight: its sequences can run again.
+        """Undo the newest batch in flight, which failed, so that its sequences can run again.
 
-        Returns what of it is still wanted, which may be run and committed, whole or in parts.
+        Returns the chunks that are still wanted, as a batch that may be run and committed as a
+        whole or in parts.
         """
-        flight = self._in_flight.take_newest(batch)
-        wanted = [chunk for chunk in batch.chunks if chunk.seq not in flight.gone]
+        flight = self._in_flight.pop_newest(batch)
+        wanted = [chunk for chunk in batch.chunks if chunk.seq not in flight.discarded]
         for chunk in wanted:
             chunk.seq.num_scheduled = chunk.start
         self._release(flight)
         return Batch([Chunk.of(chunk.seq, chunk.start, chunk.num_tokens) for chunk in wanted])
 
     def check(self) -> None:
-        """The invariants: every page is owned, kept or free; queues and limits agree."""
+        """Assert the invariants of pages, queues and limits."""
         held = [seq.pages for seq in self._sequences.values()]
         self.allocator.check([*held, *self._in_flight.pages])
         assert self.running == sorted(self.running, key=by_rank)
@@ -187,91 +195,98 @@ class Scheduler:
         for key, num_running in Counter(seq.scheduling.queue for seq in self.running).items():
             assert num_running == self._queues.num_running(key)
 
-    # --- what runs in a step ---
+    # --- building a batch ---
 
     def _decode(self, builder: BatchBuilder) -> Counter[int]:
-        """One token for whoever lacks one; those that lack more are prefills. Counts by queue."""
+        """Add one token of each decoding sequence, and collect the prefills.
+
+        Returns the number of decode tokens by queue.
+        """
         num_decodes: Counter[int] = Counter()
         for seq in list(self.running):
             if seq.status is not SequenceStatus.RUNNING:
-                continue  # preempted by one before it
+                continue  # preempted for the sake of an earlier one
             num_unscheduled = seq.num_unscheduled
             if num_unscheduled > 1:
                 builder.prefills.setdefault(seq.scheduling.queue, []).append(seq)
             elif num_unscheduled == 1 and builder.budget > 0:
-                num_decodes[seq.scheduling.queue] += self._take(seq, 1, builder)
+                num_decodes[seq.scheduling.queue] += self._schedule_tokens(seq, 1, builder)
         return num_decodes
 
     def _prefill(self, builder: BatchBuilder, num_decodes: Counter[int]) -> None:
-        """Turns of the tasks that have something to compute, until the budget or they run out."""
+        """Give turns to queues with prompts, until the token budget or the prompts run out."""
         weights = {
             key: weight
             for key, weight in self._queues.weights.items()
             if builder.first_prefill(key) or self._queues.first(key)
         }
-        self._fair_share.begin(weights)
+        self._fair_share.start_step(weights)
         for key, num_tokens in num_decodes.items():
             self._fair_share.charge(key, num_tokens)
         has_room = len(self.running) < self.max_num_seqs
         in_turn = {key for key in weights if has_room or builder.first_prefill(key)}
         while builder.budget > 0 and in_turn:
-            key = self._fair_share.next(in_turn)
-            if num_tokens := self._take_turn(key, builder):
+            key = self._fair_share.next_queue(in_turn)
+            if num_tokens := self._schedule_prefill(key, builder):
                 self._fair_share.charge(key, num_tokens)
             else:
                 in_turn.remove(key)
 
-    def _take_turn(self, key: int, builder: BatchBuilder) -> int:
-        """Let a task compute some of a prompt; 0 if it cannot compute any more in this step."""
-        seq = self._next(key, builder)
+    def _schedule_prefill(self, key: int, builder: BatchBuilder) -> int:
+        """Add a chunk of a queue's prompt. Returns its length; 0 if there is nothing to add."""
+        seq = self._next_prefill(key, builder)
         if seq is None:
             return 0
-        wanted = min(builder.budget, builder.num_left(seq), self._fair_share.allowance(key))
-        return self._take(seq, wanted, builder)
+        wanted = min(builder.budget, builder.num_left(seq), self._fair_share.budget(key))
+        return self._schedule_tokens(seq, wanted, builder)
 
-    def _next(self, key: int, builder: BatchBuilder) -> Sequence | None:
-        """Of a task: whoever comes first, of those that run already and those that wait."""
+    def _next_prefill(self, key: int, builder: BatchBuilder) -> Sequence | None:
+        """Return the first sequence of a queue to prefill, running or admitted now."""
         running = builder.first_prefill(key)
-        if not builder.admits or len(self.running) >= self.max_num_seqs:
+        if not builder.can_admit or len(self.running) >= self.max_num_seqs:
             return running
         waiting = self._queues.first(key)
         if waiting is None or (running is not None and running.rank < waiting.rank):
             return running
         if not self._admit(waiting):
-            builder.admits = False  # nobody overtakes it, or it might never find enough pages
+            builder.can_admit = False  # or it might never get enough pages
             return running
         builder.prefills[key].insert(0, waiting)
         return waiting
 
     def _is_runnable(self, seq: Sequence) -> bool:
-        return seq.prefix is None or self.prefixes.is_ready(seq.prefix)
+        return seq.prefix is None or self.prefixes.is_resident(seq.prefix)
 
     def _admit(self, seq: Sequence) -> bool:
-        """Start a sequence if the pool holds all it has to compute: prefills do not thrash."""
+        """Start a sequence if all of it fits into the pool now, so that prefills do not thrash."""
         found = self._prompt_cache.find(seq) if self._prompt_cache is not None else []
         if not self.allocator.fits(len(seq.token_ids), found):
             return False
         if self._prompt_cache is not None:
-            self._prompt_cache.reuse(seq, found)
+            self._prompt_cache.attach(seq, found)
         self._queues.start(seq)
         insort(self.running, seq, key=by_rank)
         return True
 
-    def _take(self, seq: Sequence, num_tokens: int, builder: BatchBuilder) -> int:
-        """Give a sequence its part of the step; returns the number of tokens."""
+    def _schedule_tokens(self, seq: Sequence, num_tokens: int, builder: BatchBuilder) -> int:
+        """Add `num_tokens` of a sequence, preempting others for pages.
+
+        Returns 0 if it has to wait for the step in flight, or was itself preempted.
+        """
         end = builder.end(seq) + num_tokens
         while not self.allocator.grow(seq.pages, end):
-            builder.admits = False  # no room: what leaves must not come straight back
-            num_coming = sum(map(len, self._in_flight.pages))
+            builder.can_admit = False  # a preempted sequence must not be admitted again at once
+            num_in_flight = sum(map(len, self._in_flight.pages))
             missing = self.allocator.num_pages_for(end) - len(seq.pages)
-            if missing <= self.allocator.num_free + num_coming:
-                return 0  # after the step in flight there is room
-            if self._preempt_last(builder) is seq:
+            if missing <= self.allocator.num_free + num_in_flight:
+                return 0  # the step in flight will free enough pages
+            if self._preempt_lowest(builder) is seq:
                 return 0
         builder.add(seq, num_tokens)
         return num_tokens
 
-    def _preempt_last(self, builder: BatchBuilder) -> Sequence:
+    def _preempt_lowest(self, builder: BatchBuilder) -> Sequence:
+        """Preempt and return the last running sequence by rank."""
         seq = self.running[-1]
         builder.num_tokens.pop(seq, None)
         self._stop(seq)
@@ -279,26 +294,26 @@ class Scheduler:
         self.num_preemptions += 1
         return seq
 
-    # --- what becomes of it ---
+    # --- applying results ---
 
-    def _append(self, seq: Sequence, token_id: int, scores: Logprobs | None) -> Delta:
+    def _append(self, seq: Sequence, token_id: int, logprobs: Logprobs | None) -> Delta:
         seq.append(token_id)
         if self._prompt_cache is not None:
-            self._prompt_cache.keep(seq)
+            self._prompt_cache.cache_full_pages(seq)
         reason = seq.finish_reason_after(token_id, self.eos_token_ids)
         if reason is not None:
             self.finish(seq)
-        return Delta(seq.request_id, [token_id], reason, seq.num_reused or 0, scores)
+        return Delta(seq.request_id, [token_id], reason, seq.num_cached_tokens or 0, logprobs)
 
     def _stop(self, seq: Sequence) -> None:
-        """Run no more. Pages that a step in flight may write to are freed after it."""
+        """Stop a running sequence. Pages that a step in flight may write to are freed after it."""
         self.running.remove(seq)
         pages, seq.pages = seq.pages, []
-        if (last := self._in_flight.last_of(seq)) is not None:
+        if (last := self._in_flight.last_with(seq)) is not None:
             last.pages += pages
         else:
             self.allocator.free(pages)
-        self._in_flight.drop(seq)
+        self._in_flight.discard(seq)
         seq.num_computed = seq.num_scheduled = 0
 
     def _release(self, flight: InFlightBatch) -> None:

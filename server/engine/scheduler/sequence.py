@@ -1,4 +1,4 @@
-"""One prompt on its way to a completion. No tensors here."""
+"""A request inside the engine: its tokens and their progress. No tensors here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class SequenceStatus(Enum):
 
 @dataclass(eq=False, slots=True)
 class Sequence:
-    """Token ids behind a prefix, and how far they have been computed."""
+    """Token ids after a prefix, and how many of them have been computed."""
 
     request_id: int
     prefix: Digest | None
@@ -27,28 +27,28 @@ class Sequence:
     sampling: SamplingParams
     scheduling: SchedulingParams = field(default_factory=SchedulingParams)
     compiles: bool = False
-    """Runs only to leave its own KV behind: text or a soft prompt on its way to a prefix."""
+    """Whether it runs to produce a prefix: its own keys and values. Samples nothing."""
     verifies: bool = False
-    """Runs only to see what the model makes of it, on pages that nobody else reads."""
+    """Whether it runs to verify a prefix, on pages that are not shared."""
     matcher: Matcher | None = None
-    """How far the completion has come in its grammar, where it has one."""
+    """State of the completion in its grammar, if it has one."""
     status: SequenceStatus = SequenceStatus.WAITING
     rank: tuple[int, int] = (0, 0)
-    """Lower goes first, and is preempted last; given by the scheduler, for good."""
+    """Set once by the scheduler. A lower rank runs first and is preempted last."""
     num_prompt_tokens: int = field(init=False)
     num_computed: int = 0
-    """Leading tokens whose keys and values lie in the pool."""
+    """Leading tokens whose keys and values are in the pool."""
     num_scheduled: int = 0
-    """Those, and what the steps in flight compute. May go one or two beyond the ids known."""
+    """Leading tokens computed or in flight. Can exceed the known token ids by one or two."""
     pages: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
-    """What the prompt cache calls the first full pages, as far as it had to know."""
+    """Block hashes of the first full pages, as far as the prompt cache has needed them."""
     num_hashed_pages: int = 0
+    """Leading pages that were put into the prompt cache, or taken from it."""
     num_scored: int = 0
-    """Leading tokens of the prompt after which the next one's log-probability was sent, or is not
-    asked for."""
-    num_reused: int | None = None
-    """Prompt tokens that were found computed; None before it was first admitted."""
+    """Leading prompt tokens whose successor's log-probability was sent, or is not requested."""
+    num_cached_tokens: int | None = None
+    """Prompt tokens served from the prompt cache; None before the first admission."""
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)
@@ -60,7 +60,7 @@ class Sequence:
 
     @property
     def max_slots(self) -> int:
-        """Of the pool that it may come to take: the last token's keys are never computed."""
+        """Most tokens it can hold in the pool. The last sampled token is never computed."""
         return self.num_prompt_tokens + max(0, self.sampling.max_tokens - 1)
 
     @property
@@ -69,15 +69,18 @@ class Sequence:
 
     @property
     def num_unscheduled(self) -> int:
-        """Tokens that a next step can take; a sampled token of unknown id counts until it is the
-        last that the request may have."""
+        """Tokens that the next step can compute.
+
+        A token in flight, whose id is not known yet, counts as one unless it is the last that
+        `max_tokens` allows.
+        """
         if self.compiles or self.num_scheduled < len(self.token_ids):
             return len(self.token_ids) - self.num_scheduled
         num_in_flight = self.num_scheduled + 1 - len(self.token_ids)
         return int(self.num_completion_tokens + num_in_flight < self.sampling.max_tokens)
 
     def append(self, token_id: int) -> None:
-        """The completion goes on."""
+        """Append a sampled token to the completion."""
         self.token_ids.append(token_id)
         if self.matcher is not None:
             self.matcher.accept(token_id)
@@ -85,9 +88,9 @@ class Sequence:
     def finish_reason_after(
         self, token_id: int, eos_token_ids: frozenset[int]
     ) -> FinishReason | None:
-        """Why the sequence ends with this token, the latest of `token_ids`; None if it goes on."""
+        """Return why the sequence ends with `token_id`, its latest token; None if it continues."""
         if token_id in eos_token_ids and not self.sampling.ignore_eos:
             return "stop"
-        if self.matcher is not None and self.matcher.is_at_end:
+        if self.matcher is not None and self.matcher.is_stopped:
             return "stop"
         return "length" if self.num_completion_tokens >= self.sampling.max_tokens else None

@@ -43,7 +43,7 @@ class Prefixes:
 
     def release(self, digest: Digest) -> None: ...
 
-    def is_ready(self, digest: Digest) -> bool:
+    def is_resident(self, digest: Digest) -> bool:
         return True
 
 
@@ -98,7 +98,7 @@ class Engine:
         """One for each of `digests`, past their prompts; they generate until the block ends."""
         self._num_tokens = 0
         steps = Steps(
-            self.scheduler, self.runner, on_commit=self._took, on_failure=_fail, overlap=overlap
+            self.scheduler, self.runner, on_commit=self._commit, on_failure=_fail, overlap=overlap
         )
         shape = (len(digests), self.scale.num_prompt_tokens)
         prompts = torch.randint(self.geometry.vocab_size, shape, generator=self._generator)
@@ -130,7 +130,7 @@ class Engine:
         assert self._num_tokens - num_tokens == num_steps * num_running, "not every row decoded"
         return took_s / num_steps
 
-    def _took(self, batch: Batch, deltas: list[Delta]) -> None:
+    def _commit(self, batch: Batch, deltas: list[Delta]) -> None:
         self._num_tokens += len(deltas)
 
     @property

@@ -18,7 +18,7 @@ from prefix_store import artifact
 from prefix_store.blobs.blobs import FileBlobStore
 from prefix_store.digest import Digest
 from prefix_store.formats import peft
-from server.engine.ipc.messages import Room
+from server.engine.ipc.messages import EvictionPreview
 from server.errors import PrefixUnavailable, StepFailed
 from server.publishing.verification import PROBE
 from server.text.tokenizer import Tokenizer
@@ -339,7 +339,7 @@ async def test_a_dry_run_says_what_would_happen_and_changes_nothing(
 ) -> None:
     await push(http, "x", seed=1)
     before = (await http.get("/tasks/x/versions")).json()
-    engine.room = Room(0, True, ["sha256:" + "e" * 64])
+    engine.room = EvictionPreview(0, True, ["sha256:" + "e" * 64])
     body = artifact.dump(make_prefix(2))
 
     there = await http.put("/tasks/x/prefix?dry_run=true", content=body, headers=ARTIFACT)

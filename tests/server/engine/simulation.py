@@ -1,7 +1,7 @@
-"""A scheduler with a device of plain numbers: what lies in a page says how it came there.
+"""A simulated device for the scheduler, whose keys and values are plain numbers.
 
-A key-value pair is a checksum over everything before it, the prefix too, so that a page read by
-the wrong sequence, freed too early or written twice shows in the tokens, or at once.
+The number of a token is a checksum over everything before it, including the prefix. A page that is
+read by the wrong sequence, freed too early or written twice shows in the tokens, or fails at once.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ R = TypeVar("R")
 
 
 @dataclass
-class Shelf:
-    """Prefixes that become ready when a test says so, with their reference counts."""
+class FakeResidency:
+    """Fake residency: reference counts, and prefixes that a test makes resident."""
 
-    ready: set[Digest] = field(default_factory=set)
+    resident: set[Digest] = field(default_factory=set)
     refs: dict[Digest, int] = field(default_factory=dict)
 
     def acquire(self, digest: Digest) -> None:
@@ -41,11 +41,11 @@ class Shelf:
         self.refs[digest] -= 1
         assert self.refs[digest] >= 0
 
-    def is_ready(self, digest: Digest) -> bool:
-        return digest in self.ready
+    def is_resident(self, digest: Digest) -> bool:
+        return digest in self.resident
 
     def evict_idle(self) -> None:
-        self.ready = {digest for digest in self.ready if self.refs.get(digest)}
+        self.resident = {digest for digest in self.resident if self.refs.get(digest)}
 
 
 def make_scheduler(
@@ -55,18 +55,18 @@ def make_scheduler(
     max_num_seqs: int = 8,
     budget: int = 16,
     prompt_cache: bool = False,
-) -> tuple[Scheduler, Shelf]:
-    shelf = Shelf()
+) -> tuple[Scheduler, FakeResidency]:
+    residency = FakeResidency()
     allocator = PageAllocator(num_pages, page_size)
     made = Scheduler(
         allocator,
-        shelf,
+        residency,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=budget,
         eos_token_ids=[EOS],
         prompt_cache=PromptCache(allocator) if prompt_cache else None,
     )
-    return made, shelf
+    return made, residency
 
 
 def sequence(
@@ -80,7 +80,7 @@ def sequence(
     limit: int | None = None,
     priority: int = 0,
 ) -> Sequence:
-    """`prompt`: token ids, or how many."""
+    """Make a sequence. `prompt`: token ids, or their number."""
     token_ids = [5] * prompt if isinstance(prompt, int) else list(prompt)
     scheduling = SchedulingParams(
         queue=queue, weight=weight, max_concurrency=limit, priority=priority
@@ -91,11 +91,12 @@ def sequence(
 
 
 def shape(batch: Batch) -> list[tuple[int, int, int]]:
+    """Return (request id, start, number of tokens) of every chunk."""
     return [(chunk.seq.request_id, chunk.start, chunk.num_tokens) for chunk in batch.chunks]
 
 
 def step(s: Scheduler, token_id: int = 7) -> Batch:
-    """Schedule and commit at once."""
+    """Schedule a batch and commit it at once."""
     batch = s.schedule()
     s.commit(batch, [token_id] * len(batch.sampled))
     s.check()
@@ -103,7 +104,7 @@ def step(s: Scheduler, token_id: int = 7) -> Batch:
 
 
 def kv(prefix: Digest | None, token_ids: Seq[int]) -> list[int]:
-    """What lies in the pool for each of these tokens."""
+    """Return the number that the pool holds for each of these tokens."""
     sums, last = [], zlib.crc32(str(prefix).encode())
     for token_id in token_ids:
         last = zlib.crc32(token_id.to_bytes(4, "little"), last)
@@ -112,12 +113,12 @@ def kv(prefix: Digest | None, token_ids: Seq[int]) -> list[int]:
 
 
 def sampled_after(value: int) -> int:
-    """The token that follows; every ninth or so is the end."""
+    """Return the token sampled after a number; about every ninth is EOS."""
     return EOS if value % 9 == 0 else 3 + value % 89
 
 
 def expected(prefix: Digest | None, prompt: Seq[int], max_tokens: int) -> list[int]:
-    """The completion, computed alone and from the start."""
+    """Return the right completion, computed alone and from the start."""
     token_ids = list(prompt)
     for _ in range(max_tokens):
         token_ids.append(sampled_after(kv(prefix, token_ids)[-1]))
@@ -128,7 +129,7 @@ def expected(prefix: Digest | None, prompt: Seq[int], max_tokens: int) -> list[i
 
 @dataclass
 class Row:
-    """A chunk as it was launched: what it reads and where it writes are settled."""
+    """A chunk as launched: what it reads and where it writes are fixed."""
 
     chunk: Chunk
     token_ids: list[int]
@@ -137,7 +138,7 @@ class Row:
 
 @dataclass
 class Launch:
-    """Executed as late as can be: when its tokens are asked for."""
+    """A launched step, executed as late as possible: when its tokens are requested."""
 
     number: int
     rows: list[Row]
@@ -157,25 +158,24 @@ class Launch:
 
 @dataclass
 class Simulation:
-    """The real steps of a real scheduler over the device; with `overlap`, each is launched before
-    the last one's tokens are known."""
+    """The real `Steps` and scheduler on the simulated device."""
 
     scheduler: Scheduler
-    shelf: Shelf
+    residency: FakeResidency
     overlap: bool = False
     full: set[int] = field(default_factory=set)
-    """Launches for which there is no memory."""
+    """Numbers of launches that run out of memory."""
     failing: set[int] = field(default_factory=set)
-    """Launches that raise when their tokens are asked for; what is launched after them does, too,
-    until the device is asked to run their rows one by one."""
+    """Numbers of launches whose tokens raise an error. Later launches fail too, until the rows are
+    run one by one."""
     poisoned: set[int] = field(default_factory=set)
-    """Requests whose logits turn out to be NaN."""
+    """Requests whose logits are NaN."""
     completions: dict[int, list[int]] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
     failures: list[int] = field(default_factory=list)
     num_launches: int = 0
     num_tokens_run: int = 0
-    _taken: list[Batch] = field(default_factory=list)
+    _committed: list[Batch] = field(default_factory=list)
     _broken_since: int | None = None
     _wrong: list[AssertionError] = field(default_factory=list)
     _pool: dict[tuple[int, int], int] = field(default_factory=dict)
@@ -185,8 +185,8 @@ class Simulation:
         self._steps = Steps(
             self.scheduler,
             self,
-            on_commit=self._took,
-            on_failure=self._failed,
+            on_commit=self._on_commit,
+            on_failure=self._on_failure,
             overlap=self.overlap,
         )
 
@@ -196,21 +196,21 @@ class Simulation:
         return not (s.running or s.waiting or self._steps.has_work)
 
     def step(self) -> Batch | None:
-        """The batch that was taken in, if any was."""
-        self._taken.clear()
+        """Run a step and return the batch that was committed, if any."""
+        self._committed.clear()
         if self._steps.has_work:
             self._steps.step()
-        if self._wrong:  # it looked like a failure of the device
+        if self._wrong:  # `Steps` took the assertion for a device failure
             raise self._wrong[0]
         self.scheduler.check()
-        return self._taken[0] if self._taken else None
+        return self._committed[0] if self._committed else None
 
     def run(self, max_steps: int = 2000) -> None:
         for _ in range(max_steps):
             if self.is_idle:
                 return
             self.step()
-        raise AssertionError("somebody starves")
+        raise AssertionError("a sequence starves")
 
     # --- the runner ---
 
@@ -235,21 +235,21 @@ class Simulation:
         executed = [self._checked(self._execute, row) for row in launch.rows]
         return [token_id for token_ids in executed for token_id in token_ids]
 
-    # --- what becomes of it ---
+    # --- results ---
 
-    def _took(self, batch: Batch, deltas: list[Delta]) -> None:
-        self._taken.append(batch)
+    def _on_commit(self, batch: Batch, deltas: list[Delta]) -> None:
+        self._committed.append(batch)
         for delta in deltas:
-            self._checked(self._take, delta)
+            self._checked(self._collect, delta)
 
-    def _take(self, delta: Delta) -> None:
-        assert delta.request_id not in self.reasons, "it has ended already"
+    def _collect(self, delta: Delta) -> None:
+        assert delta.request_id not in self.reasons, "it has already ended"
         assert delta.request_id not in self.failures, "it has failed"
         self.completions.setdefault(delta.request_id, []).extend(delta.token_ids)
         if delta.finish_reason is not None:
             self.reasons[delta.request_id] = delta.finish_reason
 
-    def _failed(self, seq: Sequence, message: str) -> None:
+    def _on_failure(self, seq: Sequence, message: str) -> None:
         self.failures.append(seq.request_id)
         if seq.status is not SequenceStatus.FINISHED:
             self.scheduler.finish(seq)
@@ -257,7 +257,7 @@ class Simulation:
     # --- checks ---
 
     def _checked(self, check: Callable[[T], R], subject: T) -> R:
-        """Whatever a step raises looks like a failure of the device: keep what was wrong."""
+        """Keep a failed assertion, which `Steps` would take for a device failure."""
         try:
             return check(subject)
         except AssertionError as wrong:
@@ -265,7 +265,7 @@ class Simulation:
             raise
 
     def _is_scheduled(self, batch: Batch) -> bool:
-        return any(flight.batch is batch for flight in self.scheduler._in_flight._in_flight)
+        return any(entry.batch is batch for entry in self.scheduler._in_flight._in_flight)
 
     def _check(self, batch: Batch) -> None:
         s = self.scheduler
@@ -276,12 +276,14 @@ class Simulation:
         for seq in s.running:
             limit = s._queues._queues[seq.scheduling.queue].scheduling.max_concurrency
             assert limit is None or s._queues.num_running(seq.scheduling.queue) <= limit
-            assert seq.prefix is None or self.shelf.is_ready(seq.prefix)
+            assert seq.prefix is None or self.residency.is_resident(seq.prefix)
 
     def _execute(self, row: Row) -> list[int]:
-        """Check all that is read, write, and sample if this row samples."""
+        """Check what the row reads, write its numbers, and sample if it samples."""
         chunk, seq, size = row.chunk, row.chunk.seq, self.scheduler.allocator.page_size
-        assert seq.prefix is None or self.shelf.refs[seq.prefix] > 0, "the prefix may be gone"
+        assert seq.prefix is None or self.residency.refs[seq.prefix] > 0, (
+            "the prefix may have been evicted"
+        )
         token_ids = row.token_ids
         assert chunk.input_in_flight == (len(token_ids) < chunk.end)
         if chunk.input_in_flight:
@@ -291,7 +293,9 @@ class Simulation:
         assert [self._pool.get(slot) for slot in slots[: chunk.start]] == values[: chunk.start]
         written = {page for page, _ in slots[chunk.start :]}
         for other in self.scheduler._sequences.values():
-            assert other is seq or not written.intersection(other.pages), "not its page alone"
+            assert other is seq or not written.intersection(other.pages), (
+                "writes to a page of another sequence"
+            )
         self._pool.update(zip(slots[chunk.start :], values[chunk.start :], strict=True))
         self.num_tokens_run += chunk.num_tokens
         if not chunk.samples:

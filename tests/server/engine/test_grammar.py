@@ -1,5 +1,4 @@
-"""Grammars: compiled in bounds, and followed by some rows of a step and no other, one step ahead
-too."""
+"""Grammars: the limits of their compile, and the rows of a step that follow one."""
 
 from __future__ import annotations
 
@@ -22,7 +21,11 @@ from server.engine.loop.grammars import GrammarCompiled, Grammars
 from server.engine.loop.steps import Steps
 from server.engine.params import Delta, SamplingParams
 from server.engine.sampling import logits_processors
-from server.engine.sampling.masks import forbid, unpacked, unpacked_by_numpy
+from server.engine.sampling.masks import (
+    apply_grammar_bitmask,
+    unpack_forbidden,
+    unpack_forbidden_by_numpy,
+)
 from server.engine.scheduler.sequence import Sequence, SequenceStatus
 from tests.server.fakes import make_transformers_tokenizer, make_vocabulary
 from tests.tiny_models import VOCAB, Engine, build_model, make_engine
@@ -33,7 +36,7 @@ NUM_NEW = 9
 
 
 class Letters(Vocabulary):
-    """The tiny models' tokens: EOS is 2, the tokens from 3 on are the printable characters."""
+    """Vocabulary of the tiny models: EOS is 2, the tokens from 3 are the printable characters."""
 
     def __init__(self) -> None:
         texts = [b"", b"", b"", *(bytes([c]) for c in range(ord("!"), ord("!") + VOCAB - 3))]
@@ -76,7 +79,7 @@ def letters() -> Letters:
 
 
 class Run:
-    """The real steps around a tiny model."""
+    """The real `Steps` with a tiny model."""
 
     def __init__(self, letters: Vocabulary, *, overlap: bool, num_pages: int = 60) -> None:
         model = build_model("llama", ATTENTION_NAME)
@@ -90,34 +93,34 @@ class Run:
         self.num_ahead = 0
         self.steps = Steps(
             self.engine.scheduler, self.engine.runner,
-            on_commit=self._took, on_failure=self._failed,
+            on_commit=self._on_commit, on_failure=self._on_failure,
             overlap=overlap,
         )  # fmt: skip
 
     def add(self, i: int, form: str | None = None, **sampling: Any) -> Sequence:
-        asked = SamplingParams(**{"max_tokens": NUM_NEW, "temperature": 1.0, "seed": i} | sampling)
-        seq = Sequence(i, None, list(PROMPTS[i % 6]), asked)
+        params = SamplingParams(**{"max_tokens": NUM_NEW, "temperature": 1.0, "seed": i} | sampling)
+        seq = Sequence(i, None, list(PROMPTS[i % 6]), params)
         if form is not None:
             seq.matcher = self.letters.compile(form).copy()
         self.engine.scheduler.add(seq)
         return seq
 
-    def to_the_end(self) -> dict[int, list[int]]:
+    def run_to_end(self) -> dict[int, list[int]]:
         for _ in range(300):
             if not self.steps.has_work:
                 return self.engine.completions
             self.steps.step()
             self.engine.scheduler.check()
-        raise AssertionError("the engine did not come to an end")
+        raise AssertionError("the engine did not finish")
 
-    def _took(self, batch: Any, deltas: list[Delta]) -> None:
+    def _on_commit(self, batch: Any, deltas: list[Delta]) -> None:
         self.num_ahead += sum(chunk.awaits_mask for chunk in batch.chunks)
         for delta in deltas:
             self.engine.completions.setdefault(delta.request_id, []).extend(delta.token_ids)
             if delta.finish_reason is not None:
                 self.reasons[delta.request_id] = delta.finish_reason
 
-    def _failed(self, seq: Sequence, message: str) -> None:
+    def _on_failure(self, seq: Sequence, message: str) -> None:
         self.failures[seq.request_id] = message
         if seq.status is not SequenceStatus.FINISHED:
             self.engine.scheduler.finish(seq)
@@ -126,15 +129,17 @@ class Run:
 FORMS = ["ab[0-9]{4}", "(x|yz)+!", "[A-Z]{20}"]
 
 
-@pytest.mark.parametrize("num_pages", [60, 20])  # there is room for all; or somebody is preempted
+@pytest.mark.parametrize(
+    "num_pages", [60, 20]
+)  # enough for all; so few that a sequence is preempted
 @pytest.mark.parametrize("overlap", [False, True])
-def test_who_has_a_grammar_follows_it_and_the_others_do_not_notice(
+def test_rows_with_a_grammar_follow_it_and_other_rows_are_unchanged(
     letters: Letters, overlap: bool, num_pages: int
 ) -> None:
     run = Run(letters, overlap=overlap, num_pages=num_pages)
     for i in range(6):
-        run.add(i, grammar.of_regex(FORMS[i // 2]) if i % 2 else None, ignore_eos=not i % 2)
-    tokens = run.to_the_end()
+        run.add(i, grammar.from_regex(FORMS[i // 2]) if i % 2 else None, ignore_eos=not i % 2)
+    tokens = run.run_to_end()
 
     assert run.failures == {}
     assert (run.num_ahead > 0) == overlap
@@ -149,17 +154,17 @@ def test_who_has_a_grammar_follows_it_and_the_others_do_not_notice(
     assert run.reasons[5] == "length"
     for i in range(6):
         alone = Run(letters, overlap=False)
-        form = grammar.of_regex(FORMS[i // 2]) if i % 2 else None
+        form = grammar.from_regex(FORMS[i // 2]) if i % 2 else None
         alone.add(i, form, ignore_eos=not i % 2)
-        assert alone.to_the_end()[i] == tokens[i]
+        assert alone.run_to_end()[i] == tokens[i]
 
 
-def test_where_it_may_end_the_end_of_text_ends_it(letters: Letters) -> None:
+def test_eos_ends_a_completion_that_its_grammar_accepts(letters: Letters) -> None:
     run = Run(letters, overlap=True)
     bias = ((EOS, 100.0),)
-    run.add(1, grammar.of_regex("ab*"), logit_bias=bias)
-    run.add(2, grammar.of_regex("ab*"), logit_bias=((EOS, -100.0),))
-    tokens = run.to_the_end()
+    run.add(1, grammar.from_regex("ab*"), logit_bias=bias)
+    run.add(2, grammar.from_regex("ab*"), logit_bias=((EOS, -100.0),))
+    tokens = run.run_to_end()
 
     assert text(tokens[1]) == "a"
     assert (tokens[1][-1], run.reasons[1]) == (EOS, "stop")
@@ -167,26 +172,26 @@ def test_where_it_may_end_the_end_of_text_ends_it(letters: Letters) -> None:
     assert run.reasons[2] == "length"
 
 
-def test_penalties_and_small_choices_stay_inside(letters: Letters) -> None:
+def test_penalties_and_top_k_stay_within_the_grammar(letters: Letters) -> None:
     run = Run(letters, overlap=False)
-    run.add(1, grammar.of_texts(["yes", "no."]), presence_penalty=2.0, repetition_penalty=1.5,
+    run.add(1, grammar.from_texts(["yes", "no."]), presence_penalty=2.0, repetition_penalty=1.5,
             top_k=3, top_p=0.5)  # fmt: skip
-    run.add(2, grammar.of_texts(["a", "a(b)|c.*"]), temperature=2.0)
-    tokens = run.to_the_end()
+    run.add(2, grammar.from_texts(["a", "a(b)|c.*"]), temperature=2.0)
+    tokens = run.run_to_end()
 
     assert text(tokens[1]) in ("yes", "no.")
     assert text(tokens[2]) in ("a", "a(b)|c.*")
 
 
 @pytest.mark.parametrize("overlap", [False, True])
-def test_who_cannot_go_on_fails_alone(letters: Letters, overlap: bool) -> None:
+def test_a_sequence_whose_matcher_fails_fails_alone(letters: Letters, overlap: bool) -> None:
     run = Run(letters, overlap=overlap)
-    broken = run.add(1, grammar.of_regex("[a-z]+"))
-    run.add(2, grammar.of_regex("[a-z]+"))
+    broken = run.add(1, grammar.from_regex("[a-z]+"))
+    run.add(2, grammar.from_regex("[a-z]+"))
     run.add(3)
     assert broken.matcher is not None
-    broken.matcher.accept(letters_id("!"))  # no grammar of ours leads here
-    tokens = run.to_the_end()
+    broken.matcher.accept(token_of("!"))  # a token that the grammar forbids
+    tokens = run.run_to_end()
 
     assert set(run.failures) == {1}
     assert "grammar" in run.failures[1]
@@ -195,7 +200,7 @@ def test_who_cannot_go_on_fails_alone(letters: Letters, overlap: bool) -> None:
 
 
 @pytest.mark.parametrize("overlap", [False, True])
-def test_a_step_that_fails_while_it_chooses_loses_nothing(
+def test_a_step_that_fails_while_sampling_loses_nothing(
     letters: Letters, overlap: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = count(1)
@@ -203,24 +208,24 @@ def test_a_step_that_fails_while_it_chooses_loses_nothing(
     def failing(*args: Any) -> None:
         if next(calls) in (2, 6):
             raise RuntimeError("the device has failed")
-        forbid(*args)
+        apply_grammar_bitmask(*args)
 
     def run() -> dict[int, list[int]]:
         made = Run(letters, overlap=overlap)
         for i in range(4):
-            made.add(i, grammar.of_regex(FORMS[2]) if i % 2 else None)
-        tokens = made.to_the_end()
+            made.add(i, grammar.from_regex(FORMS[2]) if i % 2 else None)
+        tokens = made.run_to_end()
         assert made.failures == {}
         return tokens
 
     right = run()
-    monkeypatch.setattr(logits_processors, "forbid", failing)
+    monkeypatch.setattr(logits_processors, "apply_grammar_bitmask", failing)
 
     assert run() == right
     assert next(calls) > 6
 
 
-def letters_id(char: str) -> int:
+def token_of(char: str) -> int:
     return 3 + ord(char) - ord("!")
 
 
@@ -240,24 +245,28 @@ def nested(depth: int) -> dict[str, Any]:
 
 
 HOSTILE = {
-    "optional": lambda: of_schema({"properties": {f"p{i}": {} for i in range(3000)}}),
-    "nested": lambda: of_schema(nested(300)),
-    "crossed": lambda: of_schema({"allOf": [{"properties": {f"p{i}": {}}} for i in range(900)]}),
-    "multiple": lambda: of_schema({"type": "integer", "multipleOf": 999_999_937}),
-    "remote": lambda: of_schema({"$ref": "http://127.0.0.1:1/schema"}),
-    "endless": lambda: of_schema({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}),
-    "nothing": lambda: grammar.of_regex(r"[^\s\S]"),
-    "letters": lambda: grammar.of_regex("|".join(rf"\p{{L}}{{1,{i}}}" for i in range(1, 2000))),
-    "parentheses": lambda: grammar.of_regex("(" * 20_000 + ")" * 20_000),
+    "optional": lambda: object_grammar({"properties": {f"p{i}": {} for i in range(3000)}}),
+    "nested": lambda: object_grammar(nested(300)),
+    "crossed": lambda: object_grammar(
+        {"allOf": [{"properties": {f"p{i}": {}}} for i in range(900)]}
+    ),
+    "multiple": lambda: object_grammar({"type": "integer", "multipleOf": 999_999_937}),
+    "remote": lambda: object_grammar({"$ref": "http://127.0.0.1:1/schema"}),
+    "endless": lambda: object_grammar({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}),
+    "nothing": lambda: grammar.from_regex(r"[^\s\S]"),
+    "letters": lambda: grammar.from_regex("|".join(rf"\p{{L}}{{1,{i}}}" for i in range(1, 2000))),
+    "parentheses": lambda: grammar.from_regex("(" * 20_000 + ")" * 20_000),
 }
 
 
-def of_schema(schema: dict[str, Any]) -> str:
-    return grammar.of_json_schema({"type": "object"} | schema)
+def object_grammar(schema: dict[str, Any]) -> str:
+    return grammar.from_json_schema({"type": "object"} | schema)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_what_would_take_too_much_is_refused_soon(vocabulary: Vocabulary, name: str) -> None:
+def test_a_grammar_that_is_too_expensive_is_refused_quickly(
+    vocabulary: Vocabulary, name: str
+) -> None:
     form = HOSTILE[name]()
     assert len(form) <= 2 * grammar.MAX_GRAMMAR_BYTES
     before_s = time.process_time()
@@ -265,7 +274,7 @@ def test_what_would_take_too_much_is_refused_soon(vocabulary: Vocabulary, name: 
     with pytest.raises(GrammarError):
         vocabulary.compile(form)
 
-    assert time.process_time() - before_s < 5, "seconds, on a slow machine"
+    assert time.process_time() - before_s < 5, "generous, for slow machines"
 
 
 def test_json_is_on_one_line_unless_the_schema_says_otherwise(vocabulary: Vocabulary) -> None:
@@ -275,20 +284,20 @@ def test_json_is_on_one_line_unless_the_schema_says_otherwise(vocabulary: Vocabu
     }  # fmt: skip
     free = schema | {"x-guidance": {"whitespace_flexible": True}}
 
-    assert takes(vocabulary, of_schema(schema), '{"a": 1, "b": 2}')
-    assert not takes(vocabulary, of_schema(schema), '{"a": 1, \n"b": 2}')
-    assert takes(vocabulary, of_schema(free), '{"a": 1, \n"b": 2}')
+    assert accepts(vocabulary, object_grammar(schema), '{"a": 1, "b": 2}')
+    assert not accepts(vocabulary, object_grammar(schema), '{"a": 1, \n"b": 2}')
+    assert accepts(vocabulary, object_grammar(free), '{"a": 1, \n"b": 2}')
 
 
-def takes(vocabulary: Vocabulary, form: str, said: str) -> bool:
+def accepts(vocabulary: Vocabulary, form: str, text: str) -> bool:
     tokenizer = make_transformers_tokenizer()
     matcher = vocabulary.compile(form)
-    for token_id in tokenizer(said, add_special_tokens=False).input_ids:
+    for token_id in tokenizer(text, add_special_tokens=False).input_ids:
         matcher.accept(token_id)
     return matcher.matcher.is_accepting() and matcher.error is None
 
 
-def test_a_cache_keeps_the_latest_within_its_bytes() -> None:
+def test_the_cache_keeps_the_most_recently_used_within_its_bytes() -> None:
     cache = ByteBoundedCache[int](10, len)
     for i, form in enumerate(["aaaa", "bbbb", "cc"]):
         cache.put(form, i)
@@ -301,36 +310,36 @@ def test_a_cache_keeps_the_latest_within_its_bytes() -> None:
     assert cache.num_bytes == 0
 
 
-# --- waiting for one ---
+# --- waiting for a grammar ---
 
 
 def sequence(request_id: int, form: str) -> Sequence:
     return Sequence(request_id, None, [5], SamplingParams(max_tokens=4, grammar=form))
 
 
-def collected(load: Callable[[], Vocabulary]) -> tuple[Grammars, SimpleQueue[GrammarCompiled]]:
+def make_grammars(load: Callable[[], Vocabulary]) -> tuple[Grammars, SimpleQueue[GrammarCompiled]]:
     reported: SimpleQueue[GrammarCompiled] = SimpleQueue()
     return Grammars(reported.put, load), reported
 
 
-def test_a_grammar_is_compiled_once_for_all_who_wait(vocabulary: Vocabulary) -> None:
+def test_a_grammar_is_compiled_once_for_all_waiting_sequences(vocabulary: Vocabulary) -> None:
     go = threading.Event()
 
     def load() -> Vocabulary:
         assert go.wait(10)
         return vocabulary
 
-    grammars, reported = collected(load)
-    one, other, gone = (sequence(i, grammar.of_regex("a+")) for i in range(3))
-    assert not any(grammars.begin(seq) for seq in (one, other, gone))
+    grammars, reported = make_grammars(load)
+    one, other, cancelled = (sequence(i, grammar.from_regex("a+")) for i in range(3))
+    assert not any(grammars.attach_matcher(seq) for seq in (one, other, cancelled))
     grammars.cancel(2)
     assert not grammars.is_idle
     go.set()
     ready = grammars.on_compiled(reported.get(timeout=10))
-    third = sequence(3, grammar.of_regex("a+"))
+    third = sequence(3, grammar.from_regex("a+"))
 
     assert ready == [one, other]
-    assert grammars.begin(third)
+    assert grammars.attach_matcher(third)
     assert grammars.is_idle
     assert reported.empty()
     matchers = [seq.matcher for seq in (one, other, third)]
@@ -339,20 +348,22 @@ def test_a_grammar_is_compiled_once_for_all_who_wait(vocabulary: Vocabulary) -> 
     grammars.close()
 
 
-def test_who_cannot_be_compiled_is_told(vocabulary: Vocabulary) -> None:
-    grammars, reported = collected(lambda: vocabulary)
-    seq = sequence(1, grammar.of_regex("("))
-    assert not grammars.begin(seq)
+def test_a_grammar_that_cannot_be_compiled_leaves_no_matcher(vocabulary: Vocabulary) -> None:
+    grammars, reported = make_grammars(lambda: vocabulary)
+    seq = sequence(1, grammar.from_regex("("))
+    assert not grammars.attach_matcher(seq)
 
     assert grammars.on_compiled(reported.get(timeout=10)) == [seq]
     assert seq.matcher is None
     grammars.close()
 
 
-def test_bits_beyond_the_logits_are_left_out(vocabulary: Vocabulary) -> None:
+def test_bits_beyond_the_logits_are_ignored(vocabulary: Vocabulary) -> None:
     logits = torch.zeros(3, 260)
     texts = {0: "a", 2: "[^x]"}
-    forbid(logits, {row: vocabulary.compile(grammar.of_regex(r)) for row, r in texts.items()})
+    apply_grammar_bitmask(
+        logits, {row: vocabulary.compile(grammar.from_regex(r)) for row, r in texts.items()}
+    )
 
     allowed = make_transformers_tokenizer()("a", add_special_tokens=False).input_ids
     assert logits[0].isfinite().nonzero().flatten().tolist() == allowed
@@ -360,9 +371,9 @@ def test_bits_beyond_the_logits_are_left_out(vocabulary: Vocabulary) -> None:
     assert 90 < logits[2].isfinite().sum() < 260
 
 
-def test_devices_read_the_bits_as_numpy_does() -> None:
+def test_unpacking_with_torch_equals_unpacking_with_numpy() -> None:
     generator = torch.Generator().manual_seed(1)
     words = torch.randint(-(2**31), 2**31, (3, 4), dtype=torch.int32, generator=generator)
 
-    assert torch.equal(unpacked(words, 120), unpacked_by_numpy(words, 120))
-    assert unpacked(torch.tensor([[-(2**31)]], dtype=torch.int32), 32).sum() == 31
+    assert torch.equal(unpack_forbidden(words, 120), unpack_forbidden_by_numpy(words, 120))
+    assert unpack_forbidden(torch.tensor([[-(2**31)]], dtype=torch.int32), 32).sum() == 31

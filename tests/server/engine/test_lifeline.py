@@ -1,4 +1,4 @@
-"""Real processes whose parents are killed."""
+"""Child processes end with their parent: real processes, real signals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from server.engine import lifeline
 from tests.running_server import wait_gone
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells on Linux only")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux only")
 
 CHILD = """
 import os, sys, time
@@ -36,15 +36,15 @@ lifeline.run(sys.argv[1:], timeout_s=60, env=os.environ)
 
 @pytest.fixture
 def compiler(tmp_path: Path) -> list[str]:
-    """Starts another, as compilers do, which writes its process id and is busy."""
-    other = f"echo $$ > {tmp_path}/other && exec sleep 60"
-    return ["sh", "-c", f"echo $$ > {tmp_path}/driver && sh -c '{other}' ; true"]
+    """A command that starts a child process, as compilers do. Both write their process ids."""
+    child = f"echo $$ > {tmp_path}/child && exec sleep 60"
+    return ["sh", "-c", f"echo $$ > {tmp_path}/driver && sh -c '{child}' ; true"]
 
 
-def started(tmp_path: Path) -> list[int]:
-    """Process ids of the compiler and of the one that it starts."""
+def wait_started(tmp_path: Path) -> list[int]:
+    """Wait for the process ids of the compiler and of its child."""
     deadline_s = time.monotonic() + 30
-    paths = [tmp_path / name for name in ("driver", "other")]
+    paths = [tmp_path / name for name in ("driver", "child")]
     while not all(path.exists() and path.read_text().strip() for path in paths):
         assert time.monotonic() < deadline_s, "the compiler did not start"
         time.sleep(0.05)
@@ -70,27 +70,27 @@ def test_a_process_whose_parent_has_ended_already_ends_at_once() -> None:
     assert done.stdout == b""
 
 
-def test_a_compiler_and_what_it_has_started_end_with_the_process_that_runs_it(
+def test_a_compiler_and_its_children_end_with_the_process_that_runs_it(
     compiler: list[str], tmp_path: Path
 ) -> None:
     with subprocess.Popen([sys.executable, "-c", COMPILING, *compiler]) as process:
-        pids = started(tmp_path)
+        pids = wait_started(tmp_path)
 
         process.kill()
 
         wait_gone(*pids)
 
 
-def test_a_compiler_that_takes_too_long_ends_with_what_it_has_started(
+def test_a_compiler_that_times_out_ends_with_its_children(
     compiler: list[str], tmp_path: Path
 ) -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         lifeline.run(compiler, timeout_s=3, env=os.environ)
 
-    wait_gone(*started(tmp_path))
+    wait_gone(*wait_started(tmp_path))
 
 
-def test_what_a_command_that_fails_has_written_is_told() -> None:
+def test_the_error_of_a_failed_command_has_its_output() -> None:
     with pytest.raises(subprocess.CalledProcessError) as failed:
         lifeline.run(["sh", "-c", "echo sorry >&2; exit 3"], timeout_s=30, env=os.environ)
 

@@ -1,4 +1,4 @@
-"""The engine in its own process, behind the client: a tiny model, real sockets, real signals."""
+"""The client with a real engine process: a tiny model, real sockets, real signals."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.tiny_models import CONFIGS, build_model, oracle, random_prefix, spec_
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 PROMPT = [5, 9, 14, 3, 77]
 POISON, LOSES_DEVICE = 91, 92
-"""First tokens of requests that fail, and after which nothing runs any more."""
+"""First tokens of requests: one that fails, and one after which the device fails for good."""
 
 ENGINE_ON_A_BAD_DEVICE = f"""
 import sys
@@ -101,10 +101,10 @@ async def tokens(
     return [token_id async for delta in stream for token_id in delta.token_ids]
 
 
-async def eventually(is_so: Callable[[], bool], timeout_s: float = 60.0) -> None:
+async def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     deadline_s = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < deadline_s, "it did not come about in time"
+    while not condition():
+        assert time.monotonic() < deadline_s, "the condition did not become true in time"
         await asyncio.sleep(0.02)
 
 
@@ -115,7 +115,7 @@ def random_artifact(num_tokens: int, seed: int, fingerprint: str) -> bytes:
     )
 
 
-async def test_requests_of_many_tasks_at_once_equal_the_oracle(
+async def test_concurrent_requests_of_many_tasks_match_the_reference(
     client: EngineClient, blobs: FileBlobStore, model: PreTrainedModel
 ) -> None:
     spec = spec_of(CONFIGS["llama"])
@@ -128,13 +128,13 @@ async def test_requests_of_many_tasks_at_once_equal_the_oracle(
         assert got[i] == oracle(model, [*PROMPT, i], prefixes[i % 4], 8)[0]
 
 
-async def test_a_text_compiles_to_a_prefix_that_equals_the_text(client: EngineClient) -> None:
+async def test_a_prefix_compiled_from_text_is_equivalent_to_the_text(client: EngineClient) -> None:
     compiled = await client.compile(token_ids=PROMPT, origin={"source_format": "text"})
 
-    behind = await tokens(client, Digest(compiled.digest), [7, 8])
+    after_prefix = await tokens(client, Digest(compiled.digest), [7, 8])
 
     assert compiled.num_virtual_tokens == len(PROMPT)
-    assert behind == await tokens(client, None, [*PROMPT, 7, 8])
+    assert after_prefix == await tokens(client, None, [*PROMPT, 7, 8])
 
 
 async def test_embeddings_compile_to_the_same_prefix_as_their_tokens(
@@ -154,7 +154,7 @@ async def test_embeddings_compile_to_the_same_prefix_as_their_tokens(
     assert await beside == oracle(model, [3] * 20, None, 8)[0]
 
 
-async def test_what_cannot_be_loaded_fails_alone(
+async def test_a_prefix_or_soft_prompt_that_cannot_be_read_fails_alone(
     client: EngineClient, blobs: FileBlobStore
 ) -> None:
     missing = Digest.of(b"never put")
@@ -168,28 +168,28 @@ async def test_what_cannot_be_loaded_fails_alone(
     assert len(await tokens(client, None, PROMPT)) == 8
 
 
-async def test_a_closed_stream_frees_its_place(client: EngineClient) -> None:
+async def test_closing_a_stream_cancels_its_sequence(client: EngineClient) -> None:
     stream = client.submit(None, PROMPT, SamplingParams(max_tokens=15_000, ignore_eos=True))
     await anext(stream)
-    await eventually(lambda: client.stats.num_running == 1)
+    await wait_until(lambda: client.stats.num_running == 1)
 
     stream.close()
 
     assert client.num_in_flight == 0
-    await eventually(lambda: client.stats.num_running == 0)
+    await wait_until(lambda: client.stats.num_running == 0)
     assert client.stats.kv_pages_used == 0
 
 
-async def test_a_loaded_prefix_is_resident_and_an_unloaded_one_is_gone(
+async def test_a_prefix_is_resident_after_load_and_not_after_unload(
     client: EngineClient, blobs: FileBlobStore
 ) -> None:
     digest = blobs.put(random_artifact(3, 33, client.info.fingerprint))
     await client.load(digest)
-    await eventually(lambda: str(digest) in client.stats.prefixes_on_device)
+    await wait_until(lambda: str(digest) in client.stats.prefixes_on_device)
 
     client.unload(digest)
 
-    await eventually(lambda: str(digest) not in client.stats.prefixes_on_device)
+    await wait_until(lambda: str(digest) not in client.stats.prefixes_on_device)
     assert str(digest) not in client.stats.prefixes_on_host
 
 
@@ -204,9 +204,9 @@ async def test_a_prefix_that_does_not_fit_beside_the_pins_fails_and_others_are_s
     )
     await client.pin(pinned)
 
-    for ask in (client.load(large), tokens(client, large, PROMPT), client.verify(large, PROMPT)):
+    for call in (client.load(large), tokens(client, large, PROMPT), client.verify(large, PROMPT)):
         with pytest.raises(PrefixUnavailable, match="pinned"):
-            await asyncio.wait_for(ask, 20)
+            await asyncio.wait_for(call, 20)
 
     for digest in (small, pinned):
         assert len(await asyncio.wait_for(tokens(client, digest, PROMPT), 20)) == 8
@@ -215,7 +215,7 @@ async def test_a_prefix_that_does_not_fit_beside_the_pins_fails_and_others_are_s
     await client.stop(drain_timeout_s=1)
 
 
-async def test_a_damaged_prefix_is_refused_set_aside_and_healed_while_others_run(
+async def test_a_damaged_prefix_is_refused_and_quarantined_and_can_be_put_again(
     client: EngineClient, blobs: FileBlobStore, model: PreTrainedModel
 ) -> None:
     data = random_artifact(4, 44, client.info.fingerprint)
@@ -224,9 +224,9 @@ async def test_a_damaged_prefix_is_refused_set_aside_and_healed_while_others_run
     for at in (0, len(data) // 2, len(data) - 1):
         path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
         beside = asyncio.create_task(tokens(client, sound, PROMPT))
-        for ask in (client.load(digest), tokens(client, digest, PROMPT)):
+        for call in (client.load(digest), tokens(client, digest, PROMPT)):
             with pytest.raises(PrefixUnavailable):
-                await ask
+                await call
         assert len(await beside) == 8
         assert blobs.quarantined() == {digest}
         assert blobs.put(data) == digest
@@ -238,7 +238,7 @@ async def test_a_killed_engine_is_replaced_and_only_what_it_ran_is_lost(
 ) -> None:
     restarts = client.num_restarts
     running = [asyncio.create_task(tokens(client, None, PROMPT, 15_000)) for _ in range(4)]
-    await eventually(lambda: client.stats.num_running == 4)
+    await wait_until(lambda: client.stats.num_running == 4)
     started_s = time.monotonic()
 
     assert client.pid is not None
@@ -249,14 +249,14 @@ async def test_a_killed_engine_is_replaced_and_only_what_it_ran_is_lost(
     with pytest.raises(EngineUnavailable):
         client.submit(None, PROMPT, SamplingParams(max_tokens=1))
     assert client.heartbeat_age_s == float("inf")
-    await eventually(lambda: client.is_ready)
+    await wait_until(lambda: client.is_ready)
     assert time.monotonic() - started_s < 60
     assert client.num_restarts == restarts + 1
     assert await tokens(client, None, PROMPT) == oracle(model, PROMPT, None, 8)[0]
 
 
 def on_a_bad_device(monkeypatch: pytest.MonkeyPatch, *flags: str) -> None:
-    """Engines that start from now on are. With a flag nothing ever runs there."""
+    """Start later engines with a bad device. With a flag, no step runs on it at all."""
     start = asyncio.create_subprocess_exec
 
     def start_there(python: str, _m: str, _: str, *args: str, **options: Any) -> Any:
@@ -291,7 +291,7 @@ async def test_an_engine_whose_device_is_lost_is_replaced_and_one_with_bad_reque
     with pytest.raises(EngineUnavailable):
         await tokens(client, None, [LOSES_DEVICE])
 
-    await eventually(lambda: client.is_ready, timeout_s=60)
+    await wait_until(lambda: client.is_ready, timeout_s=60)
     assert client.num_restarts == 1
     assert len(await tokens(client, None, PROMPT)) == 8
     await client.stop(drain_timeout_s=1)
@@ -305,13 +305,13 @@ async def test_an_engine_that_hangs_is_replaced(make_client: Callable[..., Engin
 
     os.kill(stuck, signal.SIGSTOP)
 
-    await eventually(lambda: client.is_ready and client.pid != stuck)
+    await wait_until(lambda: client.is_ready and client.pid != stuck)
     assert len(await tokens(client, None, PROMPT)) == 8
     await client.stop(drain_timeout_s=1)
 
 
 @pytest.mark.parametrize("attention", ["ref", "auto"])
-async def test_a_prompt_that_was_computed_before_is_reused_unless_that_is_off(
+async def test_a_repeated_prompt_is_served_from_the_prompt_cache_unless_it_is_disabled(
     make_client: Callable[..., EngineClient], model: PreTrainedModel, attention: str
 ) -> None:
     prompt = [*range(3, 60)]
@@ -319,7 +319,7 @@ async def test_a_prompt_that_was_computed_before_is_reused_unless_that_is_off(
     for on, num_reused in ((True, 48), (False, 0)):
         client = make_client(attention=attention, prompt_cache=on)
         await client.start()
-        if client.info.attention == "cpu":  # a slab for each sequence
+        if client.info.attention == "cpu":  # a page holds a whole sequence
             num_reused = 0
         first = await tokens(client, None, prompt)
         stream = client.submit(None, prompt, SamplingParams(max_tokens=8, ignore_eos=True))
@@ -328,13 +328,13 @@ async def test_a_prompt_that_was_computed_before_is_reused_unless_that_is_off(
         assert first == [token_id for delta in deltas for token_id in delta.token_ids] == right
         assert deltas[0].num_reused == num_reused
         if num_reused:
-            await eventually(lambda c=client: c.stats.num_reused_tokens == 48)  # type: ignore[misc]
+            await wait_until(lambda c=client: c.stats.num_cached_tokens == 48)  # type: ignore[misc]
             assert client.stats.kv_pages_used == 0
-            assert client.stats.kv_pages_kept == 4
+            assert client.stats.kv_pages_cached == 4
         await client.stop(drain_timeout_s=1)
 
 
-async def test_a_drained_engine_finishes_what_it_runs(
+async def test_a_drained_engine_finishes_its_requests(
     make_client: Callable[..., EngineClient],
 ) -> None:
     client = make_client(attention="ref")
@@ -348,7 +348,7 @@ async def test_a_drained_engine_finishes_what_it_runs(
     assert client.num_restarts == 0
 
 
-async def test_a_model_that_is_not_there_is_a_clear_failure_to_start(
+async def test_a_missing_model_is_a_clear_failure_to_start(
     make_client: Callable[..., EngineClient], tmp_path: Path
 ) -> None:
     client = make_client(model=str(tmp_path))

@@ -1,4 +1,4 @@
-"""The step loop around a fake runner: what fails, fails alone."""
+"""The step loop with a fake runner: failures affect one request only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from server.engine.ipc import messages as m
 from server.engine.loop.grammars import Grammars
 from server.engine.loop.loop import Inbox, StepLoop
 from server.engine.loop.prefix_compiler import PrefixCompiler
-from server.engine.loop.steps import NothingRuns
+from server.engine.loop.steps import DeviceLost
 from server.engine.memory.kv_pool import KvPool
 from server.engine.memory.residency import Residency, ResidentPrefix
 from server.engine.params import Logprobs, SamplingParams
@@ -31,7 +31,7 @@ from tests.tiny_models import CONFIGS, spec_of
 
 TOKEN = 7
 NAN, BROKEN, HUGE, LOSES_DEVICE, NO_MEMORY = 40, 41, 42, 43, 44
-"""First prompt tokens that make the fake runner misbehave."""
+"""First prompt tokens that make the fake runner fail."""
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Sampled:
 
 
 class FakeRunner:
-    """Samples `TOKEN`, and does to some sequences what a device could do to them."""
+    """Runner that samples `TOKEN`, and fails for some sequences as a device could."""
 
     def __init__(self) -> None:
         self.embeds: dict[int, Tensor] = {}
@@ -79,7 +79,10 @@ Run = Callable[..., tuple[dict[int, list[int]], dict[int, m.Failed], FakeRunner]
 
 @pytest.fixture(params=[False, True], ids=["in turn", "one ahead"])
 def run(tmp_path: Path, request: pytest.FixtureRequest) -> Run:
-    """Feeds requests to a loop until all are answered: tokens and failures, by request."""
+    """Runs requests through a loop until all are answered.
+
+    Returns the tokens and the failures by request id, and the runner.
+    """
 
     def run(
         *requests: m.Request,
@@ -126,7 +129,7 @@ def submit(
     regex: str | None = None,
 ) -> m.Submit:
     token_ids = [first] + [5] * (num_tokens - 1)
-    form = None if regex is None else grammar.of_regex(regex)
+    form = None if regex is None else grammar.from_regex(regex)
     return m.Submit(
         request_id, None, token_ids, SamplingParams(max_tokens=max_tokens, grammar=form)
     )
@@ -143,7 +146,7 @@ def test_a_row_of_nan_fails_its_request_and_no_other(run: Run) -> None:
     assert {request_id: error.code for request_id, error in failed.items()} == {2: "step_failed"}
 
 
-def test_a_request_that_breaks_the_step_is_found_and_fails_alone(run: Run) -> None:
+def test_a_request_that_breaks_a_step_is_identified_and_fails_alone(run: Run) -> None:
     tokens, failed, runner = run(submit(1), submit(2, BROKEN), submit(3))
 
     assert tokens == {1: [TOKEN] * 2, 3: [TOKEN] * 2}
@@ -151,7 +154,7 @@ def test_a_request_that_breaks_the_step_is_found_and_fails_alone(run: Run) -> No
     assert runner.batches[:4] == [[1, 2, 3], [1], [2], [3]]
 
 
-def test_of_those_that_run_again_alone_a_row_of_nan_fails_too(run: Run) -> None:
+def test_a_row_of_nan_fails_when_sequences_are_run_again_alone(run: Run) -> None:
     tokens, failed, _ = run(submit(1, NAN, max_tokens=1), submit(2, BROKEN), submit(3))
 
     assert tokens == {3: [TOKEN] * 2}
@@ -166,8 +169,8 @@ def test_out_of_memory_makes_the_steps_smaller_and_loses_nothing(run: Run) -> No
     assert runner.batches[:2] == [[1, 2], [1]]
 
 
-def test_what_is_longer_than_the_whole_pool_fails_and_holds_up_nobody(run: Run) -> None:
-    """The router refuses such requests; nothing may come to a stop where one gets through."""
+def test_a_request_larger_than_the_pool_fails_and_blocks_no_other(run: Run) -> None:
+    """The router refuses such requests; one that gets through must not block the loop."""
     tokens, failed, _ = run(
         submit(1, num_tokens=500, max_tokens=14), submit(2, num_tokens=513), submit(3),
         m.CompilePrefix(4, [5] * 513, None, {}), submit(5, num_tokens=400, max_tokens=113),
@@ -180,7 +183,7 @@ def test_what_is_longer_than_the_whole_pool_fails_and_holds_up_nobody(run: Run) 
 
 def test_a_lost_device_ends_the_loop_and_no_request_is_blamed(run: Run) -> None:
     sent: list[m.Event] = []
-    with pytest.raises(NothingRuns, match="illegal memory access"):
+    with pytest.raises(DeviceLost, match="illegal memory access"):
         run(submit(1), submit(2, LOSES_DEVICE), submit(3), sent=sent)
 
     assert not [event for event in sent if isinstance(event, m.Failed)]
@@ -192,26 +195,26 @@ def test_a_lost_device_is_noticed_by_a_prefix_that_cannot_be_copied_there(
     lost = property(lambda _: True, lambda *_: None)
     monkeypatch.setattr(FakeRunner, "is_lost", lost, raising=False)
 
-    with pytest.raises(NothingRuns):
+    with pytest.raises(DeviceLost):
         run(m.Submit(1, str(Digest.of(b"gone")), [5, 5], SamplingParams(max_tokens=2)))
 
 
 def test_a_request_that_breaks_every_step_alone_does_not_end_the_loop(run: Run) -> None:
-    """However often its client tries it again."""
+    """However often the client retries it."""
     tokens, failed, _ = run(*(submit(i, BROKEN) for i in range(1, 21)), submit(21))
 
     assert sorted(failed) == [*range(1, 21)]
     assert tokens == {21: [TOKEN] * 2}
 
 
-def test_a_request_that_memory_is_too_small_for_does_not_end_the_loop(run: Run) -> None:
+def test_a_request_that_exhausts_memory_does_not_end_the_loop(run: Run) -> None:
     tokens, failed, _ = run(*(submit(i, NO_MEMORY) for i in range(1, 21)), submit(21))
 
     assert sorted(failed) == [*range(1, 21)]
     assert tokens == {21: [TOKEN] * 2}
 
 
-def test_a_device_without_memory_for_a_token_is_lost_if_that_lasts(
+def test_a_device_without_memory_for_a_single_token_counts_as_lost_after_a_while(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     num_launches = []
@@ -228,11 +231,11 @@ def test_a_device_without_memory_for_a_token_is_lost_if_that_lasts(
 
     num_launches.clear()
     full_for = 1000
-    with pytest.raises(NothingRuns):
+    with pytest.raises(DeviceLost):
         run(*(submit(i) for i in range(1, 21)))
 
 
-def test_who_waits_for_a_grammar_holds_up_nobody_and_is_not_forgotten(run: Run) -> None:
+def test_a_request_that_waits_for_its_grammar_blocks_no_other_and_runs_later(run: Run) -> None:
     tokens, failed, runner = run(
         submit(1, regex=r"[\s\S]*"), submit(2), submit(3, regex="("), submit(4, regex=r"[\s\S]*"),
         submit(5, regex="[a-z]"), m.Cancel(5),
@@ -243,29 +246,29 @@ def test_who_waits_for_a_grammar_holds_up_nobody_and_is_not_forgotten(run: Run) 
     assert runner.batches[0] == [2]
 
 
-def test_requests_behind_a_prefix_that_cannot_be_read_fail_and_others_run(run: Run) -> None:
+def test_requests_with_an_unreadable_prefix_fail_and_others_run(run: Run) -> None:
     digest = str(Digest.of(b"gone"))
-    behind = m.Submit(2, digest, [5, 5], SamplingParams(max_tokens=2))
+    with_prefix = m.Submit(2, digest, [5, 5], SamplingParams(max_tokens=2))
 
-    tokens, failed, _ = run(submit(1), m.Load(9, digest), behind, submit(3))
+    tokens, failed, _ = run(submit(1), m.Load(9, digest), with_prefix, submit(3))
 
     assert tokens == {1: [TOKEN] * 2, 3: [TOKEN] * 2}
     assert {error.code for error in failed.values()} == {"prefix_unavailable"}
     assert 2 in failed
 
 
-def test_a_compile_of_embeddings_that_are_not_there_is_told(run: Run) -> None:
+def test_a_compile_of_missing_embeddings_fails(run: Run) -> None:
     tokens, failed, _ = run(m.CompilePrefix(4, None, str(Digest.of(b"none")), {}), submit(1))
 
     assert tokens == {1: [TOKEN] * 2}
     assert failed[4].code == "compile_failed"
 
 
-def test_a_compile_whose_blobs_are_away_may_be_asked_for_again(
+def test_a_compile_fails_as_unavailable_if_the_blob_store_is_unreachable(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> bytes:
-        raise StorageFailure("the blob store cannot be read: it is away")
+        raise StorageFailure("the blob store cannot be read")
 
     monkeypatch.setattr(FileBlobStore, "get", refuse)
     tokens, failed, _ = run(m.CompilePrefix(4, None, str(Digest.of(b"away")), {}), submit(1))

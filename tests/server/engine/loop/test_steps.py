@@ -1,4 +1,4 @@
-"""One step ahead around a real model: tokens of the step in flight are fed on its device."""
+"""Steps with a real model, one ahead: tokens of the step in flight are inputs of the next."""
 
 from __future__ import annotations
 
@@ -41,30 +41,30 @@ class Run:
     def __post_init__(self) -> None:
         self.steps = Steps(
             self.engine.scheduler, self.engine.runner,
-            on_commit=self._took, on_failure=self._failed,
+            on_commit=self._on_commit, on_failure=self._on_failure,
             overlap=self.overlap,
         )  # fmt: skip
 
-    def to_the_end(self) -> dict[int, list[int]]:
+    def run(self) -> dict[int, list[int]]:
         for _ in range(200):
             if not self.steps.has_work:
                 return self.engine.completions
             self.steps.step()
             self.engine.scheduler.check()
-        raise AssertionError("the engine did not come to an end")
+        raise AssertionError("the engine did not finish")
 
-    def _took(self, batch: Batch, deltas: list[Delta]) -> None:
+    def _on_commit(self, batch: Batch, deltas: list[Delta]) -> None:
         self.chunks_in_flight += sum(chunk.input_in_flight for chunk in batch.chunks)
         for delta in deltas:
             self.engine.completions.setdefault(delta.request_id, []).extend(delta.token_ids)
 
-    def _failed(self, seq: Sequence, message: str) -> None:
+    def _on_failure(self, seq: Sequence, message: str) -> None:
         self.failures.append(seq.request_id)
         if seq.status is not SequenceStatus.FINISHED:
             self.engine.scheduler.finish(seq)
 
 
-def run_of(*, overlap: bool = True, num_pages: int = 60) -> Run:
+def make_run(*, overlap: bool = True, num_pages: int = 60) -> Run:
     model = build_model("llama", ATTENTION_NAME)
     engine = make_engine(
         model, RefBackend(), page_size=4, num_pages=num_pages, max_num_batched_tokens=24
@@ -72,14 +72,16 @@ def run_of(*, overlap: bool = True, num_pages: int = 60) -> Run:
     return Run(engine, overlap)
 
 
-@pytest.mark.parametrize("num_pages", [60, 20])  # there is room for all; or somebody is preempted
-def test_greedy_tokens_are_those_of_each_sequence_alone(num_pages: int) -> None:
-    run, reference = run_of(num_pages=num_pages), build_model("llama", "eager")
+@pytest.mark.parametrize(
+    "num_pages", [60, 20]
+)  # enough for all; so few that a sequence is preempted
+def test_greedy_tokens_match_those_of_each_sequence_alone(num_pages: int) -> None:
+    run, reference = make_run(num_pages=num_pages), build_model("llama", "eager")
     prefixes: list[ResidentPrefix | None] = [None, random_prefix(SPEC, 6, 1)]
     for i, prompt in enumerate(PROMPTS):
         run.engine.add(i, prompt, prefixes[i % 2], NUM_NEW)
 
-    tokens = run.to_the_end()
+    tokens = run.run()
 
     assert run.chunks_in_flight > NUM_NEW
     assert (run.engine.scheduler.num_preemptions > 0) == (num_pages == 20)
@@ -87,8 +89,8 @@ def test_greedy_tokens_are_those_of_each_sequence_alone(num_pages: int) -> None:
         assert tokens[i] == oracle(reference, prompt, prefixes[i % 2], NUM_NEW)[0]
 
 
-def test_drawn_tokens_are_those_of_one_step_after_the_other() -> None:
-    runs = [run_of(overlap=overlap) for overlap in (False, True)]
+def test_sampled_tokens_do_not_depend_on_overlap() -> None:
+    runs = [make_run(overlap=overlap) for overlap in (False, True)]
     drawn = []
     for run in runs:
         run.engine.runner.activate()
@@ -97,14 +99,16 @@ def test_drawn_tokens_are_those_of_one_step_after_the_other() -> None:
                 max_tokens=NUM_NEW, temperature=1.0, top_p=0.9, seed=i, ignore_eos=True
             )
             run.engine.scheduler.add(Sequence(i, None, list(prompt), sampling))
-        drawn.append(run.to_the_end())
+        drawn.append(run.run())
 
     assert drawn[0] == drawn[1]
     assert [run.chunks_in_flight > 0 for run in runs] == [False, True]
 
 
-def test_nan_is_found_a_step_late_and_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
-    run, reference = run_of(), build_model("llama", "eager")
+def test_nan_is_detected_a_step_late_and_fails_one_request(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run, reference = make_run(), build_model("llama", "eager")
     poison = random_prefix(SPEC, 6, 1)
     poison.kv[-1, 1] = torch.nan
     digest = Digest.of(b"poison")
@@ -115,7 +119,7 @@ def test_nan_is_found_a_step_late_and_harms_nobody(caplog: pytest.LogCaptureFixt
         run.engine.scheduler.add(Sequence(i, prefix, list(prompt), sampling))
 
     with caplog.at_level(logging.ERROR):
-        tokens = run.to_the_end()
+        tokens = run.run()
 
     assert run.failures == [1]
     assert not caplog.records, "a step failed as a whole"

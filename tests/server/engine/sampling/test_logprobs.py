@@ -166,7 +166,7 @@ def test_a_prompt_found_computed_is_scored_all_the_same(llama: Served) -> None:
     check(llama, first, None)
     check(llama, again, None)
     assert unscored.token_ids == first.token_ids
-    assert llama.engine.scheduler.num_reused_tokens == 20, "of the one that asks nothing"
+    assert llama.engine.scheduler.num_cached_tokens == 20, "of the one that asks nothing"
 
 
 def test_who_is_preempted_is_scored_once() -> None:

@@ -1,4 +1,4 @@
-"""Fair turns over tasks, and the order within one."""
+"""Fair sharing between tasks, and the order of sequences within a task."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from server.engine.scheduler.scheduler import AGEING_STEPS
 from tests.server.engine.simulation import make_scheduler, sequence, shape, step
 
 
-def test_a_task_with_one_request_does_not_wait_behind_a_thousand_of_another() -> None:
+def test_a_single_request_does_not_wait_for_a_thousand_of_another_task() -> None:
     s, _ = make_scheduler(num_pages=1000, max_num_seqs=8, budget=64)
     for i in range(1000):
         s.add(sequence(i, 20, max_tokens=10, queue=1))
@@ -27,52 +27,52 @@ def test_a_task_with_one_request_does_not_wait_behind_a_thousand_of_another() ->
         num_steps += 1
 
     assert len(s.waiting) > 900
-    assert num_steps <= 10 + 1, "the next sequence that ends makes room for it"
+    assert num_steps <= 10 + 1, "it starts when the next sequence ends"
 
 
-def test_turns_take_a_quantum_each_and_weights_stretch_it() -> None:
-    turns = FairShare(quantum=10)
+def test_a_turn_is_a_quantum_times_the_weight() -> None:
+    fair_share = FairShare(quantum=10)
     weights = {1: 1.0, 2: 3.0, 3: 0.5}
     taken = dict.fromkeys(weights, 0)
     order = []
-    turns.begin(weights)
+    fair_share.start_step(weights)
     for _ in range(900):
-        key = turns.next(weights)
+        key = fair_share.next_queue(weights)
         if order[-1:] != [key]:
             order.append(key)
         taken[key] += 1
-        turns.charge(key, 1)
+        fair_share.charge(key, 1)
 
     assert order[:6] == [1, 2, 3, 1, 2, 3]
     assert taken == {1: 200, 2: 600, 3: 100}
 
 
 def test_a_debt_is_paid_off_before_the_next_turn() -> None:
-    turns = FairShare(quantum=10)
-    turns.begin({1: 1.0, 2: 1.0})
-    turns.charge(1, 35)  # decoded
+    fair_share = FairShare(quantum=10)
+    fair_share.start_step({1: 1.0, 2: 1.0})
+    fair_share.charge(1, 35)  # decoded
     taken = {1: 0, 2: 0}
     for _ in range(65):
-        key = turns.next({1, 2})
+        key = fair_share.next_queue({1, 2})
         taken[key] += 1
-        turns.charge(key, 1)
+        fair_share.charge(key, 1)
 
     assert abs(taken[2] - (taken[1] + 35)) <= 10
 
 
-def test_who_wants_nothing_is_forgotten_and_who_is_held_up_holds_up_nobody() -> None:
-    turns = FairShare(quantum=10)
-    turns.begin({1: 1.0, 2: 1.0})
-    turns.charge(1, 10_000)
-    assert turns.next({1}) == 1
-    assert turns.allowance(1) == 10
+def test_a_queue_without_work_loses_its_debt_and_a_blocked_one_blocks_no_other() -> None:
+    fair_share = FairShare(quantum=10)
+    fair_share.start_step({1: 1.0, 2: 1.0})
+    fair_share.charge(1, 10_000)
+    assert fair_share.next_queue({1}) == 1
+    assert fair_share.budget(1) == 10
 
-    turns.begin({2: 1.0})
-    turns.charge(1, 10_000)  # for free
-    turns.begin({1: 1.0, 2: 1.0})
-    turns.charge(2, turns.allowance(2))
+    fair_share.start_step({2: 1.0})
+    fair_share.charge(1, 10_000)  # not charged
+    fair_share.start_step({1: 1.0, 2: 1.0})
+    fair_share.charge(2, fair_share.budget(2))
 
-    assert turns.next({1, 2}) == 1
+    assert fair_share.next_queue({1, 2}) == 1
 
 
 WEIGHTS = st.lists(st.sampled_from((0.25, 0.5, 1.0, 2.0, 4.0)), min_size=2, max_size=5)
@@ -86,11 +86,11 @@ WEIGHTS = st.lists(st.sampled_from((0.25, 0.5, 1.0, 2.0, 4.0)), min_size=2, max_
     budget=st.sampled_from((16, 64, 512)),
     num_seqs=st.sampled_from((2, 5, 16)),
 )
-def test_tasks_that_always_want_more_get_tokens_by_their_weight(
+def test_tasks_that_always_have_work_get_tokens_by_weight(
     weights: list[float], prompts: list[int], max_tokens: list[int], budget: int, num_seqs: int
 ) -> None:
-    """Between any two moments the tokens per weight of two tasks differ by no more than two quanta
-    and what running sequences may still take without a turn."""
+    """Over any period, the tokens per weight of two tasks differ by at most two quanta, plus what
+    running sequences can still compute without a turn."""
     s, _ = make_scheduler(num_pages=4000, max_num_seqs=num_seqs, budget=budget)
     num_requests = 0
     served = [0.0] * len(weights)
@@ -127,7 +127,7 @@ def test_tasks_that_always_want_more_get_tokens_by_their_weight(
     prompts=st.lists(st.integers(1, 400), min_size=5, max_size=5),
     budget=st.sampled_from((16, 64, 512)),
 )
-def test_where_only_prompts_are_computed_two_quanta_is_all(
+def test_with_prompts_only_tasks_differ_by_at_most_two_quanta(
     weights: list[float], prompts: list[int], budget: int
 ) -> None:
     s, _ = make_scheduler(num_pages=4000, page_size=16, max_num_seqs=512, budget=budget)
@@ -147,11 +147,11 @@ def test_where_only_prompts_are_computed_two_quanta_is_all(
             for b in range(a):
                 lead.setdefault((a, b), []).append(served[a] - served[b])
 
-    for leads in lead.values():  # none, if the first step took all of somebody's
+    for leads in lead.values():  # none, if the first step computed all prompts of a task
         assert max(leads) - min(leads) <= 2 * (QUANTUM + 4)
 
 
-def test_a_task_runs_no_more_at_once_than_it_may_and_others_go_on() -> None:
+def test_a_task_at_its_concurrency_limit_does_not_block_others() -> None:
     s, _ = make_scheduler(max_num_seqs=6)
     for i in range(5):
         s.add(sequence(i, 2, queue=1, limit=2))
@@ -164,7 +164,7 @@ def test_a_task_runs_no_more_at_once_than_it_may_and_others_go_on() -> None:
     assert [seq.scheduling.queue for seq in s.running].count(2) == 4
 
 
-def test_the_latest_limit_holds() -> None:
+def test_the_latest_request_sets_the_limit() -> None:
     s, _ = make_scheduler()
     for i in range(4):
         s.add(sequence(i, 2, queue=1, limit=1))
@@ -184,7 +184,7 @@ def test_a_lower_priority_value_goes_first_within_its_task_only() -> None:
     assert shape(s.schedule()) == [(2, 0, 2), (1, 0, 2), (0, 0, 2)]
 
 
-def test_a_task_of_low_priority_requests_has_its_turn_all_the_same() -> None:
+def test_a_task_with_low_priority_requests_still_gets_turns() -> None:
     s, _ = make_scheduler(max_num_seqs=2, budget=600, num_pages=500)
     for i in range(4):
         s.add(sequence(i, 300, queue=1, priority=-5))
@@ -231,7 +231,7 @@ def test_the_newest_of_the_lowest_priority_is_preempted() -> None:
     assert [seq.request_id for seq in s.waiting] == [0, 2]
 
 
-def test_nobody_overtakes_a_sequence_that_waits_for_pages() -> None:
+def test_a_sequence_that_waits_for_pages_is_not_overtaken() -> None:
     s, _ = make_scheduler(num_pages=8, page_size=4, budget=64)
     s.add(sequence(1, 20, max_tokens=3, queue=1))
     step(s)
@@ -243,7 +243,7 @@ def test_nobody_overtakes_a_sequence_that_waits_for_pages() -> None:
     assert shape(step(s)) == [(2, 0, 27), (3, 0, 1)]
 
 
-def test_who_was_preempted_does_not_come_straight_back() -> None:
+def test_a_preempted_sequence_is_not_admitted_again_in_the_same_step() -> None:
     s, _ = make_scheduler(num_pages=20, page_size=2, budget=30)
     s.add(sequence(1, 30, queue=1, weight=0.01))
     s.add(sequence(3, 3, queue=3, priority=1))
@@ -251,22 +251,22 @@ def test_who_was_preempted_does_not_come_straight_back() -> None:
     assert shape(step(s)) == [(1, 0, 16), (3, 0, 3), (2, 0, 11)]
     s.add(sequence(4, 1, queue=3, priority=1))
 
-    # 7 pages are missing and 4 are free: 2 of the one and 6 of the other make room for both, and
-    # for the small one again.
+    # Sequence 1 needs 7 pages and 4 are free. The 2 pages of sequence 3 and the 6 of sequence 2 are
+    # more than it needs: sequences 3 and 4 would fit again, but have to wait for the next step.
     assert shape(step(s)) == [(1, 16, 14)]
-    assert s.num_preemptions == 3, "4 had just been started"
+    assert s.num_preemptions == 3, "sequence 4 had just been admitted"
     assert s.allocator.num_free == 5
 
 
-def test_a_task_whose_prefix_is_loading_saves_nothing_up() -> None:
-    s, shelf = make_scheduler(num_pages=4000, max_num_seqs=64, budget=64)
+def test_a_task_whose_prefix_is_loading_accumulates_no_credit() -> None:
+    s, residency = make_scheduler(num_pages=4000, max_num_seqs=64, budget=64)
     slow = Digest.of(b"slow")
     for i in range(100):
         s.add(sequence(i, 64, max_tokens=1, queue=1))
         s.add(sequence(1000 + i, 64, max_tokens=1, queue=2, prefix=slow))
     for _ in range(40):
         step(s)
-    shelf.ready.add(slow)
+    residency.resident.add(slow)
 
     served = [0, 0]
     for _ in range(40):

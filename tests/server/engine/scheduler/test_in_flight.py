@@ -1,4 +1,4 @@
-"""A step is scheduled while the one before it runs."""
+"""Scheduling a step while the previous one is in flight."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_three_steps_at_once_are_refused_and_commits_keep_their_order() -> None:
         s.abandon(first)
 
 
-def test_the_last_token_is_known_in_advance_and_wastes_no_row() -> None:
+def test_the_last_token_allowed_by_max_tokens_wastes_no_row() -> None:
     s, _ = make_scheduler()
     s.add(sequence(1, 3, max_tokens=2))
     first, second = s.schedule(), s.schedule()
@@ -77,25 +77,25 @@ def test_the_last_token_is_known_in_advance_and_wastes_no_row() -> None:
     assert s.allocator.num_free == s.allocator.num_pages
 
 
-def test_an_end_found_late_discards_one_row_and_frees_its_pages_after_it() -> None:
-    s, shelf = make_scheduler()
+def test_a_late_eos_discards_one_row_and_frees_its_pages_after_it() -> None:
+    s, residency = make_scheduler()
     digest = Digest.of(b"x")
-    shelf.ready.add(digest)
+    residency.resident.add(digest)
     s.add(sequence(1, 3, prefix=digest))
     first, second = s.schedule(), s.schedule()
 
     (delta,) = s.commit(first, [EOS])
     assert delta.finish_reason == "stop"
     assert s.allocator.num_free < s.allocator.num_pages
-    assert shelf.refs[digest] == 1
+    assert residency.refs[digest] == 1
     s.check()
 
     assert s.commit(second, [7]) == []
     assert s.allocator.num_free == s.allocator.num_pages
-    assert shelf.refs[digest] == 0
+    assert residency.refs[digest] == 0
 
 
-def test_a_cancelled_sequence_keeps_its_pages_until_no_step_names_it() -> None:
+def test_a_cancelled_sequence_keeps_its_pages_until_no_step_in_flight_runs_it() -> None:
     s, _ = make_scheduler(num_pages=2, page_size=4)
     s.add(sequence(1, 3))
     first, second = s.schedule(), s.schedule()
@@ -110,7 +110,7 @@ def test_a_cancelled_sequence_keeps_its_pages_until_no_step_names_it() -> None:
     s.check()
 
 
-def test_who_needs_a_page_waits_a_step_for_it_instead_of_preempting_more() -> None:
+def test_a_sequence_waits_for_pages_of_the_step_in_flight_instead_of_preempting_more() -> None:
     s, _ = make_scheduler(num_pages=6, page_size=2, budget=32)
     for i in range(3):
         s.add(sequence(i, 4, max_tokens=4))
@@ -139,7 +139,7 @@ def test_steps_are_abandoned_the_newest_first_and_run_again() -> None:
     assert shape(s.schedule()) == shape(second)
 
 
-def test_what_ended_meanwhile_is_not_run_again() -> None:
+def test_a_sequence_that_ended_meanwhile_is_not_run_again() -> None:
     s, _ = make_scheduler()
     s.add(sequence(1, 3))
     s.add(sequence(2, 3))
@@ -151,7 +151,7 @@ def test_what_ended_meanwhile_is_not_run_again() -> None:
     assert s.allocator.num_free == s.allocator.num_pages
 
 
-def test_an_input_that_is_known_by_now_is_in_flight_no_more() -> None:
+def test_an_input_known_by_now_is_no_longer_in_flight() -> None:
     s, _ = make_scheduler()
     s.add(sequence(1, 3))
     first, second = s.schedule(), s.schedule()
@@ -176,9 +176,9 @@ def test_a_compile_in_flight_samples_nothing() -> None:
 
 
 @pytest.mark.parametrize("overlap", [False, True])
-def test_the_same_tokens_come_out_one_step_ahead_and_with_as_few_tokens_run(overlap: bool) -> None:
-    s, shelf = make_scheduler(num_pages=200, budget=32)
-    run = Simulation(s, shelf, overlap=overlap)
+def test_overlap_changes_no_token_and_computes_few_extra_ones(overlap: bool) -> None:
+    s, residency = make_scheduler(num_pages=200, budget=32)
+    run = Simulation(s, residency, overlap=overlap)
     prompts = [list(range(10 + i, 20 + 2 * i)) for i in range(12)]
     right = [expected(None, prompt, 20) for prompt in prompts]
     for i, prompt in enumerate(prompts):

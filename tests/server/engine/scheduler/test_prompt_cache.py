@@ -1,4 +1,4 @@
-"""Pages of prompts are found again inside a task, and never outside of it."""
+"""The prompt cache: pages are shared by sequences with the same prefix, and by no others."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ HEADER = list(range(10, 22))  # 3 pages of 4
 
 
 def simulation(**kwargs: int) -> Simulation:
-    s, shelf = make_scheduler(prompt_cache=True, **kwargs)
-    shelf.ready |= {A, B}
-    return Simulation(s, shelf)
+    s, residency = make_scheduler(prompt_cache=True, **kwargs)
+    residency.resident |= {A, B}
+    return Simulation(s, residency)
 
 
 def first_chunk(run: Simulation, seq: Sequence) -> tuple[int, int]:
-    """Where a sequence begins to compute, and how many tokens; runs it to its end."""
+    """Run a sequence to its end; return the start and the length of its first chunk."""
     run.scheduler.add(seq)
     batch = run.step()
     assert batch is not None
@@ -52,12 +52,12 @@ def first_chunk(run: Simulation, seq: Sequence) -> tuple[int, int]:
 
 
 def long_winded(num_tokens: int, begin: int = 0) -> list[int]:
-    """A prompt of 12 tokens whose completion does not end before `num_tokens`."""
+    """Return a prompt of 12 tokens whose completion does not end before `num_tokens`."""
     prompts = (list(range(i, i + 12)) for i in range(begin, 10_000))
     return next(p for p in prompts if EOS not in expected(None, p, num_tokens))
 
 
-# --- who finds what ---
+# --- hits and misses ---
 
 
 def test_a_header_is_computed_once() -> None:
@@ -66,7 +66,7 @@ def test_a_header_is_computed_once() -> None:
     assert first_chunk(run, sequence(1, [*HEADER, 1, 2], prefix=A)) == (0, 14)
     assert first_chunk(run, sequence(2, [*HEADER, 3, 4, 5], prefix=A)) == (12, 3)
     assert first_chunk(run, sequence(3, [*HEADER[:5], 9, *HEADER[6:]], prefix=A)) == (4, 8)
-    assert run.scheduler.num_reused_tokens == 16
+    assert run.scheduler.num_cached_tokens == 16
 
 
 def test_a_prompt_known_to_the_end_still_computes_a_token() -> None:
@@ -78,7 +78,9 @@ def test_a_prompt_known_to_the_end_still_computes_a_token() -> None:
 
 
 @pytest.mark.parametrize(("one", "other"), [(A, B), (A, None), (None, B)])
-def test_behind_another_prefix_nothing_is_found(one: Digest | None, other: Digest | None) -> None:
+def test_prompts_with_different_prefixes_share_no_pages(
+    one: Digest | None, other: Digest | None
+) -> None:
     run = simulation(budget=64)
     first_chunk(run, sequence(1, [*HEADER, 1], prefix=one))
 
@@ -93,14 +95,14 @@ def test_equal_tokens_after_other_tokens_are_not_equal() -> None:
     assert first_chunk(run, sequence(2, [*HEADER[4:], 1])) == (0, 9)
 
 
-def test_a_conversation_goes_on_where_it_ended() -> None:
+def test_a_conversation_continues_from_its_cached_pages() -> None:
     run = simulation(budget=64)
     prompt = long_winded(8)
     first_chunk(run, sequence(1, prompt, max_tokens=8))
 
     start, _ = first_chunk(run, sequence(2, [*prompt, *run.completions[1], 7, 8]))
 
-    assert start == 16, "the last of the 8 tokens said was never computed, so its page is not full"
+    assert start == 16, "the last sampled token was never computed, so its page is not full"
 
 
 def test_running_sequences_share_pages() -> None:
@@ -118,19 +120,21 @@ def test_running_sequences_share_pages() -> None:
     assert run.completions[2] == expected(None, [*HEADER, 2], 20)
 
 
-def test_a_preempted_sequence_finds_its_own_pages_and_counts_them_once() -> None:
+def test_a_preempted_sequence_reuses_its_own_pages_without_counting_them() -> None:
     run = simulation(num_pages=10, page_size=4, budget=64)
     for i in (1, 2):
         run.scheduler.add(sequence(i, long_winded(12, begin=100 * i), max_tokens=12))
     run.run()
 
     assert run.scheduler.num_preemptions > 0
-    assert run.scheduler.num_reused_tokens == 0
+    assert run.scheduler.num_cached_tokens == 0
     needed = 2 * (12 + 12 - 1)
-    assert run.num_tokens_run <= needed + 4, "only the tokens of a page that was not full"
+    assert run.num_tokens_run <= needed + 4, (
+        "only the tokens of a page that was not full are recomputed"
+    )
 
 
-def test_what_only_compiles_has_no_part_in_it() -> None:
+def test_a_compile_does_not_use_the_prompt_cache() -> None:
     run = simulation(budget=64)
     first_chunk(run, sequence(1, [0] * 13))
     soft = Sequence(
@@ -143,12 +147,12 @@ def test_what_only_compiles_has_no_part_in_it() -> None:
     run.scheduler.commit(batch, [])
     run.scheduler.finish(soft)
     assert soft.block_hashes == []
-    assert run.scheduler.allocator.num_kept == 3
+    assert run.scheduler.allocator.num_cached == 3
 
 
-def test_what_only_verifies_has_no_part_in_it() -> None:
-    """Every upload runs the same prompt: behind an old version it would find all but a token, and
-    it would fill the pool with what nobody asks for."""
+def test_a_verification_does_not_use_the_prompt_cache() -> None:
+    """Every upload runs the same prompt. With the cache it would compute a single token of it, and
+    fill the pool with pages that no request uses."""
     run = simulation(budget=64)
     first_chunk(run, sequence(1, [0] * 13))
     probe = Sequence(
@@ -157,28 +161,28 @@ def test_what_only_verifies_has_no_part_in_it() -> None:
 
     assert first_chunk(run, probe) == (0, 13)
     assert probe.block_hashes == []
-    assert run.scheduler.allocator.num_kept == 3
+    assert run.scheduler.allocator.num_cached == 3
 
 
-def test_what_never_sampled_a_token_is_not_kept() -> None:
+def test_pages_of_a_sequence_that_never_sampled_are_not_cached() -> None:
     run = simulation(budget=8)
     run.scheduler.add(sequence(1, [*HEADER, 1]))
     run.step()
-    run.scheduler.cancel(1)  # its logits might have been NaN
+    run.scheduler.cancel(1)  # its logits may have been NaN
 
-    assert run.scheduler.allocator.num_kept == 0
-
-
-# --- pages run out ---
+    assert run.scheduler.allocator.num_cached == 0
 
 
-def test_kept_pages_count_as_free_and_the_longest_unused_goes_first() -> None:
+# --- eviction of cached pages ---
+
+
+def test_cached_pages_count_as_free_and_the_least_recently_used_is_reused_first() -> None:
     run = simulation(num_pages=8, page_size=4, budget=64)
     first_chunk(run, sequence(1, [*HEADER, 1], max_tokens=1, prefix=A))
     first_chunk(run, sequence(2, [*HEADER, 1], max_tokens=1, prefix=B))
-    first_chunk(run, sequence(3, [*HEADER, 1], max_tokens=1, prefix=A))  # used again
+    first_chunk(run, sequence(3, [*HEADER, 1], max_tokens=1, prefix=A))  # a hit
     allocator = run.scheduler.allocator
-    assert (allocator.num_kept, allocator.num_free) == (6, 8)
+    assert (allocator.num_cached, allocator.num_free) == (6, 8)
 
     assert first_chunk(run, sequence(4, [99] * 16, max_tokens=1)) == (0, 16)
 
@@ -186,7 +190,7 @@ def test_kept_pages_count_as_free_and_the_longest_unused_goes_first() -> None:
     assert first_chunk(run, sequence(6, [*HEADER, 1], max_tokens=1, prefix=B))[0] < 12
 
 
-def test_of_one_prompt_the_end_goes_first() -> None:
+def test_the_last_cached_page_of_a_prompt_is_reused_first() -> None:
     run = simulation(num_pages=4, page_size=4, budget=64)
     first_chunk(run, sequence(1, [*HEADER, 1], max_tokens=1))
     first_chunk(run, sequence(2, [99, 98, 97, 96, 95], max_tokens=1))
@@ -194,7 +198,7 @@ def test_of_one_prompt_the_end_goes_first() -> None:
     assert first_chunk(run, sequence(3, [*HEADER, 1], max_tokens=1)) == (8, 5)
 
 
-def test_a_page_about_to_be_shared_is_not_counted_as_room_for_the_rest() -> None:
+def test_a_cached_page_that_will_be_shared_does_not_count_as_free() -> None:
     allocator = PageAllocator(4, 4)
     pages: list[int] = []
     assert allocator.grow(pages, 8)
@@ -211,7 +215,7 @@ def test_a_page_about_to_be_shared_is_not_counted_as_room_for_the_rest() -> None
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 40)), max_size=60))
-def test_pages_are_owned_kept_or_free(actions: list[tuple[int, int]]) -> None:
+def test_every_page_is_held_cached_or_free(actions: list[tuple[int, int]]) -> None:
     allocator = PageAllocator(8, 4)
     owners: list[list[int]] = []
     for action, value in actions:
@@ -228,18 +232,18 @@ def test_pages_are_owned_kept_or_free(actions: list[tuple[int, int]]) -> None:
         allocator.check(owners)
 
 
-# --- off is off ---
+# --- disabled ---
 
 
-def test_without_it_and_without_a_full_page_nothing_is_hashed(
+def test_nothing_is_hashed_without_a_cache_or_without_a_full_page(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calls = []
     monkeypatch.setattr(
         prompt_cache, "blake2b", lambda *a, **k: calls.append(a) or hashlib.blake2b(*a, **k)
     )
-    without, shelf = make_scheduler(budget=64)
-    run = Simulation(without, shelf)
+    without, residency = make_scheduler(budget=64)
+    run = Simulation(without, residency)
     first_chunk(run, sequence(1, [*HEADER, 1]))
     short = simulation(page_size=64, budget=64)
     first_chunk(short, sequence(1, [*HEADER, 1]))
@@ -253,7 +257,7 @@ def test_without_it_and_without_a_full_page_nothing_is_hashed(
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
-def test_reuse_changes_no_token_of_a_model(family: str) -> None:
+def test_cached_pages_change_no_token_of_a_model(family: str) -> None:
     eager = build_model(family, "eager")
     model = build_model(family, ATTENTION_NAME)
     spec = spec_of(model.config)
@@ -274,4 +278,4 @@ def test_reuse_changes_no_token_of_a_model(family: str) -> None:
 
     assert [engine.completions[n] for n in range(12)] == right
     assert [engine.completions[100 + n] for n in range(12)] == right
-    assert engine.scheduler.num_reused_tokens > 12 * 12
+    assert engine.scheduler.num_cached_tokens > 12 * 12

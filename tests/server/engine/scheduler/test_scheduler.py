@@ -18,24 +18,24 @@ def test_decode_comes_first_and_prefill_fills_the_budget_in_chunks() -> None:
     assert shape(step(s)) == [(2, 20, 1)]
 
 
-def test_a_sequence_whose_prefix_is_loading_holds_up_nobody() -> None:
-    s, shelf = make_scheduler()
+def test_a_sequence_whose_prefix_is_loading_blocks_no_other() -> None:
+    s, residency = make_scheduler()
     slow = Digest.of(b"slow")
     s.add(sequence(1, 3, prefix=slow))
     s.add(sequence(2, 3))
 
     assert shape(step(s)) == [(2, 0, 3)]
 
-    shelf.ready.add(slow)
+    residency.resident.add(slow)
     assert (1, 0, 3) in shape(step(s))
 
 
-def test_nothing_but_loading_sequences_is_no_work() -> None:
-    s, shelf = make_scheduler()
+def test_sequences_whose_prefix_is_loading_are_no_work() -> None:
+    s, residency = make_scheduler()
     s.add(sequence(1, 3, prefix=Digest.of(b"slow")))
 
     assert not s.has_work
-    shelf.ready.add(Digest.of(b"slow"))
+    residency.resident.add(Digest.of(b"slow"))
     assert s.has_work
 
 
@@ -52,10 +52,10 @@ def test_an_eos_token_ends_a_sequence_unless_it_is_ignored() -> None:
     assert s.running == [stubborn]
 
 
-def test_a_cancelled_sequence_gives_back_its_pages_and_its_prefix() -> None:
-    s, shelf = make_scheduler()
+def test_a_cancelled_sequence_releases_its_pages_and_its_prefix() -> None:
+    s, residency = make_scheduler()
     digest = Digest.of(b"x")
-    shelf.ready.add(digest)
+    residency.resident.add(digest)
     s.add(sequence(1, 9, prefix=digest))
     step(s)
 
@@ -63,7 +63,7 @@ def test_a_cancelled_sequence_gives_back_its_pages_and_its_prefix() -> None:
     s.cancel(1)
 
     assert s.allocator.num_free == s.allocator.num_pages
-    assert shelf.refs[digest] == 0
+    assert residency.refs[digest] == 0
     assert not s.has_work
 
 

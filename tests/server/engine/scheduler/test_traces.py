@@ -1,4 +1,4 @@
-"""Whatever comes, in whatever order: pages are conserved, limits held, tokens right, all served."""
+"""Random traces: no page is lost, limits hold, tokens are right and every request finishes."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ MAX_STEPS = 3000
 
 
 @dataclass(frozen=True)
-class PrefixArrival:
+class Arrival:
     header: int
-    """Tokens that it shares with others."""
+    """Number of leading prompt tokens shared with other arrivals."""
     tail: tuple[int, ...]
     continues: int
-    """The arrival whose conversation it goes on with, if that one came before it."""
+    """Index of the arrival whose conversation it continues, if that is an earlier one."""
     max_tokens: int
     prefix: int
     queue: int
     priority: int
     at: int
-    leaves_at: int | None
+    cancelled_at: int | None
 
 
 ARRIVALS = st.lists(
     st.builds(
-        PrefixArrival,
+        Arrival,
         header=st.sampled_from((0, 4, 9, 16)),
         tail=st.lists(st.integers(3, 5), min_size=1, max_size=14).map(tuple),
         continues=st.integers(0, 24),
@@ -42,14 +42,14 @@ ARRIVALS = st.lists(
         queue=st.integers(0, 2),
         priority=st.sampled_from((0, 0, -3, 5)),
         at=st.integers(0, 20),
-        leaves_at=st.one_of(st.none(), st.none(), st.integers(0, 40)),
+        cancelled_at=st.one_of(st.none(), st.none(), st.integers(0, 40)),
     ),
     min_size=8,
     max_size=25,
 )
 
 
-def prompts_of(arrivals: list[PrefixArrival]) -> list[list[int]]:
+def prompts_of(arrivals: list[Arrival]) -> list[list[int]]:
     prompts: list[list[int]] = []
     for i, each in enumerate(arrivals):
         begin = list(range(10, 10 + each.header))
@@ -65,7 +65,7 @@ def prompts_of(arrivals: list[PrefixArrival]) -> list[list[int]]:
 @given(
     arrivals=ARRIVALS,
     num_pages=st.integers(14, 28),
-    ready_at=st.lists(st.integers(0, 25), min_size=3, max_size=3),
+    resident_at=st.lists(st.integers(0, 25), min_size=3, max_size=3),
     evictions=st.sets(st.integers(0, 60), max_size=3),
     failing=st.sets(st.integers(0, 60), max_size=3),
     full=st.sets(st.integers(0, 60), max_size=2),
@@ -74,9 +74,9 @@ def prompts_of(arrivals: list[PrefixArrival]) -> list[list[int]]:
     prompt_cache=st.booleans(),
 )
 def test_any_trace(
-    arrivals: list[PrefixArrival],
+    arrivals: list[Arrival],
     num_pages: int,
-    ready_at: list[int],
+    resident_at: list[int],
     evictions: set[int],
     failing: set[int],
     full: set[int],
@@ -84,16 +84,18 @@ def test_any_trace(
     overlap: bool,
     prompt_cache: bool,
 ) -> None:
-    s, shelf = make_scheduler(
+    s, residency = make_scheduler(
         num_pages=num_pages, max_num_seqs=4, budget=8, prompt_cache=prompt_cache
     )
-    run = Simulation(s, shelf, overlap=overlap, failing=failing, full=full, poisoned=poisoned)
-    gone = set()
+    run = Simulation(s, residency, overlap=overlap, failing=failing, full=full, poisoned=poisoned)
+    cancelled = set()
     prompts = prompts_of(arrivals)
     for now in range(MAX_STEPS):
         if now in evictions:
-            shelf.evict_idle()
-        shelf.ready |= {d for d, at in zip(DIGESTS[1:], ready_at, strict=True) if now >= at and d}
+            residency.evict_idle()
+        residency.resident |= {
+            d for d, at in zip(DIGESTS[1:], resident_at, strict=True) if now >= at and d
+        }
         for i, each in enumerate(arrivals):
             if each.at == now:
                 s.add(
@@ -104,21 +106,21 @@ def test_any_trace(
                     )
                 )  # fmt: skip
             has_ended = i in run.reasons or i in run.failures
-            if each.leaves_at == now and each.at <= now and not has_ended:
+            if each.cancelled_at == now and each.at <= now and not has_ended:
                 s.cancel(i)
-                gone.add(i)
+                cancelled.add(i)
         run.step()
         if now > 25 and run.is_idle:
             break
 
-    assert run.is_idle, "somebody starves"
+    assert run.is_idle, "a sequence starves"
     assert s.allocator.num_free == s.allocator.num_pages
-    assert not any(shelf.refs.values())
+    assert not any(residency.refs.values())
     for i, each in enumerate(arrivals):
         right = expected(DIGESTS[each.prefix], prompts[i], each.max_tokens)
         got = run.completions.get(i, [])
         assert got == right[: len(got)]
-        assert i in gone | poisoned or got == right
+        assert i in cancelled | poisoned or got == right
         assert i not in poisoned or not got
         assert i in poisoned or i not in run.failures
-    assert len(set(run.failures)) == len(run.failures), "it was told twice"
+    assert len(set(run.failures)) == len(run.failures), "a failure was reported twice"
