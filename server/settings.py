@@ -5,8 +5,6 @@ from typing import Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
 
 _GIB = 1 << 30
 
@@ -24,9 +22,6 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix="FOREWORD_",
-        cli_prog_name="foreword serve",
-        cli_kebab_case=True,
-        cli_implicit_flags=True,
         frozen=True,
         extra="forbid",
     )
@@ -183,6 +178,9 @@ class Settings(BaseSettings):
     @field_validator("registry")
     @classmethod
     def _a_registry_is_postgresql(cls, url: SecretStr | None) -> SecretStr | None:
+        from sqlalchemy.engine import make_url  # half a second that `--help` need not wait
+        from sqlalchemy.exc import ArgumentError
+
         try:
             driver = "" if url is None else make_url(url.get_secret_value()).drivername
         except (ArgumentError, ValueError):  # whose words show what was given
