@@ -53,7 +53,7 @@ docker-lint: $(INSTALLED) ## Check the Dockerfile, compose files, manifests, ale
 check: lint type contracts docker-lint test test-crash test-install ## All of the above.
 
 bench: $(INSTALLED) ## Measure the CPU tables of docs/benchmarks.md (VLLM=DIR with vLLM, ARGS="--rounds 5").
-	@$(BIN)/foreword bench compare $(if $(VLLM),--vllm $(VLLM)) --json build/bench.json $(ARGS)
+	@$(BIN)/foreword bench compare $(if $(VLLM),--vllm $(VLLM)) --output build/bench.json $(ARGS)
 
 clean: ## Remove .venv and every cache. The default model in ~/.cache/foreword stays.
 	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

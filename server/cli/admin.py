@@ -1,11 +1,10 @@
-"""`foreword keys` and `foreword audit`: on the server's machine, straight in the registry.
+"""`foreword keys` and `foreword audit`: on the server's machine, directly in the registry.
 
-That is how the first key is made; no server need run. Whoever can write there needs no key.
+They need no running server, so that the first key can be made, and no key: file access is enough.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
@@ -14,94 +13,63 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import get_args
+from typing import Annotated, cast, get_args
 
+import typer
 from pydantic import ValidationError
 
-from prefix_store.errors import PrefixStoreError, StorageFailure
+from prefix_store.errors import StorageFailure
 from prefix_store.registry.audit import Actor, AuditLog, Head
 from prefix_store.registry.keys import Grant, Key, Scope
 from prefix_store.registry.registry import Registry
+from server.cli.app import HELP_OPTIONS, run
 from server.settings import Settings
 from server.storage import open_keys, open_registry
 
 _BY = Actor(peer="command line")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
+_SCOPES: tuple[Scope, ...] = get_args(Scope)
 _PAGE = 1000
+
+Store = Annotated[
+    Path | None,
+    typer.Option(
+        "--store",
+        metavar="DIR",
+        help="The server's store. Default: the one `foreword serve` would use.",
+        show_default=False,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def keys(argv: Sequence[str]) -> None:
     """`foreword keys create | list | revoke`"""
-    parser = argparse.ArgumentParser("foreword keys", description="Who may do what.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    create = _command(commands, "create", _create, "Make a key. It is shown request.")
-    create.add_argument("--name", required=True, help="What it is for.")
-    create.add_argument(
-        "--scope", required=True, action="append", choices=get_args(Scope), help="Repeatable."
-    )
-    create.add_argument(
-        "--task",
-        action="append",
-        metavar="GLOB",
-        help="Tasks it is for, such as 'support-*'. Repeatable. Default: all, and the base model.",
-    )
-    create.add_argument("--expires", type=_moment, metavar="30d", help="After m, h or d.")
-    create.add_argument("--requests-per-s", type=float, metavar="X", help="At most, on average.")
-    create.add_argument("--burst", type=int, metavar="N", help="That many may come at once.")
-    create.add_argument("--max-concurrency", type=int, metavar="N", help="That many may run.")
-    create.add_argument("--json", action="store_true", help="Write JSON, for programs.")
-    list_ = _command(commands, "list", _list, "Show all keys, not what makes them work.")
-    list_.add_argument("--json", action="store_true", help="Write JSON, for programs.")
-    revoke = _command(commands, "revoke", _revoke, "Make a key invalid, for good.")
-    revoke.add_argument("id", help="What stands behind `fwd_`.")
-    _run(parser, argv)
+    app = _group("Create, list and revoke API keys.")
+    app.command("create")(_create)
+    app.command("list")(_list)
+    app.command("revoke")(_revoke)
+    run(app, argv, "keys")
 
 
 def audit(argv: Sequence[str]) -> None:
     """`foreword audit verify | export`"""
-    parser = argparse.ArgumentParser("foreword audit", description="Who changed what.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    verify = _command(commands, "verify", _verify, "Check that no row was changed or taken away.")
-    verify.add_argument(
-        "--head",
-        type=_head,
-        metavar="SEQ:HASH",
-        help="An end of the chain from the server's log: it must be part of this one.",
+    app = _group("Verify and export the audit log.")
+    app.command("verify")(_verify)
+    app.command("export")(_export)
+    run(app, argv, "audit")
+
+
+def _group(help: str) -> typer.Typer:
+    return typer.Typer(
+        help=help, add_completion=False, rich_markup_mode="rich", context_settings=HELP_OPTIONS
     )
-    verify.add_argument("--json", action="store_true", help="Write JSON, for programs.")
-    _command(commands, "export", _export, "Write all rows, one JSON object a line.")
-    _run(parser, argv)
-
-
-def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, do: object, help: str
-) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=help, description=help)
-    command.add_argument(
-        "--store", type=Path, metavar="DIR", help="The server's store. Default: as for the server."
-    )
-    command.set_defaults(do=do)
-    return command
-
-
-def _run(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
-    args = parser.parse_args(argv)
-    try:
-        args.do(args)
-    except PrefixStoreError as exc:
-        parser.exit(2, f"{parser.prog}: {exc}\n")
-    except ValidationError as exc:
-        first = exc.errors()[0]
-        where = ".".join(str(at) for at in first["loc"][:1]) or "key"
-        parser.exit(2, f"{parser.prog}: {where}: {first['msg']}\n")
 
 
 @contextmanager
-def _opened(
-    args: argparse.Namespace, *, create: bool = False
-) -> Iterator[tuple[Settings, Registry]]:
-    given = {} if args.store is None else {"store": args.store}
-    settings = Settings(_cli_parse_args=False, **given)
+def _opened(store: Path | None, *, create: bool = False) -> Iterator[tuple[Settings, Registry]]:
+    """Open the registry of a store. Raises `PrefixStoreError`."""
+    settings = Settings() if store is None else Settings(store=store)
     if create:
         settings.store.mkdir(parents=True, exist_ok=True)
     elif settings.registry is None and not (settings.store / "registry.db").is_file():
@@ -113,65 +81,146 @@ def _opened(
         registry.close()
 
 
-def _create(args: argparse.Namespace) -> None:
-    grant = Grant(
-        name=args.name,
-        scopes=args.scope,
-        tasks=args.task or ("*",),
-        expires_at=args.expires,
-        requests_per_s=args.requests_per_s,
-        burst=args.burst,
-        max_concurrency=args.max_concurrency,
-    )
-    with _opened(args, create=True) as (settings, registry):
+def _scope(text: str) -> str:
+    if text not in _SCOPES:
+        raise typer.BadParameter(f"{text!r} is not one of {', '.join(_SCOPES)}")
+    return text
+
+
+def _expiry(text: str) -> datetime:
+    match = re.fullmatch(r"([1-9][0-9]{0,4})([mhd])", text)
+    if match is None:
+        raise typer.BadParameter("a number and m, h or d, such as 30d")
+    return datetime.now(UTC) + timedelta(**{_UNITS[match[2]]: int(match[1])})
+
+
+def _head(text: str) -> Head:
+    match = re.fullmatch(r"([0-9]{1,18}):([0-9a-f]{64})", text)
+    if match is None:
+        raise typer.BadParameter("SEQ:HASH, as in the server's log")
+    return Head(int(match[1]), match[2])
+
+
+def _create(
+    name: Annotated[str, typer.Option(help="What the key is for.")],
+    scope: Annotated[
+        list[str],
+        typer.Option(
+            parser=_scope, metavar="SCOPE", help=f"One of {', '.join(_SCOPES)}. Repeatable."
+        ),
+    ],
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GLOB",
+            help="Tasks it may use, such as 'support-*'. Repeatable. Default: all, and the base "
+            "model.",
+        ),
+    ] = None,
+    expires: Annotated[
+        datetime | None,
+        typer.Option(parser=_expiry, metavar="30d", help="Lifetime in m, h or d. Default: none."),
+    ] = None,
+    requests_per_s: Annotated[
+        float | None, typer.Option(metavar="X", help="Average rate limit.")
+    ] = None,
+    burst: Annotated[
+        int | None, typer.Option(metavar="N", help="Requests that may arrive at once.")
+    ] = None,
+    max_concurrency: Annotated[
+        int | None, typer.Option(metavar="N", help="Requests that may run at once.")
+    ] = None,
+    store: Store = None,
+    as_json: AsJson = False,
+) -> None:
+    """Create a key. It is shown only once."""
+    try:
+        grant = Grant(
+            name=name,
+            scopes=cast(tuple[Scope, ...], tuple(scope)),
+            tasks=tuple(task) if task else ("*",),
+            expires_at=expires,
+            requests_per_s=requests_per_s,
+            burst=burst,
+            max_concurrency=max_concurrency,
+        )
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][:1]) or "key"
+        raise typer.BadParameter(f"{where}: {first['msg']}") from None
+    with _opened(store, create=True) as (settings, registry):
         key, text = open_keys(settings, registry).create(grant, _BY)
-    if args.json:
-        _write_json(key.model_dump(mode="json") | {"key": text})
+    if as_json:
+        _print_json(key.model_dump(mode="json") | {"key": text})
         return
-    sys.stderr.write(f"{_line(key)}\nThe key, which is shown only now:\n")
+    sys.stderr.write(f"{_line(key)}\nThe key, shown only this once:\n")
     sys.stdout.write(f"{text}\n")
 
 
-def _list(args: argparse.Namespace) -> None:
-    with _opened(args) as (settings, registry):
+def _list(store: Store = None, as_json: AsJson = False) -> None:
+    """List all keys, without their secrets."""
+    with _opened(store) as (settings, registry):
         keys = open_keys(settings, registry).list()
-    if args.json:
-        _write_json([key.model_dump(mode="json") for key in keys])
+    if as_json:
+        _print_json([key.model_dump(mode="json") for key in keys])
         return
     for key in keys:
         sys.stdout.write(f"{_line(key)}\n")
 
 
-def _revoke(args: argparse.Namespace) -> None:
-    with _opened(args) as (settings, registry):
-        open_keys(settings, registry).revoke(args.id, _BY)
+def _revoke(
+    id: Annotated[str, typer.Argument(metavar="ID", help="The key's id: the part after `fwd_`.")],
+    store: Store = None,
+    as_json: AsJson = False,
+) -> None:
+    """Revoke a key. This cannot be undone."""
+    with _opened(store) as (settings, registry):
+        open_keys(settings, registry).revoke(id, _BY)
+    if as_json:
+        _print_json({})
+    else:
+        sys.stdout.write(f"revoked {id}\n")
 
 
-def _verify(args: argparse.Namespace) -> None:
-    with _opened(args) as (_, registry):
+def _verify(
+    head: Annotated[
+        Head | None,
+        typer.Option(
+            parser=_head,
+            metavar="SEQ:HASH",
+            help="A head of the chain from the server's log, which this chain must contain.",
+        ),
+    ] = None,
+    store: Store = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check that no row of the audit log was changed or removed. Exits with 1 if one was."""
+    with _opened(store) as (_, registry):
         log = AuditLog(registry.database)
-        head = log.head()
-        broken = log.verify(args.head)
-    if args.json:
+        end = log.head()
+        broken = log.verify(head)
+    if as_json:
         found = None if broken is None else asdict(broken)
-        _write_json({"seq": head.seq, "hash": head.hash, "broken": found})
-        raise SystemExit(broken is not None)
-    if broken is not None:
+        _print_json({"seq": end.seq, "hash": end.hash, "broken": found})
+    elif broken is not None:
         sys.stdout.write(f"row {broken.seq}: {broken.reason}\n")
-        raise SystemExit(1)
-    sys.stdout.write(f"{head.seq} rows, none changed; the end is {head.seq}:{head.hash}\n")
+    else:
+        sys.stdout.write(f"{end.seq} rows, none changed; the head is {end.seq}:{end.hash}\n")
+    if broken is not None:
+        raise typer.Exit(1)
 
 
-def _export(args: argparse.Namespace) -> None:
+def _export(store: Store = None) -> None:
+    """Print all rows, one JSON object per line."""
     after = 0
-    with _opened(args) as (_, registry):
+    with _opened(store) as (_, registry):
         while page := AuditLog(registry.database).entries(after, _PAGE):
             for entry in page:
                 sys.stdout.write(f"{entry.model_dump_json()}\n")
             after = page[-1].seq
 
 
-def _write_json(value: object) -> None:
+def _print_json(value: object) -> None:
     sys.stdout.write(f"{json.dumps(value, indent=2)}\n")
 
 
@@ -184,17 +233,3 @@ def _line(key: Key) -> str:
     else:
         state = "valid"
     return f"{key.id}  {state}  {','.join(key.scopes)}  {','.join(key.tasks)}  {key.name}"
-
-
-def _moment(text: str) -> datetime:
-    match = re.fullmatch(r"([1-9][0-9]{0,4})([mhd])", text)
-    if match is None:
-        raise argparse.ArgumentTypeError("a number and m, h or d, such as 30d")
-    return datetime.now(UTC) + timedelta(**{_UNITS[match[2]]: int(match[1])})
-
-
-def _head(text: str) -> Head:
-    match = re.fullmatch(r"([0-9]{1,18}):([0-9a-f]{64})", text)
-    if match is None:
-        raise argparse.ArgumentTypeError("SEQ:HASH, as the server's log has them")
-    return Head(int(match[1]), match[2])

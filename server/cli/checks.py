@@ -21,8 +21,9 @@ from sqlalchemy.exc import DBAPIError
 from prefix_store import migrations
 from prefix_store.errors import PrefixStoreError
 from prefix_store.registry.keys import load_pepper
+from server.cli.app import StartError
 from server.cli.finding import Finding
-from server.cli.serve import StartError, check_not_open, read_settings
+from server.cli.start import check_not_open
 from server.default_model import MIN_FREE_BYTES, default_folder
 from server.engine.model.families import (
     UnsupportedModel,
@@ -51,14 +52,6 @@ def packages() -> Iterator[Finding]:
         is_old = tuple(int(part) for part in found.split(".")[:2]) < needed
         todo = f"pip install --upgrade {name}; from {needed[0]}.{needed[1]} on" if is_old else ""
         yield Finding(name, "fail" if is_old else "ok", found, todo)
-
-
-def settings(options: list[str]) -> Settings | Finding:
-    """As `foreword serve` would read them."""
-    try:
-        return read_settings(options)
-    except StartError as exc:
-        return Finding("settings", "fail", str(exc), "see `foreword serve --help`")
 
 
 def device(settings: Settings) -> Finding:

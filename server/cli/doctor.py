@@ -1,64 +1,86 @@
 """`foreword doctor`: what would keep a server from starting or from serving well, and what to do.
 
-It changes nothing: what it makes, it takes away again, but for the compiled layers, which a start
-would make too. The exit code is 0 where a server would start, 1 where it would not.
+It leaves nothing changed except the compiled layers, which a start would build too. The exit code
+is 0 if a server would start, 1 if it would not.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from server.cli.app import HELP_OPTIONS, StartError, run
 from server.cli.finding import Finding, Status
+
+if TYPE_CHECKING:
+    from server.settings import Settings
 
 _STYLES: dict[Status, str] = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
 def doctor(argv: Sequence[str]) -> None:
-    """`foreword doctor [--url URL] [--json] [the options of serve]`"""
-    parser = argparse.ArgumentParser(
-        "foreword doctor",
-        description="Check whether a server would start here, and serve well.",
-        epilog="All options of `foreword serve` are taken, and its variables: give the same.",
-    )
-    parser.add_argument(
-        "--url",
-        default=os.environ.get("FOREWORD_URL"),
-        help="Also ask the server there whether it is well. Default: FOREWORD_URL, if it is set.",
-    )
-    parser.add_argument("--json", action="store_true", help="Write JSON, for programs.")
-    args, rest = parser.parse_known_args(argv)
-    findings = list(_examine(rest, args.url))
-    if args.json:
+    """`foreword doctor [--url URL] [--json] [options of serve]`"""
+    app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+    rest = {"ignore_unknown_options": True, "allow_extra_args": True}
+    app.command(context_settings=HELP_OPTIONS | rest)(_doctor)
+    run(app, argv, "doctor")
+
+
+def _doctor(
+    ctx: typer.Context,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            envvar="FOREWORD_URL", metavar="URL", help="Also check the server that runs there."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check whether a server would start here and serve well. Exits with 1 if it would not.
+
+    All options and variables of `foreword serve` are accepted: pass the ones you start it with.
+    """
+    findings = list(_examine(ctx.args, url))
+    if as_json:
         sys.stdout.write(json.dumps([asdict(finding) for finding in findings], indent=2) + "\n")
     else:
         _show(findings)
-    raise SystemExit(1 if any(finding.status == "fail" for finding in findings) else 0)
+    if any(finding.status == "fail" for finding in findings):
+        raise typer.Exit(1)
+
+
+def check_settings(options: list[str]) -> Settings | Finding:
+    """Read the settings as `foreword serve` would."""
+    from server.cli.options import read_settings
+
+    try:
+        return read_settings(options)
+    except StartError as exc:
+        return Finding("settings", "fail", str(exc), "see `foreword serve --help`")
 
 
 def _examine(options: list[str], url: str | None) -> Iterator[Finding]:
-    """Nothing of the server is imported before it is known that it can be."""
+    """Run the checks. A package that cannot be imported is a finding, so imports are made here."""
     try:
+        settings = check_settings(options)
+        if isinstance(settings, Finding):
+            yield settings
+            return
         from server.cli import checks
     except ImportError as exc:
-        yield Finding(
-            "packages", "fail", str(exc), "install the server: pip install . ./clients/python"
-        )
+        todo = "install the server: pip install . ./clients/python"
+        yield Finding("packages", "fail", str(exc), todo)
         return
     yield from checks.packages()
-    settings = checks.settings(options)
-    if isinstance(settings, Finding):
-        yield settings
-        return
     each: list[Callable[[], Finding]] = [
         lambda: checks.device(settings),
         lambda: checks.compiler(settings),

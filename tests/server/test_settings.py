@@ -3,7 +3,9 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from server.cli.serve import StartError, main, read_settings
+from server.cli.app import StartError
+from server.cli.options import read_settings
+from server.cli.serve import main
 from server.settings import Settings
 
 
@@ -52,7 +54,7 @@ def test_the_cache_has_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     [["--port", "70000"], ["--port", "x"], ["--max-num-seqs", "0"], ["--device", "abacus"]],
 )
 def test_a_value_out_of_bounds_names_its_setting(argv: list[str]) -> None:
-    with pytest.raises(StartError, match=argv[0].removeprefix("--").replace("-", "_")):
+    with pytest.raises(StartError, match=argv[0].removeprefix("--").replace("-", "[-_]")):
         read_settings(argv)
 
 

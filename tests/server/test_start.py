@@ -66,5 +66,5 @@ def test_a_model_that_cannot_be_served_is_one_sentence(
 
     assert run.returncode == 2, run.stderr
     [sentence] = [line for line in run.stderr.splitlines() if not line.startswith('{"event"')]
-    assert sentence.startswith(f"foreword: {said}")
+    assert sentence.startswith(f"error: {said}")
     assert "Traceback" not in run.stderr

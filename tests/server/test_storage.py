@@ -18,7 +18,8 @@ from sqlalchemy.exc import ProgrammingError
 from prefix_store.errors import StorageFailure
 from prefix_store.registry.keys import Grant
 from server.cli.admin import audit, keys
-from server.cli.serve import StartError, read_settings
+from server.cli.app import StartError
+from server.cli.options import read_settings
 from server.settings import Settings
 from server.storage import open_blobs, open_storage
 from tests.postgres import PASSWORD, Postgres, running_postgres

@@ -22,20 +22,26 @@ def result(kind: str, figures: dict[str, Any], **context: Any) -> dict[str, Any]
     return {"kind": kind, "machine": machine()} | context | {"result": figures}
 
 
-def tell(result: dict[str, Any], path: Path | None, show: Callable[[dict[str, Any]], None]) -> None:
-    """A table, and JSON into a file; or JSON alone, on standard output, where the file is `-`."""
-    if str(path) == "-":
+def emit(
+    result: dict[str, Any],
+    show: Callable[[dict[str, Any]], None],
+    *,
+    as_json: bool,
+    output: Path | None,
+) -> None:
+    """Print a result as a table, or as JSON alone, and write it to `output` if there is one."""
+    keep(result, output)
+    if as_json:
         sys.stdout.write(_json(result))
     else:
-        keep(result, path)
         show(result)
 
 
-def keep(result: dict[str, Any], path: Path | None) -> None:
-    """What is known so far, where a file is wanted."""
-    if path is not None and str(path) != "-":
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(_json(result), "utf-8")
+def keep(result: dict[str, Any], output: Path | None) -> None:
+    """Write a result, or the part measured so far, to `output` if there is one."""
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(_json(result), "utf-8")
 
 
 def _json(result: dict[str, Any]) -> str:

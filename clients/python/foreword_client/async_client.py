@@ -1,23 +1,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import aclosing
-from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, Unpack
+from typing import Any, Literal, Unpack
 
-import anyio
-import httpx
-
-from foreword_client import _calls, errors, types
+from foreword_client import _calls, types
 from foreword_client._body import Progress, Source
-from foreword_client._retry import Retries
-from foreword_client._wire import DEFAULT_TIMEOUT, NOT_READY, Call, Target, error_of
+from foreword_client._connection import AsyncConnection
+from foreword_client._wire import NOT_READY
 from foreword_client.streams import AsyncStream
 
-T = TypeVar("T")
 
-
-class AsyncClient:
+class AsyncClient(AsyncConnection):
     """A connection to a Foreword server. Close it, or use it as an async context manager.
 
     `base_url` defaults to FOREWORD_URL, then http://127.0.0.1:8000; `api_key` to FOREWORD_API_KEY.
@@ -33,40 +26,6 @@ class AsyncClient:
     >>> asyncio.run(ask())
     (True, 'length')
     """
-
-    def __init__(
-        self,
-        base_url: str | None = None,
-        *,
-        api_key: str | None = None,
-        timeout: httpx.Timeout | float = DEFAULT_TIMEOUT,
-        max_retries: int = 2,
-        transport: httpx.AsyncBaseTransport | None = None,
-    ) -> None:
-        self._target = Target.of(base_url, api_key)
-        self._max_retries = max_retries
-        self._http = httpx.AsyncClient(
-            base_url=self._target.url,
-            headers=self._target.headers,
-            timeout=timeout,
-            transport=transport,
-            trust_env=not self._target.is_loopback,
-        )
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Close all connections."""
-        await self._http.aclose()
 
     async def generate(
         self,
@@ -274,33 +233,3 @@ class AsyncClient:
             return await self._call(_calls.is_ready())
         except NOT_READY:
             return False
-
-    async def _call(self, call: Call[T]) -> T:
-        with self._target.translated():
-            async with aclosing(await self._send(call)) as response:
-                await response.aread()
-        return call.parse(response)
-
-    async def _send(self, call: Call[Any]) -> httpx.Response:
-        """The response, its body still to come, of the first attempt that succeeds."""
-        retries = Retries(self._max_retries, repeatable=call.repeatable, once=call.once is not None)
-        while True:
-            try:
-                return await self._attempt(call)
-            except errors.ForewordError as exc:
-                delay_s = retries.delay_s(exc)
-                if delay_s is None:
-                    raise
-            await anyio.sleep(delay_s)
-
-    async def _attempt(self, call: Call[Any]) -> httpx.Response:
-        content = None if call.body is None else call.body.async_chunks()
-        args = {"params": call.params, "headers": call.headers, "timeout": call.timeout}
-        request = self._http.build_request(call.method, call.path, content=content, **args)
-        with self._target.translated():
-            response = await self._http.send(request, stream=True)
-            if not response.is_success:
-                async with aclosing(response):
-                    await response.aread()
-                raise error_of(response)
-        return response

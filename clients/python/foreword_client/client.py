@@ -1,23 +1,16 @@
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
-from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, Unpack
+from typing import Any, Literal, Unpack
 
-import httpx
-
-from foreword_client import _calls, errors, types
+from foreword_client import _calls, types
 from foreword_client._body import Progress, Source
-from foreword_client._retry import Retries
-from foreword_client._wire import DEFAULT_TIMEOUT, NOT_READY, Call, Target, error_of
+from foreword_client._connection import Connection
+from foreword_client._wire import NOT_READY
 from foreword_client.streams import Stream
 
-T = TypeVar("T")
 
-
-class Client:
+class Client(Connection):
     """A connection to a Foreword server. Close it, or use it as a context manager.
 
     `base_url` defaults to FOREWORD_URL, then http://127.0.0.1:8000; `api_key` to FOREWORD_API_KEY.
@@ -50,40 +43,6 @@ class Client:
     >>> client.delete_task("colours")
     >>> client.close()
     """
-
-    def __init__(
-        self,
-        base_url: str | None = None,
-        *,
-        api_key: str | None = None,
-        timeout: httpx.Timeout | float = DEFAULT_TIMEOUT,
-        max_retries: int = 2,
-        transport: httpx.BaseTransport | None = None,
-    ) -> None:
-        self._target = Target.of(base_url, api_key)
-        self._max_retries = max_retries
-        self._http = httpx.Client(
-            base_url=self._target.url,
-            headers=self._target.headers,
-            timeout=timeout,
-            transport=transport,
-            trust_env=not self._target.is_loopback,
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close all connections."""
-        self._http.close()
 
     def generate(
         self,
@@ -289,32 +248,3 @@ class Client:
             return self._call(_calls.is_ready())
         except NOT_READY:
             return False
-
-    def _call(self, call: Call[T]) -> T:
-        with self._target.translated(), closing(self._send(call)) as response:
-            response.read()
-        return call.parse(response)
-
-    def _send(self, call: Call[Any]) -> httpx.Response:
-        """The response, its body still to come, of the first attempt that succeeds."""
-        retries = Retries(self._max_retries, repeatable=call.repeatable, once=call.once is not None)
-        while True:
-            try:
-                return self._attempt(call)
-            except errors.ForewordError as exc:
-                delay_s = retries.delay_s(exc)
-                if delay_s is None:
-                    raise
-            time.sleep(delay_s)
-
-    def _attempt(self, call: Call[Any]) -> httpx.Response:
-        content = None if call.body is None else call.body.chunks()
-        args = {"params": call.params, "headers": call.headers, "timeout": call.timeout}
-        request = self._http.build_request(call.method, call.path, content=content, **args)
-        with self._target.translated():
-            response = self._http.send(request, stream=True)
-            if not response.is_success:
-                with closing(response):
-                    response.read()
-                raise error_of(response)
-        return response

@@ -65,12 +65,12 @@ def read(path: Path, *, skip_bad: bool = False, needs_completion: bool = True) -
 
 
 def refusal(path: Path, problems: Sequence[str]) -> DataError:
-    """One error for all bad lines of a file."""
-    shown = "\n  ".join(problems[:MAX_SHOWN])
-    more = f"\n  and {len(problems) - MAX_SHOWN} more" if len(problems) > MAX_SHOWN else ""
+    """Return one error for all bad lines of a file."""
+    shown = "; ".join(problems[:MAX_SHOWN])
+    more = f"; and {len(problems) - MAX_SHOWN} more" if len(problems) > MAX_SHOWN else ""
     return DataError(
-        f"{path} has {len(problems)} bad lines; mend them, or leave them out with --skip-bad"
-        f"\n  {shown}{more}"
+        f"{path} has {len(problems)} bad lines; fix them, or skip them with --skip-bad: "
+        f"{shown}{more}"
     )
 
 

@@ -1,14 +1,17 @@
 """
-What can go wrong on the way from data to a served task. Each is one line for the user.
+Errors between data and a served task. Each message is one line for the user.
 
-* TunerError
-  x DataError
+* ForewordError
+  x TunerError
+    x DataError
 """
 
 from __future__ import annotations
 
+from foreword_client import ForewordError
 
-class TunerError(Exception):
+
+class TunerError(ForewordError):
     """One line for the user."""
 
 

@@ -16,8 +16,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rouge_score.rouge_scorer import RougeScorer
-from sacrebleu.metrics.bleu import BLEU
 
 Array = npt.NDArray[np.float64]
 
@@ -98,6 +96,8 @@ def _words(text: str) -> list[str]:
 
 def _bleu(answered: Sequence[Answered]) -> _Parts:
     """Counts of n-grams as sacrebleu makes them, and sacrebleu's score of their sums."""
+    from sacrebleu.metrics.bleu import BLEU  # a second that `--help` need not wait
+
     most = max(len(one.references) for one in answered)
     bleu = BLEU()
     hypotheses = [one.answer.strip() for one in answered]
@@ -114,6 +114,8 @@ def _bleu(answered: Sequence[Answered]) -> _Parts:
 
 
 def _rouge(answered: Sequence[Answered]) -> _Parts:
+    from rouge_score.rouge_scorer import RougeScorer  # brings nltk
+
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
 
     def of(one: Answered) -> float:

@@ -157,9 +157,9 @@ def test_what_was_measured_is_drawn(
     results = [tmp_path / f"{name}.json" for name in ("compare", "concurrency", "tasks")]
 
     for command in (
-        ["compare", *options, "--rounds", "1", "--json", str(results[0])],
-        ["sweep", "concurrency", "--values", "1,2", *sweep, *options, "--json", str(results[1])],
-        ["sweep", "tasks", "--values", "1,3", *sweep, *options, "--json", str(results[2])],
+        ["compare", *options, "--rounds", "1", "--output", str(results[0])],
+        ["sweep", "concurrency", "--values", "1,2", *sweep, *options, "--output", str(results[1])],
+        ["sweep", "tasks", "--values", "1,3", *sweep, *options, "--output", str(results[2])],
         ["plot", *map(str, results), "-o", str(tmp_path / "plots")],
     ):
         with pytest.raises(SystemExit) as ended:

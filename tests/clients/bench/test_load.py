@@ -159,13 +159,33 @@ def test_nobody_at_the_address_is_one_line(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().err.startswith("error: http://127.0.0.1:9: ")
 
 
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["load", "--hlep"], "error: No such option: --hlep; did you mean --help?\n"),
+        (["load", "x", "--prompt-tokens", "0"], "error: '0' is not a list of numbers such as"),
+        (["load", "x", "--model", "a", "--tasks", "2"], "error: give --model or --tasks, not both"),
+    ],
+)
+def test_a_mistake_in_the_command_line_is_one_line(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(said)
+    assert error.count("\n") == 1
+
+
 def test_the_command_writes_json_and_ends_with_one_if_anything_failed(
     small: SmallServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--concurrency", "2", "--requests", "6", "--new-tokens", "4"]
     out = tmp_path / "result.json"
     with pytest.raises(SystemExit) as ended:
-        main(["load", small.url, *options, "--json", str(out)])
+        main(["load", small.url, *options, "--output", str(out)])
     assert ended.value.code == 0
     result = json.loads(out.read_text())
     assert result["result"]["completion_tokens"] == 24
@@ -174,6 +194,6 @@ def test_the_command_writes_json_and_ends_with_one_if_anything_failed(
     small.bodies.clear()
     small.refuse_every = 6
     with pytest.raises(SystemExit) as ended:
-        main(["load", small.url, *options, "--json", "-"])
+        main(["load", small.url, *options, "--json"])
     assert ended.value.code == 1
     assert json.loads(capsys.readouterr().out)["result"]["errors"] == {"HTTP 429: overloaded": 1}

@@ -130,7 +130,7 @@ def test_fields_of_a_template_are_trained_and_evaluated(
     common = ("--data", data, "--base", base, "--task", "fields", "-o", tmp_path / "run", *QUICK)
 
     run(tune, *common, "--template", "{prompt} {lang}:\\n", "--epochs", 3, "--push", server.url)
-    run(evaluate, "--data", data, "--task", "fields", "--url", server.url, "--json", out)
+    run(evaluate, "--data", data, "--task", "fields", "--url", server.url, "--output", out)
 
     with Client(server.url) as client:
         assert client.task("fields").profile.template == "{prompt} {lang}:\n"
@@ -183,7 +183,7 @@ def test_an_evaluation_scores_every_question_once(
     out, answers = tmp_path / "result.json", tmp_path / "answers.jsonl"
 
     run(
-        evaluate, "--data", data, "--task", "echo", "--url", server.url, "--json", out,
+        evaluate, "--data", data, "--task", "echo", "--url", server.url, "--output", out,
         "--answers", answers, "--concurrency", 3,
     )  # fmt: skip
 

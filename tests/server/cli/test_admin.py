@@ -14,8 +14,8 @@ from prefix_store.errors import StorageFailure
 from prefix_store.registry.audit import AuditLog
 from prefix_store.registry.keys import Grant
 from prefix_store.registry.registry import Registry
-from server.cli import admin, serve
-from server.cli.serve import StartError
+from server.cli import admin, start
+from server.cli.app import StartError
 from server.settings import Settings
 from server.storage import open_keys
 
@@ -79,7 +79,7 @@ def test_a_key_is_revoked(settings: Settings, capsys: pytest.CaptureFixture[str]
         (["create", "--name", "x", "--scope", "read", "--expires", "soon"], "30d"),
         (["create", "--name", "x", "--scope", "read", "--burst", "0"], "burst"),
         (["create", "--name", "", "--scope", "read"], "name"),
-        ([], "COMMAND"),
+        ([], "Missing command"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
@@ -153,7 +153,7 @@ def test_a_server_without_keys_does_not_listen_beyond_loopback(tmp_path: Path) -
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.1.2.3", "::1"])
 def test_loopback_needs_no_key(address: str, settings: Settings, registry: Registry) -> None:
-    serve.check_not_open(settings, address)
+    start.check_not_open(settings, address)
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "::", "10.0.0.1", "192.168.1.1"])
@@ -161,12 +161,12 @@ def test_beyond_loopback_a_key_or_a_word_is_needed(
     address: str, settings: Settings, registry: Registry
 ) -> None:
     with pytest.raises(StartError):
-        serve.check_not_open(settings, address)
+        start.check_not_open(settings, address)
 
     told = settings.model_copy(update={"insecure_no_auth": True})
-    serve.check_not_open(told, address)
+    start.check_not_open(told, address)
     open_keys(settings, registry).create(Grant(name="x", scopes=("read",)))
-    serve.check_not_open(settings, address)
+    start.check_not_open(settings, address)
 
 
 # --- the pepper ---

@@ -62,7 +62,7 @@ def test_what_is_installed_is_new_enough(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_misspelt_options_are_a_finding() -> None:
-    found = checks.settings(["--prot", "1"])
+    found = doctor.check_settings(["--prot", "1"])
 
     assert isinstance(found, Finding)
     assert_todo(found, "fail", "--prot", "did you mean --port?")
@@ -192,9 +192,11 @@ def test_a_server_that_is_asked(live: LiveServer) -> None:
 
 
 def run(*argv: str) -> object:
-    with pytest.raises(SystemExit) as ended:
+    try:
         doctor.doctor(argv)
-    return ended.value.code
+    except SystemExit as ended:
+        return ended.code
+    return 0
 
 
 def test_the_exit_code_says_whether_a_server_would_start(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json as json_
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,15 +21,19 @@ _HELP = """Measure Foreword, and what people would use instead, with the same co
 
 [bold]foreword bench load http://127.0.0.1:8000 --tasks 8 --concurrency 32[/bold]
 
-[bold]foreword bench compare --vllm DIR --json compare.json[/bold]
+[bold]foreword bench compare --vllm DIR --output compare.json[/bold]
 """
 
 
-def roofline(json: options.Json = None, threads: options.Threads = options.CORES) -> None:
+def roofline(
+    as_json: options.AsJson = False,
+    output: options.Output = None,
+    threads: options.Threads = options.CORES,
+) -> None:
     """Measure what this machine allows: memory copied and read, bfloat16 products. Needs torch."""
     rates = rooflines.measure(threads)
     result = report.result("roofline", dataclasses.asdict(rates))
-    report.tell(result, json, tables.show_rates)
+    report.emit(result, tables.show_rates, as_json=as_json, output=output)
 
 
 def static_batch(
@@ -45,7 +49,8 @@ def static_batch(
     new_tokens: options.NewTokens = 64,
     threads: options.Threads = options.CORES,
     seed: options.Seed = 0,
-    json: options.Json = None,
+    as_json: options.AsJson = False,
+    output: options.Output = None,
 ) -> None:
     """Run PEFT as its users do, without a server."""
     from foreword_bench import static_batch as static  # torch only where it is needed
@@ -64,7 +69,12 @@ def static_batch(
         num_prefix_tokens=prefix_tokens,
         num_threads=threads,
     )
-    report.tell(report.result("static-batch", figures), json, tables.show_static_batch)
+    report.emit(
+        report.result("static-batch", figures),
+        tables.show_static_batch,
+        as_json=as_json,
+        output=output,
+    )
 
 
 def plot(
@@ -80,7 +90,7 @@ def plot(
         from foreword_bench import plots
     except ImportError:
         raise BenchError("plots need matplotlib: pip install 'foreword-bench[plots]'") from None
-    paths = plots.draw([json_.loads(path.read_text("utf-8")) for path in results], output)
+    paths = plots.draw([json.loads(path.read_text("utf-8")) for path in results], output)
     if not paths:
         raise BenchError("nothing to draw: plots are of results of `sweep` and `compare`")
     for path in paths:
@@ -90,7 +100,10 @@ def plot(
 def make_app() -> typer.Typer:
     """The whole command line."""
     app = typer.Typer(
-        no_args_is_help=True, add_completion=False, rich_markup_mode="rich", help=_HELP
+        add_completion=False,
+        rich_markup_mode="rich",
+        help=_HELP,
+        context_settings={"help_option_names": ["--help", "-h"]},
     )
     for command in (load, compare, sweep, plot, roofline, static_batch):
         app.command()(command)

@@ -31,7 +31,8 @@ def compare(
     ] = None,
     folder: options.Folder = None,
     roofline: options.Roofline = True,
-    json: options.Json = None,
+    as_json: options.AsJson = False,
+    output: options.Output = None,
 ) -> None:
     """Reproduce the CPU tables of docs/benchmarks.md: ours and theirs in one run, in turn.
 
@@ -55,8 +56,8 @@ def compare(
     )
     with peers_of(choice) as peers:
         for result in comparison.run(peers, wanted, num_rounds=rounds):
-            report.keep(result, json)
-    report.tell(result, json, tables.show_compare)
+            report.keep(result, output)
+    report.emit(result, tables.show_compare, as_json=as_json, output=output)
 
 
 def sweep(
@@ -86,7 +87,8 @@ def sweep(
     vllm_env: options.VllmEnv = None,
     folder: options.Folder = None,
     roofline: options.Roofline = True,
-    json: options.Json = None,
+    as_json: options.AsJson = False,
+    output: options.Output = None,
 ) -> None:
     """Measure one load after the other, over concurrency or over the number of tasks.
 
@@ -116,5 +118,5 @@ def sweep(
     )
     with peers_of(choice) as peers:
         for result in sweeps.run(peers, points):
-            report.keep(result, json)
-    report.tell(result, json, tables.show_sweep)
+            report.keep(result, output)
+    report.emit(result, tables.show_sweep, as_json=as_json, output=output)

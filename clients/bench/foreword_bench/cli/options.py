@@ -8,8 +8,6 @@ from typing import Annotated
 
 import typer
 
-from foreword_bench.errors import BenchError
-
 CORES = os.cpu_count() or 1
 
 Concurrency = Annotated[int, typer.Option(min=1, help="Requests at a time (closed loop).")]
@@ -34,9 +32,10 @@ ApiKey = Annotated[
     str | None,
     typer.Option(envvar="FOREWORD_API_KEY", help="Sent as a bearer token.", show_default=False),
 ]
-Json = Annotated[
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Output = Annotated[
     Path | None,
-    typer.Option("--json", metavar="FILE", help="Write the result; - is standard output."),
+    typer.Option("--output", "-o", metavar="FILE", help="Write the result there, as JSON."),
 ]
 Seed = Annotated[int, typer.Option(help="Of prompts and arrivals.")]
 Roofline = Annotated[
@@ -108,20 +107,20 @@ Folder = Annotated[
 
 
 def environment(given: list[str] | None) -> dict[str, str]:
-    """`--vllm-env`. Raises `BenchError`."""
+    """Parse `--vllm-env`. Raises `typer.BadParameter`."""
     pairs = [pair.partition("=") for pair in given or []]
     for name, equals, _ in pairs:
         if not (name and equals):
-            raise BenchError("--vllm-env: write NAME=VALUE")
+            raise typer.BadParameter("--vllm-env: write NAME=VALUE")
     return {name: value for name, _, value in pairs}
 
 
 def lengths(text: str) -> tuple[int, ...]:
-    """`--prompt-tokens`. Raises `BenchError`."""
+    """Parse a comma-separated list of numbers >= 1. Raises `typer.BadParameter`."""
     try:
         found = tuple(int(length) for length in text.split(","))
     except ValueError:
         found = ()
     if not found or min(found) < 1:
-        raise BenchError(f"--prompt-tokens {text}: write 32, or 16,64,256")
+        raise typer.BadParameter(f"{text!r} is not a list of numbers such as 32 or 16,64,256")
     return found

@@ -1,17 +1,24 @@
-"""The commands put together, and what becomes of their errors."""
+"""The whole command line: our commands and those of plug-ins."""
 
 from __future__ import annotations
 
-import os
 import sys
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from foreword_client._version import __version__
-from foreword_client.cli import chat, generate, output, plugins, residency, tasks, traffic, versions
-from foreword_client.errors import APIStatusError, ForewordError, NoServerError
+from foreword_client.cli import (
+    chat,
+    errors,
+    generate,
+    plugins,
+    residency,
+    tasks,
+    traffic,
+    versions,
+)
 
 _TASKS = "Tasks and versions"
 _HELP = """One frozen model, a foreword for every task.
@@ -32,43 +39,9 @@ class Commands(TyperGroup):
         self.commands.update(plugins.commands())
 
     def main(self, *args: Any, **options: Any) -> Any:
-        try:
+        with errors.reported():
             code = super().main(*args, **options | {"standalone_mode": False})
-        except typer.TyperException as exc:
-            _fail(exc.format_message(), exc.exit_code)
-        except typer.Abort:
-            _fail("aborted")
-        except ForewordError as exc:
-            _fail(_told(exc))
-        except BrokenPipeError:
-            _stop_writing()
-            sys.exit(1)
-        except OSError as exc:
-            _fail(f"{exc.filename or 'input/output'}: {exc.strerror or exc}")
         sys.exit(code if isinstance(code, int) else 0)
-
-
-def _told(error: ForewordError) -> str:
-    """An error, and what somebody at a terminal can do about it."""
-    match error:
-        case NoServerError():
-            return f"{error}; start one with `foreword serve`, or say where with --url"
-        case APIStatusError(status=status) if status >= 500:
-            return f"{error} [{error.code}, request {error.request_id}]"
-        case APIStatusError():
-            return f"{error} [{error.code}]"
-        case _:
-            return str(error)
-
-
-def _fail(text: str, code: int = 1) -> NoReturn:
-    output.error(text)
-    sys.exit(code)
-
-
-def _stop_writing() -> None:
-    """Nobody reads any more: or the interpreter would complain once more on its way out."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _options(

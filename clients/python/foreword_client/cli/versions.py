@@ -13,44 +13,52 @@ from foreword_client import types
 from foreword_client.cli import arguments, output
 from foreword_client.cli.tasks import show_activated
 
+Source = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="SOURCE", help="A PEFT folder, a .safetensors file, or a .tar of a folder."
+    ),
+]
+Text = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="Let the server compute it from this text.")
+]
+Messages = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True,
+        dir_okay=False,
+        metavar="FILE",
+        help="Let the server compute it from a chat, a JSON file.",
+    ),
+]
+Activate = Annotated[
+    bool,
+    typer.Option("--activate/--no-activate", help="Make it live at once; creates a new task."),
+]
+Golden = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True,
+        dir_okay=False,
+        metavar="FILE",
+        help='Golden prompts it must pass to be activated: {"prompt": ..., "expect": ...} per '
+        "line.",
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Verify it and show what it would take; store nothing.")
+]
+
 
 def push(
     ctx: typer.Context,
     task: arguments.Task,
-    source: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="SOURCE", help="A PEFT folder, a .safetensors file, or a .tar of a folder."
-        ),
-    ] = None,
-    text: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Let the server compute it from this text.")
-    ] = None,
-    messages: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True, dir_okay=False, metavar="FILE", help="Or from a chat, as a JSON file."
-        ),
-    ] = None,
-    activate: Annotated[
-        bool,
-        typer.Option(
-            "--activate/--no-activate", help="Answer with it at once; a new task is created."
-        ),
-    ] = True,
-    golden: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True,
-            dir_okay=False,
-            metavar="FILE",
-            help='What it must answer before it may be active: {"prompt": ..., "expect": ...} a '
-            "line.",
-        ),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check it, tell what it would take, keep nothing.")
-    ] = False,
+    source: Source = None,
+    text: Text = None,
+    messages: Messages = None,
+    activate: Activate = True,
+    golden: Golden = None,
+    dry_run: DryRun = False,
     description: arguments.Description = None,
     template: arguments.Template = None,
     chat: arguments.Chat = None,
@@ -60,24 +68,23 @@ def push(
 
     The server verifies it first: nothing changes unless it fits.
 
-    Then it answers, without a restart. What runs already ends on the version it began with.
+    It is live without a restart. Requests in progress finish on the version they started with.
     """
     if sum(given is not None for given in (source, text, messages)) != 1:
         raise typer.BadParameter("give exactly one of SOURCE, --text and --messages")
-    chat_messages = None if messages is None else arguments.messages(messages)
     changes = arguments.profile(description, template, chat)
-    what: dict[str, Any] = {
+    content: dict[str, Any] = {
         "text": text,
-        "messages": chat_messages,
+        "messages": None if messages is None else arguments.messages(messages),
         "golden_prompts": () if golden is None else arguments.json_lines(golden),
         "activate": activate,
     }
     with arguments.connect(ctx) as client:
         if dry_run:
-            _show_rehearsal(client.rehearse(task, source, **what), as_json=as_json)
+            _show_rehearsal(client.rehearse(task, source, **content), as_json=as_json)
             return
         with output.bar(f"{task}: upload") as progress:
-            uploaded = client.push(task, source, **what, progress=progress, **changes)
+            uploaded = client.push(task, source, **content, progress=progress, **changes)
     if as_json:
         output.show_json(uploaded)
     else:

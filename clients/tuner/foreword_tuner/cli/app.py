@@ -1,4 +1,4 @@
-"""The commands put together: each is a subcommand of `foreword`."""
+"""How a command of the tuner runs as a subcommand of `foreword`."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import sys
 from collections.abc import Callable
 
 import typer
+from typer.main import get_command
 
-from foreword_client import ForewordError
-from foreword_tuner.errors import TunerError
+from foreword_client.cli.errors import reported
+
+_HELP_OPTIONS = {"help_option_names": ["--help", "-h"]}
 
 
 def run(command: Callable[..., None], name: str, argv: list[str] | None) -> None:
-    """An error that a user can mend is one line."""
+    """Run a command and raise `SystemExit`. An error is one line on standard error."""
     app = typer.Typer(add_completion=False, rich_markup_mode="rich")
-    app.command()(command)
-    try:
-        app(args=argv, prog_name=f"foreword {name}")
-    except (TunerError, ForewordError) as exc:
-        typer.echo(f"error: {exc}", err=True)
-        sys.exit(1)
+    app.command(context_settings=_HELP_OPTIONS)(command)
+    with reported():
+        code = get_command(app).main(argv, prog_name=f"foreword {name}", standalone_mode=False)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foreword_tuner.progress import Teller
 from foreword_tuner.settings import Folder, Settings
 
 if TYPE_CHECKING:
@@ -33,6 +32,7 @@ def carry_out(train: Callable[[Run], Tuned], settings: Settings, data: Path, ord
     Raises `TunerError`, `ForewordError`.
     """
     from foreword_tuner import publish, tune  # torch only where it is needed
+    from foreword_tuner.progress import Teller
 
     with Teller() as teller:
         tuned = train(

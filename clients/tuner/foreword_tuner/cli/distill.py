@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from foreword_tuner.cli import options
 from foreword_tuner.cli.carry_out import Order, carry_out
@@ -16,17 +13,12 @@ from foreword_tuner.settings import Settings
 
 
 def distill(
-    text: Annotated[
-        Path,
-        typer.Option(metavar="FILE", help="The long text that prompts come behind today."),
-    ],
-    data: Annotated[
-        Path, typer.Option(metavar="FILE", help="JSON lines with a `prompt`, as users send them.")
-    ],
+    text: options.Text,
+    data: options.Prompts,
     base: options.BaseModel,
     task: options.Task,
     virtual_tokens: options.VirtualTokens = None,
-    answer_tokens: Annotated[int, typer.Option(min=1, help="Of the model's own answers.")] = 32,
+    answer_tokens: options.AnswerTokens = 32,
     template: options.Template = None,
     chat: options.Chat = False,
     held_out: options.HeldOut = 0.05,
@@ -44,9 +36,9 @@ def distill(
     restart: options.Restart = False,
     skip_bad: options.SkipBad = False,
 ) -> None:
-    """Compress a long text into a short prefix that the base model answers alike behind.
+    """Compress a long text into a short prefix with which the base model answers the same.
 
-    The data needs no completions: the model's own answers behind the text are what is learnt.
+    The data needs no completions: the base model's own answers after the text are the target.
     """
     content = _content(text)
     defaults = DEFAULTS[Method.PREFIX]
@@ -71,7 +63,7 @@ def distill(
         max_minutes=minutes,
         eval_every=eval_every,
         patience=patience,
-        dtype=options.dtype_of(dtype),
+        dtype=dtype,
         seed=seed,
     )
     from foreword_tuner import distill  # torch only where it is needed

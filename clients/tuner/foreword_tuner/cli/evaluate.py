@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json as json_
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,37 +18,56 @@ from foreword_tuner import data as datafile
 from foreword_tuner import scores
 from foreword_tuner.cli import options
 from foreword_tuner.encoding import fields_of
-from foreword_tuner.errors import TunerError
 from foreword_tuner.evaluate import Asked, ask, questions
+
+Data = Annotated[Path, typer.Option(metavar="FILE", help="JSON lines, as for `foreword tune`.")]
+Version = Annotated[
+    int | None, typer.Option(min=1, help="A version of the task. Default: the active one.")
+]
+Url = Annotated[
+    str | None,
+    typer.Option(envvar="FOREWORD_URL", metavar="URL", help="The server.", show_default=False),
+]
+Metric = Annotated[
+    list[str] | None,
+    typer.Option(help=f"One of {', '.join(scores.METRICS)}. Repeatable. Default: all."),
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Ask only the first N questions.")]
+MaxTokens = Annotated[
+    int | None, typer.Option(min=1, help="Max tokens of an answer. Default: the task's.")
+]
+Concurrency = Annotated[int, typer.Option(min=1, help="Concurrent requests.")]
+Answers = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write all answers there, one JSON line each.")
+]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="FILE", help="Write the result there, as JSON."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def evaluate(
-    data: Annotated[Path, typer.Option(metavar="FILE", help="JSON lines, as for `foreword tune`.")],
+    data: Data,
     task: options.Task,
-    version: Annotated[int | None, typer.Option(min=1, help="Default: the active one.")] = None,
-    url: Annotated[
-        str | None, typer.Option(envvar="FOREWORD_URL", metavar="URL", show_default=False)
-    ] = None,
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(help=f"Of {', '.join(scores.METRICS)}. Repeatable. Default: all."),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first questions.")] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Of an answer. Default: the task's.")
-    ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 32,
-    answers: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write every answer here, a line each.")
-    ] = None,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the result.")] = None,
+    version: Version = None,
+    url: Url = None,
+    metric: Metric = None,
+    limit: Limit = None,
+    max_tokens: MaxTokens = None,
+    concurrency: Concurrency = 32,
+    answers: Answers = None,
+    as_json: AsJson = False,
+    output: Output = None,
     api_key: options.ApiKey = None,
     skip_bad: options.SkipBad = False,
 ) -> None:
     """Ask a task all questions of a file, and score its answers, with 95 % intervals."""
     metrics = metric or list(scores.METRICS)
     if unknown := [name for name in metrics if name not in scores.METRICS]:
-        raise TunerError(f"no such metric: {', '.join(unknown)}")
+        raise typer.BadParameter(
+            f"{', '.join(unknown)}: write {', '.join(scores.METRICS)}", param_hint="--metric"
+        )
     file = datafile.read(data, skip_bad=skip_bad)
 
     async def run() -> Asked:
@@ -70,9 +89,13 @@ def evaluate(
         _write_answers(answers, done)
     found = scores.score(done.answered, metrics)
     result = _result(file, done, task, found)
-    if json is not None:
-        json.write_text(json_.dumps(result, indent=2) + "\n", "utf-8")
-    _show(result, found)
+    document = json.dumps(result, indent=2) + "\n"
+    if output is not None:
+        output.write_text(document, "utf-8")
+    if as_json:
+        typer.echo(document, nl=False)
+    else:
+        _show(result, found)
 
 
 def _result(
@@ -116,4 +139,4 @@ def _write_answers(path: Path, done: Asked) -> None:
         {"answer": one.answer, "references": one.references, "tokens": g.usage.completion_tokens}
         for one, g in zip(done.answered, done.generations, strict=True)
     ]
-    path.write_text("".join(f"{json_.dumps(row)}\n" for row in rows), "utf-8")
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), "utf-8")

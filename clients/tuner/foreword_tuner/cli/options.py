@@ -1,13 +1,12 @@
-"""Options that the commands share."""
+"""Options of the commands."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 
-from foreword_tuner.errors import TunerError
 from foreword_tuner.methods import Method
 from foreword_tuner.settings import DType
 
@@ -15,69 +14,114 @@ MAX_TOKENS = 1024
 WARMUP = 0.03
 CLIP = 1.0
 
+Data = Annotated[
+    Path,
+    typer.Option(metavar="FILE", help="JSON lines with `prompt` and `completion`, or `messages`."),
+]
+Prompts = Annotated[
+    Path, typer.Option(metavar="FILE", help="JSON lines with a `prompt`, as users send them.")
+]
+Text = Annotated[
+    Path, typer.Option(metavar="FILE", help="The long text that precedes every prompt today.")
+]
 BaseModel = Annotated[
     str, typer.Option(metavar="MODEL", help="The frozen base model: a folder or a hub id.")
 ]
 Task = Annotated[str, typer.Option(metavar="NAME", help="The task's name on the server.")]
 Output = Annotated[
     Path | None,
-    typer.Option("--output", "-o", metavar="DIR", help="Default: runs/TASK.", show_default=False),
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="DIR",
+        help="Folder of the run. Default: runs/TASK.",
+        show_default=False,
+    ),
 ]
 Push = Annotated[
     str | None,
     typer.Option(
         metavar="URL",
-        help="Push the result to this server: verified, with golden prompts, and active.",
+        help="Push the result to this server: verified with golden prompts, and activated.",
     ),
 ]
+MethodOption = Annotated[Method, typer.Option(help="What is trained.")]
 VirtualTokens = Annotated[
     int | None,
     typer.Option(min=1, help="Length of the prefix. Default: 20.", show_default=False),
+]
+Projection = Annotated[
+    bool,
+    typer.Option(
+        "--projection", help="Train the prefix as the output of a small network (Li & Liang)."
+    ),
+]
+Init = Annotated[
+    str | None,
+    typer.Option(
+        metavar="random|examples|text:...",
+        help="Initial prefix: random, from the first examples, or from a text.",
+        show_default=False,
+    ),
+]
+FirstLayer = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="The lowest layer that is trained. The output of the layers below it is constant, and "
+        "computed once.",
+    ),
+]
+AnswerTokens = Annotated[
+    int, typer.Option(min=1, help="Max tokens of each answer that the base model gives.")
 ]
 Template = Annotated[
     str | None,
     typer.Option(
         metavar="TEXT",
-        help="What goes around a prompt, with the line's fields in braces. \\n is a new line. "
-        "The task's profile gets it. Default: the prompt and a new line; in a chat the prompt.",
+        help="Text around a prompt, with fields of the line in braces. Use \\n for a newline. It "
+        "becomes the template of the task's profile. Default: the prompt and a newline; in a chat "
+        "the prompt.",
         show_default=False,
     ),
 ]
 Chat = Annotated[
-    bool, typer.Option("--chat", help="A prompt is one user message of the chat template.")
+    bool, typer.Option("--chat", help="Send a prompt as a user message of the chat template.")
+]
+HeldOut = Annotated[
+    float, typer.Option(min=0, max=0.9, help="Share of the lines held out for evaluation.")
+]
+MaxTokens = Annotated[
+    int, typer.Option(min=2, help="Max tokens of a line; a longer one is a bad line.")
 ]
 Lr = Annotated[
     float | None,
     typer.Option("--learning-rate", min=0, help="Default: the method's.", show_default=False),
 ]
-Epochs = Annotated[float, typer.Option(min=0.001, help="Passes over the data at most.")]
+Warmup = Annotated[float, typer.Option(min=0, max=0.9, help="Share of the training that warms up.")]
+WeightDecay = Annotated[float, typer.Option(min=0, help="AdamW's weight decay.")]
+Clip = Annotated[float, typer.Option(min=0, help="Max gradient norm.")]
+BatchTokens = Annotated[int, typer.Option(min=1, help="Tokens per forward pass.")]
+Accumulate = Annotated[int, typer.Option(min=1, help="Forward passes per optimizer step.")]
+Epochs = Annotated[float, typer.Option(min=0.001, help="Max passes over the data.")]
 Minutes = Annotated[
-    float | None, typer.Option(min=0.01, help="Of training at most, evaluations not counted.")
+    float | None, typer.Option(min=0.01, help="Max minutes of training, without evaluations.")
 ]
-BatchTokens = Annotated[int, typer.Option(min=1, help="Tokens of one forward.")]
-Accumulate = Annotated[int, typer.Option(min=1, help="Forwards between two steps.")]
 EvalEvery = Annotated[
-    int, typer.Option(min=1, help="Steps between evaluations, each with a checkpoint.")
+    int, typer.Option(min=1, help="Steps between evaluations. Each writes a checkpoint.")
 ]
-Patience = Annotated[int, typer.Option(min=1, help="Evaluations without progress that end it.")]
-HeldOut = Annotated[
-    float, typer.Option(min=0, max=0.9, help="Share of the lines that is only measured on.")
+Patience = Annotated[
+    int, typer.Option(min=1, help="Stop after this many evaluations without improvement.")
 ]
-Seed = Annotated[int, typer.Option(help="Of everything random.")]
-Restart = Annotated[bool, typer.Option("--restart", help="Begin anew where a checkpoint is found.")]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave bad lines out, and name them.")]
-MethodOption = Annotated[Method, typer.Option(help="What is trained.")]
+DTypeOption = Annotated[DType, typer.Option("--dtype", help="Dtype of the base model.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Restart = Annotated[
+    bool, typer.Option("--restart", help="Start over, even if there is a checkpoint.")
+]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Skip bad lines, and list them.")]
 ApiKey = Annotated[
     str | None,
-    typer.Option(envvar="FOREWORD_API_KEY", metavar="KEY", show_default=False),
+    typer.Option(
+        envvar="FOREWORD_API_KEY", metavar="KEY", help="The server's key.", show_default=False
+    ),
 ]
-DTypeOption = Annotated[
-    str, typer.Option("--dtype", help="What the base model computes in: bfloat16 or float32.")
-]
-
-
-def dtype_of(name: str) -> DType:
-    """Raises `TunerError`."""
-    if name not in ("bfloat16", "float32"):
-        raise TunerError("--dtype is bfloat16 or float32")
-    return cast(DType, name)

@@ -1,0 +1,116 @@
+"""Start of a server: settings -> app -> uvicorn. What keeps it from starting is a `StartError`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from fastapi import FastAPI
+from rich.console import Console
+
+from prefix_store.errors import PrefixStoreError
+from prefix_store.registry.keys import keys_exist
+from server import logs
+from server.api.http.deps import Services
+from server.api.http.http_server import HttpServer
+from server.app import build
+from server.cli.app import StartError
+from server.default_model import DefaultModelError, ensure_default_model
+from server.errors import ServerError
+from server.settings import Settings
+from server.storage import open_registry
+
+
+def start(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT. Raises `StartError`."""
+    logs.configure(settings.log_level)
+    torch.set_num_threads(1)  # the cores are the engine's
+    try:
+        asyncio.run(_serve(settings))
+    except (DefaultModelError, PrefixStoreError, ServerError) as exc:
+        raise StartError(str(exc)) from None
+
+
+async def _serve(settings: Settings) -> None:
+    with _listening(settings) as listener:
+        app = await asyncio.to_thread(_build, settings, listener.getsockname()[0])
+        services: Services = app.state.services
+        async with app.router.lifespan_context(app):
+            await _announce(services, listener)
+            _ignore_signals()
+            await HttpServer(app, drain_timeout_s=settings.drain_timeout_s).serve([listener])
+
+
+def _build(settings: Settings, address: str) -> FastAPI:
+    try:
+        settings.store.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise StartError(f"cannot use the store {settings.store}: {exc.strerror}") from None
+    check_not_open(settings, address)
+    is_default = settings.model == "default"
+    model = str(ensure_default_model(settings.cache)) if is_default else settings.model
+    if model.startswith(("/", ".", "~")) and not Path(model).is_dir():
+        raise StartError(f"cannot load the model {model}: no such folder")
+    try:
+        return build(settings, model)
+    except (OSError, ValueError) as exc:
+        said = str(exc).strip().splitlines()
+        raise StartError(f"cannot load the model {model}: {said[0] if said else exc!r}") from None
+
+
+def check_not_open(settings: Settings, address: str) -> None:
+    """Raises `StartError` where strangers could reach a server that asks nobody for a key."""
+    if settings.insecure_no_auth or ipaddress.ip_address(address).is_loopback:
+        return
+    registry = open_registry(settings)
+    try:
+        if keys_exist(registry.database):
+            return
+    finally:
+        registry.close()
+    raise StartError(
+        f"there is no key, and {address} is not loopback: make one with `foreword keys create "
+        "--name admin --scope admin`, or, where something else keeps strangers out, start with "
+        "--insecure-no-auth"
+    )
+
+
+@contextlib.contextmanager
+def _listening(settings: Settings) -> Iterator[socket.socket]:
+    """A bound socket, taken before minutes are spent on loading a model."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((settings.host, settings.port))
+        except OSError as exc:
+            where = f"{settings.host}:{settings.port}"
+            raise StartError(f"cannot listen on {where}: {exc.strerror or exc}") from None
+        yield listener
+
+
+def _ignore_signals() -> None:
+    """uvicorn raises a signal once more when it has shut down; ours is to clean up and exit 0."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+
+
+async def _announce(services: Services, listener: socket.socket) -> None:
+    host, port = listener.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    tasks = await services.run_in_store(services.store.list_tasks)
+    names = [task.name for task in tasks if task.active_version is not None]
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"Foreword serves {services.model_name} on {url}", markup=False)
+    console.print(f"Tasks: {', '.join(names) or 'none yet'}", markup=False)
+    if services.console:
+        console.print(f"Console: {url}/console", markup=False)
+    console.print(f"API: {url}/docs", markup=False)
+    if not await services.run_in_store(services.keys.exist):
+        console.print("Keys: none, so everybody who can connect may do everything", markup=False)
