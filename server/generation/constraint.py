@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from prefix_store.manifest import Defaults
+from prefix_store.sampling import RankBy
 from server.engine import grammar
 from server.engine.grammar import GrammarError
 from server.errors import InvalidGrammar, InvalidRequest
 
-RankBy = Literal["sum", "mean"]
 _FIELDS = ("response_format", "regex", "choice", "choices")
 _OBJECT: dict[str, Any] = {"type": "object"}
 _AROUND_A_SCHEMA = {"name", "description", "strict", "schema"}

@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from prefix_store.sampling import RankBy
 from server.engine.ipc.stream import TokenStream
 from server.engine.params import Delta, Logprobs
 from server.errors import InvalidRequest
 from server.generation.completion import ChoiceScore, Completion, Piece, joined_scores
-from server.generation.constraint import RankBy
 
 
 @dataclass(frozen=True, slots=True)

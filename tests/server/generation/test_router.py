@@ -26,6 +26,7 @@ from server.errors import (
 from server.generation.completion import Completion
 from server.generation.constraint import Constraint
 from server.generation.prompt import GenerateParams
+from server.generation.sampling import RequestOptions
 from server.text.tokenizer import Tokenizer
 from tests.server.fakes import INFO, FakeEngine, expected_tokens, make_prefix
 
@@ -39,7 +40,10 @@ async def push(services: Services, task: str, seed: int = 0) -> Digest:
 
 
 async def admit(services: Services, task: str | None = None, **params: object) -> Completion:
-    asked = GenerateParams(**({"prompt": "hi"} | params))  # type: ignore[arg-type]
+    options = {name: params.pop(name) for name in RequestOptions.model_fields if name in params}
+    asked = GenerateParams(
+        **({"prompt": "hi", "options": RequestOptions.model_validate(options)} | params)  # type: ignore[arg-type]
+    )
     return await services.router.admit(task, None, asked)
 
 
