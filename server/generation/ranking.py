@@ -10,13 +10,18 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from prefix_store.sampling import RankBy
 from server.engine.ipc.stream import TokenStream
 from server.engine.params import Delta, Logprobs
 from server.errors import InvalidRequest
-from server.generation.completion import ChoiceScore, Completion, Piece, joined_scores
+from server.generation.completion import (
+    ChoiceScore,
+    Completion,
+    CompletionDetails,
+    Piece,
+    joined_scores,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +97,10 @@ class CandidateStream(TokenStream):
 class Ranking(Completion):
     """A completion that is chosen, not generated."""
 
-    def __init__(self, stream: CandidateStream, candidates: Candidates, **kwargs: Any) -> None:
-        super().__init__(stream, **kwargs)
+    def __init__(
+        self, stream: CandidateStream, candidates: Candidates, details: CompletionDetails
+    ) -> None:
+        super().__init__(stream, details)
         self._scored = stream
         self._candidates = candidates
 
