@@ -10,6 +10,7 @@ from pydantic.types import Strict
 
 MAX_TOKENS = 1_000_000
 MAX_STOP_STRINGS = 16
+MAX_STOP_TOKENS = 64
 
 
 def _as_list(value: Any) -> Any:
@@ -25,6 +26,9 @@ StopStrings = Annotated[
     tuple[StopString, ...],
     Field(max_length=MAX_STOP_STRINGS, fail_fast=True, strict=False),
     BeforeValidator(_as_list, json_schema_input_type=StopString | tuple[StopString, ...]),
+]
+StopTokenIds = Annotated[
+    tuple[TokenId, ...], Field(max_length=MAX_STOP_TOKENS, fail_fast=True, strict=False)
 ]
 ResponseFormat = Annotated[
     dict[str, Any],
@@ -56,9 +60,19 @@ class SamplingFields(BaseModel):
     )
     top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
     top_k: int | None = Field(None, ge=0, le=1_000_000, description="0: all tokens.")
+    min_p: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Drops tokens below this share of the most likely token's probability.",
+    )
     seed: int | None = Field(None, ge=0, lt=2**63)
     stop: StopStrings | None = Field(
         None, description=f"At most {MAX_STOP_STRINGS} strings; the text ends before the first."
+    )
+    stop_token_ids: StopTokenIds | None = Field(
+        None, description="Tokens that end the text and are not part of it."
     )
 
 

@@ -3,6 +3,7 @@ and the API process share."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -19,8 +20,12 @@ class SamplingParams:
     top_p: float = 1.0
     top_k: int = 0
     """0: all tokens."""
+    min_p: float = 0.0
+    """Share of the most likely token's probability below which tokens are dropped."""
     seed: int = 0
     ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    """Token ids that end the text like EOS, with `ignore_eos` too."""
     min_tokens: int = 0
     """Number of tokens before which the text may not end."""
     presence_penalty: float = 0.0
@@ -39,6 +44,11 @@ class SamplingParams:
     """Index of the first prompt token to score; at least 1, as nothing comes before token 0."""
     grammar: str | None = None
     """Grammar of the completion, as `server.engine.grammar` writes it."""
+
+    def ends_with(self, token_id: int, eos_token_ids: Collection[int]) -> bool:
+        """Whether this token ends the completion."""
+        is_eos = token_id in eos_token_ids and not self.ignore_eos
+        return is_eos or token_id in self.stop_token_ids
 
 
 BASE_MODEL = 0

@@ -168,6 +168,8 @@ class Completion:
         """The text that one more token completes, as far as stop strings let it out."""
         details = self._details
         self.num_completion_tokens += 1
+        if token_id in details.sampling.stop_token_ids:
+            return ""
         text = details.detokenizer.push(token_id)
         may_stop = self.num_completion_tokens > details.sampling.min_tokens
         return details.stops.push(text) if may_stop else text

@@ -107,6 +107,7 @@ def prepare(
         logprobs=params.logprobs,
         prompt_logprobs=params.prompt_logprobs,
     )
+    check_vocabulary(sampling.stop_token_ids, info)
     stop = _first(options.stop, defaults.stop, ())
     return EngineRequest(token_ids, sampling, max_tokens, stop, _scheduling(params, context))
 

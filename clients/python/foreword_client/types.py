@@ -28,8 +28,12 @@ class GenerateOptions(TypedDict, total=False):
     top_p: float | None
     top_k: int | None
     """0: all tokens."""
+    min_p: float | None
+    """Drops tokens below this share of the most likely token's probability."""
     seed: int | None
     stop: str | list[str] | None
+    stop_token_ids: Sequence[int] | None
+    """Tokens that end the text and are not part of it."""
     ignore_eos: bool | None
     """Go on to `max_tokens`, whatever the model says."""
     min_tokens: int | None
@@ -72,7 +76,8 @@ class ProfileFields(TypedDict, total=False):
     chat: bool | None
     """A plain prompt is taken as one user message of the base model's chat template."""
     defaults: dict[str, Any] | None
-    """For what a request leaves out: max_tokens, temperature, top_p, top_k, seed, stop; or what
+    """For what a request leaves out: max_tokens, temperature, top_p, top_k, min_p, seed, stop,
+    stop_token_ids; or what
     answers have to be: response_format, regex, choice, choices, rank_by."""
     limits: dict[str, Any] | None
     """What a request may ask for at most: max_tokens, max_prompt_tokens; max_concurrency."""
@@ -296,8 +301,10 @@ class Defaults(Answer):
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
+    min_p: float | None = None
     seed: int | None = None
     stop: list[str] | None = None
+    stop_token_ids: list[int] | None = None
     response_format: dict[str, Any] | None = None
     regex: str | None = None
     choice: list[str] | None = None

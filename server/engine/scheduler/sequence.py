@@ -86,7 +86,7 @@ class Sequence:
         self, token_id: int, eos_token_ids: frozenset[int]
     ) -> FinishReason | None:
         """Why the sequence ends with this token, the latest of `token_ids`; None if it goes on."""
-        if token_id in eos_token_ids and not self.sampling.ignore_eos:
+        if self.sampling.ends_with(token_id, eos_token_ids):
             return "stop"
         if self.matcher is not None and self.matcher.is_at_end:
             return "stop"

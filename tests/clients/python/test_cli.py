@@ -57,6 +57,12 @@ def test_generate_streams_and_tells_what_it_took(run: Run, server: FakeForeword)
     assert server.bodies() == [{"prompt": "hi", "stream": True}]
 
 
+def test_generate_sends_sampling_parameters(run: Run, server: FakeForeword) -> None:
+    run("generate", "hi", "--min-p", "0.25", "--stop-token-id", "7", "--stop-token-id", "9")
+
+    assert server.bodies() == [{"prompt": "hi", "min_p": 0.25, "stop_token_ids": [7, 9]}]
+
+
 def test_generate_reads_standard_input(run: Run, server: FakeForeword) -> None:
     run("generate", input="from a pipe\n")
     run("generate", "-", input="two\nlines\n")

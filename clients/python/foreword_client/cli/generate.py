@@ -63,6 +63,16 @@ def generate(
         int | None,
         typer.Option(min=0, metavar="N", help="0 is all tokens.", rich_help_panel=_SAMPLING),
     ] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="X",
+            help="Drop tokens below this share of the top probability.",
+            rich_help_panel=_SAMPLING,
+        ),
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option(min=0, metavar="N", help="Same seed, same tokens.", rich_help_panel=_SAMPLING),
@@ -71,6 +81,15 @@ def generate(
         list[str] | None,
         typer.Option(
             metavar="TEXT", help="Stop before this text. Repeatable.", rich_help_panel=_SAMPLING
+        ),
+    ] = None,
+    stop_token_id: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=0,
+            metavar="ID",
+            help="Stop at this token. Repeatable.",
+            rich_help_panel=_SAMPLING,
         ),
     ] = None,
     ignore_eos: Annotated[
@@ -142,8 +161,10 @@ def generate(
         "temperature": temperature,
         "top_p": top_p,
         "top_k": top_k,
+        "min_p": min_p,
         "seed": seed,
         "stop": stop or None,
+        "stop_token_ids": stop_token_id or None,
         "ignore_eos": ignore_eos or None,
         "response_format": None if json_schema is None else arguments.json_schema(json_schema),
         "regex": regex,
