@@ -124,6 +124,19 @@ class Defaults(SamplingFields, AnswerFields):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_choices_as_rank(cls, data: Any) -> Any:
+        """Read the names that `rank` had in registries and files of 0.1.0."""
+        if not isinstance(data, dict) or not data.keys() & {"choices", "rank_by"}:
+            return data
+        rest = {name: value for name, value in data.items() if name not in ("choices", "rank_by")}
+        if (texts := data.get("choices")) is None:
+            return rest
+        if rest.get("rank") is not None:
+            raise ValueError("`choices` is the old name of `rank`: set `rank` only")
+        return rest | {"rank": {"texts": texts, "by": data.get("rank_by") or "sum"}}
+
 
 class Limits(BaseModel):
     """What a task allows at most; the server's own limits hold beside these."""

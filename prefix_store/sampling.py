@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 from pydantic.types import Strict
 
 MAX_TOKENS = 1_000_000
@@ -43,11 +43,19 @@ Choice = Annotated[
     tuple[ChoiceText, ...],
     Field(min_length=1, max_length=1000, fail_fast=True, strict=False),
 ]
-Ranked = Annotated[
-    tuple[ChoiceText, ...],
-    Field(min_length=1, max_length=64, fail_fast=True, strict=False),
-]
 RankBy = Literal["sum", "mean"]
+
+
+class Rank(BaseModel):
+    """Texts to score after the prompt. The most likely one is the answer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    texts: Annotated[
+        tuple[ChoiceText, ...],
+        Field(min_length=1, max_length=64, fail_fast=True, description="All different."),
+    ]
+    by: RankBy = Field("sum", description="Sum or mean of a text's token log-probabilities.")
 
 
 class SamplingFields(BaseModel):
@@ -77,14 +85,11 @@ class SamplingFields(BaseModel):
 
 
 class AnswerFields(BaseModel):
-    """What form an answer has. At most one of the first four is set."""
+    """What form an answer has. At most one is set."""
 
     response_format: ResponseFormat | None = None
     regex: Regex | None = Field(None, description="The answer matches it from start to end.")
     choice: Choice | None = Field(None, description="The answer is generated, and is one of these.")
-    choices: Ranked | None = Field(
-        None, description="Nothing is generated: the answer is the likeliest of these."
-    )
-    rank_by: RankBy | None = Field(
-        None, description="Of the log-probabilities of a choice's tokens. Default: sum."
+    rank: Rank | None = Field(
+        None, description="Nothing is generated: the answer is the most likely of these texts."
     )

@@ -37,15 +37,15 @@ class Piece:
     """Of the token ids, if asked for."""
 
 
-class ChoiceScore(NamedTuple):
-    """One of the texts that an answer was chosen from."""
+class RankedText(NamedTuple):
+    """One of the texts of a ranking."""
 
     text: str
     logprob: float
-    """The sum over its tokens."""
+    """Sum over its tokens."""
     num_tokens: int
     probability: float
-    """Beside those of the others."""
+    """Relative to the other texts: all add up to 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,8 +77,8 @@ class Completion:
         self.num_completion_tokens = 0
         self.finish_reason: FinishReason | None = None
         self.error: ServerError | None = None
-        self.choice_scores: list[ChoiceScore] | None = None
-        """Where the answer was chosen from texts, known at the end."""
+        self.ranking: list[RankedText] | None = None
+        """All texts, where the answer is one of given texts; set with the last piece."""
         self.submitted_s = time.monotonic()
         self.first_token_s: float | None = None
         self.ended_s: float | None = None

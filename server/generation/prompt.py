@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from prefix_store.manifest import Profile, PromptFormat
+from prefix_store.sampling import Rank
 from server.engine.ipc.messages import EngineInfo
 from server.engine.params import BASE_MODEL, SamplingParams, SchedulingParams
 from server.errors import InvalidRequest, NotAChat, PromptTooLong, TemplateMismatch
@@ -76,7 +77,7 @@ class EngineRequest:
 
     @property
     def num_sequences(self) -> int:
-        return 1 if self.candidates is None else len(self.candidates.texts)
+        return 1 if self.candidates is None else len(self.candidates.token_ids)
 
 
 def prepare(
@@ -89,8 +90,8 @@ def prepare(
     token_ids = _prompt_ids(params, context, tokenizer, info)
     check_vocabulary(map(int, params.options.logit_bias or ()), info)
     constraint = params.constraint or of_profile(context.profile.defaults)
-    if constraint.choices:
-        return _ranked(params, context, constraint, token_ids, tokenizer=tokenizer, info=info)
+    if constraint.rank is not None:
+        return _ranked(params, context, constraint.rank, token_ids, tokenizer=tokenizer, info=info)
     options, defaults = params.options, context.profile.defaults
     max_tokens = _max_tokens(params, context, len(token_ids), info.max_model_len)
     min_tokens = options.min_tokens or 0
@@ -226,25 +227,25 @@ def _chat_ids(
     return tokenizer.without_bos(token_ids)
 
 
-# --- choices ---
+# --- ranking ---
 
 
 def _ranked(
     params: GenerateParams,
     context: PromptContext,
-    constraint: Constraint,
+    rank: Rank,
     prompt_ids: list[int],
     *,
     tokenizer: Tokenizer,
     info: EngineInfo,
 ) -> EngineRequest:
-    """A request that scores the texts of `constraint` and generates nothing."""
+    """A request that scores the texts of `rank` and generates nothing."""
     # Checked first: a prompt that is too long is not encoded once more with every text.
     _check_room(context, len(prompt_ids), 0, info.max_model_len)
-    wholes = [_token_ids(params, context, tokenizer, text) for text in constraint.choices]
+    wholes = [_token_ids(params, context, tokenizer, text) for text in rank.texts]
     for whole in wholes:
         check_vocabulary(whole, info)
-    candidates = Candidates.of(constraint.choices, wholes, prompt_ids, constraint.rank_by)
+    candidates = Candidates.of(rank, wholes, prompt_ids)
     num_tokens = max(map(len, wholes)) - len(prompt_ids) + 1
     _check_room(context, len(prompt_ids), num_tokens, info.max_model_len)
     sampling = SamplingParams(

@@ -18,7 +18,7 @@ from server.errors import BaseModelMismatch, Draining, InvalidRequest, Overloade
 from server.generation.completion import Completion, CompletionDetails, Target
 from server.generation.grammar_check import GrammarCheck
 from server.generation.prompt import EngineRequest, GenerateParams, PromptContext, prepare_all
-from server.generation.ranking import CandidateStream, Ranking
+from server.generation.ranking import CandidateStream, RankedCompletion
 from server.metrics import Metrics
 from server.text.detokenizer import StopStrings
 from server.text.tokenizer import Tokenizer
@@ -177,7 +177,7 @@ class Router:
             on_end=self._metrics.completed,
         )
         if (candidates := prepared.candidates) is not None:
-            return Ranking(CandidateStream(candidates, submit), candidates, details)
+            return RankedCompletion(CandidateStream(candidates, submit), candidates, details)
         return Completion(submit(prepared.token_ids), details)
 
 

@@ -3,7 +3,7 @@ bound, and every list fails at its first wrong item: an error takes longer than 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -12,6 +12,8 @@ from server.api.schemas.admin import Body
 from server.generation import constraint
 from server.generation.prompt import GenerateParams
 from server.generation.sampling import RequestOptions
+
+USE_RANK = 'no such field: write `"rank": {"texts": [...], "by": "sum"}`'
 
 TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_TOKENS, fail_fast=True)]
 NumTop = Annotated[int, Field(ge=0, le=20)]
@@ -55,6 +57,13 @@ class GenerateRequest(Body, RequestOptions, AnswerFields):
         "traffic. Also as the header `X-Traffic-Key`.",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_old_names(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.keys() & {"choices", "rank_by"}:
+            raise ValueError(USE_RANK)
+        return data
+
     @model_validator(mode="after")
     def _one_prompt(self) -> GenerateRequest:
         if self.prompt is not None and self.messages is not None:
@@ -94,13 +103,13 @@ class ScoredToken(LikelyToken):
     top: list[LikelyToken]
 
 
-class ScoredChoice(BaseModel):
-    """One of the texts that an answer was chosen from."""
+class RankedText(BaseModel):
+    """One of the texts of a ranking."""
 
     text: str
-    logprob: float = Field(description="Of the text behind the prompt: the sum over its tokens.")
+    logprob: float = Field(description="Log-probability after the prompt: sum over its tokens.")
     num_tokens: int
-    probability: float = Field(description="Beside the others; those of all add up to 1.")
+    probability: float = Field(description="Relative to the other texts: all add up to 1.")
 
 
 class Usage(BaseModel):
@@ -134,6 +143,6 @@ class GenerateResponse(BaseModel):
     finish_reason: Literal["stop", "length", "abort"]
     usage: Usage
     timings: Timings
-    choices: list[ScoredChoice] | None = Field(
-        None, description="Where the text was chosen: all it was chosen from."
+    ranking: list[RankedText] | None = Field(
+        None, description="With `rank`: its texts in their order, scored."
     )

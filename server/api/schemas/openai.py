@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefix_store import strict_json
-from prefix_store.sampling import MAX_TOKENS, Choice, RankBy, Ranked, Regex, ResponseFormat
-from server.api.schemas.generate import NumTop, TokenIds
+from prefix_store.sampling import MAX_TOKENS, Choice, Rank, Regex, ResponseFormat
+from server.api.schemas.generate import USE_RANK, NumTop, TokenIds
 from server.errors import InvalidRequest, UnsupportedParameter
 from server.generation.constraint import ANYTHING, Constraint, of_fields
 from server.generation.prompt import DEFAULT_MAX_TOKENS, GenerateParams
@@ -122,14 +122,15 @@ class OpenAIRequest(Open, RequestOptions):
     guided_json: dict[str, Any] | str | None = None
     guided_regex: Regex | None = None
     guided_choice: Choice | None = None
-    choices: Ranked | None = Field(
-        None, description="Nothing is generated: the answer is the likeliest of these."
+    rank: Rank | None = Field(
+        None, description="Nothing is generated: the answer is the most likely of these texts."
     )
-    rank_by: RankBy | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
 
     def refuse_unsupported(self) -> None:
+        for name in (self.model_extra or {}).keys() & {"choices", "rank_by"}:
+            raise UnsupportedParameter(name, USE_RANK)
         super().refuse_unsupported()
         if self.stream_options is not None:
             self.stream_options.refuse_unsupported()
@@ -161,7 +162,7 @@ class OpenAIRequest(Open, RequestOptions):
         )
         said = [
             of_fields({"response_format": self.response_format}),
-            of_fields({"choices": self.choices, "rank_by": self.rank_by}),
+            of_fields({"rank": self.rank}),
             *(each.constraint() for each in (one, old)),
         ]
         found = [each for each in said if each not in (None, ANYTHING)]

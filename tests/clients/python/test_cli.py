@@ -91,16 +91,19 @@ def test_generate_says_what_the_answer_has_to_be(
 
     run("generate", "hi", "--json-schema", str(schema))
     run("generate", "hi", "--regex", "[a-z]+")
-    chosen = run("generate", "hi", "--choice", "yes", "--choice", "no", "--rank-by", "mean", "-v")
+    chosen = run("generate", "hi", "--rank", "yes", "--rank", "no", "--rank-by", "mean", "-v")
+    run("generate", "hi", "--choice", "yes", "--choice", "no")
 
     form = {"name": "answer", "schema": {"type": "object"}}
     assert server.bodies() == [
         {"prompt": "hi", "response_format": {"type": "json_schema", "json_schema": form}},
         {"prompt": "hi", "regex": "[a-z]+"},
-        {"prompt": "hi", "choices": ["yes", "no"], "rank_by": "mean"},
+        {"prompt": "hi", "rank": {"texts": ["yes", "no"], "by": "mean"}},
+        {"prompt": "hi", "choice": ["yes", "no"]},
     ]
     assert chosen.stdout == "yes\n"
     assert [line.split()[0] for line in chosen.stderr.splitlines()[:2]] == ["0.750", "0.250"]
+    assert run("generate", "hi", "--rank-by", "mean").exit_code == 2
     for wrong in ("[1]", "{"):
         schema.write_text(wrong)
         assert run("generate", "hi", "--json-schema", str(schema)).exit_code == 2

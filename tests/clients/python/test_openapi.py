@@ -35,6 +35,8 @@ ANSWERS = {
     "Message": types.Message,
     "Profile-Output": types.Profile,
     "PromptFormat": types.PromptFormat,
+    "Rank": types.Rank,
+    "RankedText": types.RankedText,
     "Rehearsal": types.Rehearsal,
     "ScoredToken": types.ScoredToken,
     "Task": types.Task,

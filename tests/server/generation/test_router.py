@@ -10,6 +10,7 @@ from prefix_store import artifact
 from prefix_store.digest import Digest
 from prefix_store.errors import NothingActive, UnknownTask, UnknownVersion
 from prefix_store.manifest import Defaults, Limits, Profile
+from prefix_store.sampling import Rank
 from server.api.http.deps import Services
 from server.engine.ipc.messages import EngineInfo
 from server.engine.params import BASE_MODEL, COMPILES
@@ -207,7 +208,7 @@ async def test_a_text_with_a_token_that_the_model_has_no_embedding_for_is_refuse
     engine.info_or_none = replace(INFO, vocab_size=150)
     beyond: list[dict[str, object]] = [
         {"prompt": "z z"},
-        {"prompt": "z", "constraint": Constraint(choices=("z", " "))},
+        {"prompt": "z", "constraint": Constraint(rank=Rank(texts=("z", " ")))},
         {"prompt": None, "messages": [{"role": "user", "content": "z"}]},
     ]
     for asked in beyond:
