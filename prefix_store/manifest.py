@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from prefix_store.errors import DefinitionMismatch
+from prefix_store.sampling import AnswerFields, SamplingFields
 
 TASK_NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
@@ -118,35 +119,23 @@ class Manifest(Draft, Identity):
     created_by: str | None = None
 
 
-ChoiceText = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
-
-
-class Defaults(BaseModel):
-    """Sampling parameters, and what answers have to be, for what a request leaves out."""
+class Defaults(SamplingFields, AnswerFields):
+    """A task's values for what a request leaves out."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    max_tokens: int | None = Field(None, ge=1, le=1_000_000)
-    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
-    top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
-    top_k: int | None = Field(None, ge=0, le=1_000_000)
-    seed: int | None = Field(None, ge=0, lt=2**63)
-    stop: tuple[Annotated[str, StringConstraints(min_length=1, max_length=256)], ...] | None = (
-        Field(None, max_length=16, fail_fast=True)
-    )
-    response_format: dict[str, Any] | None = None
-    """In OpenAI's shape. At most one of this and the next three is set."""
-    regex: str | None = Field(None, min_length=1, max_length=65_536)
-    choice: tuple[ChoiceText, ...] | None = Field(
-        None, min_length=1, max_length=1000, fail_fast=True
-    )
-    """Answers are generated, and each is one of these."""
-    choices: tuple[ChoiceText, ...] | None = Field(
-        None, min_length=1, max_length=64, fail_fast=True
-    )
-    """Answers are not generated: each is the likeliest of these."""
-    rank_by: Literal["sum", "mean"] | None = None
-    """Of the log-probabilities of a choice's tokens."""
+    @model_validator(mode="before")
+    @classmethod
+    def _read_choices_as_rank(cls, data: Any) -> Any:
+        """Read the names that `rank` had in registries and files of 0.1.0."""
+        if not isinstance(data, dict) or not data.keys() & {"choices", "rank_by"}:
+            return data
+        rest = {name: value for name, value in data.items() if name not in ("choices", "rank_by")}
+        if (texts := data.get("choices")) is None:
+            return rest
+        if rest.get("rank") is not None:
+            raise ValueError("`choices` is the old name of `rank`: set `rank` only")
+        return rest | {"rank": {"texts": texts, "by": data.get("rank_by") or "sum"}}
 
 
 class Limits(BaseModel):

@@ -3,6 +3,7 @@ and the API process share."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -10,39 +11,44 @@ FinishReason = Literal["stop", "length", "abort"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RequestSampling:
-    """What a request may ask for that no task prescribes."""
-
-    min_tokens: int = 0
-    """Before so many tokens there is no end of text."""
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    """Of what the completion holds already, as OpenAI defines both."""
-    repetition_penalty: float = 1.0
-    """Of what prompt and completion hold; above 1 makes it less likely."""
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    """Token ids, and what is added to their logits."""
-    logprobs: int | None = None
-    """Log-probabilities of the completion's tokens and of so many of the likeliest; None: no."""
-    prompt_logprobs: int | None = None
-    """The same of the prompt's tokens from the second on."""
-    first_scored: int = 1
-    """The first of the prompt's tokens of which it is."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingParams(RequestSampling):
-    """How one request's tokens are chosen. `temperature` 0 is greedy."""
+class SamplingParams:
+    """How the tokens of one request are sampled. The defaults are the server's."""
 
     max_tokens: int
     temperature: float = 0.0
+    """0: greedy."""
     top_p: float = 1.0
     top_k: int = 0
     """0: all tokens."""
+    min_p: float = 0.0
+    """Share of the most likely token's probability below which tokens are dropped."""
     seed: int = 0
     ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    """Token ids that end the text like EOS, with `ignore_eos` too."""
+    min_tokens: int = 0
+    """Number of tokens before which the text may not end."""
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    """Penalties for tokens of the completion so far, as OpenAI defines both."""
+    repetition_penalty: float = 1.0
+    """Divides the logits of tokens of prompt and completion; above 1 makes them less likely."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Token ids, and what is added to their logits."""
+    logprobs: int | None = None
+    """Number of likeliest tokens to return with the completion's log-probabilities; None: no
+    log-probabilities."""
+    prompt_logprobs: int | None = None
+    """Like `logprobs`, for the prompt's tokens from index `first_scored` on."""
+    first_scored: int = 1
+    """Index of the first prompt token to score; at least 1, as nothing comes before token 0."""
     grammar: str | None = None
-    """What the completion has to be, as `server.engine.grammar` writes it."""
+    """Grammar of the completion, as `server.engine.grammar` writes it."""
+
+    def ends_with(self, token_id: int, eos_token_ids: Collection[int]) -> bool:
+        """Whether this token ends the completion."""
+        is_eos = token_id in eos_token_ids and not self.ignore_eos
+        return is_eos or token_id in self.stop_token_ids
 
 
 BASE_MODEL = 0

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from prefix_store.digest import Digest
 from server.engine.ipc.stream import TokenStream
-from server.engine.params import Delta, FinishReason, Logprobs
+from server.engine.params import Delta, FinishReason, Logprobs, SamplingParams
 from server.errors import ServerError
 from server.text.detokenizer import Detokenizer, StopStrings
 
@@ -37,15 +37,31 @@ class Piece:
     """Of the token ids, if asked for."""
 
 
-class ChoiceScore(NamedTuple):
-    """One of the texts that an answer was chosen from."""
+class RankedText(NamedTuple):
+    """One of the texts of a ranking."""
 
     text: str
     logprob: float
-    """The sum over its tokens."""
+    """Sum over its tokens."""
     num_tokens: int
     probability: float
-    """Beside those of the others."""
+    """Relative to the other texts: all add up to 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionDetails:
+    """What a completion needs to know about its request."""
+
+    target: Target
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    max_tokens: int
+    """As asked for: 0 where only the prompt is scored, for which the engine samples one token."""
+    detokenizer: Detokenizer
+    stops: StopStrings
+    arrived_s: float
+    """When the request arrived, by `time.monotonic`."""
+    on_end: Callable[[Completion], None]
 
 
 class Completion:
@@ -54,38 +70,21 @@ class Completion:
     Closing it, or leaving the iteration early, cancels the sequence in the engine.
     """
 
-    def __init__(
-        self,
-        stream: TokenStream,
-        *,
-        target: Target,
-        prompt_token_ids: list[int],
-        max_tokens: int,
-        min_tokens: int,
-        detokenizer: Detokenizer,
-        stops: StopStrings,
-        arrived_s: float,
-        on_end: Callable[[Completion], None],
-    ) -> None:
-        self.target = target
-        self.prompt_token_ids = prompt_token_ids
-        self._prompt_logprobs: list[Logprobs] = []
+    def __init__(self, stream: TokenStream, details: CompletionDetails) -> None:
+        self.target = details.target
+        self.prompt_token_ids = details.prompt_token_ids
         self.num_cached_tokens = 0
         self.num_completion_tokens = 0
         self.finish_reason: FinishReason | None = None
         self.error: ServerError | None = None
-        self.choice_scores: list[ChoiceScore] | None = None
-        """Where the answer was chosen from texts, known at the end."""
+        self.ranking: list[RankedText] | None = None
+        """All texts, where the answer is one of given texts; set with the last piece."""
         self.submitted_s = time.monotonic()
         self.first_token_s: float | None = None
         self.ended_s: float | None = None
-        self._max_tokens = max_tokens
-        self._min_tokens = min_tokens
-        self._arrived_s = arrived_s
+        self._details = details
         self._stream = stream
-        self._detokenizer = detokenizer
-        self._stops = stops
-        self._on_end = on_end
+        self._prompt_logprobs: list[Logprobs] = []
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -99,15 +98,15 @@ class Completion:
     @property
     def queue_s(self) -> float:
         """From the request's arrival to its submission: resolving, tokenising, admission."""
-        return self.submitted_s - self._arrived_s
+        return self.submitted_s - self._details.arrived_s
 
     @property
     def time_to_first_token_s(self) -> float | None:
-        return None if self.first_token_s is None else self.first_token_s - self._arrived_s
+        return None if self.first_token_s is None else self.first_token_s - self._details.arrived_s
 
     @property
     def total_s(self) -> float:
-        return (self.ended_s or time.monotonic()) - self._arrived_s
+        return (self.ended_s or time.monotonic()) - self._details.arrived_s
 
     @property
     def outcome(self) -> str:
@@ -139,9 +138,10 @@ class Completion:
         self._stream.close()
         if self.ended_s is None:
             self.ended_s = time.monotonic()
-            self._on_end(self)
+            self._details.on_end(self)
 
     def _take(self, delta: Delta) -> Piece:
+        stops = self._details.stops
         if delta.prompt_logprobs is not None:
             self._prompt_logprobs.append(delta.prompt_logprobs)
         if not delta.token_ids and delta.finish_reason is None:
@@ -149,23 +149,30 @@ class Completion:
         if self.first_token_s is None and delta.token_ids:
             self.first_token_s = time.monotonic()
         self.num_cached_tokens = delta.num_reused
-        if self._max_tokens == 0:
+        if self._details.max_tokens == 0:
             self.finish_reason = "length"
             return Piece("", [], "length")
-        text = ""
         token_ids: list[int] = []
+        text = ""
         for token_id in delta.token_ids:
             token_ids.append(token_id)
-            self.num_completion_tokens += 1
-            more = self._detokenizer.push(token_id)
-            has_to_go_on = self.num_completion_tokens <= self._min_tokens
-            text += more if has_to_go_on else self._stops.push(more)
-            if self._stops.matched:
+            text += self._text_of(token_id)
+            if stops.matched:
                 break
         if delta.finish_reason is not None:
-            text += self._stops.push(self._detokenizer.flush()) + self._stops.flush()
-        self.finish_reason = "stop" if self._stops.matched else delta.finish_reason
+            text += stops.push(self._details.detokenizer.flush()) + stops.flush()
+        self.finish_reason = "stop" if stops.matched else delta.finish_reason
         return Piece(text, token_ids, self.finish_reason, delta.logprobs)
+
+    def _text_of(self, token_id: int) -> str:
+        """The text that one more token completes, as far as stop strings let it out."""
+        details = self._details
+        self.num_completion_tokens += 1
+        if token_id in details.sampling.stop_token_ids:
+            return ""
+        text = details.detokenizer.push(token_id)
+        may_stop = self.num_completion_tokens > details.sampling.min_tokens
+        return details.stops.push(text) if may_stop else text
 
 
 def joined(pieces: Sequence[Piece]) -> Piece:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from prefix_store.manifest import Defaults
+from prefix_store.sampling import Rank
 from server.engine import grammar
 from server.engine.grammar import GrammarError
 from server.errors import InvalidGrammar, InvalidRequest
 
-RankBy = Literal["sum", "mean"]
-_FIELDS = ("response_format", "regex", "choice", "choices")
+_FIELDS = ("response_format", "regex", "choice", "rank")
 _OBJECT: dict[str, Any] = {"type": "object"}
 _AROUND_A_SCHEMA = {"name", "description", "strict", "schema"}
 """`strict` changes nothing: every schema is obeyed to the letter."""
@@ -20,16 +20,14 @@ _AROUND_A_SCHEMA = {"name", "description", "strict", "schema"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constraint:
-    """At most one of the first four is set."""
+    """At most one is set. None is: any text."""
 
     json_schema: dict[str, Any] | None = None
     regex: str | None = None
     choice: tuple[str, ...] = ()
     """The answer is generated, and is one of these."""
-    choices: tuple[str, ...] = ()
-    """Nothing is generated: the answer is the likeliest of these."""
-    rank_by: RankBy = "sum"
-    """Of the log-probabilities of a choice's tokens."""
+    rank: Rank | None = None
+    """Nothing is generated: the answer is the most likely of these texts."""
 
     def grammar(self) -> str | None:
         """What the engine is to follow. Raises `InvalidGrammar`."""
@@ -63,9 +61,9 @@ def of_fields(given: Mapping[str, Any]) -> Constraint | None:
             return Constraint(regex=value)
         case {"choice": value}:
             return Constraint(choice=_distinct("choice", value))
-        case {"choices": value}:
-            by: RankBy = given.get("rank_by") or "sum"
-            return Constraint(choices=_distinct("choices", value), rank_by=by)
+        case {"rank": value}:
+            _distinct("rank.texts", value.texts)
+            return Constraint(rank=value)
     return None
 
 

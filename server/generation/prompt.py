@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from prefix_store.manifest import Profile, PromptFormat
+from prefix_store.sampling import Rank
 from server.engine.ipc.messages import EngineInfo
-from server.engine.params import BASE_MODEL, RequestSampling, SamplingParams, SchedulingParams
+from server.engine.params import BASE_MODEL, SamplingParams, SchedulingParams
 from server.errors import InvalidRequest, NotAChat, PromptTooLong, TemplateMismatch
 from server.generation.constraint import Constraint, of_profile
 from server.generation.ranking import Candidates
+from server.generation.sampling import RequestOptions, sampling_params, seed_of
 from server.text import template
 from server.text.template import Part
 from server.text.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 64
-NO_REQUEST_SAMPLING = RequestSampling()
-
 T = TypeVar("T")
 
 
@@ -30,21 +29,14 @@ class GenerateParams:
     prompt: str | list[int] | None = None
     messages: list[dict[str, str]] | None = None
     fields: dict[str, str] = field(default_factory=dict)
-    max_tokens: int | None = None
-    """0: only the prompt's log-probabilities."""
+    options: RequestOptions = field(default_factory=RequestOptions)
+    """`max_tokens` may be 0: only the prompt's log-probabilities."""
     default_max_tokens: int = DEFAULT_MAX_TOKENS
-    """For a request and a profile that say nothing."""
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    seed: int | None = None
-    stop: tuple[str, ...] | None = None
-    ignore_eos: bool = False
-    priority: int = 0
-    """Lower goes earlier, among the requests of one task."""
+    """Where neither the request nor its task says how many."""
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
     constraint: Constraint | None = None
-    """What the answer has to be."""
-    wishes: RequestSampling = NO_REQUEST_SAMPLING
+    """What the answer has to be. None: as the task says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,47 +77,40 @@ class EngineRequest:
 
     @property
     def num_sequences(self) -> int:
-        return 1 if self.candidates is None else len(self.candidates.texts)
+        return 1 if self.candidates is None else len(self.candidates.token_ids)
 
 
 def prepare(
-    params: GenerateParams, behind: PromptContext, *, tokenizer: Tokenizer, info: EngineInfo
+    params: GenerateParams, context: PromptContext, *, tokenizer: Tokenizer, info: EngineInfo
 ) -> EngineRequest:
     """Render, tokenise, fill in defaults, check limits. Slow for long prompts: off the event loop.
 
     Raises `TemplateMismatch`, `PromptTooLong`, `InvalidGrammar` and `InvalidRequest`.
     """
-    _check_size(params, behind, tokenizer, info.max_model_len)
-    token_ids = _token_ids(params, behind, tokenizer)
-    if not token_ids:
-        raise InvalidRequest("the prompt has no tokens")
-    check_vocabulary(token_ids, info)
-    check_vocabulary([token_id for token_id, _ in params.wishes.logit_bias], info)
-    limit = behind.profile.limits.max_prompt_tokens
-    if limit is not None and len(token_ids) > limit:
-        raise InvalidRequest(f"{len(token_ids)} prompt tokens, this task takes {limit}")
-    constraint = params.constraint or of_profile(behind.profile.defaults)
-    if constraint.choices:
-        _check_room(behind, len(token_ids), 0, info.max_model_len)  # before it is encoded with each
-        wholes = [_token_ids(params, behind, tokenizer, text) for text in constraint.choices]
-        for whole in wholes:
-            check_vocabulary(whole, info)
-        by = constraint.rank_by
-        candidates = Candidates.of(constraint.choices, wholes, token_ids, by)
-        return _ranked(params, behind, token_ids, candidates, info.max_model_len)
-    max_tokens = _max_tokens(params, behind, len(token_ids), info.max_model_len)
-    if params.wishes.min_tokens > max_tokens:
-        raise InvalidRequest(f"min_tokens is {params.wishes.min_tokens}, max_tokens {max_tokens}")
+    token_ids = _prompt_ids(params, context, tokenizer, info)
+    check_vocabulary(map(int, params.options.logit_bias or ()), info)
+    constraint = params.constraint or of_profile(context.profile.defaults)
+    if constraint.rank is not None:
+        return _ranked(params, context, constraint.rank, token_ids, tokenizer=tokenizer, info=info)
+    options, defaults = params.options, context.profile.defaults
+    max_tokens = _max_tokens(params, context, len(token_ids), info.max_model_len)
+    min_tokens = options.min_tokens or 0
+    if min_tokens > max_tokens:
+        raise InvalidRequest(f"min_tokens is {min_tokens}, max_tokens {max_tokens}")
     grammar = constraint.grammar()
-    if grammar is not None and params.wishes.min_tokens:
+    if grammar is not None and min_tokens:
         raise InvalidRequest("min_tokens does not go with an answer whose form says where it ends")
-    return EngineRequest(
-        token_ids,
-        _sampling(params, behind.profile, max(1, max_tokens), grammar),
-        max_tokens,
-        _first(params.stop, behind.profile.defaults.stop, ()),
-        _scheduling(params, behind),
+    sampling = sampling_params(
+        options,
+        defaults,
+        max_tokens=max(1, max_tokens),
+        grammar=grammar,
+        logprobs=params.logprobs,
+        prompt_logprobs=params.prompt_logprobs,
     )
+    check_vocabulary(sampling.stop_token_ids, info)
+    stop = _first(options.stop, defaults.stop, ())
+    return EngineRequest(token_ids, sampling, max_tokens, stop, _scheduling(params, context))
 
 
 def check_vocabulary(token_ids: Iterable[int], info: EngineInfo) -> None:
@@ -137,7 +122,7 @@ def check_vocabulary(token_ids: Iterable[int], info: EngineInfo) -> None:
 
 def prepare_all(
     params: Sequence[GenerateParams],
-    behind: PromptContext,
+    context: PromptContext,
     *,
     tokenizer: Tokenizer,
     info: EngineInfo,
@@ -146,12 +131,17 @@ def prepare_all(
     choices of an answer do, is not tokenised again."""
     prepared: list[EngineRequest] = []
     for i, one in enumerate(params):
-        if i and replace(one, seed=params[i - 1].seed) == params[i - 1]:
-            sampling = replace(prepared[-1].sampling, seed=_seed(one, behind.profile))
+        if i and _without_seed(one) == _without_seed(params[i - 1]):
+            seed = seed_of(one.options, context.profile.defaults)
+            sampling = replace(prepared[-1].sampling, seed=seed)
             prepared.append(replace(prepared[-1], sampling=sampling))
         else:
-            prepared.append(prepare(one, behind, tokenizer=tokenizer, info=info))
+            prepared.append(prepare(one, context, tokenizer=tokenizer, info=info))
     return prepared
+
+
+def _without_seed(params: GenerateParams) -> GenerateParams:
+    return replace(params, options=params.options.options(seed=None))
 
 
 def check_profile(profile: Profile) -> str | None:
@@ -168,11 +158,26 @@ def check_profile(profile: Profile) -> str | None:
 # --- the prompt ---
 
 
+def _prompt_ids(
+    params: GenerateParams, context: PromptContext, tokenizer: Tokenizer, info: EngineInfo
+) -> list[int]:
+    """Token ids of the prompt, within the limits of the model and the task."""
+    _check_size(params, context, tokenizer, info.max_model_len)
+    token_ids = _token_ids(params, context, tokenizer)
+    if not token_ids:
+        raise InvalidRequest("the prompt has no tokens")
+    check_vocabulary(token_ids, info)
+    limit = context.profile.limits.max_prompt_tokens
+    if limit is not None and len(token_ids) > limit:
+        raise InvalidRequest(f"{len(token_ids)} prompt tokens, this task takes {limit}")
+    return token_ids
+
+
 def _token_ids(
-    params: GenerateParams, behind: PromptContext, tokenizer: Tokenizer, then: str = ""
+    params: GenerateParams, context: PromptContext, tokenizer: Tokenizer, then: str = ""
 ) -> list[int]:
     """`then`: a text after the prompt, as part of it."""
-    if params.messages is not None and not behind.takes_conversations:
+    if params.messages is not None and not context.takes_conversations:
         params = replace(params, messages=None, prompt=_only_message(params.messages))
     if isinstance(params.prompt, list) or params.messages is not None:
         if params.fields:
@@ -180,13 +185,13 @@ def _token_ids(
         if isinstance(params.prompt, list):
             return params.prompt + tokenizer.encode(then, add_special_tokens=False)
     if params.messages is not None:
-        return _chat_ids(params.messages, behind, tokenizer, then)
-    parts = _parts(params, behind.profile)
-    if behind.is_chat:
+        return _chat_ids(params.messages, context, tokenizer, then)
+    parts = _parts(params, context.profile)
+    if context.is_chat:
         content = "".join(part.text for part in parts)
-        return _chat_ids([{"role": "user", "content": content}], behind, tokenizer, then)
+        return _chat_ids([{"role": "user", "content": content}], context, tokenizer, then)
     parts = [*parts, Part(then, trusted=False)] if then else parts
-    add_special_tokens = behind.prompt_format.add_special_tokens
+    add_special_tokens = context.prompt_format.add_special_tokens
     return tokenizer.encode_parts(parts, add_special_tokens=add_special_tokens)
 
 
@@ -213,47 +218,55 @@ def _parts(params: GenerateParams, profile: Profile) -> list[Part]:
 
 
 def _chat_ids(
-    messages: list[dict[str, str]], behind: PromptContext, tokenizer: Tokenizer, then: str
+    messages: list[dict[str, str]], context: PromptContext, tokenizer: Tokenizer, then: str
 ) -> list[int]:
-    held = [{"role": m.role, "content": m.content} for m in behind.prompt_format.messages or ()]
+    held = [{"role": m.role, "content": m.content} for m in context.prompt_format.messages or ()]
     token_ids = tokenizer.encode_chat(messages, after=held, then=then)
-    if held or behind.prompt_format.add_special_tokens:
+    if held or context.prompt_format.add_special_tokens:
         return token_ids
     return tokenizer.without_bos(token_ids)
 
 
-# --- choices ---
+# --- ranking ---
 
 
 def _ranked(
     params: GenerateParams,
-    behind: PromptContext,
+    context: PromptContext,
+    rank: Rank,
     prompt_ids: list[int],
-    candidates: Candidates,
-    max_model_len: int,
+    *,
+    tokenizer: Tokenizer,
+    info: EngineInfo,
 ) -> EngineRequest:
-    num_tokens = max(map(len, candidates.token_ids)) - len(prompt_ids) + 1
-    _check_room(behind, len(prompt_ids), num_tokens, max_model_len)
-    wishes = RequestSampling(
-        prompt_logprobs=params.wishes.logprobs or 0, first_scored=candidates.num_shared
+    """A request that scores the texts of `rank` and generates nothing."""
+    # Checked first: a prompt that is too long is not encoded once more with every text.
+    _check_room(context, len(prompt_ids), 0, info.max_model_len)
+    wholes = [_token_ids(params, context, tokenizer, text) for text in rank.texts]
+    for whole in wholes:
+        check_vocabulary(whole, info)
+    candidates = Candidates.of(rank, wholes, prompt_ids)
+    num_tokens = max(map(len, wholes)) - len(prompt_ids) + 1
+    _check_room(context, len(prompt_ids), num_tokens, info.max_model_len)
+    sampling = SamplingParams(
+        max_tokens=1, prompt_logprobs=params.logprobs or 0, first_scored=candidates.num_shared
     )
-    sampling = SamplingParams(max_tokens=1, **asdict(wishes))
-    return EngineRequest(prompt_ids, sampling, 0, (), _scheduling(params, behind), candidates)
+    return EngineRequest(prompt_ids, sampling, 0, (), _scheduling(params, context), candidates)
 
 
 # --- sampling and limits ---
 
 
 def _check_size(
-    params: GenerateParams, behind: PromptContext, tokenizer: Tokenizer, max_model_len: int
+    params: GenerateParams, context: PromptContext, tokenizer: Tokenizer, max_model_len: int
 ) -> None:
     """Before anything is tokenised: whether it could fit at all. Raises `PromptTooLong`."""
     texts = [message["content"] for message in params.messages or []] + [*params.fields.values()]
     texts += [params.prompt] if isinstance(params.prompt, str) else []
     num_tokens = tokenizer.least_tokens(texts)
-    if behind.num_prefix_tokens + num_tokens > max_model_len:
+    if context.num_prefix_tokens + num_tokens > max_model_len:
         raise PromptTooLong(
-            prefix_tokens=behind.num_prefix_tokens,
+            prefix_tokens=context.num_prefix_tokens,
             prompt_tokens=num_tokens,
             max_tokens=None,
             limit=max_model_len,
@@ -261,61 +274,41 @@ def _check_size(
 
 
 def _max_tokens(
-    params: GenerateParams, behind: PromptContext, num_prompt_tokens: int, max_model_len: int
+    params: GenerateParams, context: PromptContext, num_prompt_tokens: int, max_model_len: int
 ) -> int:
     """What was asked for must fit; a default is cut to what the context and the task leave."""
-    limit = behind.profile.limits.max_tokens
-    asked = params.max_tokens
+    limit = context.profile.limits.max_tokens
+    asked = params.options.max_tokens
     if asked is not None and limit is not None and asked > limit:
         raise InvalidRequest(f"max_tokens is {asked}, this task allows {limit}")
-    room = max_model_len - behind.num_prefix_tokens - num_prompt_tokens
-    default = _first(behind.profile.defaults.max_tokens, params.default_max_tokens)
+    room = max_model_len - context.num_prefix_tokens - num_prompt_tokens
+    default = _first(context.profile.defaults.max_tokens, params.default_max_tokens)
     num_tokens = asked if asked is not None else max(1, min(default, room, limit or default))
-    _check_room(behind, num_prompt_tokens, num_tokens, max_model_len)
+    _check_room(context, num_prompt_tokens, num_tokens, max_model_len)
     return num_tokens
 
 
 def _check_room(
-    behind: PromptContext, num_prompt_tokens: int, num_tokens: int, max_model_len: int
+    context: PromptContext, num_prompt_tokens: int, num_tokens: int, max_model_len: int
 ) -> None:
-    if behind.num_prefix_tokens + num_prompt_tokens + num_tokens > max_model_len:
+    if context.num_prefix_tokens + num_prompt_tokens + num_tokens > max_model_len:
         raise PromptTooLong(
-            prefix_tokens=behind.num_prefix_tokens,
+            prefix_tokens=context.num_prefix_tokens,
             prompt_tokens=num_prompt_tokens,
             max_tokens=num_tokens,
             limit=max_model_len,
         )
 
 
-def _sampling(
-    params: GenerateParams, profile: Profile, max_tokens: int, grammar: str | None
-) -> SamplingParams:
-    defaults = profile.defaults
-    return SamplingParams(
-        max_tokens=max_tokens,
-        temperature=_first(params.temperature, defaults.temperature, 0.0),
-        top_p=_first(params.top_p, defaults.top_p, 1.0),
-        top_k=_first(params.top_k, defaults.top_k, 0),
-        seed=_seed(params, profile),
-        ignore_eos=params.ignore_eos,
-        grammar=grammar,
-        **asdict(params.wishes),
-    )
-
-
-def _seed(params: GenerateParams, profile: Profile) -> int:
-    return _first(params.seed, profile.defaults.seed, secrets.randbits(63))
-
-
-def _scheduling(params: GenerateParams, behind: PromptContext) -> SchedulingParams:
+def _scheduling(params: GenerateParams, context: PromptContext) -> SchedulingParams:
     return SchedulingParams(
-        queue=behind.queue,
-        weight=behind.profile.weight,
-        max_concurrency=behind.profile.limits.max_concurrency,
-        priority=params.priority,
+        queue=context.queue,
+        weight=context.profile.weight,
+        max_concurrency=context.profile.limits.max_concurrency,
+        priority=params.options.priority or 0,
     )
 
 
 def _first(*values: T | None) -> T:
-    """The first that is not none."""
+    """The first value that is not None."""
     return next(value for value in values if value is not None)

@@ -1,7 +1,7 @@
-"""The likeliest of some texts as the answer: all are scored behind the same prompt.
+"""The most likely of given texts as the answer: all are scored after the same prompt.
 
-The first one is run alone and leaves the prompt in the prompt cache, where there is one; the others
-run side by side, each from where it differs.
+The first text runs alone and leaves the prompt in the prompt cache, where there is one. The others
+then run side by side, each from the token where it differs.
 """
 
 from __future__ import annotations
@@ -10,37 +10,41 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from prefix_store.sampling import Rank
 from server.engine.ipc.stream import TokenStream
 from server.engine.params import Delta, Logprobs
 from server.errors import InvalidRequest
-from server.generation.completion import ChoiceScore, Completion, Piece, joined_scores
-from server.generation.constraint import RankBy
+from server.generation.completion import (
+    Completion,
+    CompletionDetails,
+    Piece,
+    RankedText,
+    joined_scores,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Texts behind one prompt, with the token ids of prompt and text as one."""
+    """Texts after one prompt, each with the token ids of prompt and text as one."""
 
-    texts: tuple[str, ...]
+    rank: Rank
     token_ids: list[list[int]]
     num_shared: int
-    """Leading tokens that the prompt has in common with all of them; what follows is scored."""
-    by: RankBy
+    """Number of leading tokens that the prompt shares with every candidate. The rest is scored."""
 
     @classmethod
-    def of(
-        cls, texts: tuple[str, ...], token_ids: list[list[int]], prompt: list[int], by: RankBy
-    ) -> Candidates:
-        """Raises `InvalidRequest` where there is nothing to score, or nothing to score it behind.
+    def of(cls, rank: Rank, token_ids: list[list[int]], prompt: list[int]) -> Candidates:
+        """Raises `InvalidRequest` where a text has nothing to score, or nothing before it.
 
-        A text may change the last tokens of the prompt: these are scored with all texts then.
+        A text may change the last tokens of the prompt. They are then scored with every text.
         """
         num_shared = min(_num_shared(prompt, whole) for whole in token_ids)
         if num_shared == 0 or any(len(whole) == num_shared for whole in token_ids):
-            raise InvalidRequest("a choice leaves no token of the prompt, or adds none to it")
-        return cls(texts, token_ids, num_shared, by)
+            raise InvalidRequest(
+                "a text of `rank` leaves no token of the prompt as it is, or adds no token to it"
+            )
+        return cls(rank, token_ids, num_shared)
 
 
 def _num_shared(one: list[int], other: list[int]) -> int:
@@ -49,7 +53,7 @@ def _num_shared(one: list[int], other: list[int]) -> int:
 
 
 class CandidateStream(TokenStream):
-    """Runs all candidates. Its one delta says that they are scored."""
+    """Runs all candidates. Its only delta says that all are scored."""
 
     def __init__(self, candidates: Candidates, submit: Callable[[list[int]], TokenStream]) -> None:
         super().__init__(cancel=self._close_all)
@@ -58,7 +62,7 @@ class CandidateStream(TokenStream):
         self._streams: list[TokenStream] = []
         self._num_cached = 0
         self.scores: list[Logprobs] = []
-        """Of each candidate's tokens behind those that are shared."""
+        """Log-probabilities of each candidate's tokens after the shared ones."""
 
     async def __anext__(self) -> Delta:
         if self.finish_reason is not None:
@@ -89,11 +93,13 @@ class CandidateStream(TokenStream):
             stream.close()
 
 
-class Ranking(Completion):
-    """A completion that is chosen, not generated."""
+class RankedCompletion(Completion):
+    """A completion that is chosen among candidates, not generated."""
 
-    def __init__(self, stream: CandidateStream, candidates: Candidates, **kwargs: Any) -> None:
-        super().__init__(stream, **kwargs)
+    def __init__(
+        self, stream: CandidateStream, candidates: Candidates, details: CompletionDetails
+    ) -> None:
+        super().__init__(stream, details)
         self._scored = stream
         self._candidates = candidates
 
@@ -102,21 +108,21 @@ class Ranking(Completion):
         self.first_token_s = time.monotonic()
         self.num_cached_tokens = delta.num_reused
         self.finish_reason = "stop"
-        self.choice_scores = ranked(candidates.texts, scores, candidates.by)
-        probabilities = [choice.probability for choice in self.choice_scores]
+        self.ranking = ranked(candidates.rank, scores)
+        probabilities = [text.probability for text in self.ranking]
         best = probabilities.index(max(probabilities))
         token_ids = candidates.token_ids[best][candidates.num_shared :]
         self.num_completion_tokens = len(token_ids)
-        return Piece(candidates.texts[best], token_ids, "stop", scores[best])
+        return Piece(candidates.rank.texts[best], token_ids, "stop", scores[best])
 
 
-def ranked(texts: Sequence[str], scores: Sequence[Logprobs], by: RankBy) -> list[ChoiceScore]:
-    """Probabilities add up to 1; the highest is the best."""
+def ranked(rank: Rank, scores: Sequence[Logprobs]) -> list[RankedText]:
+    """The texts in their order, with probabilities that add up to 1."""
     sums = [math.fsum(each.logprobs) for each in scores]
     lengths = [len(each.logprobs) for each in scores]
-    values = sums if by == "sum" else [s / n for s, n in zip(sums, lengths, strict=True)]
+    values = sums if rank.by == "sum" else [s / n for s, n in zip(sums, lengths, strict=True)]
     highest = max(values)
     weights = [math.exp(value - highest) for value in values]
     total = math.fsum(weights)
-    columns = zip(texts, sums, lengths, (weight / total for weight in weights), strict=True)
-    return [ChoiceScore(*row) for row in columns]
+    columns = zip(rank.texts, sums, lengths, (weight / total for weight in weights), strict=True)
+    return [RankedText(*row) for row in columns]

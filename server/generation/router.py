@@ -7,7 +7,6 @@ import hashlib
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from typing import Any
 
 from prefix_store.digest import Digest
 from prefix_store.errors import PrefixStoreError
@@ -16,10 +15,10 @@ from prefix_store.store import PrefixStore
 from server.engine.ipc.client import EngineClient
 from server.engine.ipc.stream import TokenStream
 from server.errors import BaseModelMismatch, Draining, InvalidRequest, Overloaded, ServerError
-from server.generation.completion import Completion, Target
+from server.generation.completion import Completion, CompletionDetails, Target
 from server.generation.grammar_check import GrammarCheck
 from server.generation.prompt import EngineRequest, GenerateParams, PromptContext, prepare_all
-from server.generation.ranking import CandidateStream, Ranking
+from server.generation.ranking import CandidateStream, RankedCompletion
 from server.metrics import Metrics
 from server.text.detokenizer import StopStrings
 from server.text.tokenizer import Tokenizer
@@ -167,20 +166,19 @@ class Router:
                 target.digest, token_ids, prepared.sampling, prepared.scheduling
             )
 
-        details: dict[str, Any] = {
-            "target": target,
-            "prompt_token_ids": prepared.token_ids,
-            "max_tokens": prepared.max_tokens,
-            "min_tokens": prepared.sampling.min_tokens,
-            "detokenizer": self._tokenizer.detokenizer(),
-            "stops": StopStrings(prepared.stop),
-            "arrived_s": arrived_s,
-            "on_end": self._metrics.completed,
-        }
+        details = CompletionDetails(
+            target=target,
+            prompt_token_ids=prepared.token_ids,
+            sampling=prepared.sampling,
+            max_tokens=prepared.max_tokens,
+            detokenizer=self._tokenizer.detokenizer(),
+            stops=StopStrings(prepared.stop),
+            arrived_s=arrived_s,
+            on_end=self._metrics.completed,
+        )
         if (candidates := prepared.candidates) is not None:
-            stream = CandidateStream(candidates, submit)
-            return Ranking(stream, candidates, **details)
-        return Completion(submit(prepared.token_ids), **details)
+            return RankedCompletion(CandidateStream(candidates, submit), candidates, details)
+        return Completion(submit(prepared.token_ids), details)
 
 
 def _queue_of(task: str) -> int:

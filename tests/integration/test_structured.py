@@ -157,7 +157,7 @@ def test_choices_are_scored_as_transformers_scores_them(
     model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
     tokenizer: Any = AutoTokenizer.from_pretrained(smollm2)
     texts = CHOICES if isinstance(prompt, list) or prompt == TEXT else [c.strip() for c in CHOICES]
-    body = {"prompt": prompt, "choices": texts, "rank_by": by}
+    body = {"prompt": prompt, "rank": {"texts": texts, "by": by}}
 
     [answer] = asyncio.run(ask(server.url, [body]))
 
@@ -170,7 +170,7 @@ def test_choices_are_scored_as_transformers_scores_them(
         next((i for i in range(len(ids)) if whole[i] != ids[i]), len(ids)) for whole in wholes
     )
     expected = [logprob_of(model, whole, num_shared) for whole in wholes]
-    got = answer["choices"]
+    got = answer["ranking"]
     assert [choice["text"] for choice in got] == texts
     assert [choice["num_tokens"] for choice in got] == [len(w) - num_shared for w in wholes]
     torch.testing.assert_close(

@@ -53,7 +53,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         (GenerateRequest, {"prompt": [-1] * MANY}),
         (GenerateRequest, {"prompt": "x", "stop": [1] * MANY}),
         (GenerateRequest, {"prompt": "x", "choice": [1] * MANY}),
-        (GenerateRequest, {"prompt": "x", "choices": [1] * MANY}),
+        (GenerateRequest, {"prompt": "x", "rank": {"texts": [1] * MANY}}),
         (GenerateRequest, {"prompt": "x", "logit_bias": {f"x{i}": 1 for i in range(MANY)}}),
         (GenerateRequest, {"fields": {f"x{i}": 1 for i in range(MANY)}}),
         (GenerateRequest, {"messages": [1] * MANY}),
@@ -110,7 +110,7 @@ def test_no_more_of_a_schema_is_written_than_may_be_compiled() -> None:
     ("path", "body"),
     [
         ("/generate", {"prompt": "x" * 1000}),
-        ("/generate", {"prompt": "x" * 1000, "choices": ["a", "b"]}),
+        ("/generate", {"prompt": "x" * 1000, "rank": {"texts": ["a", "b"]}}),
         ("/generate", {"messages": [HELLO] * 60}),
         ("/v1/completions", {"model": "tiny", "prompt": "x" * 1000, "n": 4}),
     ],
@@ -177,7 +177,8 @@ async def test_a_prompt_that_is_too_long_is_not_tokenised_with_every_choice(
     http: httpx.AsyncClient, encoded: list[str]
 ) -> None:
     response = await http.post(
-        "/generate", json={"prompt": "x" * INFO.max_model_len + "x", "choices": ["a", "b", "c"]}
+        "/generate",
+        json={"prompt": "x" * INFO.max_model_len + "x", "rank": {"texts": ["a", "b", "c"]}},
     )
 
     assert response.json()["code"] == "prompt_too_long"

@@ -25,6 +25,7 @@ from server.engine.scheduler import prompt_cache
 from server.engine.scheduler.prompt_cache import PromptCache
 from server.engine.scheduler.sequence import Sequence
 from server.generation.prompt import GenerateParams
+from server.generation.sampling import RequestOptions
 from server.settings import Settings
 from server.text.tokenizer import Tokenizer
 from tests.server.fakes import make_prefix, make_transformers_tokenizer
@@ -104,7 +105,9 @@ class Traffic:
         prompt = list(range(10, 10 + rng.choice((0, 8, 16))))
         prompt += [rng.randint(3, 5) for _ in range(rng.randint(1, 9))]
         task = None if rng.random() < 0.05 else f"task-{rng.randrange(NUM_TASKS)}"
-        params = GenerateParams(prompt=list(prompt), max_tokens=rng.randint(1, 12))
+        params = GenerateParams(
+            prompt=list(prompt), options=RequestOptions(max_tokens=rng.randint(1, 12))
+        )
         cancel_after = rng.randint(0, 3) if rng.random() < 0.1 else None
         completion = await self._services.router.admit(task, None, params)
         self.tally.digests.add(completion.target.digest)
@@ -115,10 +118,10 @@ class Traffic:
                 if len(got) == cancel_after:
                     break
         completion.close()
-        assert params.max_tokens is not None
+        assert params.options.max_tokens is not None
         while completion.target.digest not in self._sums:
             await asyncio.sleep(0.001)  # its upload has not returned yet
-        right = expected(self._sums[completion.target.digest], prompt, params.max_tokens)
+        right = expected(self._sums[completion.target.digest], prompt, params.options.max_tokens)
         if completion.finish_reason is None:
             self.tally.num_cancelled += 1
             right = right[: len(got)]

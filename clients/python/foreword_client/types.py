@@ -28,8 +28,12 @@ class GenerateOptions(TypedDict, total=False):
     top_p: float | None
     top_k: int | None
     """0: all tokens."""
+    min_p: float | None
+    """Drops tokens below this share of the most likely token's probability."""
     seed: int | None
     stop: str | list[str] | None
+    stop_token_ids: Sequence[int] | None
+    """Tokens that end the text and are not part of it."""
     ignore_eos: bool | None
     """Go on to `max_tokens`, whatever the model says."""
     min_tokens: int | None
@@ -52,10 +56,9 @@ class GenerateOptions(TypedDict, total=False):
     """The answer matches it from start to end."""
     choice: Sequence[str] | None
     """The answer is generated, and is one of these."""
-    choices: Sequence[str] | None
-    """Nothing is generated: the answer is the likeliest of these. See `Generation.choices`."""
-    rank_by: str | None
-    """Which is the likeliest: by the `sum` of its tokens' log-probabilities, or by their `mean`."""
+    rank: Mapping[str, Any] | None
+    """Nothing is generated: the answer is the most likely of `{"texts": [...], "by": "sum"}`, by
+    `sum` or `mean` of the log-probabilities of a text's tokens. See `Generation.ranking`."""
     priority: int | None
     """Lower goes earlier, among the requests of one task; 0 where nothing is said."""
     traffic_key: str | None
@@ -72,8 +75,9 @@ class ProfileFields(TypedDict, total=False):
     chat: bool | None
     """A plain prompt is taken as one user message of the base model's chat template."""
     defaults: dict[str, Any] | None
-    """For what a request leaves out: max_tokens, temperature, top_p, top_k, seed, stop; or what
-    answers have to be: response_format, regex, choice, choices, rank_by."""
+    """For what a request leaves out: max_tokens, temperature, top_p, top_k, min_p, seed, stop,
+    stop_token_ids; or what
+    answers have to be: response_format, regex, choice, rank."""
     limits: dict[str, Any] | None
     """What a request may ask for at most: max_tokens, max_prompt_tokens; max_concurrency."""
     golden: Sequence[Mapping[str, Any]] | None
@@ -131,15 +135,15 @@ class ScoredToken(Answer):
     top: list[LikelyToken]
 
 
-class Choice(Answer):
-    """One of the texts that an answer was chosen from."""
+class RankedText(Answer):
+    """One of the texts of a ranking."""
 
     text: str
     logprob: float
-    """Of the text behind the prompt: the sum over its tokens."""
+    """Log-probability after the prompt: sum over its tokens."""
     num_tokens: int
     probability: float
-    """Beside the others; those of all add up to 1."""
+    """Relative to the other texts: all add up to 1."""
 
 
 class Generation(Answer):
@@ -156,8 +160,8 @@ class Generation(Answer):
     prompt_logprobs: list[ScoredToken] | None = None
     finish_reason: str
     """`stop` or `length`."""
-    choices: list[Choice] | None = None
-    """What the text was chosen from, in the order of the request's `choices`."""
+    ranking: list[RankedText] | None = None
+    """With `rank`: its texts in their order, scored."""
     usage: Usage
     timings: Timings
 
@@ -289,6 +293,14 @@ class Traffic(Answer):
     warning: str | None = None
 
 
+class Rank(Answer):
+    """Texts of which the most likely is the answer."""
+
+    texts: list[str]
+    by: str = "sum"
+    """`sum` or `mean` of the log-probabilities of a text's tokens."""
+
+
 class Defaults(Answer):
     """A task's sampling parameters for what a request leaves out."""
 
@@ -296,13 +308,14 @@ class Defaults(Answer):
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
+    min_p: float | None = None
     seed: int | None = None
     stop: list[str] | None = None
+    stop_token_ids: list[int] | None = None
     response_format: dict[str, Any] | None = None
     regex: str | None = None
     choice: list[str] | None = None
-    choices: list[str] | None = None
-    rank_by: str | None = None
+    rank: Rank | None = None
 
 
 class TaskLimits(Answer):

@@ -127,8 +127,8 @@ class Writer:
                 "total_ms": _ms(completion.total_s),
             },
         }
-        if (choices := scored_choices(completion)) is not None:
-            answer["choices"] = choices
+        if (ranking := ranking_of(completion)) is not None:
+            answer["ranking"] = ranking
         if (logprobs := self._logprobs(whole)) is not None:
             answer["logprobs"] = logprobs
         if self.body.prompt_logprobs is not None:
@@ -163,10 +163,10 @@ def _ms(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds * 1000, 2)
 
 
-def scored_choices(completion: Completion) -> list[dict[str, Any]] | None:
-    """What the answer was chosen from, if it was."""
-    scores = completion.choice_scores
-    return None if scores is None else [choice._asdict() for choice in scores]
+def ranking_of(completion: Completion) -> list[dict[str, Any]] | None:
+    """The scored texts, where the answer is one of given texts."""
+    ranking = completion.ranking
+    return None if ranking is None else [text._asdict() for text in ranking]
 
 
 def target_headers(completion: Completion) -> dict[str, str]:

@@ -22,7 +22,7 @@ from server.api.http import problems, sse
 from server.api.http.access import Principal, PrincipalDep, needs
 from server.api.http.deps import JsonRoute, Services, ServicesDep, TrafficKeyHeader, traffic_key
 from server.api.http.disconnect import until_disconnect
-from server.api.routes.generate import note, scored_choices, target_headers
+from server.api.routes.generate import note, ranking_of, target_headers
 from server.api.schemas.logprobs import of_chat, of_completion, scored
 from server.api.schemas.openai import ChatRequest, CompletionRequest, StreamOptions
 from server.errors import ServerError
@@ -128,8 +128,8 @@ class Choice:
         if self._shows_ids:
             choice["token_ids"] = piece.token_ids
             choice["prompt_token_ids"] = self._completion.prompt_token_ids if is_first else None
-        if (scores := scored_choices(self._completion)) is not None:
-            choice["scores"] = scores
+        if (ranking := ranking_of(self._completion)) is not None:
+            choice["ranking"] = ranking
         if self._answer.is_chat:
             return choice | {where: said, "logprobs": self._logprobs(piece, echo=False)}
         prompt = self._answer.tokenizer.decode(self._completion.prompt_token_ids) if echo else ""

@@ -3,132 +3,22 @@ bound, and every list fails at its first wrong item: an error takes longer than 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
-from pydantic.types import Strict
 
-from prefix_store.manifest import ChoiceText
+from prefix_store.sampling import MAX_TOKENS, AnswerFields, TokenId
 from server.api.schemas.admin import Body
-from server.engine.params import RequestSampling
 from server.generation import constraint
-from server.generation.constraint import RankBy
 from server.generation.prompt import GenerateParams
+from server.generation.sampling import RequestOptions
 
-MAX_TOKENS = 1_000_000
-MAX_PRIORITY = 1000
+USE_RANK = 'no such field: write `"rank": {"texts": [...], "by": "sum"}`'
 
-TokenId = Annotated[int, Strict(), Field(ge=0, lt=2**31)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_TOKENS, fail_fast=True)]
-StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-StopStrings = Annotated[list[StopString], Field(fail_fast=True)]
-Priority = Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)]
-Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
-RepetitionPenalty = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
 NumTop = Annotated[int, Field(ge=0, le=20)]
-LogitBias = Annotated[
-    dict[
-        Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")],
-        Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)],
-    ],
-    Field(max_length=1024, fail_fast=True),
-]
-ResponseFormat = Annotated[
-    dict[str, Any],
-    Field(
-        description="In OpenAI's shape: the answer is JSON, of a schema.",
-        examples=[{"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}],
-    ),
-]
-Regex = Annotated[str, StringConstraints(min_length=1, max_length=65_536)]
-OneOf = Annotated[list[ChoiceText], Field(min_length=1, max_length=1000, fail_fast=True)]
-Ranked = Annotated[list[ChoiceText], Field(min_length=1, max_length=64, fail_fast=True)]
 FieldName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
-
 TrafficKey = Annotated[str, StringConstraints(max_length=256)]
-
-
-class Wishful(Protocol):
-    """The fields that all generating routes have in common."""
-
-    min_tokens: int | None
-    presence_penalty: float | None
-    frequency_penalty: float | None
-    repetition_penalty: float | None
-    logit_bias: dict[str, float] | None
-
-
-def wishes(body: Wishful, *, logprobs: int | None, prompt_logprobs: int | None) -> RequestSampling:
-    """What a body asks for, as the engine takes it."""
-    biases = {int(token_id): bias for token_id, bias in (body.logit_bias or {}).items()}
-    penalty = body.repetition_penalty
-    return RequestSampling(
-        min_tokens=body.min_tokens or 0,
-        presence_penalty=body.presence_penalty or 0.0,
-        frequency_penalty=body.frequency_penalty or 0.0,
-        repetition_penalty=1.0 if penalty is None else penalty,
-        logit_bias=tuple(biases.items()),
-        logprobs=logprobs,
-        prompt_logprobs=prompt_logprobs,
-    )
-
-
-class SamplingFields(Body):
-    """How tokens are chosen, and how soon. What is left out comes from the task's profile, then the
-    server."""
-
-    max_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
-    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
-    top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
-    top_k: int | None = Field(None, ge=0, le=1_000_000, description="0: all tokens.")
-    seed: int | None = Field(None, ge=0, lt=2**63)
-    stop: StopString | StopStrings | None = Field(None, description="At most 16 strings.")
-    ignore_eos: bool | None = None
-    min_tokens: int | None = Field(
-        None, ge=0, le=MAX_TOKENS, description="Before so many tokens the text does not end."
-    )
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    repetition_penalty: RepetitionPenalty | None = None
-    logit_bias: LogitBias | None = Field(None, description="By token id.")
-    logprobs: NumTop | None = Field(
-        None, description="Log-probabilities of the tokens, and of so many of the likeliest."
-    )
-    prompt_logprobs: NumTop | None = Field(None, description="The same of the prompt's tokens.")
-    response_format: ResponseFormat | None = None
-    regex: Regex | None = Field(None, description="The answer matches it from start to end.")
-    choice: OneOf | None = Field(None, description="The answer is generated, and is one of these.")
-    choices: Ranked | None = Field(
-        None, description="Nothing is generated: the answer is the likeliest of these."
-    )
-    rank_by: RankBy | None = Field(
-        None, description="Of the log-probabilities of a choice's tokens. Default: sum."
-    )
-    priority: Priority | None = Field(
-        None, description="Lower goes earlier, among the requests of one task. Default: 0."
-    )
-
-    @model_validator(mode="after")
-    def _few_stop_strings(self) -> SamplingFields:
-        if isinstance(self.stop, list) and len(self.stop) > 16:
-            raise ValueError("at most 16 stop strings")
-        return self
-
-    def sampling(self) -> dict[str, Any]:
-        """These fields as `GenerateParams` takes them."""
-        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
-        return {
-            "max_tokens": self.max_tokens,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "top_k": self.top_k,
-            "seed": self.seed,
-            "stop": None if stop is None else tuple(stop),
-            "ignore_eos": bool(self.ignore_eos),
-            "priority": self.priority or 0,
-            "constraint": constraint.of_fields(dict(self)),
-            "wishes": wishes(self, logprobs=self.logprobs, prompt_logprobs=self.prompt_logprobs),
-        }
 
 
 class ChatMessage(Body):
@@ -138,7 +28,7 @@ class ChatMessage(Body):
     content: str
 
 
-class GenerateRequest(SamplingFields):
+class GenerateRequest(Body, RequestOptions, AnswerFields):
     """A prompt, or chat messages, for one task."""
 
     model_config = ConfigDict(
@@ -153,6 +43,12 @@ class GenerateRequest(SamplingFields):
         fail_fast=True,
         description="For the named fields of a template.",
     )
+    logprobs: NumTop | None = Field(
+        None, description="Log-probabilities of the tokens, and of so many of the likeliest."
+    )
+    prompt_logprobs: NumTop | None = Field(
+        None, description="Like `logprobs`, for the prompt's tokens."
+    )
     stream: bool = Field(False, description="Answer with server-sent events.")
     return_token_ids: bool = False
     traffic_key: TrafficKey | None = Field(
@@ -160,6 +56,13 @@ class GenerateRequest(SamplingFields):
         description="Requests with the same key get the same version, where versions share the "
         "traffic. Also as the header `X-Traffic-Key`.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_old_names(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.keys() & {"choices", "rank_by"}:
+            raise ValueError(USE_RANK)
+        return data
 
     @model_validator(mode="after")
     def _one_prompt(self) -> GenerateRequest:
@@ -174,7 +77,13 @@ class GenerateRequest(SamplingFields):
         if self.messages is not None:
             messages = [{"role": m.role, "content": m.content} for m in self.messages]
         return GenerateParams(
-            prompt=self.prompt, messages=messages, fields=self.fields, **self.sampling()
+            prompt=self.prompt,
+            messages=messages,
+            fields=self.fields,
+            options=self.options(),
+            logprobs=self.logprobs,
+            prompt_logprobs=self.prompt_logprobs,
+            constraint=constraint.of_fields(dict(self)),
         )
 
 
@@ -194,13 +103,13 @@ class ScoredToken(LikelyToken):
     top: list[LikelyToken]
 
 
-class ScoredChoice(BaseModel):
-    """One of the texts that an answer was chosen from."""
+class RankedText(BaseModel):
+    """One of the texts of a ranking."""
 
     text: str
-    logprob: float = Field(description="Of the text behind the prompt: the sum over its tokens.")
+    logprob: float = Field(description="Log-probability after the prompt: sum over its tokens.")
     num_tokens: int
-    probability: float = Field(description="Beside the others; those of all add up to 1.")
+    probability: float = Field(description="Relative to the other texts: all add up to 1.")
 
 
 class Usage(BaseModel):
@@ -234,6 +143,6 @@ class GenerateResponse(BaseModel):
     finish_reason: Literal["stop", "length", "abort"]
     usage: Usage
     timings: Timings
-    choices: list[ScoredChoice] | None = Field(
-        None, description="Where the text was chosen: all it was chosen from."
+    ranking: list[RankedText] | None = Field(
+        None, description="With `rank`: its texts in their order, scored."
     )

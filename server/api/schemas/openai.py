@@ -10,24 +10,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefix_store import strict_json
-from server.api.schemas.generate import (
-    MAX_TOKENS,
-    LogitBias,
-    NumTop,
-    OneOf,
-    Penalty,
-    Priority,
-    Ranked,
-    Regex,
-    RepetitionPenalty,
-    StopString,
-    StopStrings,
-    TokenIds,
-    wishes,
-)
+from prefix_store.sampling import MAX_TOKENS, Choice, Rank, Regex, ResponseFormat
+from server.api.schemas.generate import USE_RANK, NumTop, TokenIds
 from server.errors import InvalidRequest, UnsupportedParameter
-from server.generation.constraint import ANYTHING, Constraint, RankBy, of_fields
+from server.generation.constraint import ANYTHING, Constraint, of_fields
 from server.generation.prompt import DEFAULT_MAX_TOKENS, GenerateParams
+from server.generation.sampling import RequestOptions
 
 MAX_CHOICES = 64
 MAX_SCHEMA_CHARS = 256 << 10
@@ -47,13 +35,11 @@ _AS_IT_IS_DONE: dict[str, tuple[object, ...]] = {
     "functions": ([],),
     "include_stop_str_in_output": (False,),
     "length_penalty": (1,),
-    "min_p": (0,),
     "modalities": (["text"],),
     "parallel_tool_calls": (True, False),
     "service_tier": ("auto", "default"),
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
-    "stop_token_ids": ([],),
     "store": (False,),
     "suffix": ("",),
     "tool_calls": ([],),
@@ -93,7 +79,7 @@ class StructuredOutputs(Open):
     """A schema, or its text."""
     json_object: bool | None = None
     regex: Regex | None = None
-    choice: OneOf | None = None
+    choice: Choice | None = None
 
     def constraint(self) -> Constraint | None:
         """Raises `InvalidRequest` and `UnsupportedParameter`."""
@@ -121,39 +107,30 @@ def _schema(given: dict[str, Any] | str | None) -> dict[str, Any] | None:
     return schema
 
 
-class OpenAIRequest(Open):
+class OpenAIRequest(Open, RequestOptions):
     """The fields that completions and chat share."""
 
     model: str = Field(max_length=512)
     """A task, `task@version`, or the base model's name."""
-    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
-    top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
     top_k: int | None = Field(None, ge=-1, le=1_000_000, description="-1 and 0: all tokens.")
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: StopString | StopStrings | None = Field(None, description="At most 16 strings.")
-    ignore_eos: bool | None = None
-    min_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
-    priority: Priority | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    repetition_penalty: RepetitionPenalty | None = None
-    logit_bias: LogitBias | None = None
-    response_format: dict[str, Any] | None = None
+    response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_json: dict[str, Any] | str | None = None
     guided_regex: Regex | None = None
-    guided_choice: OneOf | None = None
-    choices: Ranked | None = Field(
-        None, description="Nothing is generated: the answer is the likeliest of these."
+    guided_choice: Choice | None = None
+    rank: Rank | None = Field(
+        None, description="Nothing is generated: the answer is the most likely of these texts."
     )
-    rank_by: RankBy | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
 
     def refuse_unsupported(self) -> None:
+        for name in (self.model_extra or {}).keys() & {"choices", "rank_by"}:
+            raise UnsupportedParameter(name, USE_RANK)
         super().refuse_unsupported()
         if self.stream_options is not None:
             self.stream_options.refuse_unsupported()
@@ -165,26 +142,18 @@ class OpenAIRequest(Open):
         """For each prompt."""
         return self.n or 1
 
-    def seed_of(self, choice: int) -> int | None:
-        """All choices of a prompt have seeds of their own."""
+    def per_choice(self, **changes: Any) -> list[RequestOptions]:
+        """The options of each choice of a prompt: they differ in the seed."""
+        top_k = None if self.top_k is None else max(0, self.top_k)
+        return [
+            self.options(top_k=top_k, seed=self._seed_of(choice), **changes)
+            for choice in range(self.num_choices)
+        ]
+
+    def _seed_of(self, choice: int) -> int | None:
         return None if self.seed is None else (self.seed + choice) % 2**63
 
-    def sampling(self) -> dict[str, Any]:
-        """These fields, but for the seed, as `GenerateParams` takes them."""
-        stop = [self.stop] if isinstance(self.stop, str) else self.stop
-        if stop is not None and len(stop) > 16:
-            raise InvalidRequest("at most 16 stop strings")
-        return {
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "top_k": None if self.top_k is None else max(0, self.top_k),
-            "stop": None if stop is None else tuple(stop),
-            "ignore_eos": bool(self.ignore_eos),
-            "priority": self.priority or 0,
-            "constraint": self._constraint(),
-        }
-
-    def _constraint(self) -> Constraint | None:
+    def constraint(self) -> Constraint | None:
         """OpenAI's way, vLLM's, vLLM's old one, and ours for what they lack. Raises
         `InvalidRequest`."""
         one = self.structured_outputs or StructuredOutputs()
@@ -193,7 +162,7 @@ class OpenAIRequest(Open):
         )
         said = [
             of_fields({"response_format": self.response_format}),
-            of_fields({"choices": self.choices, "rank_by": self.rank_by}),
+            of_fields({"rank": self.rank}),
             *(each.constraint() for each in (one, old)),
         ]
         found = [each for each in said if each not in (None, ANYTHING)]
@@ -226,21 +195,18 @@ class CompletionRequest(OpenAIRequest):
         prompts = self._prompts()
         if len(prompts) * self.num_choices > MAX_CHOICES:
             raise UnsupportedParameter("n", f"at most {MAX_CHOICES} choices in one request")
-        wished = wishes(
-            self, logprobs=self.logprobs, prompt_logprobs=self.logprobs if self.echo else None
-        )
-        sampling = self.sampling()
+        constraint = self.constraint()
         return [
             GenerateParams(
                 prompt=prompt,
-                max_tokens=self.max_tokens,
+                options=options,
                 default_max_tokens=DEFAULT_MAX_TOKENS,
-                wishes=wished,
-                seed=self.seed_of(choice),
-                **sampling,
+                logprobs=self.logprobs,
+                prompt_logprobs=self.logprobs if self.echo else None,
+                constraint=constraint,
             )
             for prompt in prompts
-            for choice in range(self.num_choices)
+            for options in self.per_choice()
         ]
 
     def _prompts(self) -> list[str | list[int]]:
@@ -277,7 +243,6 @@ class ChatRequest(OpenAIRequest):
     """Messages for the base model's chat template, behind the task's prefix."""
 
     messages: list[OpenAIMessage] = Field(min_length=1, max_length=1000, fail_fast=True)
-    max_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
     logprobs: bool | None = None
     top_logprobs: NumTop | None = None
@@ -287,24 +252,20 @@ class ChatRequest(OpenAIRequest):
         self.refuse_unsupported()
         if self.top_logprobs is not None and not self.logprobs:
             raise UnsupportedParameter("top_logprobs", "`top_logprobs` go with `logprobs`")
-        max_tokens = self.max_completion_tokens
         messages = [message.plain() for message in self.messages]
-        wished = wishes(
-            self,
-            logprobs=(self.top_logprobs or 0) if self.logprobs else None,
-            prompt_logprobs=None,
-        )
-        sampling = self.sampling()
+        max_tokens = self.max_completion_tokens
+        if max_tokens is None:
+            max_tokens = self.max_tokens
+        constraint = self.constraint()
         return [
             GenerateParams(
                 messages=messages,
-                max_tokens=self.max_tokens if max_tokens is None else max_tokens,
+                options=options,
                 default_max_tokens=CHAT_MAX_TOKENS,
-                wishes=wished,
-                seed=self.seed_of(choice),
-                **sampling,
+                logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+                constraint=constraint,
             )
-            for choice in range(self.num_choices)
+            for options in self.per_choice(max_tokens=max_tokens)
         ]
 
 

@@ -76,7 +76,8 @@ def _add_biases(logits: Tensor, chunks: list[Chunk], eos_token_ids: Sequence[int
         sampling = chunk.seq.sampling
         entries += [(i, token_id, bias) for token_id, bias in sampling.logit_bias]
         if chunk.num_completion_tokens < sampling.min_tokens:
-            entries += [(i, token_id, -torch.inf) for token_id in eos_token_ids]
+            ends = (*eos_token_ids, *sampling.stop_token_ids)
+            entries += [(i, token_id, -torch.inf) for token_id in ends]
     if entries:
         rows, token_ids, biases = zip(*entries, strict=True)
         at = _places(rows, token_ids, logits.device)

@@ -7,6 +7,7 @@ which rows need which work is known from their parameters.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -63,6 +64,11 @@ def _sample_random(logits: Tensor, rows: list[SampleRow]) -> Tensor:
     device, vocab_size = logits.device, logits.shape[-1]
     temperatures = [row.sampling.temperature for row in rows]
     logits = logits / to_device(temperatures, torch.float32, device)[:, None]
+    # In the order of vLLM: min_p, top_k, top_p.
+    min_p = {i: p for i, row in enumerate(rows) if (p := row.sampling.min_p) > 0.0}
+    if min_p:
+        at = to_device([*min_p], torch.long, device)
+        logits[at] = _keep_min_p(logits[at], [*min_p.values()])
     top_k = {i: k for i, row in enumerate(rows) if 0 < (k := row.sampling.top_k) < vocab_size}
     if top_k:
         at = to_device([*top_k], torch.long, device)
@@ -72,6 +78,14 @@ def _sample_random(logits: Tensor, rows: list[SampleRow]) -> Tensor:
         at = to_device([*top_p], torch.long, device)
         logits[at] = _keep_top_p(logits[at], [*top_p.values()])
     return (logits + _gumbel(rows, logits)).argmax(-1)
+
+
+def _keep_min_p(logits: Tensor, min_p: list[float]) -> Tensor:
+    """Mask the tokens of each row [num_rows, vocab_size] whose probability is below `min_p` times
+    the highest: a distance of logits, for which no softmax is needed."""
+    distances = to_device([math.log(p) for p in min_p], torch.float32, logits.device)
+    threshold = logits.amax(-1, keepdim=True) + distances[:, None]
+    return logits.masked_fill(logits < threshold, -torch.inf)
 
 
 def _keep_top_k(logits: Tensor, top_k: list[int]) -> Tensor:

@@ -89,7 +89,7 @@ class Sequence:
         self, token_id: int, eos_token_ids: frozenset[int]
     ) -> FinishReason | None:
         """Return why the sequence ends with `token_id`, its latest token; None if it continues."""
-        if token_id in eos_token_ids and not self.sampling.ignore_eos:
+        if self.sampling.ends_with(token_id, eos_token_ids):
             return "stop"
         if self.matcher is not None and self.matcher.is_stopped:
             return "stop"

@@ -73,11 +73,11 @@ class FakeForeword:
         task = request.query_params.get("task")
         if task == "nope":
             return problem(404, "unknown_task", "there is no such task")
-        if texts := body.get("choices"):
+        if texts := body.get("rank", {}).get("texts"):
             numbers = {"logprob": -1.0, "num_tokens": 1}
-            choices = [{"text": texts[0], "probability": 0.75} | numbers]
-            choices += [{"text": text, "probability": 0.25} | numbers for text in texts[1:]]
-            return JSONResponse(ENDING | {"text": texts[0], "choices": choices})
+            ranking = [{"text": texts[0], "probability": 0.75} | numbers]
+            ranking += [{"text": text, "probability": 0.25} | numbers for text in texts[1:]]
+            return JSONResponse(ENDING | {"text": texts[0], "ranking": ranking})
         if not body.get("stream"):
             return JSONResponse(ENDING | {"task": task, "text": "one two three"})
         headers = {"X-Task-Version": "3", "X-Prefix-Digest": DIGEST, "X-Request-Id": "r1"}

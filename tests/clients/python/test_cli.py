@@ -47,6 +47,12 @@ def test_generate_streams_and_tells_what_it_took(run: Run, server: FakeForeword)
     assert server.bodies() == [{"prompt": "hi", "stream": True}]
 
 
+def test_generate_sends_sampling_parameters(run: Run, server: FakeForeword) -> None:
+    run("generate", "hi", "--min-p", "0.25", "--stop-token-id", "7", "--stop-token-id", "9")
+
+    assert server.bodies() == [{"prompt": "hi", "min_p": 0.25, "stop_token_ids": [7, 9]}]
+
+
 def test_generate_reads_standard_input(run: Run, server: FakeForeword) -> None:
     run("generate", input="from a pipe\n")
     run("generate", "-", input="two\nlines\n")
@@ -75,16 +81,19 @@ def test_generate_says_what_the_answer_has_to_be(
 
     run("generate", "hi", "--json-schema", str(schema))
     run("generate", "hi", "--regex", "[a-z]+")
-    chosen = run("generate", "hi", "--choice", "yes", "--choice", "no", "--rank-by", "mean", "-v")
+    chosen = run("generate", "hi", "--rank", "yes", "--rank", "no", "--rank-by", "mean", "-v")
+    run("generate", "hi", "--choice", "yes", "--choice", "no")
 
     form = {"name": "answer", "schema": {"type": "object"}}
     assert server.bodies() == [
         {"prompt": "hi", "response_format": {"type": "json_schema", "json_schema": form}},
         {"prompt": "hi", "regex": "[a-z]+"},
-        {"prompt": "hi", "choices": ["yes", "no"], "rank_by": "mean"},
+        {"prompt": "hi", "rank": {"texts": ["yes", "no"], "by": "mean"}},
+        {"prompt": "hi", "choice": ["yes", "no"]},
     ]
     assert chosen.stdout == "yes\n"
     assert [line.split()[0] for line in chosen.stderr.splitlines()[:2]] == ["0.750", "0.250"]
+    assert run("generate", "hi", "--rank-by", "mean").exit_code == 2
     for wrong in ("[1]", "{"):
         schema.write_text(wrong)
         assert run("generate", "hi", "--json-schema", str(schema)).exit_code == 2

@@ -24,7 +24,7 @@ ANSWERS = {
     "AuditPage": types.AuditPage,
     "Check": types.Check,
     "CreatedKey": types.CreatedKey,
-    "Defaults": types.Defaults,
+    "Defaults-Output": types.Defaults,
     "Entry": types.AuditEntry,
     "GenerateResponse": types.Generation,
     "GoldenPrompt": types.GoldenPrompt,
@@ -35,6 +35,8 @@ ANSWERS = {
     "Message": types.Message,
     "Profile-Output": types.Profile,
     "PromptFormat": types.PromptFormat,
+    "Rank": types.Rank,
+    "RankedText": types.RankedText,
     "Rehearsal": types.Rehearsal,
     "ScoredToken": types.ScoredToken,
     "Task": types.Task,
@@ -49,7 +51,7 @@ ANSWERS = {
     "VersionList": types.Versions,
     "VersionResidency": types.Residency,
     "prefix_store__manifest__Limits": types.TaskLimits,
-    "server__api__schemas__Limits": types.ServerLimits,
+    "server__api__schemas__admin__Limits": types.ServerLimits,
 }
 REQUESTS = {
     "GenerateRequest": (types.GenerateOptions, {"prompt", "stream"}),

@@ -11,6 +11,7 @@ from foreword_tuner.encoding import Encoder
 from foreword_tuner.errors import DataError, TunerError
 from prefix_store.manifest import Profile
 from server.generation.prompt import GenerateParams, PromptContext, prepare
+from server.generation.sampling import RequestOptions
 from server.text.tokenizer import Tokenizer
 from tests.server.fakes import INFO, make_transformers_tokenizer
 
@@ -25,8 +26,8 @@ def encoder(tokenizer: Any, **options: Any) -> Encoder:
 
 def served(tokenizer: Any, profile: Profile, **params: Any) -> list[int]:
     behind = PromptContext(num_prefix_tokens=4, profile=profile)
-    params = {"max_tokens": 1} | params
-    prepared = prepare(GenerateParams(**params), behind, tokenizer=Tokenizer(tokenizer), info=INFO)
+    asked = GenerateParams(options=RequestOptions(max_tokens=1), **params)
+    prepared = prepare(asked, behind, tokenizer=Tokenizer(tokenizer), info=INFO)
     return prepared.token_ids
 
 

@@ -23,6 +23,7 @@ GREEDY = {
     "temperature": "0",
     "top_p": "1",
     "top_k": "0",
+    "min_p": "0",
     "min_tokens": "0",
     "presence_penalty": "0",
     "frequency_penalty": "0",

@@ -1,4 +1,4 @@
-"""What answers have to be, as the routes take it: forms, refusals, choices and their scores."""
+"""What answers have to be, as the routes take it: forms, refusals, rankings."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from prefix_store.sampling import Rank
 from server.api.http.deps import Services
 from server.engine.params import SamplingParams
 from server.generation import grammar_check
@@ -111,12 +112,12 @@ async def test_openais_routes_take_openais_way_and_vllms(
         {"regex": ""},
         {"choice": []},
         {"choice": ["a", "a"]},
-        {"choices": ["a", "a"]},
-        {"choices": ["x" * 300]},
+        {"rank": {"texts": ["a", "a"]}},
+        {"rank": {"texts": ["x" * 300]}},
         {"choice": ["a"], "regex": "b"},
-        {"response_format": FORMAT, "choices": ["a"]},
+        {"response_format": FORMAT, "rank": {"texts": ["a"]}},
         {"regex": "[a-z]+", "min_tokens": 2},
-        {"choices": ["a"], "rank_by": "luck"},
+        {"rank": {"texts": ["a"], "by": "luck"}},
     ],
     ids=lambda form: json.dumps(form)[:40],
 )
@@ -231,7 +232,7 @@ async def test_a_profile_says_what_its_answers_are(
     http: httpx.AsyncClient, engine: FakeEngine
 ) -> None:
     await push(http, "x")
-    for defaults in ({"regex": "("}, {"regex": "a", "choice": ["a"]}, {"rank_by": "luck"}):
+    for defaults in ({"regex": "("}, {"regex": "a", "choice": ["a"]}, {"rank": {"by": "luck"}}):
         response = await http.patch("/tasks/x", json={"defaults": defaults})
         assert response.status_code == 422, response.text
     set_ = await http.patch("/tasks/x", json={"defaults": {"response_format": FORMAT}})
@@ -245,52 +246,71 @@ async def test_a_profile_says_what_its_answers_are(
     assert grammars == [IS_SCHEMA, IS_LETTER, None]
 
 
-# --- choices ---
+# --- ranking ---
 
 
-async def test_the_likeliest_choice_is_the_answer(
+async def test_the_most_likely_text_is_the_answer(
     http: httpx.AsyncClient, engine: FakeEngine
 ) -> None:
     """The fake engine gives every token -0.5."""
-    body = {"prompt": "hi", "choices": ["positive", "bad", "neutral"]}
+    body = {"prompt": "hi", "rank": {"texts": ["positive", "bad", "neutral"]}}
     answer = (await http.post("/generate", json=body)).json()
 
-    scores = {choice["text"]: choice for choice in answer["choices"]}
+    scores = {text["text"]: text for text in answer["ranking"]}
     assert answer["text"] == "bad"
     assert answer["finish_reason"] == "stop"
     assert answer["usage"]["prompt_tokens"] == 2
     assert answer["usage"]["completion_tokens"] == 3
-    assert [*scores] == body["choices"]
+    assert [*scores] == body["rank"]["texts"]
     assert (scores["positive"]["logprob"], scores["positive"]["num_tokens"]) == (-4.0, 8)
     assert sum(score["probability"] for score in scores.values()) == pytest.approx(1)
     assert [len(ids) for _, ids, _ in engine.submitted] == [10, 5, 9]
     assert {s.first_scored for _, _, s in engine.submitted} == {2}
-    mean = (await http.post("/generate", json=body | {"rank_by": "mean"})).json()
-    assert [choice["probability"] for choice in mean["choices"]] == pytest.approx([1 / 3] * 3)
+    mean = (
+        await http.post("/generate", json=body | {"rank": body["rank"] | {"by": "mean"}})
+    ).json()
+    assert [text["probability"] for text in mean["ranking"]] == pytest.approx([1 / 3] * 3)
 
 
-async def test_choices_stream_and_may_come_from_the_profile(http: httpx.AsyncClient) -> None:
+@pytest.mark.parametrize("old", [{"choices": ["a", "b"]}, {"rank_by": "sum"}])
+async def test_old_names_of_rank_are_refused_and_the_new_one_is_named(
+    http: httpx.AsyncClient, engine: FakeEngine, old: dict[str, Any]
+) -> None:
+    own = await http.post("/generate", json={"prompt": "hi"} | old)
+    openais = await http.post("/v1/completions", json={"model": "tiny", "prompt": "hi"} | old)
+
+    assert (own.status_code, openais.status_code) == (422, 400)
+    assert '"rank": {"texts"' in own.json()["detail"]
+    assert '"rank": {"texts"' in openais.json()["error"]["message"]
+    assert engine.submitted == []
+
+
+async def test_a_ranking_streams_and_may_come_from_the_profile(http: httpx.AsyncClient) -> None:
     await push(http, "x")
-    await http.patch("/tasks/x", json={"defaults": {"choices": ["yes", "no"]}, "chat": True})
+    await http.patch(
+        "/tasks/x", json={"defaults": {"rank": {"texts": ["yes", "no"]}}, "chat": True}
+    )
 
     streamed = await http.post("/generate?task=x", json={"prompt": "hi", "stream": True})
     chat = await http.post("/v1/chat/completions", json={"model": "x", "messages": MESSAGES})
     completion = await http.post("/v1/completions", json={"model": "x", "prompt": "hi"})
-    own = await http.post("/generate?task=x", json={"prompt": "hi", "choices": ["maybe", "so"]})
+    own = await http.post(
+        "/generate?task=x", json={"prompt": "hi", "rank": {"texts": ["maybe", "so"]}}
+    )
 
     events = [line[6:] for line in streamed.text.splitlines() if line.startswith("data: ")]
     token, done = (json.loads(event) for event in events)
     assert token["text"] == "no"
-    assert [choice["text"] for choice in done["choices"]] == ["yes", "no"]
+    assert [text["text"] for text in done["ranking"]] == ["yes", "no"]
     [answer] = chat.json()["choices"]
     assert (answer["message"]["content"], answer["finish_reason"]) == ("no", "stop")
-    assert [score["text"] for score in answer["scores"]] == ["yes", "no"]
+    assert [score["text"] for score in answer["ranking"]] == ["yes", "no"]
     assert completion.json()["choices"][0]["text"] == "no"
     assert own.json()["text"] == "so"
 
 
-async def test_logprobs_are_those_of_the_choice(http: httpx.AsyncClient) -> None:
-    body = {"model": "tiny", "prompt": "hi", "choices": ["abc", "de"], "logprobs": 2}
+async def test_logprobs_are_those_of_the_chosen_text(http: httpx.AsyncClient) -> None:
+    body = {"model": "tiny", "prompt": "hi", "rank": {"texts": ["abc", "de"]}, "logprobs": 2}
     answer = (await http.post("/v1/completions", json=body)).json()
 
     logprobs = answer["choices"][0]["logprobs"]
@@ -304,7 +324,7 @@ async def test_a_reader_that_leaves_ends_all_of_them(
     from server.generation.prompt import GenerateParams
 
     engine.delay_s = 5.0
-    asked = GenerateParams(prompt="hi", constraint=Constraint(choices=("a", "b")))
+    asked = GenerateParams(prompt="hi", constraint=Constraint(rank=Rank(texts=("a", "b"))))
     completion = await services.router.admit(None, None, asked)
     reading = asyncio.create_task(completion.collect())
     while not engine.submitted:

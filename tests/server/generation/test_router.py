@@ -10,6 +10,7 @@ from prefix_store import artifact
 from prefix_store.digest import Digest
 from prefix_store.errors import NothingActive, UnknownTask, UnknownVersion
 from prefix_store.manifest import Defaults, Limits, Profile
+from prefix_store.sampling import Rank
 from server.api.http.deps import Services
 from server.engine.ipc.messages import EngineInfo
 from server.engine.params import BASE_MODEL, COMPILES
@@ -26,6 +27,7 @@ from server.errors import (
 from server.generation.completion import Completion
 from server.generation.constraint import Constraint
 from server.generation.prompt import GenerateParams
+from server.generation.sampling import RequestOptions
 from server.text.tokenizer import Tokenizer
 from tests.server.fakes import INFO, FakeEngine, expected_tokens, make_prefix
 
@@ -39,7 +41,10 @@ async def push(services: Services, task: str, seed: int = 0) -> Digest:
 
 
 async def admit(services: Services, task: str | None = None, **params: object) -> Completion:
-    asked = GenerateParams(**({"prompt": "hi"} | params))  # type: ignore[arg-type]
+    options = {name: params.pop(name) for name in RequestOptions.model_fields if name in params}
+    asked = GenerateParams(
+        **({"prompt": "hi", "options": RequestOptions.model_validate(options)} | params)  # type: ignore[arg-type]
+    )
     return await services.router.admit(task, None, asked)
 
 
@@ -203,7 +208,7 @@ async def test_a_text_with_a_token_that_the_model_has_no_embedding_for_is_refuse
     engine.info_or_none = replace(INFO, vocab_size=150)
     beyond: list[dict[str, object]] = [
         {"prompt": "z z"},
-        {"prompt": "z", "constraint": Constraint(choices=("z", " "))},
+        {"prompt": "z", "constraint": Constraint(rank=Rank(texts=("z", " ")))},
         {"prompt": None, "messages": [{"role": "user", "content": "z"}]},
     ]
     for asked in beyond:

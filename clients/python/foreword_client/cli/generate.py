@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -63,6 +63,16 @@ def generate(
         int | None,
         typer.Option(min=0, metavar="N", help="0 is all tokens.", rich_help_panel=_SAMPLING),
     ] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="X",
+            help="Drop tokens below this share of the top probability.",
+            rich_help_panel=_SAMPLING,
+        ),
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option(min=0, metavar="N", help="Same seed, same tokens.", rich_help_panel=_SAMPLING),
@@ -71,6 +81,15 @@ def generate(
         list[str] | None,
         typer.Option(
             metavar="TEXT", help="Stop before this text. Repeatable.", rich_help_panel=_SAMPLING
+        ),
+    ] = None,
+    stop_token_id: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=0,
+            metavar="ID",
+            help="Stop at this token. Repeatable.",
+            rich_help_panel=_SAMPLING,
         ),
     ] = None,
     ignore_eos: Annotated[
@@ -96,7 +115,15 @@ def generate(
         list[str] | None,
         typer.Option(
             metavar="TEXT",
-            help="The likeliest of these texts, with all their scores (-v). Repeatable.",
+            help="Generate one of these texts. Repeatable.",
+            rich_help_panel=_FORM,
+        ),
+    ] = None,
+    rank: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Score these texts and answer with the most likely (-v: all scores). Repeatable.",
             rich_help_panel=_FORM,
         ),
     ] = None,
@@ -104,7 +131,7 @@ def generate(
         str | None,
         typer.Option(
             metavar="sum|mean",
-            help="Of the log-probabilities of a choice's tokens.",
+            help="Rank by the sum (default) or the mean of the tokens' log-probabilities.",
             rich_help_panel=_FORM,
         ),
     ] = None,
@@ -142,13 +169,15 @@ def generate(
         "temperature": temperature,
         "top_p": top_p,
         "top_k": top_k,
+        "min_p": min_p,
         "seed": seed,
         "stop": stop or None,
+        "stop_token_ids": stop_token_id or None,
         "ignore_eos": ignore_eos or None,
         "response_format": None if json_schema is None else arguments.json_schema(json_schema),
         "regex": regex,
-        "choices": choice or None,
-        "rank_by": rank_by,
+        "choice": choice or None,
+        "rank": _rank(rank, rank_by),
         "priority": priority,
         "traffic_key": traffic_key,
     }
@@ -201,9 +230,17 @@ def _note(answer: Generation) -> None:
     first = (
         "" if timings.first_token_ms is None else f"first token {timings.first_token_ms:.0f} ms, "
     )
-    for choice in answer.choices or ():
-        output.note(f"{choice.probability:.3f}  {choice.logprob:9.3f}  {choice.text!r}")
+    for text in answer.ranking or ():
+        output.note(f"{text.probability:.3f}  {text.logprob:9.3f}  {text.text!r}")
     output.note(f"{who} · {tokens} · {first}{timings.total_ms:.0f} ms · {answer.finish_reason}")
+
+
+def _rank(texts: list[str] | None, by: str | None) -> dict[str, Any] | None:
+    if not texts:
+        if by is not None:
+            raise typer.BadParameter("goes with --rank", param_hint="--rank-by")
+        return None
+    return {"texts": texts} if by is None else {"texts": texts, "by": by}
 
 
 def _fields(given: list[str] | None) -> dict[str, str] | None:

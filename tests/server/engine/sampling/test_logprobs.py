@@ -202,6 +202,7 @@ def test_logits_come_in_blocks_and_are_the_whole_forwards(served: Served) -> Non
         {"logit_bias": ((17, 3.0), (4, -100.0))},
         {"repetition_penalty": 0.8, "presence_penalty": 0.5, "logit_bias": ((9, 2.0),)},
         {"min_tokens": 6},
+        {"min_tokens": 6, "stop_token_ids": tuple(range(3, 60))},
     ],
     ids=lambda asked: "+".join(asked),
 )
@@ -220,7 +221,7 @@ def test_penalties_and_biases_give_the_tokens_of_their_definitions(
         for token_id, bias in asked.get("logit_bias", ()):
             logits[token_id] += bias
         if step < asked.get("min_tokens", 0):
-            logits[2] = -torch.inf
+            logits[[2, *asked.get("stop_token_ids", ())]] = -torch.inf
         if penalty := asked.get("repetition_penalty"):
             processor = RepetitionPenaltyLogitsProcessor(penalty)
             logits = processor(torch.tensor([expected]), logits[None])[0]
@@ -230,6 +231,8 @@ def test_penalties_and_biases_give_the_tokens_of_their_definitions(
         logits -= asked.get("frequency_penalty", 0.0) * counts
         logits -= asked.get("presence_penalty", 0.0) * (counts > 0)
         expected.append(int(logits.argmax()))
+        if expected[-1] in asked.get("stop_token_ids", ()):
+            break
 
     assert answer.token_ids == expected[len(PROMPT) :]
     unasked = {"min_tokens"} >= asked.keys()

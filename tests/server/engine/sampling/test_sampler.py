@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -42,8 +44,8 @@ def test_the_same_seed_gives_the_same_token_whatever_the_batch(
     seed: int, step: int, others: int
 ) -> None:
     x = logits()
-    mine = row(step, temperature=0.9, top_p=0.9, top_k=20, seed=seed)
-    strangers = [row(step, temperature=1.3, seed=i) for i in range(others)]
+    mine = row(step, temperature=0.9, top_p=0.9, top_k=20, min_p=0.05, seed=seed)
+    strangers = [row(step, temperature=1.3, min_p=i / 9, seed=i) for i in range(others)]
 
     [alone] = sample(x, [mine])
 
@@ -92,8 +94,46 @@ def test_a_tiny_top_p_keeps_one_token() -> None:
     assert sample(x, [row(temperature=2.0, top_p=1e-9)]) == x.argmax(-1).tolist()
 
 
+def allowed_by_min_p(logits: torch.Tensor, temperature: float, min_p: float) -> set[int]:
+    """The definition, in float64 on the host."""
+    scaled = logits.double().numpy() / temperature
+    probs = np.exp(scaled - scaled.max())
+    probs /= probs.sum()
+    return set(np.flatnonzero(probs >= min_p * probs.max()).tolist())
+
+
+@pytest.mark.parametrize("min_p", [0.02, 0.2, 0.5, 1.0])
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_min_p_drops_what_is_less_likely_than_a_share_of_the_likeliest(
+    min_p: float, temperature: float
+) -> None:
+    x = logits(vocab_size=12, seed=3)
+    rows = [row(i, temperature=temperature, min_p=min_p) for i in range(4000)]
+    strangers = [row(i, temperature=temperature, top_p=0.9) for i in range(50)]
+
+    drawn = sample(x.expand(4050, -1), [*strangers, *rows])
+
+    allowed = allowed_by_min_p(x[0], temperature, min_p)
+    assert set(drawn[50:]) <= allowed
+    likely = x[0].div(temperature).softmax(-1)
+    expected = likely[sorted(allowed)] / likely[sorted(allowed)].sum()
+    counts = torch.tensor(drawn[50:]).bincount(minlength=12)[sorted(allowed)] / 4000
+    assert (counts - expected).abs().max() < 0.04
+    assert drawn[:50] == sample(x.expand(50, -1), strangers), "other rows are as without it"
+
+
+def test_a_min_p_that_is_forgotten_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control of the test above."""
+    monkeypatch.setattr(sampler, "_keep_min_p", lambda logits, min_p: logits)
+    x = logits(vocab_size=12, seed=3)
+
+    drawn = sample(x.expand(4000, -1), [row(i, temperature=2.0, min_p=0.5) for i in range(4000)])
+
+    assert not set(drawn) <= allowed_by_min_p(x[0], 2.0, 0.5)
+
+
 def one_by_one(x: torch.Tensor, rows: list[SampleRow]) -> list[int]:
-    """The definition: each row alone, top-k before top-p."""
+    """The definition: each row alone, min-p before top-k before top-p."""
     drawn = []
     for logits, each in zip(x, rows, strict=True):
         sampling = each.sampling
@@ -101,6 +141,9 @@ def one_by_one(x: torch.Tensor, rows: list[SampleRow]) -> list[int]:
             drawn.append(int(logits.argmax()))
             continue
         logits = logits.float() / sampling.temperature
+        if sampling.min_p:
+            probs = logits.double().softmax(-1)
+            logits.masked_fill_(probs < sampling.min_p * probs.max(), -torch.inf)
         if 0 < sampling.top_k < len(logits):
             threshold = logits.topk(sampling.top_k).values[-1]
             logits.masked_fill_(logits < threshold, -torch.inf)
@@ -118,6 +161,7 @@ SAMPLING = st.builds(
     temperature=st.sampled_from((0.0, 0.1, 0.7, 1.0, 5.0)),
     top_p=st.sampled_from((1.0, 0.999, 0.9, 0.5, 1e-6)),
     top_k=st.sampled_from((0, 1, 2, 40, 299, 300, 5000)),
+    min_p=st.sampled_from((0.0, 1e-3, 0.1, 0.5, 1.0)),
     seed=st.integers(0, 2**63 - 1),
 )
 

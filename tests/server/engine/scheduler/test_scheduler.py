@@ -52,6 +52,20 @@ def test_an_eos_token_ends_a_sequence_unless_it_is_ignored() -> None:
     assert s.running == [stubborn]
 
 
+def test_a_stop_token_ends_a_sequence_even_where_eos_is_ignored() -> None:
+    s, _ = make_scheduler()
+    asked = SamplingParams(max_tokens=9, ignore_eos=True, stop_token_ids=(7, EOS + 1))
+    for request_id in (1, 2, 3):
+        s.add(Sequence(request_id, None, [5, 5], asked))
+    last = Sequence(4, None, [5, 5], SamplingParams(max_tokens=1, stop_token_ids=(7,)))
+    s.add(last)
+
+    deltas = s.commit(s.schedule(), [7, EOS, 8, 7])
+
+    assert [delta.token_ids for delta in deltas] == [[7], [EOS], [8], [7]]
+    assert [delta.finish_reason for delta in deltas] == ["stop", None, None, "stop"]
+
+
 def test_a_cancelled_sequence_releases_its_pages_and_its_prefix() -> None:
     s, residency = make_scheduler()
     digest = Digest.of(b"x")
