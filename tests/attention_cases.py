@@ -1,4 +1,4 @@
-"""One layer's attention over random tensors, for any backend: cases large and small."""
+"""Attention of one layer over random tensors, for any backend, and the cases to test."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ MIXED: Tasks = ((0, [(1, 9)]), (21, [(9, 6), (1, 0)]), (3, [(1, 17)]))
 
 @dataclass(frozen=True)
 class Case:
-    """`tasks`: (prefix length, chunks), a chunk being (new tokens, tokens before these)."""
+    """Geometry, options and batch of a test. `tasks`: pairs of a prefix length and chunks, which
+    are pairs of new tokens and own tokens before them."""
 
     group: int = 2
     num_kv_heads: int = 2
@@ -37,7 +38,7 @@ class Case:
 
     @property
     def num_pages(self) -> int:
-        """A few more than are needed."""
+        """A few pages more than the chunks need."""
         chunks = [chunk for _, chunks in self.tasks for chunk in chunks]
         return 3 + sum(-(-sum(chunk) // self.page_size) for chunk in chunks)
 
@@ -47,7 +48,7 @@ class Case:
 
 
 class Attention:
-    """One layer's inputs of one step, the same on every device."""
+    """Inputs of one layer in one step, identical on every device."""
 
     def __init__(self, case: Case) -> None:
         self.case = case
@@ -90,7 +91,7 @@ class Attention:
         return KvPool(spec, num_pages=case.num_pages, page_size=case.page_size, device=DEVICE)
 
     def pool_before_the_step(self) -> KvPool:
-        """NaN wherever nothing was written."""
+        """Return a pool that holds the earlier tokens' KV, and NaN in all other slots."""
         pool = self.pool()
         pool.pages.fill_(torch.nan)
         for span in self.step.spans:
@@ -101,7 +102,7 @@ class Attention:
         return pool
 
     def run(self, backend: AttentionBackend, num_rows: int | None = None) -> tuple[Tensor, Tensor]:
-        """Output [T, num_heads, head_dim] in float32, and the pool afterwards."""
+        """Return the output [T, num_heads, head_dim] in float32, and the pool after the step."""
         pool = self.pool_before_the_step()
         backend.allocate(pool, self.case.bounds)
         backend.plan(self.step)
@@ -109,7 +110,10 @@ class Attention:
 
 
 def attend(attention: Attention, backend: AttentionBackend, num_rows: int) -> Tensor:
-    """With more rows than the step has, the rest is noise."""
+    """Run one layer with `num_rows` rows; those past the step hold a constant.
+
+    Returns [num_rows, num_heads, head_dim] in float32.
+    """
     qkv = [
         torch.cat([t, t.new_full((1, t.shape[1], num_rows - t.shape[2], t.shape[3]), 7.0)], dim=2)
         for t in (attention.query, attention.key, attention.value)

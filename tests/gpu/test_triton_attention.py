@@ -1,4 +1,4 @@
-"""Compiled attention on the device: against the oracle, the interpreter, and its own replay."""
+"""Compiled attention on the device, against the oracle, the interpreter, and its own replay."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ MODELS = {
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("model", MODELS)
-def test_it_computes_what_the_oracle_computes(model: str, dtype: str) -> None:
+def test_output_and_pool_equal_the_oracles(model: str, dtype: str) -> None:
     case = replace(MODELS[model], dtype=dtype, page_size=16)
     attention = Attention(case)
     expected, expected_pool = attention.run(RefBackend())
@@ -75,7 +75,7 @@ def test_the_compiled_kernels_equal_the_interpreted_ones(tmp_path: Path) -> None
 
 
 def test_one_capture_replays_every_step() -> None:
-    """Steps are queued one behind the other, without waiting: each must see its own list."""
+    """Steps are queued one after another without waiting: each must see its own work list."""
     num_rows = 32
     chunks = [[(1, 3 * i) for i in range(n)] for n in (1, 7, 32)]
     steps = [Attention(Case(tasks=((40, rows),), page_size=16)) for rows in chunks]

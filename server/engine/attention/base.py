@@ -1,4 +1,4 @@
-"""What one step asks of attention, whatever computes it."""
+"""The attention interface: the packed batch of one step, and what every backend implements."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ ATTENTION_NAME = "foreword"
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One sequence's tokens of this step, and where its own KV lies."""
+    """The tokens that one sequence computes in this step, and the pages of its own KV."""
 
     request_id: int
     begin: int
     """First row in the packed batch."""
     num_tokens: int
     start: int
-    """Own tokens before these, whose KV lie in the pool already."""
+    """Number of the sequence's own tokens before these, whose KV is already in the pool."""
     pages: list[int]
     prefix: ResidentPrefix | None
 
@@ -38,7 +38,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """All rows of one step that stand behind the same prefix; they are neighbours."""
+    """Consecutive rows [begin, end) of one step that share a prefix."""
 
     begin: int
     end: int
@@ -58,38 +58,44 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The most that one step can hold. Buffers that a captured forward reads are made for it."""
+    """Capacity of one step. The buffers that a captured forward reads are allocated for it."""
 
     num_heads: int
-    """Of the queries (`LoadedModel.num_heads`); the pool knows those of the keys."""
+    """Query heads (`LoadedModel.num_heads`); the pool knows the number of KV heads."""
     num_rows: int = 512
-    """Rows of the largest forward, padding included."""
+    """Rows of the largest forward, including padding."""
     num_spans: int = 64
     num_tokens: int = 4096
-    """Of one sequence, its own."""
+    """Maximum own tokens of one sequence, without its prefix."""
 
 
 class AttentionBackend(Protocol):
-    """Writes a step's keys and values into the pool and attends to prefix and own segments."""
+    """Writes a step's keys and values into the pool and attends to prefixes and own tokens."""
 
     name: str
-    """As in the setting `attention`."""
+    """Value of the setting `attention` that selects this backend."""
 
     graph_safe: bool
-    """Whether a captured forward may be replayed. Then `plan` is all the host work of a step: it
-    queues copies into buffers whose addresses are fixed since `allocate`, on the current stream,
-    and does not wait for them; `attend` reads nothing of the step but these. A forward may have
-    more rows than the step (a bucket): rows beyond it write nothing and give zeros. It may also
-    run before any `plan`: then all rows are beyond the step. Kernels compile in the first forward
-    of a size, so one goes before its capture."""
+    """Whether a captured forward may be replayed for other steps.
+
+    If so, `plan` does all of a step's host work: it queues copies, on the current stream and
+    without waiting for them, into buffers whose addresses are fixed by `allocate`. `attend` reads
+    nothing else of the step. A forward may have more rows than the step (a bucket): the rows past
+    the step write nothing and return zeros. A forward may also run before the first `plan`: then
+    every row is past the step. Kernels compile in the first forward of a size, so a forward of
+    that size must run before its capture.
+    """
 
     def allocate(self, pool: KvPool, bounds: Bounds | None = None) -> None:
-        """Before everything else. A second pool takes the place of the first, as long as nothing is
-        captured. `bounds` concerns graph safe backends."""
+        """Attach the KV pool and allocate buffers. Must be called before `plan` and `attend`.
+
+        A second call replaces the pool, which is allowed until a forward is captured. Only
+        graph-safe backends need `bounds`.
+        """
         ...
 
     def plan(self, step: Step) -> None:
-        """Host work that all layers of one step share."""
+        """Do the host work of one step that all its layers share."""
         ...
 
     def attend(
@@ -106,5 +112,8 @@ class AttentionBackend(Protocol):
         s_aux: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
-        """The signature transformers calls. Returns [1, T, num_heads, head_dim]."""
+        """Compute one layer, with the signature that transformers calls.
+
+        Returns [1, T, num_heads, head_dim].
+        """
         ...

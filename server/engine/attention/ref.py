@@ -1,4 +1,4 @@
-"""The reference backend: gather, float32 softmax, one sequence at a time. Slow, and the oracle."""
+"""The reference backend: gather and a float32 softmax, sequence by sequence. Slow, for tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from server.engine.memory.kv_pool import KvPool
 
 
 class RefBackend:
-    """One mask rule on absolute slots, prefix first: abs_k <= abs_q and abs_k > abs_q - window."""
+    """The oracle of the other backends.
+
+    One mask rule on absolute slots, counted from the start of the prefix:
+    abs_k <= abs_q and abs_k > abs_q - window.
+    """
 
     name = "ref"
     graph_safe = False
@@ -56,14 +60,14 @@ class RefBackend:
 
 
 def write_own(pool: KvPool, layer: int, span: Span, kv: Tensor) -> None:
-    """Put a span's new keys and values, [2, num_kv_heads, num_tokens, head_dim], into its pages."""
+    """Write a span's new keys and values [2, num_kv_heads, num_tokens, head_dim] to its pages."""
     for i in range(span.num_tokens):
         page, slot = divmod(span.start + i, pool.page_size)
         pool.pages[span.pages[page], layer, :, :, slot] = kv[:, :, i]
 
 
 def gather(pool: KvPool, layer: int, span: Span) -> tuple[Tensor, Tensor]:
-    """All a span may see: keys and values of prefix and own tokens, [num_kv_heads, N, head_dim]."""
+    """Return the keys and values of a span's prefix and own tokens: [num_kv_heads, N, head_dim]."""
     own = pool.layer(layer, span.pages, span.start + span.num_tokens)
     if span.prefix is None:
         return own[0], own[1]
@@ -72,7 +76,7 @@ def gather(pool: KvPool, layer: int, span: Span) -> tuple[Tensor, Tensor]:
 
 
 def visible(span: Span, num_keys: int, sliding_window: int | None, device: torch.device) -> Tensor:
-    """[num_tokens, num_keys]: which keys each query may see."""
+    """Return the mask [num_tokens, num_keys], True where a query may see a key."""
     first = span.num_prefix_tokens + span.start
     abs_q = torch.arange(first, first + span.num_tokens, device=device)[:, None]
     abs_k = torch.arange(num_keys, device=device)[None]
@@ -95,7 +99,7 @@ def _softmax_attention(
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     scores = scores.masked_fill(~mask, -torch.inf)
-    if sinks is not None:  # a key without a value that every query sees
+    if sinks is not None:  # a key without a value, visible to every query
         sink = sinks.float()[:, None, None].expand(-1, scores.shape[1], 1)
         weights = torch.cat([scores, sink], dim=-1).softmax(-1)[..., :-1]
     else:

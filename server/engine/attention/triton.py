@@ -1,7 +1,8 @@
-"""The CUDA backend: a fixed grid of Triton kernels works off a list that lies on the device.
+"""The CUDA backend: Triton kernels whose fixed grid works through a list in device memory.
 
-An item of the list is (some rows, a range of one segment of keys and values). A task's prefix is
-read once for all its rows. Partial results are kept in float32 and merged by log-sum-exp.
+An item of the list is (some rows, a range of one segment of keys and values); `work_list` has a
+drawing. A task's prefix is read once for all its rows. Partial results are kept in float32 and
+merged by log-sum-exp.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from server.engine.memory.kv_pool import KvPool
 from server.engine.memory.residency import ResidentPrefix
 
 _ALIGNMENT = 16
-"""Bytes that the device loads at once; the allocators align tensors to more."""
+"""Bytes of the device's widest load. Allocators align tensors to at least this."""
 _KEY_BLOCK_BYTES = 16384
-"""Of the keys that a program holds at once."""
+"""Bytes of the block of keys that a program holds at once."""
 _PROGRAMS_PER_CORE = 2
 _PARTS_PER_BLOCK = 16
 
 
 class TritonBackend:
-    """`min_keys` is the smallest range of keys that is worth a program of its own."""
+    """Attention on a CUDA device. `min_keys`: the smallest range of keys worth its own item."""
 
     name = "triton"
     graph_safe = True
@@ -45,7 +46,7 @@ class TritonBackend:
         self._block_d = max(16, _power_of_two(self._head_dim))
         block_bytes = self._block_d * pool.pages.itemsize
         self._block_n = min(64, max(16, _KEY_BLOCK_BYTES // block_bytes))
-        # Of a decode row, and of many rows: heights in rows times query heads of a KV head.
+        # Tile heights for few rows (decode) and many (prefill), in rows x query heads per KV head.
         self._low = max(16, _power_of_two(self._group))
         self._high = max(self._low, 128 if block_bytes <= 256 else 64)
         device = pool.pages.device
@@ -76,7 +77,8 @@ class TritonBackend:
 
     def plan(self, step: Step) -> None:
         work = work_list(step, self._tiling, self._offset_of)
-        num_missing = self._num_rows - len(work.row_slots)  # they write nothing and have no parts
+        # Rows past the step: they write nothing (slot -1) and have no partial results.
+        num_missing = self._num_rows - len(work.row_slots)
         self._lists.send(
             [0, work.num_low_items, len(work.items)],
             np.pad(work.row_slots, (0, num_missing), constant_values=-1),
@@ -125,7 +127,7 @@ class TritonBackend:
                 num_warps=8 if is_high else 4, num_stages=3 if is_high else 5,
             )  # fmt: skip
         out = q.new_empty(1, num_rows, num_heads, head_dim)
-        sinks = self._part_lse if s_aux is None else s_aux  # not read where there are none
+        sinks = self._part_lse if s_aux is None else s_aux  # not read without sinks: any pointer
         kernels.merge_parts[(num_rows, num_heads)](
             self._part_out, self._part_lse, self._row_parts, sinks, out,
             HAS_SINKS=s_aux is not None, HEAD_DIM=head_dim, BLOCK_D=self._block_d,
@@ -134,7 +136,10 @@ class TritonBackend:
         return out, None
 
     def _offset_of(self, prefix: ResidentPrefix) -> int:
-        """In elements, from the pool's first; negative where the prefix lies before the pool."""
+        """Return the distance from the pool to a prefix, in elements.
+
+        It is negative if the prefix has the lower address.
+        """
         distance = prefix.kv.data_ptr() - self._pages.data_ptr()
         assert distance % _ALIGNMENT == 0
         assert prefix.kv.is_contiguous()
@@ -142,10 +147,10 @@ class TritonBackend:
 
 
 class _Staged:
-    """A buffer on the device that never moves, filled from pinned memory.
+    """A device buffer at a fixed address, filled from pinned host memory.
 
-    A copy waits behind the forward before it, so there are two pinned buffers: while one waits, the
-    next step fills the other.
+    A copy is queued after the previous step's forward, so there are two pinned buffers: while one
+    waits to be copied, the next step fills the other.
     """
 
     def __init__(self, size: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -157,6 +162,7 @@ class _Staged:
         ]
 
     def send(self, *parts: NDArray[np.int64] | list[int]) -> None:
+        """Queue a copy of the concatenated `parts` to the start of the device buffer."""
         self._pinned.reverse()
         pinned, copied = self._pinned[0]
         if copied is not None:
@@ -169,11 +175,11 @@ class _Staged:
 
 
 def _power_of_two(size: int) -> int:
-    """The smallest that is no smaller."""
+    """Return the smallest power of two that is at least `size`."""
     return 1 << (size - 1).bit_length()
 
 
 def _num_cores(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).multi_processor_count
-    return 4  # the interpreter: enough to cut work as a device would
+    return 4  # Triton's interpreter: enough for work to be split as on a device

@@ -1,4 +1,4 @@
-"""A base model from disk, with our attention in it, measured and frozen."""
+"""Loading of a base model: our attention in its layers, geometry measured, weights frozen."""
 
 from __future__ import annotations
 
@@ -31,24 +31,27 @@ _NUM_PROBE_TOKENS = 16
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """The frozen base model and what the engine has to know of it."""
+    """The frozen base model, and the properties of it that the engine uses."""
 
     model: PreTrainedModel
     spec: BaseModelSpec
     num_heads: int
-    """Of the queries."""
+    """Query heads."""
     context: Context
     vocab_size: int
     eos_token_ids: tuple[int, ...]
 
     @property
     def max_positions(self) -> int:
-        """The most tokens of prefix, prompt and completion together."""
+        """Maximum tokens of a sequence: prefix, prompt and completion."""
         return self.context.num_tokens
 
 
 def load(path: str, *, dtype: str, device: str, backend: AttentionBackend) -> LoadedModel:
-    """Raises `UnsupportedModel`, and OSError where there is no model."""
+    """Load a model folder or hub id and register `backend` as its attention.
+
+    Raises `UnsupportedModel`, and OSError if there is no model.
+    """
     config = read_config(path)
     check_supported(config)
     context = context_of(config)
@@ -70,8 +73,10 @@ def load(path: str, *, dtype: str, device: str, backend: AttentionBackend) -> Lo
 
 
 def _read(path: str, dtype: torch.dtype) -> PreTrainedModel:
-    """All weights from the checkpoint: transformers would give those that it lacks random values.
-    Weights that are tied to others are not among them."""
+    """Read a model whose checkpoint contains all its weights.
+
+    transformers would initialise missing weights at random. Tied weights are not missing.
+    """
     model, found = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=dtype,
@@ -79,7 +84,7 @@ def _read(path: str, dtype: torch.dtype) -> PreTrainedModel:
         use_safetensors=True,
         trust_remote_code=False,
         output_loading_info=True,
-        ignore_mismatched_sizes=True,  # so that they can be named
+        ignore_mismatched_sizes=True,  # reports them instead of raising, so that they can be named
     )
     if missing := sorted(found["missing_keys"]):
         raise UnsupportedModel(f"the checkpoint lacks {_first_of(missing)}")
@@ -96,7 +101,10 @@ def _first_of(names: list[str]) -> str:
 
 
 def _measure(model: PreTrainedModel, name: str, dtype: str) -> tuple[BaseModelSpec, int]:
-    """The shapes of one real forward, and its query heads: config fields lie for some families."""
+    """Run one forward; return the geometry that attention sees, and the number of query heads.
+
+    For some families the config fields are wrong.
+    """
     shapes: dict[int, tuple[int, int, int]] = {}
     norms: dict[int, tuple[float, float]] = {}
 
@@ -113,7 +121,8 @@ def _measure(model: PreTrainedModel, name: str, dtype: str) -> tuple[BaseModelSp
 
     AttentionInterface.register(ATTENTION_NAME, probe)
     positions = torch.arange(_NUM_PROBE_TOKENS, device=model.device)[None]
-    token_ids = positions * 7919 % model.get_input_embeddings().num_embeddings  # some of all kinds
+    # A step that is prime spreads the token ids over the whole vocabulary.
+    token_ids = positions * 7919 % model.get_input_embeddings().num_embeddings
     with torch.inference_mode():
         model(input_ids=token_ids, position_ids=positions, use_cache=False)
     num_layers = model.config.num_hidden_layers

@@ -1,4 +1,4 @@
-"""Puts the compiled layers into a loaded model, if they compute the same as its own."""
+"""Installation of the compiled layers in a loaded model, if their logits agree with its own."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ logger = logging.getLogger(__name__)
 
 PAGE_SIZE = 16
 _NUM_POSITIONS = 64
-"""More than a trial takes."""
+"""Positions reserved for a trial: more than it uses."""
 Run = Callable[..., Tensor]
-"""`PreTrainedModel.forward`'s arguments -> logits of the rows to keep."""
+"""Takes the arguments of `PreTrainedModel.forward`; returns the logits of the rows to keep."""
 _MAX_RELATIVE_ERROR = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 _MAX_RELATIVE_ERROR_INT8 = 0.25  # a wrong layer gives 1 and more
 
 
 class NativeBackend:
-    """Attention is part of the compiled layers: it is planned here and called by nobody."""
+    """The backend of the compiled layers. They contain attention, so `attend` is never called."""
 
     name = "native"
     graph_safe = False
@@ -48,7 +48,7 @@ class NativeBackend:
     def __init__(self, layers: NativeLayers) -> None:
         self.layers = layers
         self.bare_forward: BareForward | None = None
-        """The model's forward, where that is known to do no more."""
+        """A replacement of the model's forward; None unless it was found to return the same."""
 
     def allocate(self, pool: KvPool, bounds: Bounds | None = None) -> None:
         self.layers.allocate(pool)
@@ -57,7 +57,7 @@ class NativeBackend:
         self.layers.plan(step)
 
     def argmax(self, logits: Tensor) -> Tensor:
-        """`sampler.Argmax`, by the threads of the layers."""
+        """Implements `sampler.Argmax` with the threads of the compiled layers."""
         return self.layers.team.argmax(logits)
 
     def attend(self, module: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
@@ -65,7 +65,7 @@ class NativeBackend:
 
 
 class AttentionRecorder(RefBackend):
-    """The oracle, which also notes how the model's layers call attention."""
+    """A reference backend that records the arguments with which each layer calls attention."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,12 +92,13 @@ def install(
     int8: bool = False,
     max_model_len: int = 0,
 ) -> NativeBackend:
-    """Replace the layers and the head of `model`; `int8`: with their weights as 8-bit integers.
+    """Replace the layers and the head of `model`. `int8` quantizes their weights to 8 bits.
 
-    They are tried at the first positions and near the last before `max_model_len`: some families
-    scale attention from some position on. Raises `NativeUnavailable` and `NotLlamaLike`, with the
-    model as it was. What was tried may still be registered as the attention: the caller registers
-    the one that it uses in the end.
+    Their logits are compared with the model's own at the first positions and close to
+    `max_model_len`, because some families scale attention from a certain position on.
+
+    Raises `NativeUnavailable` or `NotLlamaLike`; the model is then unchanged. The trial registers
+    its own attention with transformers: the caller must register the backend that it uses.
     """
     team = ThreadTeam(num_threads)
     if not team.supports(model.dtype):
@@ -108,12 +109,12 @@ def install(
         return _install(model, spec, team, last_position, int8=int8)
     except NotLlamaLike:
         raise
-    except Exception as exc:  # a family that is built otherwise, wherever that shows
+    except Exception as exc:  # a family with a different structure can fail anywhere
         raise NotLlamaLike(f"they do not run: {type(exc).__name__}: {exc}") from exc
 
 
 def _check_scaling(config: PretrainedConfig, max_model_len: int) -> None:
-    """Raises `NotLlamaLike` for a scale that a trial in bfloat16 would take for rounding."""
+    """Raise `NotLlamaLike` for a scale whose effect a bfloat16 trial cannot tell from rounding."""
     rope = getattr(config, "rope_parameters", None) or {}
     original = rope.get("original_max_position_embeddings") or max_model_len
     if rope.get("llama_4_scaling_beta") and max_model_len > original:
@@ -151,7 +152,7 @@ def _install(
 
 @contextmanager
 def _in_place(model: PreTrainedModel, layers: nn.ModuleList, head: nn.Module) -> Iterator[None]:
-    """From here on, unless an exception leaves."""
+    """Replace a model's layers and head. If the block raises, restore them."""
     own_layers, own_head = model.model.layers, model.lm_head
     model.model.layers, model.lm_head = layers, head
     try:
@@ -171,15 +172,18 @@ def _by_model(model: PreTrainedModel, **inputs: Tensor) -> Tensor:
 
 
 def _steps(prefix: ResidentPrefix, last_position: int) -> list[tuple[list[Span], int]]:
-    """A prompt after a prefix and one without, a token of each, and the same as if they stood near
-    the end of the context: spans, and the position of the first token there is."""
+    """Return the steps of a trial, as spans and the position of the first token.
+
+    Two prompts, one after a prefix; then one token of each; then the same tokens at positions close
+    to the end of the context.
+    """
     prompts = [Span(0, 0, 17, 0, [2, 0], prefix), Span(1, 17, 5, 0, [1], None)]
     tokens = [Span(0, 0, 1, 17, [2, 0], prefix), Span(1, 1, 1, 5, [1], None)]
     return [(prompts, 0), (tokens, 0), (tokens, last_position)]
 
 
 def _own_prefix(model: PreTrainedModel, backend: AttentionBackend, pool: KvPool) -> Tensor:
-    """What the model itself makes of some tokens: [num_layers, 2, num_kv_heads, L, head_dim]."""
+    """Compute a prefix from tokens: [num_layers, 2, num_kv_heads, L, head_dim]."""
     pages = [0, 1, 2]
     num_tokens = 2 * PAGE_SIZE + 5
     _forward(model, partial(_by_model, model), backend, [Span(0, 0, num_tokens, 0, pages, None)])

@@ -1,8 +1,8 @@
-"""The decoder layers of a Llama-like model as one compiled call, in place of transformers' own.
+"""The decoder layers of a Llama-like model as one compiled call, replacing those of transformers.
 
-transformers still loads the weights, embeds the tokens, computes the rotary angles (with whatever
-scaling the model uses) and applies the last norm. Which models qualify is found by structure, and
-then by comparing logits: a model that differs anywhere keeps its own layers.
+transformers still loads the weights, embeds the tokens, computes the rotary angles (including the
+model's RoPE scaling) and applies the last norm. A model qualifies by its structure and then by its
+logits: if anything differs, it keeps its own layers.
 """
 
 from __future__ import annotations
@@ -75,20 +75,20 @@ class _CGroup(ctypes.Structure):
 
 
 class NotLlamaLike(Exception):
-    """The compiled layers do not compute this model. The message says what is different."""
+    """The compiled layers do not compute this model. The message says what differs."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionCall:
-    """What a layer tells attention."""
+    """The arguments with which a layer calls attention."""
 
     scaling: float
     sliding_window: int
-    """0: none."""
+    """Window in tokens; 0: none."""
 
 
 class ThreadTeam:
-    """The threads that compute; they live as long as the process."""
+    """The compute threads of the compiled layers. They live as long as the process."""
 
     def __init__(self, num_threads: int) -> None:
         self.lib = library()
@@ -101,9 +101,9 @@ class ThreadTeam:
         return dtype is torch.float32
 
     def argmax(self, x: Tensor) -> Tensor:
-        """The column of each row's highest value, the first of equals, -1 where there is NaN.
+        """Return the index of each row's highest value; the first of equals, -1 if one is NaN.
 
-        x: [num_rows, n].
+        x: [num_rows, n]. Returns [num_rows], int64.
         """
         if not self.supports(x.dtype) or x.stride(1) != 1:
             x = x.float().contiguous()
@@ -116,9 +116,9 @@ class ThreadTeam:
 
 
 class _Weight:
-    """A weight matrix [n, k] as gemm.h reads it, and what keeps its memory alive.
+    """A weight matrix [n, k] in the layout of gemm.h. It owns the memory that C points to.
 
-    `int8`: as integers of eight bits, with one scale for each output, its largest weight / 127.
+    `int8` quantizes to 8-bit integers with one scale per output, its largest weight / 127.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, *, int8: bool) -> None:
@@ -140,7 +140,7 @@ class _Weight:
 
 
 class NativeLinear(nn.Module):
-    """A frozen `nn.Linear`: the model's head."""
+    """A frozen `nn.Linear` as compiled code, for the model's head."""
 
     def __init__(self, linear: nn.Linear, team: ThreadTeam, *, int8: bool = False) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class NativeLinear(nn.Module):
         self._out_features = linear.out_features
 
     def forward(self, x: Tensor) -> Tensor:
-        """[1, T, in_features] -> [1, T, out_features]."""
+        """Map [1, T, in_features] to [1, T, out_features]."""
         rows = x.shape[1]
         padded = pad(x[0], (0, self._weight.k - x.shape[2], 0, -rows % _ROWS))
         out = x.new_empty(rows, self._weight.n)
@@ -163,7 +163,10 @@ class NativeLinear(nn.Module):
 
 
 class NativeLayers(nn.Module):
-    """All decoder layers. `plan` is told of a step before the model's forward reaches them."""
+    """All decoder layers as one module. Call `plan` before the forward of each step.
+
+    `calls` holds each layer's attention arguments. Raises `NotLlamaLike`.
+    """
 
     def __init__(
         self,
@@ -196,6 +199,8 @@ class NativeLayers(nn.Module):
         self._pool = pool
 
     def plan(self, step: Step) -> None:
+        """Convert a step to the structs of layers.cpp. A C group is a run of spans with the same
+        prefix, or with none."""
         assert self._pool is not None
         spans, groups = (_CSpan * len(step.spans))(), []
         pages: list[int] = []
@@ -218,7 +223,10 @@ class NativeLayers(nn.Module):
     def forward(
         self, hidden: Tensor, *args: Any, position_embeddings: tuple[Tensor, Tensor], **kwargs: Any
     ) -> Tensor:
-        """[1, T, hidden_size] -> the same, through all layers."""
+        """Run all layers on [1, T, hidden_size]; returns the same shape.
+
+        Raises `NotLlamaLike` if the rotary angles do not cover the whole head.
+        """
         step = self._step
         assert step is not None
         hidden = hidden.contiguous()
@@ -285,7 +293,7 @@ def _check_geometry(model: PreTrainedModel, spec: BaseModelSpec) -> None:
     if getattr(config, "hidden_act", None) != "silu":
         raise NotLlamaLike("its MLP is not gated by SiLU")
     if not hasattr(getattr(model, "model", None), "layers"):
-        raise NotLlamaLike("its layers lie elsewhere")
+        raise NotLlamaLike("it has no model.layers")
 
 
 def _check_layer(layer: Any) -> None:
@@ -306,7 +314,7 @@ def _check_layer(layer: Any) -> None:
 def _eps(norm: Any) -> float:
     eps: float | None = getattr(norm, "variance_epsilon", None) or getattr(norm, "eps", None)
     if eps is None:
-        raise NotLlamaLike("its norm says no epsilon")
+        raise NotLlamaLike("its norm has no epsilon")
     return eps
 
 
@@ -318,5 +326,5 @@ def _cat_bias(linears: list[Any]) -> Tensor | None:
 
 
 def _in_turn(weights: list[Tensor]) -> Tensor:
-    """Sixteen rows of the first, sixteen of the second, and so on."""
+    """Interleave the rows of two weights: 16 of the first, 16 of the second, and so on."""
     return torch.stack([w.view(-1, _LANES, w.shape[1]) for w in weights], dim=1).flatten(0, 2)

@@ -1,4 +1,4 @@
-"""A batch of chunks -> one packed step: token ids, positions, and the work list of attention."""
+"""The planner: packs a batch of chunks into one step of token ids, positions and spans."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from server.engine.scheduler.batch import Batch, Chunk
 
 
 def plan(batch: Batch, prefix_of: Callable[[Digest], ResidentPrefix], device: torch.device) -> Step:
-    """Lay chunks behind the same prefix side by side, so that each prefix is read once.
+    """Pack a batch, with the chunks of a prefix next to each other so that it is read once.
 
-    `logit_rows` are in the order of the batch's chunks, as the scheduler expects the samples. A
-    token that is not known yet is 0.
+    `logit_rows` follow the order of `batch.sampled`, as the scheduler expects the sampled tokens.
+    The id of a token that is not known yet is 0.
     """
     spans: dict[Chunk, Span] = {}
     groups: list[Group] = []
@@ -46,7 +46,7 @@ def _span(chunk: Chunk, begin: int, prefix: ResidentPrefix | None) -> Span:
 
 
 def _by_prefix(chunk: Chunk) -> tuple[str, int]:
-    """Decode rows of one prefix lie in the order of their pages."""
+    """Sort key: the prefix, then the first page, so that decode rows read the pool in order."""
     return str(chunk.seq.prefix or ""), chunk.seq.pages[0]
 
 

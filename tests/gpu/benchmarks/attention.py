@@ -1,4 +1,4 @@
-"""Attention of one layer, its prefix read once for all rows or once for each."""
+"""Attention of one layer, with a prefix that is read once for all rows or once per row."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Sizes:
     prefix_lengths: tuple[int, ...]
     num_own_tokens: int
     num_layers: int
-    """In turn, so that none finds its keys in the cache."""
+    """Layers that are run in turn, so that none finds its keys in the cache."""
     num_heads: int
     num_kv_heads: int
     head_dim: int
@@ -43,8 +43,11 @@ TINY = Sizes("cpu", "float32", (1, 2), (8, 24), 4, 2, 4, 2, 16, 1 << 20, 1)
 
 
 def run(sizes: Sizes = LLAMA_8B) -> Iterator[tuple[str, Any]]:
-    """`fraction`: bytes of keys and values that the rows need, over the time that a copy takes to
-    read and write as many. With one reading for each row the cache may lift it above 1."""
+    """Yield times per batch size and prefix length.
+
+    `fraction`: rate at which the needed keys and values are read, relative to the rate of a copy
+    (bytes read and written). If the prefix is read once per row, the cache can lift it above 1.
+    """
     rate = _copy_rate(sizes)
     yield "copy_bytes_per_s", round(rate)
     for batch_size in sizes.batch_sizes:
@@ -56,7 +59,7 @@ def run(sizes: Sizes = LLAMA_8B) -> Iterator[tuple[str, Any]]:
 
 
 def _copy_rate(sizes: Sizes) -> float:
-    """Bytes read and written a second."""
+    """Return the bytes per second that a copy reads and writes."""
     source = torch.ones(sizes.copy_bytes, dtype=torch.uint8, device=sizes.device)
     target = torch.empty_like(source)
     return 2 * sizes.copy_bytes / _seconds(lambda: target.copy_(source), sizes)
@@ -110,7 +113,7 @@ def _backend(sizes: Sizes, batch_size: int) -> TritonBackend:
 
 
 def _step(sizes: Sizes, batch_size: int, length: int, shared: bool) -> Step:
-    """A token of each sequence, all behind the same prefix; each alone if it is not shared."""
+    """Build a step of one token per sequence, with one group for all, or one for each."""
     shape = (sizes.num_layers, 2, sizes.num_kv_heads, length, sizes.head_dim)
     kv = torch.randn(shape, dtype=getattr(torch, sizes.dtype), device=sizes.device)
     prefix = ResidentPrefix(kv, length, length)
@@ -134,7 +137,7 @@ def _step(sizes: Sizes, batch_size: int, length: int, shared: bool) -> Step:
 
 
 def _seconds(work: Callable[[], object], sizes: Sizes) -> float:
-    """Of one call, without what it costs to launch it: the median."""
+    """Return the median time of a call, on CUDA without its launch."""
     work()
     if sizes.device == "cpu":
         began_s = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The engine without a process around it, on a model of random weights made on the device."""
+"""An engine in this process, with a model of random weights made on the device."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ WARM_UP_STEPS = 8
 
 
 class Prefixes:
-    """Resident all the time."""
+    """Prefixes that are always resident."""
 
     def __init__(self) -> None:
         self.resident: dict[Digest, ResidentPrefix] = {}
@@ -48,7 +48,7 @@ class Prefixes:
 
 
 class Engine:
-    """`runner.graphs` is None where the device or the model has none."""
+    """Scheduler, runner and pool. `runner.graphs` is None if device or model cannot use graphs."""
 
     def __init__(self, geometry: Geometry, scale: Scale) -> None:
         self.geometry, self.scale = geometry, scale
@@ -78,7 +78,8 @@ class Engine:
         self._num_tokens = 0
 
     def _tested_graphs(self) -> Graphs | None:
-        """Each is captured by the first step that wants it: few are wanted here."""
+        """Return graphs that passed the test. The first step of a bucket captures it: few are
+        used here."""
         graphs = Graphs(
             self.runner.run_model, CudaCapture(), max_num_tokens=MAX_NUM_BATCHED_TOKENS,
             max_num_rows=self.scheduler.max_num_seqs, device=self.device,
@@ -95,10 +96,11 @@ class Engine:
 
     @contextmanager
     def requests(self, digests: list[Digest | None], *, overlap: bool = True) -> Iterator[Steps]:
-        """One for each of `digests`, past their prompts; they generate until the block ends."""
+        """Run one request per item of `digests`. In the block all prompts have been computed and
+        all requests generate."""
         self._num_tokens = 0
         steps = Steps(
-            self.scheduler, self.runner, on_commit=self._took, on_failure=_fail, overlap=overlap
+            self.scheduler, self.runner, on_commit=self._count, on_failure=_fail, overlap=overlap
         )
         shape = (len(digests), self.scale.num_prompt_tokens)
         prompts = torch.randint(self.geometry.vocab_size, shape, generator=self._generator)
@@ -114,7 +116,7 @@ class Engine:
             steps.step()
 
     def seconds_per_step(self, steps: Steps) -> float:
-        """Host and device together, as requests feel it: the median of four rounds."""
+        """Return the time of a step on host and device: the median of four rounds."""
         for _ in range(WARM_UP_STEPS):
             steps.step()
         rounds = [self._time(steps, max(1, self.scale.num_steps // 4)) for _ in range(4)]
@@ -130,17 +132,17 @@ class Engine:
         assert self._num_tokens - num_tokens == num_steps * num_running, "not every row decoded"
         return took_s / num_steps
 
-    def _took(self, batch: Batch, deltas: list[Delta]) -> None:
+    def _count(self, batch: Batch, deltas: list[Delta]) -> None:
         self._num_tokens += len(deltas)
 
     @property
     def num_own_tokens(self) -> int:
-        """Whose keys and values a step reads, prefixes apart."""
+        """Tokens whose keys and values a step reads, without prefixes."""
         return sum(len(seq.token_ids) for seq in self.scheduler.running)
 
     @property
     def num_weight_bytes(self) -> int:
-        """That a step reads: of an embedding that is not the head as good as nothing."""
+        """Bytes of weights that a step reads: without an embedding that is not also the head."""
         num_bytes: int = sum(p.numel() * p.itemsize for p in self.model.parameters())
         embedding: Tensor = self.model.get_input_embeddings().weight
         return num_bytes - (0 if self.geometry.tied else embedding.numel() * embedding.itemsize)
@@ -182,7 +184,7 @@ def make_model(
 
 
 def copy_rate(scale: Scale) -> float:
-    """Bytes read and written a second by a copy on the device: the ceiling of what only reads."""
+    """Return the bytes per second that a copy on the device reads and writes: an upper bound."""
     source = torch.ones(scale.copy_bytes, dtype=torch.uint8, device=scale.device)
     target = torch.empty_like(source)
     times_s = [seconds(lambda: target.copy_(source), source.device) for _ in range(10)]
@@ -190,7 +192,7 @@ def copy_rate(scale: Scale) -> float:
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Of one call, with all that it starts on the device."""
+    """Return the time of a call, including the work that it starts on the device."""
     synchronize(device)
     began_s = time.perf_counter()
     work()

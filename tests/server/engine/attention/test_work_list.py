@@ -1,4 +1,4 @@
-"""Every row meets every key that it may see, once; and every partial result has a place."""
+"""Every row meets each visible key once, and every partial result has its own slot."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def tiling(**changes: int) -> Tiling:
 
 
 def step_of(tasks: list[tuple[int, Chunks]]) -> Step:
-    """Tasks as (prefix length, chunks), a chunk as (new tokens, tokens before these)."""
+    """Build a step from tasks (prefix length, chunks), with chunks (new tokens, earlier tokens)."""
     spans: list[Span] = []
     groups: list[Group] = []
     end = num_pages = 0
@@ -42,7 +42,7 @@ def step_of(tasks: list[tuple[int, Chunks]]) -> Step:
 
 
 def keys_seen(work: WorkList) -> Counter[tuple[int, int]]:
-    """(row, position of the key), as the kernel would find them."""
+    """Count the pairs (row, position of the key) that the kernel would visit."""
     seen: Counter[tuple[int, int]] = Counter()
     for _, _, _, first_row, num_rows, begin, end, first_position, causal, _ in work.items:
         for row in range(first_row, first_row + num_rows):
@@ -81,7 +81,7 @@ def test_every_row_meets_every_key_once(tasks: list[tuple[int, Chunks]], spare: 
 
 @given(tasks)
 @settings(max_examples=20, deadline=None)
-def test_new_keys_go_where_the_pages_say(tasks: list[tuple[int, Chunks]]) -> None:
+def test_new_keys_go_to_the_slots_of_the_page_table(tasks: list[tuple[int, Chunks]]) -> None:
     step = step_of(tasks)
 
     work = work_list(step, tiling(), lambda prefix: 0)
@@ -101,19 +101,19 @@ def test_a_prefix_is_read_once_for_all_its_rows() -> None:
     assert prefix_items[:, [5, 6]].tolist() == [[0, 8], [8, 16], [16, 20]]
 
 
-def test_a_tile_leaves_out_what_its_last_row_may_not_see() -> None:
+def test_a_tile_skips_keys_that_its_last_row_may_not_see() -> None:
     work = work_list(step_of([(0, [(20, 7)])]), tiling(min_keys=64), lambda prefix: 0)
 
     assert work.items[:, [3, 4, 5, 6]].tolist() == [[0, 8, 0, 15], [8, 8, 0, 23], [16, 4, 0, 27]]
 
 
-def test_long_work_is_cut_into_few_items() -> None:
+def test_a_long_prefix_is_split_into_few_items() -> None:
     work = work_list(step_of([(5000, [(1, 5)])]), tiling(), lambda prefix: 0)
 
     assert 4 <= len(work.items) <= 12
 
 
-def test_partial_results_never_outgrow_their_buffer() -> None:
+def test_partial_results_fit_into_their_buffer() -> None:
     step = step_of([(5000, [(8, 5)])])
 
     assert work_list(step, tiling(), lambda prefix: 0).row_parts[-1] > 16

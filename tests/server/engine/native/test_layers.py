@@ -1,4 +1,4 @@
-"""The compiled layers against transformers' own, over families, prefixes, chunks and threads."""
+"""The compiled layers against those of transformers, over families, prefixes and threads."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from tests.tiny_models import Engine, build_model, make_engine, oracle, random_p
 
 ATOL = 2e-5
 ATOL_OF_FLOAT64 = 3e-5
-"""Of logits up to 6. On a processor where transformers in float32 is off by 1.2e-5, the compiled
-layers are by 1.8e-5, and the two differ by 2.4e-5."""
-NUM_NEW = 20  # over the end of a block
+"""Tolerance against float64, for logits up to 6. On one processor the error of transformers in
+float32 was 1.2e-5, that of the compiled layers 1.8e-5, and the two differed by 2.4e-5."""
+NUM_NEW = 20  # more than a block
 
 _SIZES = {
     "vocab_size": 97, "hidden_size": 96, "intermediate_size": 112, "num_hidden_layers": 3,
@@ -72,7 +72,7 @@ def spec_of_config(config: T.PretrainedConfig) -> BaseModelSpec:
 
 
 def prefixes_for(spec: BaseModelSpec) -> list[ResidentPrefix | None]:
-    """The longest is worked on in several chunks."""
+    """The longest is processed in several chunks."""
     return [
         None,
         *(random_prefix(spec, num_tokens, seed=num_tokens) for num_tokens in (1, 16, 300)),
@@ -130,7 +130,7 @@ def test_a_mixed_batch_with_chunked_prefill_equals_each_sequence_alone(
         assert tokens[i] == expected_tokens
 
 
-def test_the_direct_forward_is_taken_only_where_the_model_does_no_more(
+def test_the_bare_forward_is_used_only_if_the_model_does_nothing_else(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = build_model("llama", "foreword")
@@ -148,7 +148,7 @@ def test_the_direct_forward_is_taken_only_where_the_model_does_no_more(
 
 
 def test_another_tasks_prefix_gives_other_logits() -> None:
-    """The control of the test above."""
+    """Control of the test above."""
     engine, reference = native_engine("llama", 1), build_model("llama", "eager")
     _, one, _, other = prefixes_for(spec_of(reference))
     engine.add(0, prompt(5), in_blocks(one), 1)
@@ -159,7 +159,7 @@ def test_another_tasks_prefix_gives_other_logits() -> None:
     assert (engine.runner.logits[0][0] - expected[0]).abs().max() > 100 * ATOL
 
 
-def test_what_earlier_sequences_left_in_the_pool_changes_nothing() -> None:
+def test_old_contents_of_the_pool_change_nothing() -> None:
     engine, clean = native_engine("llama", 1), native_engine("llama", 1)
     engine.pool.pages.fill_(torch.nan)
     for i in range(4):
@@ -169,7 +169,7 @@ def test_what_earlier_sequences_left_in_the_pool_changes_nothing() -> None:
     assert engine.run() == clean.run()
 
 
-def test_bfloat16_is_as_close_to_float32_as_transformers_own() -> None:
+def test_bfloat16_is_as_close_to_float32_as_transformers() -> None:
     exact = build_model("wide-llama", "eager")
     own = copy.deepcopy(exact).to(torch.bfloat16)
     model = build_model("wide-llama", "foreword").to(torch.bfloat16)
@@ -215,22 +215,22 @@ def test_other_families_keep_their_own_layers(family: str) -> None:
     assert [type(module) for module in model.modules()] == before
 
 
-OTHERWISE = {
-    # Angles of a quarter of a head, where the compiled layers would read those of all of it.
+UNLIKE_LLAMA = {
+    # Angles for a quarter of a head, where the compiled layers would read those of all of it.
     "partial-rotary": T.StableLmConfig(
         **_SIZES | {"hidden_size": 192, "num_attention_heads": 6}, head_dim=32,
         partial_rotary_factor=0.25,
     ),
-    # Layers with experts and no `mlp`.
+    # Layers with experts instead of an `mlp`.
     "experts": T.GraniteMoeConfig(**_SIZES, num_local_experts=4, num_experts_per_tok=2),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("family", OTHERWISE)
-def test_what_is_built_otherwise_is_seen_before_it_is_read(
+@pytest.mark.parametrize("family", UNLIKE_LLAMA)
+def test_another_structure_is_noticed_before_memory_is_read(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(tiny_models.CONFIGS, family, OTHERWISE[family])
+    monkeypatch.setitem(tiny_models.CONFIGS, family, UNLIKE_LLAMA[family])
     model = build_model(family, "foreword")
     before = [type(module) for module in model.modules()]
     reached: list[str] = []
@@ -249,7 +249,7 @@ def test_what_is_built_otherwise_is_seen_before_it_is_read(
     assert [type(module) for module in model.modules()] == before
 
 
-def test_an_error_of_any_kind_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_any_kind_leaves_the_model_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: Any, *args: Any, **kwargs: Any) -> None:
         raise KeyError("no such angles")
 
@@ -263,28 +263,28 @@ def test_an_error_of_any_kind_leaves_the_model_as_it_was(monkeypatch: pytest.Mon
     assert [type(module) for module in model.modules()] == before
 
 
-@pytest.mark.parametrize("is_said", [True, False])
-def test_layers_are_also_tried_near_the_end_of_the_context(
-    is_said: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_in_config", [True, False])
+def test_layers_are_also_compared_near_the_end_of_the_context(
+    is_in_config: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ministral 3 scales queries from its original context on: there the compiled layers differ.
-    They would also if its config did not say so."""
+    """Ministral 3 scales queries after its original context, and the compiled layers do not. That
+    is noticed by the config, and would be by the logits."""
     rope = {
         "rope_type": "default", "rope_theta": 10000.0, "llama_4_scaling_beta": 0.5,
         "original_max_position_embeddings": 128,
     }  # fmt: skip
     config = T.Ministral3Config(**_SIZES, head_dim=16, rope_parameters=rope, sliding_window=None)
     monkeypatch.setitem(tiny_models.CONFIGS, "ministral3", config)
-    if not is_said:
+    if not is_in_config:
         monkeypatch.setattr(native, "_check_scaling", lambda *_: None)
 
     install(build_model("ministral3", "foreword"), spec_of_config(config), 1, max_model_len=128)
-    said = "from position 128 on" if is_said else "logits differ"
-    with pytest.raises(NotLlamaLike, match=said):
+    reason = "from position 128 on" if is_in_config else "logits differ"
+    with pytest.raises(NotLlamaLike, match=reason):
         install(build_model("ministral3", "foreword"), spec_of_config(config), 1, max_model_len=256)
 
 
-def test_layers_that_compute_something_else_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_layers_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """Control of the check at the start: gate and up exchanged."""
     in_turn = layers._in_turn
     monkeypatch.setattr(layers, "_in_turn", lambda weights: in_turn(weights[::-1]))
@@ -298,7 +298,7 @@ def test_layers_that_compute_something_else_are_not_used(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 5, 7, 8, 16, 17, 33, 70])
-def test_a_linear_of_any_size_equals_torchs(num_rows: int, dtype: torch.dtype) -> None:
+def test_a_linear_of_any_size_equals_that_of_torch(num_rows: int, dtype: torch.dtype) -> None:
     team = ThreadTeam(2)
     if not team.supports(dtype):
         pytest.skip(f"this processor does not multiply {dtype}")
@@ -314,14 +314,14 @@ def test_a_linear_of_any_size_equals_torchs(num_rows: int, dtype: torch.dtype) -
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("num_tokens", [1, 16, 37])
-def test_blocks_come_back_as_they_were(num_tokens: int, dtype: torch.dtype) -> None:
+def test_blocks_convert_back_without_loss(num_tokens: int, dtype: torch.dtype) -> None:
     kv = torch.randn(3, 2, 2, num_tokens, 32).to(dtype)
 
     assert torch.equal(from_blocks(to_blocks(kv), num_tokens), kv)
 
 
 @pytest.mark.parametrize("num_rows", [1, 3, 8, 21])
-def test_integers_of_eight_bits_multiply_as_the_rounded_weights_do(num_rows: int) -> None:
+def test_an_int8_linear_equals_one_with_rounded_weights(num_rows: int) -> None:
     torch.manual_seed(num_rows)
     linear = nn.Linear(96, 112)
     scales = linear.weight.abs().amax(1, keepdim=True) / 127
@@ -336,7 +336,7 @@ def test_integers_of_eight_bits_multiply_as_the_rounded_weights_do(num_rows: int
     assert not torch.allclose(native(x), exact, atol=1e-5, rtol=0)
 
 
-def test_a_model_of_eight_bit_integers_is_the_model_with_rounded_weights() -> None:
+def test_an_int8_model_equals_one_with_rounded_weights() -> None:
     engine = native_engine("llama", 2, int8=True)
     reference = build_model("llama", "eager")
     with torch.no_grad():
