@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
 from prefix_store.prefix import BaseModelSpec
-from server.engine.attention.base import AttentionBackend, Bounds, Group, Span, Step
+from server.engine.attention.base import AttentionBackend, AttentionCall, Bounds, Group, Span, Step
 from server.engine.memory.kv_pool import KvPool
 from server.engine.memory.residency import ResidentPrefix
 
@@ -67,7 +66,7 @@ class Attention:
         self.step = Step(*[torch.empty(0)] * 3, spans, groups)  # type: ignore[arg-type]
         num_heads = case.group * case.num_kv_heads
         self.query, self.key, self.value = (
-            self._random(1, end, heads, case.head_dim).transpose(1, 2)
+            self._random(end, heads, case.head_dim).transpose(0, 1)
             for heads in (num_heads, case.num_kv_heads, case.num_kv_heads)
         )
         self.sinks = self._random(num_heads) if case.has_sinks else None
@@ -114,16 +113,12 @@ def attend(attention: Attention, backend: AttentionBackend, num_rows: int) -> Te
 
     Returns [num_rows, num_heads, head_dim] in float32.
     """
-    qkv = [
-        torch.cat([t, t.new_full((1, t.shape[1], num_rows - t.shape[2], t.shape[3]), 7.0)], dim=2)
-        for t in (attention.query, attention.key, attention.value)
-    ]
-    out, _ = backend.attend(
-        SimpleNamespace(layer_idx=LAYER), *qkv, None, scaling=0.3,
-        sliding_window=attention.case.window, softcap=attention.case.softcap,
-        s_aux=attention.sinks,
-    )  # fmt: skip
-    return out[0].float()
+    q, k, v = (
+        torch.cat([x, x.new_full((x.shape[0], num_rows - x.shape[1], x.shape[2]), 7.0)], dim=1)
+        for x in (attention.query, attention.key, attention.value)
+    )
+    call = AttentionCall(0.3, attention.case.window, attention.case.softcap, attention.sinks)
+    return backend.attend(LAYER, q, k, v, call).float()
 
 
 CASES = {

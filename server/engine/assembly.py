@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from msgspec.structs import replace
 from torch import Tensor
-from transformers import AttentionInterface
 
 from prefix_store.digest import Digest
-from server.engine.attention.base import ATTENTION_NAME, AttentionBackend, Bounds
+from server.engine.attention import interface
+from server.engine.attention.base import AttentionBackend, Bounds
 from server.engine.attention.cpu import CpuBackend
 from server.engine.attention.ref import RefBackend
 from server.engine.ipc import messages as m
@@ -89,7 +89,7 @@ def assemble(config: m.EngineConfig) -> Assembly:
     if config.attention in ("auto", "native") and device == "cpu":
         backend = _native(config, loaded) or backend
         # The trial of the compiled layers has registered other backends.
-        AttentionInterface.register(ATTENTION_NAME, backend.attend)
+        interface.register(backend.attend)
     if isinstance(backend, CpuBackend):
         prepack(loaded.model)
     if device == "cuda":

@@ -84,8 +84,8 @@ def test_one_capture_replays_every_step() -> None:
     pool = largest.pool()
     backend.allocate(pool, largest.case.bounds)
     query, key, value = (
-        torch.zeros_like(torch.cat([t] * num_rows, dim=2)[:, :, :num_rows])
-        for t in (steps[0].query, steps[0].key, steps[0].value)
+        torch.zeros_like(torch.cat([x] * num_rows, dim=1)[:, :num_rows])
+        for x in (steps[0].query, steps[0].key, steps[0].value)
     )
     static = Attention(Case(tasks=((0, [(num_rows, 0)]),), page_size=16))
     static.query, static.key, static.value = query, key, value
@@ -100,7 +100,7 @@ def test_one_capture_replays_every_step() -> None:
         pool.pages[: len(before)].copy_(before)
         backend.plan(step.step)
         for buffer, rows in ((query, step.query), (key, step.key), (value, step.value)):
-            buffer[:, :, : step.num_rows] = rows
+            buffer[:, : step.num_rows] = rows
         graph.replay()
         got.append(out.clone())
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
 from server.engine.memory.kv_pool import KvPool
 from server.engine.memory.residency import ResidentPrefix
-
-ATTENTION_NAME = "foreword"
-"""The name under which transformers finds the backend (`AttentionInterface`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +66,19 @@ class Bounds:
     """Maximum own tokens of one sequence, without its prefix."""
 
 
+@dataclass(frozen=True, slots=True)
+class AttentionCall:
+    """The options with which a layer calls attention."""
+
+    scaling: float
+    """Factor of the scores."""
+    sliding_window: int | None = None
+    """Tokens that a query sees, itself included; None: all."""
+    softcap: float | None = None
+    """Scores are replaced by softcap * tanh(score / softcap)."""
+    sinks: Tensor | None = None  # [num_heads]; the score of a key without a value
+
+
 class AttentionBackend(Protocol):
     """Writes a step's keys and values into the pool and attends to prefixes and own tokens."""
 
@@ -98,22 +108,10 @@ class AttentionBackend(Protocol):
         """Do the host work of one step that all its layers share."""
         ...
 
-    def attend(
-        self,
-        module: Any,
-        query: Tensor,  # [1, num_heads, T, head_dim]
-        key: Tensor,  # [1, num_kv_heads, T, head_dim]
-        value: Tensor,  # [1, num_kv_heads, T, head_dim]
-        attention_mask: Tensor | None,
-        *,
-        scaling: float | None = None,
-        sliding_window: int | None = None,
-        softcap: float | None = None,
-        s_aux: Tensor | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, None]:
-        """Compute one layer, with the signature that transformers calls.
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        """Write the new keys and values of one layer and attend to all visible ones.
 
-        Returns [1, T, num_heads, head_dim].
+        q: [num_heads, T, head_dim]; k and v: [num_kv_heads, T, head_dim].
+        Returns [T, num_heads, head_dim].
         """
         ...

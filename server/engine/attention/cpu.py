@@ -14,12 +14,11 @@ are folded into the query length: with one query row, `enable_gqa` is eight time
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from server.engine.attention.base import Bounds, Span, Step
+from server.engine.attention.base import AttentionCall, Bounds, Span, Step
 from server.engine.attention.ref import RefBackend
 from server.engine.memory.kv_pool import KvPool
 
@@ -98,41 +97,30 @@ class CpuBackend:
             self._decode = _plan_decode(decodes, self._pool, alone=not self._prefills)
         self._max_context = max(s.num_prefix_tokens + s.start + s.num_tokens for s in step.spans)
 
-    def attend(
-        self,
-        module: Any,
-        query: Tensor,  # [1, num_heads, T, head_dim]
-        key: Tensor,  # [1, num_kv_heads, T, head_dim]
-        value: Tensor,  # [1, num_kv_heads, T, head_dim]
-        attention_mask: Tensor | None,
-        *,
-        scaling: float | None = None,
-        sliding_window: int | None = None,
-        softcap: float | None = None,
-        s_aux: Tensor | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, None]:
-        windowed = sliding_window is not None and self._max_context > sliding_window
-        if windowed or softcap is not None or s_aux is not None:
-            return self._ref.attend(
-                module, query, key, value, attention_mask, scaling=scaling,
-                sliding_window=sliding_window, softcap=softcap, s_aux=s_aux,
-            )  # fmt: skip
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        if not self._is_plain(call):
+            return self._ref.attend(layer, q, k, v, call)
         assert self._pool is not None
         assert self._step is not None
-        q = _fold(query[0], key.shape[1])
-        kv = torch.stack([key[0], value[0]]).permute(2, 0, 1, 3)  # [T, 2, num_kv_heads, head_dim]
-        own = self._attend_own(self._pool.pages[:, module.layer_idx], q, kv, scaling)
+        kv = torch.stack([k, v]).permute(2, 0, 1, 3)  # [T, 2, num_kv_heads, head_dim]
+        q = _fold(q, k.shape[0])
+        own = self._attend_own(self._pool.pages[:, layer], q, kv, call.scaling)
         if not self._step.groups:
-            return own.out.flatten(1, 2)[None], None
+            return own.out.flatten(1, 2)
         prefix = _Partial.over_nothing(q)
         for group in self._step.groups:
             rows = slice(group.begin, group.end)
-            keys, values = group.prefix.kv[module.layer_idx]
-            prefix.write(rows, *_attend_all(q[rows], keys, values, scaling))
-        return own.merge(prefix).to(q.dtype).flatten(1, 2)[None], None
+            keys, values = group.prefix.kv[layer]
+            prefix.write(rows, *_attend_all(q[rows], keys, values, call.scaling))
+        return own.merge(prefix).to(q.dtype).flatten(1, 2)
 
-    def _attend_own(self, layer: Tensor, q: Tensor, kv: Tensor, scaling: float | None) -> _Partial:
+    def _is_plain(self, call: AttentionCall) -> bool:
+        """Return whether torch's kernel computes this call: it has no window, soft cap or sinks."""
+        window = call.sliding_window
+        is_whole = window is None or self._max_context <= window
+        return is_whole and call.softcap is None and call.sinks is None
+
+    def _attend_own(self, layer: Tensor, q: Tensor, kv: Tensor, scaling: float) -> _Partial:
         """Write the new keys and values, then attend to each sequence's own tokens."""
         if self._decode is not None and not self._prefills:
             return _attend_decode(self._decode, layer, q, kv, scaling)
@@ -189,7 +177,7 @@ def _attend_decode(
     layer: Tensor,  # [num_pages, 2, num_kv_heads, page_size, head_dim]
     q: Tensor,  # [T, num_kv_heads, num_groups, head_dim]
     kv: Tensor,  # [num_rows, 2, num_kv_heads, head_dim]
-    scaling: float | None,
+    scaling: float,
 ) -> _Partial:
     """Write and attend for the decode rows only: [num_rows, num_kv_heads, num_groups, ...]."""
     layer[decode.pages, :, :, decode.slots] = kv
@@ -206,7 +194,7 @@ def _attend_prefill(
     q: Tensor,  # [T, num_kv_heads, num_groups, head_dim]
     kv: Tensor,  # [T, 2, num_kv_heads, head_dim]
     own: _Partial,  # the span's rows are written
-    scaling: float | None,
+    scaling: float,
 ) -> None:
     """Write and attend for one prefill chunk: causal over its tokens, full over earlier ones."""
     rows = slice(span.begin, span.end)
@@ -232,7 +220,7 @@ def _attend_all(
     q: Tensor,  # [num_rows, num_kv_heads, num_groups, head_dim]
     keys: Tensor,  # [num_kv_heads, num_keys, head_dim]
     values: Tensor,  # [num_kv_heads, num_keys, head_dim]
-    scaling: float | None,
+    scaling: float,
 ) -> tuple[Tensor, Tensor]:
     """Attend without a mask: to a prefix, or to the tokens before a chunk.
 

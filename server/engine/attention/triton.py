@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from server.engine.attention import triton_kernels as kernels
-from server.engine.attention.base import Bounds, Step
+from server.engine.attention.base import AttentionCall, Bounds, Step
 from server.engine.attention.work_list import ITEM_SIZE, Tiling, work_list
 from server.engine.memory.kv_pool import KvPool
 from server.engine.memory.residency import ResidentPrefix
@@ -88,52 +88,38 @@ class TritonBackend:
         )
         self._page_list.send(work.pages)
 
-    def attend(
-        self,
-        module: Any,
-        query: Tensor,  # [1, num_heads, T, head_dim]
-        key: Tensor,  # [1, num_kv_heads, T, head_dim]
-        value: Tensor,  # [1, num_kv_heads, T, head_dim]
-        attention_mask: Tensor | None,
-        *,
-        scaling: float | None = None,
-        sliding_window: int | None = None,
-        softcap: float | None = None,
-        s_aux: Tensor | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, None]:
-        _, num_heads, num_rows, head_dim = query.shape
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        num_heads, num_rows, head_dim = q.shape
         assert num_rows <= self._num_rows
-        q, k, v = (t[0] if t.stride(-1) == 1 else t[0].contiguous() for t in (query, key, value))
+        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
         page_stride = self._pages.stride(0)
         kernels.write_kv[(num_rows,)](
             k, v, self._pages, self._row_slots, k.stride(0), k.stride(1), v.stride(0), v.stride(1),
-            page_stride, module.layer_idx,
+            page_stride, layer,
             NUM_KV_HEADS=self._num_kv_heads, PAGE_SIZE=self._tiling.page_size, HEAD_DIM=head_dim,
             BLOCK_H=_power_of_two(self._num_kv_heads), BLOCK_D=self._block_d,
         )  # fmt: skip
-        scale = scaling if scaling is not None else head_dim**-0.5
         for is_high in (False, True):
             kernels.attend_items[(self._tiling.num_programs, self._num_kv_heads)](
                 q, self._pages, self._items, self._item_bounds, self._page_list.on_device,
                 self._row_positions, self._row_parts, self._part_out, self._part_lse,
-                q.stride(0), q.stride(1), page_stride, module.layer_idx,
-                scale if softcap else scale * math.log2(math.e),
+                q.stride(0), q.stride(1), page_stride, layer,
+                call.scaling if call.softcap else call.scaling * math.log2(math.e),
                 HIGH=is_high, NUM_KV_HEADS=self._num_kv_heads, GROUP=self._group,
                 PAGE_SIZE=self._tiling.page_size, HEAD_DIM=head_dim, BLOCK_D=self._block_d,
                 BLOCK_M=self._high if is_high else self._low, BLOCK_N=self._block_n,
-                WINDOW=sliding_window or 0, SOFTCAP=softcap or 0.0,
+                WINDOW=call.sliding_window or 0, SOFTCAP=call.softcap or 0.0,
                 ALIGNMENT=_ALIGNMENT // self._pages.itemsize,
                 num_warps=8 if is_high else 4, num_stages=3 if is_high else 5,
             )  # fmt: skip
-        out = q.new_empty(1, num_rows, num_heads, head_dim)
-        sinks = self._part_lse if s_aux is None else s_aux  # not read without sinks: any pointer
+        out = q.new_empty(num_rows, num_heads, head_dim)
+        sinks = self._part_lse if call.sinks is None else call.sinks  # without sinks: any pointer
         kernels.merge_parts[(num_rows, num_heads)](
             self._part_out, self._part_lse, self._row_parts, sinks, out,
-            HAS_SINKS=s_aux is not None, HEAD_DIM=head_dim, BLOCK_D=self._block_d,
+            HAS_SINKS=call.sinks is not None, HEAD_DIM=head_dim, BLOCK_D=self._block_d,
             BLOCK_P=_PARTS_PER_BLOCK,
         )  # fmt: skip
-        return out, None
+        return out
 
     def _offset_of(self, prefix: ResidentPrefix) -> int:
         """Return the distance from the pool to a prefix, in elements.

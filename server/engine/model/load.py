@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from prefix_store.prefix import BaseModelSpec
-from server.engine.attention.base import ATTENTION_NAME, AttentionBackend
+from server.engine.attention import interface
+from server.engine.attention.base import AttentionBackend, AttentionCall
 from server.engine.model.families import (
     OWN_ATTENTION,
     Context,
@@ -55,13 +55,13 @@ def load(path: str, *, dtype: str, device: str, backend: AttentionBackend) -> Lo
     config = read_config(path)
     check_supported(config)
     context = context_of(config)
-    AttentionInterface.register(ATTENTION_NAME, backend.attend)
+    interface.register(backend.attend)
     with refusing(config, "it cannot be loaded with the server's attention in it"):
         model = _read(path, getattr(torch, dtype))
     model = model.eval().requires_grad_(requires_grad=False).to(device)
     with refusing(config, "it does not run with the server's attention in it"):
         spec, num_heads = _measure(model, Path(path).name, dtype)
-    AttentionInterface.register(ATTENTION_NAME, backend.attend)
+    interface.register(backend.attend)
     return LoadedModel(
         model=model,
         spec=spec,
@@ -80,7 +80,7 @@ def _read(path: str, dtype: torch.dtype) -> PreTrainedModel:
     model, found = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=dtype,
-        attn_implementation=ATTENTION_NAME,
+        attn_implementation=interface.ATTENTION_NAME,
         use_safetensors=True,
         trust_remote_code=False,
         output_loading_info=True,
@@ -108,18 +108,16 @@ def _measure(model: PreTrainedModel, name: str, dtype: str) -> tuple[BaseModelSp
     shapes: dict[int, tuple[int, int, int]] = {}
     norms: dict[int, tuple[float, float]] = {}
 
-    def probe(
-        module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, None]:
-        if key.shape != value.shape:
+    def probe(layer: int, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        if k.shape != v.shape:
             raise UnsupportedModel.because(
-                model.config, f"keys {tuple(key.shape)} and values {tuple(value.shape)} differ"
+                model.config, f"keys {tuple(k.shape)} and values {tuple(v.shape)} differ"
             )
-        shapes[module.layer_idx] = (query.shape[1], key.shape[1], key.shape[3])
-        norms[module.layer_idx] = (_longest(key), _longest(value))
-        return query.transpose(1, 2).contiguous(), None
+        shapes[layer] = (q.shape[0], k.shape[0], k.shape[2])
+        norms[layer] = (_longest(k), _longest(v))
+        return q.transpose(0, 1).contiguous()
 
-    AttentionInterface.register(ATTENTION_NAME, probe)
+    interface.register(probe)
     positions = torch.arange(_NUM_PROBE_TOKENS, device=model.device)[None]
     # A step that is prime spreads the token ids over the whole vocabulary.
     token_ids = positions * 7919 % model.get_input_embeddings().num_embeddings

@@ -6,27 +6,28 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from prefix_store.prefix import BaseModelSpec
-from server.engine.attention.base import ATTENTION_NAME, AttentionBackend, Bounds, Group, Span, Step
+from server.engine.attention import interface
+from server.engine.attention.base import (
+    AttentionBackend,
+    AttentionCall,
+    Bounds,
+    Group,
+    Span,
+    Step,
+)
 from server.engine.attention.ref import RefBackend
 from server.engine.memory.kv_pool import KvPool
 from server.engine.memory.residency import ResidentPrefix
 from server.engine.native.bare_forward import BareForward
 from server.engine.native.blocks import BlockPool, to_blocks
 from server.engine.native.build import NativeUnavailable
-from server.engine.native.layers import (
-    AttentionCall,
-    NativeLayers,
-    NativeLinear,
-    NotLlamaLike,
-    ThreadTeam,
-)
+from server.engine.native.layers import NativeLayers, NativeLinear, NotLlamaLike, ThreadTeam
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class NativeBackend:
         """Implements `sampler.Argmax` with the threads of the compiled layers."""
         return self.layers.team.argmax(logits)
 
-    def attend(self, module: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         raise AssertionError("the compiled layers do not call transformers' attention")
 
 
@@ -71,13 +72,11 @@ class AttentionRecorder(RefBackend):
         super().__init__()
         self._calls: dict[int, AttentionCall] = {}
 
-    def attend(self, module: Any, query: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-        if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        if call.softcap is not None or call.sinks is not None:
             raise NotLlamaLike("its attention has a soft cap or sinks")
-        scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-        call = AttentionCall(scaling, kwargs.get("sliding_window") or 0)
-        self._calls[module.layer_idx] = call
-        return super().attend(module, query, *args, **kwargs)
+        self._calls[layer] = call
+        return super().attend(layer, q, k, v, call)
 
     def calls(self) -> list[AttentionCall]:
         """By layer."""
@@ -198,7 +197,7 @@ def _forward(
     spans: list[Span],
     first_position: int = 0,
 ) -> Tensor:
-    AttentionInterface.register(ATTENTION_NAME, backend.attend)
+    interface.register(backend.attend)
     num_rows = spans[-1].end
     ids = (torch.arange(num_rows) * 31 % model.config.vocab_size)[None]
     starts = [first_position + span.num_prefix_tokens + span.start for span in spans]

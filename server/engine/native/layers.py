@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import c_float, c_int32, c_int64, c_void_p
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from prefix_store.prefix import BaseModelSpec
-from server.engine.attention.base import Span, Step
+from server.engine.attention.base import AttentionCall, Span, Step
 from server.engine.memory.kv_pool import KvPool
 from server.engine.native.blocks import BLOCK, pack_size
 from server.engine.native.build import library
@@ -76,15 +75,6 @@ class _CGroup(ctypes.Structure):
 
 class NotLlamaLike(Exception):
     """The compiled layers do not compute this model. The message says what differs."""
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionCall:
-    """The arguments with which a layer calls attention."""
-
-    scaling: float
-    sliding_window: int
-    """Window in tokens; 0: none."""
 
 
 class ThreadTeam:
@@ -257,7 +247,7 @@ class NativeLayers(nn.Module):
             self._weight(mlp.down_proj.weight, mlp.down_proj.bias),
             self._vector(layer.input_layernorm), self._vector(layer.post_attention_layernorm),
             self._vector(query_norm), self._vector(key_norm),
-            call.sliding_window,
+            call.sliding_window or 0,
         )  # fmt: skip
 
     def _weight(self, weight: Tensor, bias: Tensor | None) -> _CWeight:

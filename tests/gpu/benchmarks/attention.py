@@ -6,13 +6,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import median
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from prefix_store.prefix import BaseModelSpec
-from server.engine.attention.base import Bounds, Group, Span, Step
+from server.engine.attention.base import AttentionCall, Bounds, Group, Span, Step
 from server.engine.attention.triton import TritonBackend
 from server.engine.memory.kv_pool import KvPool
 from server.engine.memory.residency import ResidentPrefix
@@ -80,13 +79,14 @@ def _measure(
     plan_s = (time.perf_counter() - began_s) / sizes.num_repeats
     dtype = getattr(torch, sizes.dtype)
     query, key = (
-        torch.randn(1, heads, batch_size, sizes.head_dim, dtype=dtype, device=sizes.device)
+        torch.randn(heads, batch_size, sizes.head_dim, dtype=dtype, device=sizes.device)
         for heads in (sizes.num_heads, sizes.num_kv_heads)
     )
+    call = AttentionCall(sizes.head_dim**-0.5)
 
     def all_layers() -> None:
         for layer in range(sizes.num_layers):
-            backend.attend(SimpleNamespace(layer_idx=layer), query, key, key, None)
+            backend.attend(layer, query, key, key, call)
 
     layer_s = _seconds(all_layers, sizes) / sizes.num_layers
     num_tokens = length * (1 if shared else batch_size) + batch_size * sizes.num_own_tokens

@@ -9,11 +9,12 @@ from statistics import median
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from prefix_store.digest import Digest
 from prefix_store.prefix import BaseModelSpec
-from server.engine.attention.base import ATTENTION_NAME, AttentionBackend, Bounds
+from server.engine.attention import interface
+from server.engine.attention.base import AttentionBackend, Bounds
 from server.engine.attention.ref import RefBackend
 from server.engine.loop.steps import Steps
 from server.engine.memory.kv_pool import KvPool
@@ -159,7 +160,7 @@ def backend_for(device: str) -> AttentionBackend:
 def make_model(
     geometry: Geometry, device: torch.device, dtype: torch.dtype, backend: AttentionBackend
 ) -> PreTrainedModel:
-    AttentionInterface.register(ATTENTION_NAME, backend.attend)
+    interface.register(backend.attend)
     config = LlamaConfig(
         vocab_size=geometry.vocab_size,
         hidden_size=geometry.hidden_size,
@@ -173,7 +174,7 @@ def make_model(
     )
     with device:
         model = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation=ATTENTION_NAME
+            config, dtype=dtype, attn_implementation=interface.ATTENTION_NAME
         )
     model = model.eval().requires_grad_(requires_grad=False)
     if device.type == "cuda":

@@ -93,10 +93,10 @@ def test_a_faulty_backend_is_found_at_the_start(
     backend = CpuBackend if attention == "cpu" else RefBackend
     attend = backend.attend
 
-    def faulty(self: Any, module: Any, q: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def faulty(self: Any, layer: int, q: Tensor, *args: Any) -> Tensor:
         if fault == "error":
             raise RuntimeError("no kernel for this")
-        return attend(self, module, q * 1.01 if fault == "scale" else q, *args, **kwargs)
+        return attend(self, layer, q * 1.01 if fault == "scale" else q, *args)
 
     monkeypatch.setattr(backend, "attend", faulty)
     if fault == "prefix":

@@ -104,7 +104,7 @@ def launch_all(
     """Run attention over one layer, then each fused module."""
     from prefix_store.prefix import BaseModelSpec
     from server.engine.attention import triton
-    from server.engine.attention.base import Bounds
+    from server.engine.attention.base import AttentionCall, Bounds
     from server.engine.memory.kv_pool import KvPool
     from server.engine.model import fuse
 
@@ -115,10 +115,9 @@ def launch_all(
         torch.zeros(1, 8, heads, head_dim, dtype=getattr(torch, dtype)).transpose(1, 2)
         for heads in (num_heads, num_kv_heads)
     )
-    backend.attend(
-        SimpleNamespace(layer_idx=1), query, key, key, None, sliding_window=window,
-        softcap=softcap, s_aux=query[0, :, 0, 0].contiguous() if has_sinks else None,
-    )  # fmt: skip
+    sinks = query[0, :, 0, 0].contiguous() if has_sinks else None
+    call = AttentionCall(head_dim**-0.5, window, softcap, sinks)
+    backend.attend(1, query[0], key[0], key[0], call)
     norm = torch.nn.RMSNorm(num_heads * head_dim, eps=1e-6, dtype=query.dtype)
     x = torch.zeros(1, 8, num_heads * head_dim, dtype=query.dtype)
     fuse.RmsNorm(norm, 1.0)(x)

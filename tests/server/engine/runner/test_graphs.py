@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from server.engine.attention.base import ATTENTION_NAME, AttentionBackend, Bounds, Step
+from server.engine.attention.base import AttentionBackend, Bounds, Step
+from server.engine.attention.interface import ATTENTION_NAME
 from server.engine.attention.ref import RefBackend
 from server.engine.memory.kv_pool import KvPool
 from server.engine.runner.graphs import BUCKETS, CAPTURED_AT_START, Capture, Graphs, buckets_for
