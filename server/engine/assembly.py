@@ -22,6 +22,7 @@ from server.engine.memory.residency import ResidentPrefix
 from server.engine.memory.transfer import SideCopy
 from server.engine.model.families import Context
 from server.engine.model.load import LoadedModel, load
+from server.engine.model.numerics import ANY_LIMIT, MODEL_LIMITS
 from server.engine.model.prepack import prepack
 from server.engine.model.reference import Reference, reference_of
 from server.engine.native.backend import PAGE_SIZE, NativeBackend, install
@@ -30,13 +31,7 @@ from server.engine.native.build import NativeUnavailable, has_wide_vectors
 from server.engine.native.layers import NotLlamaLike
 from server.engine.runner.graphs import CudaCapture, Graphs, buckets_for
 from server.engine.runner.runner import Runner
-from server.engine.runner.self_test import (
-    MAX_RELATIVE_ERROR,
-    MAX_RELATIVE_ERROR_OF_ALL,
-    check_model,
-    examples,
-    tested,
-)
+from server.engine.runner.self_test import check_model, examples, tested
 from server.engine.sizing import (
     Budget,
     Sizes,
@@ -152,7 +147,7 @@ def _check(
     backend.allocate(pool, Bounds(loaded.num_heads, num_rows=16, num_spans=2, num_tokens=64))
     num_tokens = reference.prefix.shape[3]
     prefix = ResidentPrefix(layout(reference.prefix), num_tokens, num_tokens)
-    limit = MAX_RELATIVE_ERROR_OF_ALL if int8 else MAX_RELATIVE_ERROR[loaded.spec.dtype]
+    limit = ANY_LIMIT if int8 else MODEL_LIMITS[getattr(torch, loaded.spec.dtype)]
     resident: dict[Digest, ResidentPrefix] = {}  # the steps bring their own
     check_model(reference, _runner(loaded, backend, resident.__getitem__), prefix, limit)
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from triton import next_power_of_2
 
 from server.engine.attention import triton_kernels as kernels
 from server.engine.attention.base import AttentionCall, Bounds, Step
@@ -43,11 +44,11 @@ class TritonBackend:
         self._pages = pool.pages
         _, _, _, self._num_kv_heads, page_size, self._head_dim = pool.pages.shape
         self._group = bounds.num_heads // self._num_kv_heads
-        self._block_d = max(16, _power_of_two(self._head_dim))
+        self._block_d = max(16, next_power_of_2(self._head_dim))
         block_bytes = self._block_d * pool.pages.itemsize
         self._block_n = min(64, max(16, _KEY_BLOCK_BYTES // block_bytes))
         # Tile heights for few rows (decode) and many (prefill), in rows x query heads per KV head.
-        self._low = max(16, _power_of_two(self._group))
+        self._low = max(16, next_power_of_2(self._group))
         self._high = max(self._low, 128 if block_bytes <= 256 else 64)
         device = pool.pages.device
         num_programs = -(-_PROGRAMS_PER_CORE * _num_cores(device) // self._num_kv_heads)
@@ -97,7 +98,7 @@ class TritonBackend:
             k, v, self._pages, self._row_slots, k.stride(0), k.stride(1), v.stride(0), v.stride(1),
             page_stride, layer,
             NUM_KV_HEADS=self._num_kv_heads, PAGE_SIZE=self._tiling.page_size, HEAD_DIM=head_dim,
-            BLOCK_H=_power_of_two(self._num_kv_heads), BLOCK_D=self._block_d,
+            BLOCK_H=next_power_of_2(self._num_kv_heads), BLOCK_D=self._block_d,
         )  # fmt: skip
         for is_high in (False, True):
             kernels.attend_items[(self._tiling.num_programs, self._num_kv_heads)](
@@ -158,11 +159,6 @@ class _Staged:
         self.on_device[:size].copy_(pinned[:size], non_blocking=True)
         if copied is not None:
             copied.record()
-
-
-def _power_of_two(size: int) -> int:
-    """Return the smallest power of two that is at least `size`."""
-    return 1 << (size - 1).bit_length()
 
 
 def _num_cores(device: torch.device) -> int:

@@ -16,12 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
+from triton import next_power_of_2
 
 from server.engine.model import fuse_kernels as kernels
+from server.engine.model.numerics import MODULE_LIMITS, agree
 
 logger = logging.getLogger(__name__)
 
-_MAX_RELATIVE_ERROR = {torch.float32: 1e-4, torch.bfloat16: 0.02, torch.float16: 0.005}
+
 _ROTARY = "apply_rotary_pos_emb"
 _GATE_BLOCK = 1024
 
@@ -43,7 +45,7 @@ class RmsNorm(nn.Module):
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         kernels.rms_norm[(num_outer * num_inner,)](
             rows, self.weight, out, rows.stride(0), rows.stride(1), num_inner, self._eps,
-            SIZE=size, BLOCK=_power_of_two(size), WEIGHT_OFFSET=self._weight_offset,
+            SIZE=size, BLOCK=next_power_of_2(size), WEIGHT_OFFSET=self._weight_offset,
         )  # fmt: skip
         return out
 
@@ -137,7 +139,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     kernels.rotate[(num_rows,)](
         x, cos.contiguous(), sin.contiguous(), out, x.stride(0), x.stride(1),
         NUM_HEADS=num_heads, HALF=size // 2,
-        BLOCK_H=_power_of_two(num_heads), BLOCK_D=_power_of_two(size // 2),
+        BLOCK_H=next_power_of_2(num_heads), BLOCK_D=next_power_of_2(size // 2),
     )  # fmt: skip
     return out.transpose(0, 1)[None]
 
@@ -242,13 +244,11 @@ def _agrees(
     original: Callable[..., Tensor], candidate: Callable[..., Tensor], *inputs: Tensor
 ) -> bool:
     try:
-        expected = original(*inputs).float()
-        got = candidate(*inputs).float()
+        expected, got = original(*inputs), candidate(*inputs)
     except Exception as exc:  # the kernel does not compile, or the original takes other shapes
         logger.warning("not fusing: %s failed: %s", candidate, exc)
         return False
-    error = (got - expected).norm() / expected.norm()
-    return bool(error <= _MAX_RELATIVE_ERROR[inputs[0].dtype])
+    return agree(expected, got, MODULE_LIMITS[inputs[0].dtype])
 
 
 def _noise(*shape: int, like: Tensor, seed: int = 0) -> Tensor:
@@ -258,8 +258,3 @@ def _noise(*shape: int, like: Tensor, seed: int = 0) -> Tensor:
 
 def _cat(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([tensor.detach() for tensor in tensors])
-
-
-def _power_of_two(size: int) -> int:
-    """Return the smallest power of two that is at least `size`."""
-    return 1 << (size - 1).bit_length()

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-logger = logging.getLogger(__name__)
+from server.engine.model.numerics import MODULE_LIMITS, agree
 
-_MAX_RELATIVE_ERROR = 0.02
+logger = logging.getLogger(__name__)
 
 
 class PrepackedLinear(nn.Module):
@@ -45,11 +45,11 @@ def prepack(model: PreTrainedModel) -> int:
     try:
         packed = [PrepackedLinear(linear) for _, _, linear in linears]
         with torch.inference_mode():
-            agree = all(map(_agrees, (linear for _, _, linear in linears), packed))
+            all_agree = all(map(_agrees, (linear for _, _, linear in linears), packed))
     except (AttributeError, RuntimeError) as exc:
         logger.warning("prepacked linears are not available: %s", exc)
         return 0
-    if not agree:
+    if not all_agree:
         logger.warning("prepacked linears are not used: they disagree with plain ones here")
         return 0
     for (parent, name, _), module in zip(linears, packed, strict=True):
@@ -59,5 +59,4 @@ def prepack(model: PreTrainedModel) -> int:
 
 def _agrees(linear: nn.Linear, packed: PrepackedLinear) -> bool:
     x = torch.linspace(-1, 1, 2 * linear.in_features).view(2, -1).to(linear.weight.dtype)
-    expected, got = linear(x).float(), packed(x).float()
-    return bool((expected - got).abs().max() <= _MAX_RELATIVE_ERROR * expected.abs().max())
+    return agree(linear(x), packed(x), MODULE_LIMITS[x.dtype])

@@ -13,6 +13,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from server.engine.model.families import UnsupportedModel, refusing
 from server.engine.model.load import LoadedModel
+from server.engine.model.numerics import relative_error
 
 NUM_AFTER_PREFIX = 18
 NUM_ALONE = 6
@@ -68,11 +69,6 @@ def _check_shape(kv: Tensor, loaded: LoadedModel) -> None:
         raise UnsupportedModel.because(
             loaded.model.config, "its cache does not hold the keys and values of its attention"
         )
-
-
-def relative_error(expected: Tensor, got: Tensor) -> float:
-    """Return the norm of the difference over the norm of `expected`; NaN if either has one."""
-    return float((expected - got).norm() / expected.norm())
 
 
 @contextmanager

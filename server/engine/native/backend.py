@@ -24,10 +24,13 @@ from server.engine.attention.base import (
 from server.engine.attention.ref import RefBackend
 from server.engine.memory.kv_pool import KvPool
 from server.engine.memory.residency import ResidentPrefix
+from server.engine.model.numerics import ANY_LIMIT, MODEL_LIMITS, relative_error
 from server.engine.native.bare_forward import BareForward
 from server.engine.native.blocks import BlockPool, to_blocks
 from server.engine.native.build import NativeUnavailable
-from server.engine.native.layers import NativeLayers, NativeLinear, NotLlamaLike, ThreadTeam
+from server.engine.native.layers import NativeLayers, NotLlamaLike
+from server.engine.native.linear import NativeLinear
+from server.engine.native.team import ThreadTeam
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +39,6 @@ _NUM_POSITIONS = 64
 """Positions reserved for a trial: more than it uses."""
 Run = Callable[..., Tensor]
 """Takes the arguments of `PreTrainedModel.forward`; returns the logits of the rows to keep."""
-_MAX_RELATIVE_ERROR = {torch.float32: 1e-4, torch.bfloat16: 0.05}
-_MAX_RELATIVE_ERROR_INT8 = 0.25  # a wrong layer gives 1 and more
 
 
 class NativeBackend:
@@ -123,10 +124,8 @@ def _check_scaling(config: PretrainedConfig, max_model_len: int) -> None:
 def _install(
     model: PreTrainedModel, spec: BaseModelSpec, team: ThreadTeam, last_position: int, *, int8: bool
 ) -> NativeBackend:
-    reference, pool = (
-        AttentionRecorder(),
-        KvPool(spec, num_pages=4, page_size=PAGE_SIZE, device="cpu"),
-    )
+    reference = AttentionRecorder()
+    pool = KvPool(spec, num_pages=4, page_size=PAGE_SIZE, device="cpu")
     reference.allocate(pool)
     kv = _own_prefix(model, reference, pool)
     num_tokens = kv.shape[3]
@@ -135,22 +134,22 @@ def _install(
     expected = [_forward(model, by_model, reference, *step) for step in steps]
     backend = NativeBackend(NativeLayers(model, spec, team, reference.calls(), int8=int8))
     head = NativeLinear(model.lm_head, team, int8=int8)
-    with _in_place(model, nn.ModuleList([backend.layers]), head):
+    with _replacing(model, nn.ModuleList([backend.layers]), head):
         backend.allocate(BlockPool(spec, num_pages=4, page_size=PAGE_SIZE, device="cpu"))
         steps = _steps(ResidentPrefix(to_blocks(kv), num_tokens, num_tokens), last_position)
         got = [_forward(model, by_model, backend, *step) for step in steps]
-        errors = [_relative_error(*pair) for pair in zip(expected, got, strict=True)]
-        limit = _MAX_RELATIVE_ERROR_INT8 if int8 else _MAX_RELATIVE_ERROR[model.dtype]
+        errors = [relative_error(*pair) for pair in zip(expected, got, strict=True)]
+        limit = ANY_LIMIT if int8 else MODEL_LIMITS[model.dtype]
         if not all(error <= limit for error in errors):
             raise NotLlamaLike(f"its logits differ by {max(errors):.1e} of their norm")
-        direct = BareForward(model)
-        if torch.equal(got[-1], _forward(model, direct, backend, *steps[-1])):
-            backend.bare_forward = direct
+        bare_forward = BareForward(model)
+        if torch.equal(got[-1], _forward(model, bare_forward, backend, *steps[-1])):
+            backend.bare_forward = bare_forward
     return backend
 
 
 @contextmanager
-def _in_place(model: PreTrainedModel, layers: nn.ModuleList, head: nn.Module) -> Iterator[None]:
+def _replacing(model: PreTrainedModel, layers: nn.ModuleList, head: nn.Module) -> Iterator[None]:
     """Replace a model's layers and head. If the block raises, restore them."""
     own_layers, own_head = model.model.layers, model.lm_head
     model.model.layers, model.lm_head = layers, head
@@ -159,10 +158,6 @@ def _in_place(model: PreTrainedModel, layers: nn.ModuleList, head: nn.Module) ->
     except BaseException:
         model.model.layers, model.lm_head = own_layers, own_head
         raise
-
-
-def _relative_error(expected: Tensor, got: Tensor) -> float:
-    return float((expected - got).norm() / expected.norm())
 
 
 def _by_model(model: PreTrainedModel, **inputs: Tensor) -> Tensor:

@@ -13,15 +13,12 @@ from prefix_store.prefix import BaseModelSpec
 from server.engine.attention.base import AttentionBackend, Group, Span, Step
 from server.engine.memory.residency import ResidentPrefix
 from server.engine.model.families import UnsupportedModel, refusing
-from server.engine.model.reference import NUM_AFTER_PREFIX, NUM_ALONE, Reference, relative_error
+from server.engine.model.numerics import ANY_LIMIT, MODEL_LIMITS, agree, relative_error
+from server.engine.model.reference import NUM_AFTER_PREFIX, NUM_ALONE, Reference
 from server.engine.runner.graphs import Forward, Graphs
 from server.engine.runner.runner import Runner
 
 logger = logging.getLogger(__name__)
-
-MAX_RELATIVE_ERROR = {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.05}
-MAX_RELATIVE_ERROR_OF_ALL = 0.25
-"""Limit regardless of rounding: a wrong layer has an error of 1 or more."""
 
 
 def check_model(reference: Reference, runner: Runner, prefix: ResidentPrefix, limit: float) -> None:
@@ -34,7 +31,7 @@ def check_model(reference: Reference, runner: Runner, prefix: ResidentPrefix, li
     config = runner.model.config
     with refusing(config, "it does not run in a batch"):
         error = _error(reference, runner, prefix)
-    limit = min(MAX_RELATIVE_ERROR_OF_ALL, max(limit, 3 * reference.noise))
+    limit = min(ANY_LIMIT, max(limit, 3 * reference.noise))
     if not error <= limit:  # also if it is NaN
         raise UnsupportedModel.because(
             config, f"its logits in a batch differ from its own by {error:.1e} of their norm"
@@ -82,10 +79,7 @@ def agrees(graphs: Graphs, forward: Forward, backend: AttentionBackend, steps: l
 def _agrees(graphs: Graphs, forward: Forward, backend: AttentionBackend, step: Step) -> bool:
     backend.plan(step)
     expected, got = forward(step), graphs.replay(step)
-    if got is None:
-        return False
-    limit = MAX_RELATIVE_ERROR[str(expected.dtype).removeprefix("torch.")]
-    return bool((expected - got).float().norm() <= limit * expected.float().norm())
+    return got is not None and agree(expected, got, MODEL_LIMITS[expected.dtype])
 
 
 def examples(spec: BaseModelSpec, vocab_size: int, device: torch.device) -> list[Step]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from server.engine.native.build import NativeUnavailable
-from server.engine.native.layers import ThreadTeam
+from server.engine.native.team import ThreadTeam
 from server.engine.sampling import sampler
 from server.engine.sampling.sampler import INVALID
 
