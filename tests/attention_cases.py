@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from prefix_store.prefix import BaseModelSpec
-from server.engine.attention.base import AttentionBackend, AttentionCall, Bounds, Group, Span, Step
+from server.engine.attention.base import (
+    AttentionBackend,
+    AttentionCall,
+    BatchCapacity,
+    PrefixGroup,
+    QuerySpan,
+    Step,
+)
 from server.engine.memory.kv_pool import KvPool
 from server.engine.memory.residency import ResidentPrefix
 
@@ -42,8 +49,10 @@ class Case:
         return 3 + sum(-(-sum(chunk) // self.page_size) for chunk in chunks)
 
     @property
-    def bounds(self) -> Bounds:
-        return Bounds(self.group * self.num_kv_heads, num_rows=512, num_spans=64, num_tokens=2048)
+    def capacity(self) -> BatchCapacity:
+        return BatchCapacity(
+            self.group * self.num_kv_heads, max_num_rows=512, max_num_seqs=64, max_seq_len=2048
+        )
 
 
 class Attention:
@@ -58,10 +67,10 @@ class Attention:
             begin, prefix = end, self._prefix(length)
             for num_tokens, start in chunks:
                 pages = [free.pop() for _ in range(-(-(num_tokens + start) // case.page_size))]
-                spans.append(Span(len(spans), end, num_tokens, start, pages, prefix))
+                spans.append(QuerySpan(len(spans), end, num_tokens, start, pages, prefix))
                 end += num_tokens
             if prefix is not None:
-                groups.append(Group(begin, end, prefix))
+                groups.append(PrefixGroup(begin, end, prefix))
         self.num_rows = end
         self.step = Step(*[torch.empty(0)] * 3, spans, groups)  # type: ignore[arg-type]
         num_heads = case.group * case.num_kv_heads
@@ -94,7 +103,7 @@ class Attention:
         pool = self.pool()
         pool.pages.fill_(torch.nan)
         for span in self.step.spans:
-            for i in range(span.start):
+            for i in range(span.num_computed_tokens):
                 page, slot = divmod(i, self.case.page_size)
                 at = span.pages[page], slice(None), slice(None), slice(None), slot
                 pool.pages[at] = self._kv[at]
@@ -103,7 +112,7 @@ class Attention:
     def run(self, backend: AttentionBackend, num_rows: int | None = None) -> tuple[Tensor, Tensor]:
         """Return the output [T, num_heads, head_dim] in float32, and the pool after the step."""
         pool = self.pool_before_the_step()
-        backend.allocate(pool, self.case.bounds)
+        backend.allocate(pool, self.case.capacity)
         backend.plan(self.step)
         return attend(self, backend, num_rows or self.num_rows), pool.pages
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from prefix_store.digest import Digest
 from prefix_store.prefix import BaseModelSpec
 from server.engine.attention import interface
-from server.engine.attention.base import AttentionBackend, Bounds, Step
+from server.engine.attention.base import AttentionBackend, BatchCapacity, Step
 from server.engine.attention.interface import ATTENTION_NAME
 from server.engine.attention.ref import RefBackend
 from server.engine.memory.kv_pool import KvPool
@@ -183,7 +183,7 @@ def make_engine(
 ) -> Engine:
     spec, device = spec_of(model.config), str(model.device)
     pool = KvPool(spec, num_pages=num_pages, page_size=page_size, device=device)
-    backend.allocate(pool, Bounds(model.config.num_attention_heads))
+    backend.allocate(pool, BatchCapacity(model.config.num_attention_heads))
     ready = AlwaysReady()
     allocator = PageAllocator(num_pages, page_size)
     scheduler = Scheduler(

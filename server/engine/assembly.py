@@ -13,7 +13,7 @@ from torch import Tensor
 
 from prefix_store.digest import Digest
 from server.engine.attention import interface
-from server.engine.attention.base import AttentionBackend, Bounds
+from server.engine.attention.base import AttentionBackend, BatchCapacity
 from server.engine.attention.cpu import CpuBackend
 from server.engine.attention.ref import RefBackend
 from server.engine.ipc import messages as m
@@ -97,8 +97,8 @@ def assemble(config: m.EngineConfig) -> Assembly:
     _check(reference, loaded, backend, int8=config.quantization == "int8")
     pool = new_pool(loaded.spec, num_pages=size.num_pages, page_size=size.page_size, device=device)
     num_rows = max(buckets_for(config.max_num_batched_tokens)[-1], config.max_num_batched_tokens)
-    bounds = Bounds(loaded.num_heads, num_rows, config.max_num_seqs, size.max_model_len)
-    backend.allocate(pool, bounds)
+    capacity = BatchCapacity(loaded.num_heads, num_rows, config.max_num_seqs, size.max_model_len)
+    backend.allocate(pool, capacity)
     copy = SideCopy(device) if device == "cuda" else None
     return Assembly(device, loaded, backend, size, budget.prefixes, pool, layout, copy)
 
@@ -144,7 +144,9 @@ def _check(
     new_pool, layout = _layout(backend)
     page_size = _TRIAL_SLAB if isinstance(backend, CpuBackend) else PAGE_SIZE
     pool = new_pool(loaded.spec, num_pages=3, page_size=page_size, device=str(loaded.model.device))
-    backend.allocate(pool, Bounds(loaded.num_heads, num_rows=16, num_spans=2, num_tokens=64))
+    backend.allocate(
+        pool, BatchCapacity(loaded.num_heads, max_num_rows=16, max_num_seqs=2, max_seq_len=64)
+    )
     num_tokens = reference.prefix.shape[3]
     prefix = ResidentPrefix(layout(reference.prefix), num_tokens, num_tokens)
     limit = ANY_LIMIT if int8 else MODEL_LIMITS[getattr(torch, loaded.spec.dtype)]

@@ -82,7 +82,7 @@ def test_one_capture_replays_every_step() -> None:
     expected = [steps[i].run(TritonBackend(), num_rows)[0] for i in range(3)]
     largest, backend = steps[-1], TritonBackend()
     pool = largest.pool()
-    backend.allocate(pool, largest.case.bounds)
+    backend.allocate(pool, largest.case.capacity)
     query, key, value = (
         torch.zeros_like(torch.cat([x] * num_rows, dim=1)[:, :num_rows])
         for x in (steps[0].query, steps[0].key, steps[0].value)

@@ -12,14 +12,14 @@ from server.engine.memory.residency import ResidentPrefix
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class QuerySpan:
     """The tokens that one sequence computes in this step, and the pages of its own KV."""
 
     request_id: int
     begin: int
     """First row in the packed batch."""
     num_tokens: int
-    start: int
+    num_computed_tokens: int
     """Number of the sequence's own tokens before these, whose KV is already in the pool."""
     pages: list[int]
     prefix: ResidentPrefix | None
@@ -29,12 +29,17 @@ class Span:
         return self.begin + self.num_tokens
 
     @property
+    def seq_len(self) -> int:
+        """Number of the sequence's own tokens after this step."""
+        return self.num_computed_tokens + self.num_tokens
+
+    @property
     def num_prefix_tokens(self) -> int:
         return self.prefix.num_tokens if self.prefix is not None else 0
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class PrefixGroup:
     """Consecutive rows [begin, end) of one step that share a prefix."""
 
     begin: int
@@ -49,20 +54,21 @@ class Step:
     input_ids: Tensor  # [1, T]
     position_ids: Tensor  # [1, T]
     logit_rows: Tensor  # [num_sampled]; rows whose logits are needed
-    spans: list[Span]
-    groups: list[Group]
+    spans: list[QuerySpan]
+    groups: list[PrefixGroup]
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class BatchCapacity:
     """Capacity of one step. The buffers that a captured forward reads are allocated for it."""
 
     num_heads: int
     """Query heads (`LoadedModel.num_heads`); the pool knows the number of KV heads."""
-    num_rows: int = 512
+    max_num_rows: int = 512
     """Rows of the largest forward, including padding."""
-    num_spans: int = 64
-    num_tokens: int = 4096
+    max_num_seqs: int = 64
+    """Sequences in a step."""
+    max_seq_len: int = 4096
     """Maximum own tokens of one sequence, without its prefix."""
 
 
@@ -96,11 +102,11 @@ class AttentionBackend(Protocol):
     that size must run before its capture.
     """
 
-    def allocate(self, pool: KvPool, bounds: Bounds | None = None) -> None:
+    def allocate(self, pool: KvPool, capacity: BatchCapacity | None = None) -> None:
         """Attach the KV pool and allocate buffers. Must be called before `plan` and `attend`.
 
         A second call replaces the pool, which is allowed until a forward is captured. Only
-        graph-safe backends need `bounds`.
+        graph-safe backends need `capacity`.
         """
         ...
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from server.engine.attention.base import AttentionCall, Bounds, Span, Step
+from server.engine.attention.base import AttentionCall, BatchCapacity, QuerySpan, Step
 from server.engine.attention.ref import RefBackend
 from server.engine.memory.kv_pool import KvPool
 
@@ -79,10 +79,10 @@ class CpuBackend:
         self._pool: KvPool | None = None
         self._step: Step | None = None
         self._decode: _Decode | None = None
-        self._prefills: list[Span] = []
+        self._prefills: list[QuerySpan] = []
         self._max_context = 0
 
-    def allocate(self, pool: KvPool, bounds: Bounds | None = None) -> None:
+    def allocate(self, pool: KvPool, capacity: BatchCapacity | None = None) -> None:
         self._pool = pool
         self._ref.allocate(pool)
 
@@ -95,7 +95,7 @@ class CpuBackend:
         self._decode = None
         if decodes:
             self._decode = _plan_decode(decodes, self._pool, alone=not self._prefills)
-        self._max_context = max(s.num_prefix_tokens + s.start + s.num_tokens for s in step.spans)
+        self._max_context = max(s.num_prefix_tokens + s.seq_len for s in step.spans)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         if not self._is_plain(call):
@@ -141,10 +141,10 @@ def _fold(query: Tensor, num_kv_heads: int) -> Tensor:
     return grouped.permute(2, 0, 1, 3).contiguous()
 
 
-def _plan_decode(spans: list[Span], pool: KvPool, *, alone: bool) -> _Decode:
+def _plan_decode(spans: list[QuerySpan], pool: KvPool, *, alone: bool) -> _Decode:
     pages = torch.tensor([span.pages[0] for span in spans])
     rows = torch.tensor([span.begin for span in spans])
-    lengths = torch.tensor([span.start + 1 for span in spans])
+    lengths = torch.tensor([span.num_computed_tokens + 1 for span in spans])
     low, high = int(pages.min()), int(pages.max()) + 1
     # A view of all pages from the first to the last avoids a copy. It is worth it if at least half
     # of them belong to a row.
@@ -189,7 +189,7 @@ def _attend_decode(
 
 
 def _attend_prefill(
-    span: Span,
+    span: QuerySpan,
     layer: Tensor,  # [num_pages, 2, num_kv_heads, page_size, head_dim]
     q: Tensor,  # [T, num_kv_heads, num_groups, head_dim]
     kv: Tensor,  # [T, 2, num_kv_heads, head_dim]
@@ -199,7 +199,7 @@ def _attend_prefill(
     """Write and attend for one prefill chunk: causal over its tokens, full over earlier ones."""
     rows = slice(span.begin, span.end)
     slab = layer[span.pages[0]]  # [2, num_kv_heads, page_size, head_dim]
-    new = slab[:, :, span.start : span.start + span.num_tokens]
+    new = slab[:, :, span.num_computed_tokens : span.seq_len]
     new.copy_(kv[rows].permute(1, 2, 0, 3))
     num_groups = q.shape[2]
     heads_q = q[rows].flatten(1, 2).transpose(0, 1)  # [num_heads, num_tokens, head_dim]
@@ -207,9 +207,9 @@ def _attend_prefill(
     out, lse = _flash(heads_q[None], k[None], v[None], is_causal=True, scale=scaling)
     own.out[rows] = out[0].transpose(0, 1).unflatten(1, q.shape[1:3])
     own.lse[rows] = lse[0].transpose(0, 1).unflatten(1, q.shape[1:3])
-    if span.start > 0:
+    if span.num_computed_tokens > 0:
         past = _Partial.over_nothing(q[rows])
-        keys, values = slab[:, :, : span.start]
+        keys, values = slab[:, :, : span.num_computed_tokens]
         past.write(slice(None), *_attend_all(q[rows], keys, values, scaling))
         new_keys = _Partial(own.out[rows], own.lse[rows])
         own.out[rows] = new_keys.merge(past).to(q.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from server.engine.attention.base import AttentionCall, Bounds, Span, Step
+from server.engine.attention.base import AttentionCall, BatchCapacity, QuerySpan, Step
 from server.engine.memory.kv_pool import KvPool
 
 
@@ -23,7 +23,7 @@ class RefBackend:
         self._pool: KvPool | None = None
         self._step: Step | None = None
 
-    def allocate(self, pool: KvPool, bounds: Bounds | None = None) -> None:
+    def allocate(self, pool: KvPool, capacity: BatchCapacity | None = None) -> None:
         self._pool = pool
 
     def plan(self, step: Step) -> None:
@@ -42,25 +42,27 @@ class RefBackend:
         return out.transpose(0, 1)
 
 
-def write_own(pool: KvPool, layer: int, span: Span, kv: Tensor) -> None:
+def write_own(pool: KvPool, layer: int, span: QuerySpan, kv: Tensor) -> None:
     """Write a span's new keys and values [2, num_kv_heads, num_tokens, head_dim] to its pages."""
     for i in range(span.num_tokens):
-        page, slot = divmod(span.start + i, pool.page_size)
+        page, slot = divmod(span.num_computed_tokens + i, pool.page_size)
         pool.pages[span.pages[page], layer, :, :, slot] = kv[:, :, i]
 
 
-def gather(pool: KvPool, layer: int, span: Span) -> tuple[Tensor, Tensor]:
+def gather(pool: KvPool, layer: int, span: QuerySpan) -> tuple[Tensor, Tensor]:
     """Return the keys and values of a span's prefix and own tokens: [num_kv_heads, N, head_dim]."""
-    own = pool.layer(layer, span.pages, span.start + span.num_tokens)
+    own = pool.layer(layer, span.pages, span.seq_len)
     if span.prefix is None:
         return own[0], own[1]
     k, v = torch.cat([span.prefix.kv[layer], own], dim=2)
     return k, v
 
 
-def visible(span: Span, num_keys: int, sliding_window: int | None, device: torch.device) -> Tensor:
+def visible(
+    span: QuerySpan, num_keys: int, sliding_window: int | None, device: torch.device
+) -> Tensor:
     """Return the mask [num_tokens, num_keys], True where a query may see a key."""
-    first = span.num_prefix_tokens + span.start
+    first = span.num_prefix_tokens + span.num_computed_tokens
     abs_q = torch.arange(first, first + span.num_tokens, device=device)[:, None]
     abs_k = torch.arange(num_keys, device=device)[None]
     mask = abs_k <= abs_q

@@ -17,7 +17,7 @@ from torch import Tensor
 from triton import next_power_of_2
 
 from server.engine.attention import triton_kernels as kernels
-from server.engine.attention.base import AttentionCall, Bounds, Step
+from server.engine.attention.base import AttentionCall, BatchCapacity, Step
 from server.engine.attention.work_list import ITEM_SIZE, Tiling, work_list
 from server.engine.memory.kv_pool import KvPool
 from server.engine.memory.residency import ResidentPrefix
@@ -39,11 +39,11 @@ class TritonBackend:
     def __init__(self, *, min_keys: int = 256) -> None:
         self._min_keys = min_keys
 
-    def allocate(self, pool: KvPool, bounds: Bounds | None = None) -> None:
-        assert bounds is not None
+    def allocate(self, pool: KvPool, capacity: BatchCapacity | None = None) -> None:
+        assert capacity is not None
         self._pages = pool.pages
         _, _, _, self._num_kv_heads, page_size, self._head_dim = pool.pages.shape
-        self._group = bounds.num_heads // self._num_kv_heads
+        self._group = capacity.num_heads // self._num_kv_heads
         self._block_d = max(16, next_power_of_2(self._head_dim))
         block_bytes = self._block_d * pool.pages.itemsize
         self._block_n = min(64, max(16, _KEY_BLOCK_BYTES // block_bytes))
@@ -53,7 +53,7 @@ class TritonBackend:
         device = pool.pages.device
         num_programs = -(-_PROGRAMS_PER_CORE * _num_cores(device) // self._num_kv_heads)
         high_rows = self._high // self._group
-        max_parts = 2 * bounds.num_rows + 4 * num_programs * high_rows
+        max_parts = 2 * capacity.max_num_rows + 4 * num_programs * high_rows
         self._tiling = Tiling(
             page_size=page_size,
             low_rows=self._low // self._group,
@@ -62,11 +62,11 @@ class TritonBackend:
             min_keys=self._min_keys,
             max_parts=max_parts,
         )
-        shape = (max_parts, bounds.num_heads, self._head_dim)
+        shape = (max_parts, capacity.num_heads, self._head_dim)
         self._part_out = torch.empty(shape, dtype=torch.float32, device=device)
         self._part_lse = torch.empty(shape[:2], dtype=torch.float32, device=device)
-        num_rows = self._num_rows = bounds.num_rows
-        max_pages = bounds.num_spans * -(-bounds.num_tokens // page_size)
+        num_rows = self._num_rows = capacity.max_num_rows
+        max_pages = capacity.max_num_seqs * -(-capacity.max_seq_len // page_size)
         self._page_list = _Staged(max_pages, torch.int32, device)
         sizes = [3, num_rows, num_rows, num_rows + 1, max_parts * ITEM_SIZE]
         self._lists = _Staged(sum(sizes), torch.int64, device)

@@ -98,7 +98,10 @@ def work_list(step: Step, tiling: Tiling, offset_of: Callable[[ResidentPrefix], 
     groups, spans = step.groups, step.spans
     pages = np.fromiter(chain.from_iterable(span.pages for span in spans), np.int64)
     first_page = _starts([len(span.pages) for span in spans])
-    own = np.array([(s.begin, s.num_tokens, s.start, s.num_prefix_tokens) for s in spans], np.int64)
+    own = np.array(
+        [(s.begin, s.num_tokens, s.num_computed_tokens, s.num_prefix_tokens) for s in spans],
+        np.int64,
+    )
     begins, num_tokens, starts, num_prefix = own.T
     row_span = np.repeat(np.arange(len(spans)), num_tokens)
     own_position = np.arange(len(row_span)) - (begins - starts)[row_span]

@@ -16,9 +16,9 @@ from server.engine.attention import interface
 from server.engine.attention.base import (
     AttentionBackend,
     AttentionCall,
-    Bounds,
-    Group,
-    Span,
+    BatchCapacity,
+    PrefixGroup,
+    QuerySpan,
     Step,
 )
 from server.engine.attention.ref import RefBackend
@@ -52,7 +52,7 @@ class NativeBackend:
         self.bare_forward: BareForward | None = None
         """A replacement of the model's forward; None unless it was found to return the same."""
 
-    def allocate(self, pool: KvPool, bounds: Bounds | None = None) -> None:
+    def allocate(self, pool: KvPool, capacity: BatchCapacity | None = None) -> None:
         self.layers.allocate(pool)
 
     def plan(self, step: Step) -> None:
@@ -165,14 +165,14 @@ def _by_model(model: PreTrainedModel, **inputs: Tensor) -> Tensor:
     return logits
 
 
-def _steps(prefix: ResidentPrefix, last_position: int) -> list[tuple[list[Span], int]]:
+def _steps(prefix: ResidentPrefix, last_position: int) -> list[tuple[list[QuerySpan], int]]:
     """Return the steps of a trial, as spans and the position of the first token.
 
     Two prompts, one after a prefix; then one token of each; then the same tokens at positions close
     to the end of the context.
     """
-    prompts = [Span(0, 0, 17, 0, [2, 0], prefix), Span(1, 17, 5, 0, [1], None)]
-    tokens = [Span(0, 0, 1, 17, [2, 0], prefix), Span(1, 1, 1, 5, [1], None)]
+    prompts = [QuerySpan(0, 0, 17, 0, [2, 0], prefix), QuerySpan(1, 17, 5, 0, [1], None)]
+    tokens = [QuerySpan(0, 0, 1, 17, [2, 0], prefix), QuerySpan(1, 1, 1, 5, [1], None)]
     return [(prompts, 0), (tokens, 0), (tokens, last_position)]
 
 
@@ -180,7 +180,9 @@ def _own_prefix(model: PreTrainedModel, backend: AttentionBackend, pool: KvPool)
     """Compute a prefix from tokens: [num_layers, 2, num_kv_heads, L, head_dim]."""
     pages = [0, 1, 2]
     num_tokens = 2 * PAGE_SIZE + 5
-    _forward(model, partial(_by_model, model), backend, [Span(0, 0, num_tokens, 0, pages, None)])
+    _forward(
+        model, partial(_by_model, model), backend, [QuerySpan(0, 0, num_tokens, 0, pages, None)]
+    )
     return pool.read(pages, num_tokens)
 
 
@@ -189,17 +191,17 @@ def _forward(
     model: PreTrainedModel,
     run: Run,
     backend: AttentionBackend,
-    spans: list[Span],
+    spans: list[QuerySpan],
     first_position: int = 0,
 ) -> Tensor:
     interface.register(backend.attend)
     num_rows = spans[-1].end
     ids = (torch.arange(num_rows) * 31 % model.config.vocab_size)[None]
-    starts = [first_position + span.num_prefix_tokens + span.start for span in spans]
+    starts = [first_position + span.num_prefix_tokens + span.num_computed_tokens for span in spans]
     positions = [
         start + i for start, s in zip(starts, spans, strict=True) for i in range(s.num_tokens)
     ]
-    groups = [Group(s.begin, s.end, s.prefix) for s in spans if s.prefix is not None]
+    groups = [PrefixGroup(s.begin, s.end, s.prefix) for s in spans if s.prefix is not None]
     step = Step(ids, torch.tensor([positions]), torch.arange(num_rows), spans, groups)
     backend.plan(step)
     return run(

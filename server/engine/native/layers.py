@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prefix_store.prefix import BaseModelSpec
-from server.engine.attention.base import AttentionCall, Span, Step
+from server.engine.attention.base import AttentionCall, QuerySpan, Step
 from server.engine.memory.kv_pool import KvPool
 from server.engine.native.blocks import BLOCK
 from server.engine.native.linear import LANES, PackedWeight
@@ -71,7 +71,7 @@ class NativeLayers(nn.Module):
         spans, groups = (CSpan * len(step.spans))(), []
         pages: list[int] = []
         for i, span in enumerate(step.spans):
-            spans[i] = CSpan(span.begin, span.num_tokens, span.start, len(pages))
+            spans[i] = CSpan(span.begin, span.num_tokens, span.num_computed_tokens, len(pages))
             pages.extend(span.pages)
             if i == 0 or span.prefix is not step.spans[i - 1].prefix:
                 groups.append(_group(span, i))
@@ -140,7 +140,7 @@ class NativeLayers(nn.Module):
         return pointer
 
 
-def _group(span: Span, index: int) -> CGroup:
+def _group(span: QuerySpan, index: int) -> CGroup:
     if span.prefix is None:
         return CGroup(None, 0, 0, index, index + 1)
     kv = span.prefix.kv

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prefix_store.digest import Digest
-from server.engine.attention.base import AttentionBackend, Span, Step
+from server.engine.attention.base import AttentionBackend, QuerySpan, Step
 from server.engine.memory.residency import ResidentPrefix
 from server.engine.memory.transfer import ToHost, to_device
 from server.engine.model.split_forward import SplitForward
@@ -184,7 +184,7 @@ class Runner:
         sources = [self._sampled[request_id] for request_id in waiting]
         step.input_ids[0, rows] = self._sampled_ids[to_device(sources, torch.long, device)]
 
-    def _soft_prompts(self, step: Step) -> list[Span]:
+    def _soft_prompts(self, step: Step) -> list[QuerySpan]:
         return [span for span in step.spans if span.request_id in self.embeds]
 
     def _keep_probed(self, batch: Batch, logits: Tensor) -> None:
@@ -199,6 +199,6 @@ class Runner:
             return {"input_ids": step.input_ids}
         embeds = self.model.get_input_embeddings()(step.input_ids)  # [1, T, hidden_size]
         for span in soft:
-            rows = self.embeds[span.request_id][span.start : span.start + span.num_tokens]
+            rows = self.embeds[span.request_id][span.num_computed_tokens : span.seq_len]
             embeds[0, span.begin : span.end] = rows
         return {"inputs_embeds": embeds}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from prefix_store.prefix import BaseModelSpec
-from server.engine.attention.base import AttentionBackend, Group, Span, Step
+from server.engine.attention.base import AttentionBackend, PrefixGroup, QuerySpan, Step
 from server.engine.memory.residency import ResidentPrefix
 from server.engine.model.families import UnsupportedModel, refusing
 from server.engine.model.numerics import ANY_LIMIT, MODEL_LIMITS, agree, relative_error
@@ -47,7 +47,7 @@ def _error(reference: Reference, runner: Runner, prefix: ResidentPrefix) -> floa
         step = replace(step, logit_rows=torch.arange(spans[-1].end, device=runner.model.device))
         logits = runner.run_planned(step).float().cpu()
         for span in spans:
-            own = slice(span.start, span.start + span.num_tokens)
+            own = slice(span.num_computed_tokens, span.seq_len)
             got[span.request_id][own] = logits[span.begin : span.end]
     scored = runner.run_split(step).float().cpu()
     pairs = zip([*reference.logits, logits], [*got, scored], strict=True)
@@ -91,7 +91,7 @@ def examples(spec: BaseModelSpec, vocab_size: int, device: torch.device) -> list
     return [_step(spans, list(prompts), device) for spans in _batches(ResidentPrefix(kv, 5, 5))]
 
 
-def _batches(prefix: ResidentPrefix) -> list[list[Span]]:
+def _batches(prefix: ResidentPrefix) -> list[list[QuerySpan]]:
     """Return three steps of two sequences, as spans.
 
     The start of both prompts, one of them after a prefix; then the rest of one prompt and one token
@@ -100,20 +100,25 @@ def _batches(prefix: ResidentPrefix) -> list[list[Span]]:
     steps = [((0, 9), (0, 4)), ((9, 8), (4, 1)), ((17, 1), (5, 1))]
     assert steps[-1] == ((NUM_AFTER_PREFIX - 1, 1), (NUM_ALONE - 1, 1))
     return [
-        [Span(0, 0, num, start, [2, 0], prefix), Span(1, num, num_alone, start_alone, [1], None)]
+        [
+            QuerySpan(0, 0, num, start, [2, 0], prefix),
+            QuerySpan(1, num, num_alone, start_alone, [1], None),
+        ]
         for (start, num), (start_alone, num_alone) in steps
     ]
 
 
-def _step(spans: list[Span], prompts: Sequence[Tensor], device: torch.device) -> Step:
+def _step(spans: list[QuerySpan], prompts: Sequence[Tensor], device: torch.device) -> Step:
     """Pack spans into a step. `prompts`: token ids [num_tokens] by request id."""
-    ids = [prompts[s.request_id][s.start : s.start + s.num_tokens] for s in spans]
-    positions = [s.num_prefix_tokens + s.start + i for s in spans for i in range(s.num_tokens)]
+    ids = [prompts[s.request_id][s.num_computed_tokens : s.seq_len] for s in spans]
+    positions = [
+        s.num_prefix_tokens + s.num_computed_tokens + i for s in spans for i in range(s.num_tokens)
+    ]
     last: Tensor = torch.tensor([span.end - 1 for span in spans])
     return Step(
         input_ids=torch.cat(ids)[None].to(device),
         position_ids=torch.tensor([positions], device=device),
         logit_rows=last.to(device),
         spans=spans,
-        groups=[Group(s.begin, s.end, s.prefix) for s in spans if s.prefix is not None],
+        groups=[PrefixGroup(s.begin, s.end, s.prefix) for s in spans if s.prefix is not None],
     )

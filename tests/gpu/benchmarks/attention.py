@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from prefix_store.prefix import BaseModelSpec
-from server.engine.attention.base import AttentionCall, Bounds, Group, Span, Step
+from server.engine.attention.base import AttentionCall, BatchCapacity, PrefixGroup, QuerySpan, Step
 from server.engine.attention.triton import TritonBackend
 from server.engine.memory.kv_pool import KvPool
 from server.engine.memory.residency import ResidentPrefix
@@ -108,7 +108,9 @@ def _backend(sizes: Sizes, batch_size: int) -> TritonBackend:
     pool = KvPool(spec, num_pages=num_pages, page_size=_PAGE_SIZE, device=sizes.device)
     pool.pages.normal_()
     backend = TritonBackend()
-    backend.allocate(pool, Bounds(sizes.num_heads, batch_size, batch_size, sizes.num_own_tokens))
+    backend.allocate(
+        pool, BatchCapacity(sizes.num_heads, batch_size, batch_size, sizes.num_own_tokens)
+    )
     return backend
 
 
@@ -119,7 +121,7 @@ def _step(sizes: Sizes, batch_size: int, length: int, shared: bool) -> Step:
     prefix = ResidentPrefix(kv, length, length)
     pages_each = -(-sizes.num_own_tokens // _PAGE_SIZE)
     spans = [
-        Span(
+        QuerySpan(
             i,
             i,
             1,
@@ -129,10 +131,10 @@ def _step(sizes: Sizes, batch_size: int, length: int, shared: bool) -> Step:
         )
         for i in range(batch_size)
     ]
-    groups = [Group(i, i + 1, prefix) for i in range(batch_size)]
+    groups = [PrefixGroup(i, i + 1, prefix) for i in range(batch_size)]
     nothing = torch.empty(0)
     return Step(
-        nothing, nothing, nothing, spans, [Group(0, batch_size, prefix)] if shared else groups
+        nothing, nothing, nothing, spans, [PrefixGroup(0, batch_size, prefix)] if shared else groups
     )
 
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from prefix_store.digest import Digest
 from prefix_store.prefix import BaseModelSpec
 from server.engine.attention import interface
-from server.engine.attention.base import AttentionBackend, Bounds
+from server.engine.attention.base import AttentionBackend, BatchCapacity
 from server.engine.attention.ref import RefBackend
 from server.engine.loop.steps import Steps
 from server.engine.memory.kv_pool import KvPool
@@ -66,7 +66,9 @@ class Engine:
         num_pages = max_num_seqs * -(-max_len // PAGE_SIZE)
         pool = KvPool(self.spec, num_pages=num_pages, page_size=PAGE_SIZE, device=scale.device)
         num_rows = buckets_for(MAX_NUM_BATCHED_TOKENS)[-1]
-        self.backend.allocate(pool, Bounds(geometry.num_heads, num_rows, max_num_seqs, max_len))
+        self.backend.allocate(
+            pool, BatchCapacity(geometry.num_heads, num_rows, max_num_seqs, max_len)
+        )
         self.prefixes = Prefixes()
         self.scheduler = Scheduler(
             PageAllocator(num_pages, PAGE_SIZE), self.prefixes, max_num_seqs=max_num_seqs,

@@ -100,7 +100,7 @@ def test_rows_past_the_step_write_nothing_and_return_zeros() -> None:
 def test_a_forward_before_any_step_returns_zeros() -> None:
     attention = Attention(Case(tasks=((5, [(1, 3)]),)))
     backend, pool = TritonBackend(), attention.pool()
-    backend.allocate(pool, attention.case.bounds)
+    backend.allocate(pool, attention.case.capacity)
 
     out = attend(attention, backend, 4)
 
@@ -112,7 +112,7 @@ def test_a_smaller_step_overwrites_all_of_the_previous_one() -> None:
     large, small = Attention(Case()), Attention(Case(tasks=((4, [(1, 2)]),)))
     expected, _ = small.run(TritonBackend())
     backend, pool = TritonBackend(), small.pool_before_the_step()
-    backend.allocate(pool, small.case.bounds)
+    backend.allocate(pool, small.case.capacity)
 
     backend.plan(large.step)
     backend.plan(small.step)

@@ -104,13 +104,15 @@ def launch_all(
     """Run attention over one layer, then each fused module."""
     from prefix_store.prefix import BaseModelSpec
     from server.engine.attention import triton
-    from server.engine.attention.base import AttentionCall, Bounds
+    from server.engine.attention.base import AttentionCall, BatchCapacity
     from server.engine.memory.kv_pool import KvPool
     from server.engine.model import fuse
 
     spec = BaseModelSpec("x", "sha256:" + "0" * 64, 2, num_kv_heads, head_dim, 64, dtype)
     backend = triton.TritonBackend()
-    backend.allocate(KvPool(spec, num_pages=2, page_size=16, device="cpu"), Bounds(num_heads))
+    backend.allocate(
+        KvPool(spec, num_pages=2, page_size=16, device="cpu"), BatchCapacity(num_heads)
+    )
     query, key = (
         torch.zeros(1, 8, heads, head_dim, dtype=getattr(torch, dtype)).transpose(1, 2)
         for heads in (num_heads, num_kv_heads)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.engine.attention.base import Group, Span, Step
+from server.engine.attention.base import PrefixGroup, QuerySpan, Step
 from server.engine.attention.work_list import Tiling, WorkList, work_list
 from server.engine.memory.residency import ResidentPrefix
 
@@ -24,8 +24,8 @@ def tiling(**changes: int) -> Tiling:
 
 def step_of(tasks: list[tuple[int, Chunks]]) -> Step:
     """Build a step from tasks (prefix length, chunks), with chunks (new tokens, earlier tokens)."""
-    spans: list[Span] = []
-    groups: list[Group] = []
+    spans: list[QuerySpan] = []
+    groups: list[PrefixGroup] = []
     end = num_pages = 0
     for length, chunks in tasks:
         begin = end
@@ -33,10 +33,10 @@ def step_of(tasks: list[tuple[int, Chunks]]) -> Step:
         for num_tokens, start in chunks:
             pages = list(range(num_pages, num_pages - (-(start + num_tokens) // PAGE_SIZE)))
             num_pages += len(pages)
-            spans.append(Span(len(spans), end, num_tokens, start, pages, prefix))
+            spans.append(QuerySpan(len(spans), end, num_tokens, start, pages, prefix))
             end += num_tokens
         if prefix is not None:
-            groups.append(Group(begin, end, prefix))
+            groups.append(PrefixGroup(begin, end, prefix))
     nothing = torch.empty(0)
     return Step(nothing, nothing, nothing, spans, groups)
 
@@ -67,7 +67,7 @@ def test_every_row_meets_every_key_once(tasks: list[tuple[int, Chunks]], spare: 
         (span.begin + i, position)
         for span in step.spans
         for i in range(span.num_tokens)
-        for position in range(span.num_prefix_tokens + span.start + i + 1)
+        for position in range(span.num_prefix_tokens + span.num_computed_tokens + i + 1)
     )
     assert keys_seen(work) == expected
     slots = [
@@ -89,7 +89,7 @@ def test_new_keys_go_to_the_slots_of_the_page_table(tasks: list[tuple[int, Chunk
     assert work.row_slots.tolist() == [
         span.pages[own // PAGE_SIZE] * PAGE_SIZE + own % PAGE_SIZE
         for span in step.spans
-        for own in range(span.start, span.start + span.num_tokens)
+        for own in range(span.num_computed_tokens, span.seq_len)
     ]
 
 

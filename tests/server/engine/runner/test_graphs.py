@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from server.engine.attention.base import AttentionBackend, Bounds, Step
+from server.engine.attention.base import AttentionBackend, BatchCapacity, Step
 from server.engine.attention.interface import ATTENTION_NAME
 from server.engine.attention.ref import RefBackend
 from server.engine.memory.kv_pool import KvPool
@@ -140,8 +140,8 @@ def test_a_failed_capture_is_not_tried_again() -> None:
 class Oracle(RefBackend):
     """The reference backend, which plans on the host. That works because replays run the code."""
 
-    def allocate(self, pool: KvPool, bounds: Bounds | None = None) -> None:
-        super().allocate(pool, bounds)
+    def allocate(self, pool: KvPool, capacity: BatchCapacity | None = None) -> None:
+        super().allocate(pool, capacity)
         self.plan(step_of([], []))
 
 
