@@ -1,15 +1,21 @@
-"""One layer's attention over random tensors, for any backend: cases large and small."""
+"""Attention of one layer over random tensors, for any backend, and the cases to test."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
 from prefix_store.prefix import BaseModelSpec
-from server.engine.attention.base import AttentionBackend, Bounds, Group, Span, Step
+from server.engine.attention.base import (
+    AttentionBackend,
+    AttentionCall,
+    BatchCapacity,
+    PrefixGroup,
+    QuerySpan,
+    Step,
+)
 from server.engine.memory.kv_pool import KvPool
 from server.engine.memory.residency import ResidentPrefix
 
@@ -22,7 +28,8 @@ MIXED: Tasks = ((0, [(1, 9)]), (21, [(9, 6), (1, 0)]), (3, [(1, 17)]))
 
 @dataclass(frozen=True)
 class Case:
-    """`tasks`: (prefix length, chunks), a chunk being (new tokens, tokens before these)."""
+    """Geometry, options and batch of a test. `tasks`: pairs of a prefix length and chunks, which
+    are pairs of new tokens and own tokens before them."""
 
     group: int = 2
     num_kv_heads: int = 2
@@ -37,17 +44,19 @@ class Case:
 
     @property
     def num_pages(self) -> int:
-        """A few more than are needed."""
+        """A few pages more than the chunks need."""
         chunks = [chunk for _, chunks in self.tasks for chunk in chunks]
         return 3 + sum(-(-sum(chunk) // self.page_size) for chunk in chunks)
 
     @property
-    def bounds(self) -> Bounds:
-        return Bounds(self.group * self.num_kv_heads, num_rows=512, num_spans=64, num_tokens=2048)
+    def capacity(self) -> BatchCapacity:
+        return BatchCapacity(
+            self.group * self.num_kv_heads, max_num_rows=512, max_num_seqs=64, max_seq_len=2048
+        )
 
 
 class Attention:
-    """One layer's inputs of one step, the same on every device."""
+    """Inputs of one layer in one step, identical on every device."""
 
     def __init__(self, case: Case) -> None:
         self.case = case
@@ -58,15 +67,15 @@ class Attention:
             begin, prefix = end, self._prefix(length)
             for num_tokens, start in chunks:
                 pages = [free.pop() for _ in range(-(-(num_tokens + start) // case.page_size))]
-                spans.append(Span(len(spans), end, num_tokens, start, pages, prefix))
+                spans.append(QuerySpan(len(spans), end, num_tokens, start, pages, prefix))
                 end += num_tokens
             if prefix is not None:
-                groups.append(Group(begin, end, prefix))
+                groups.append(PrefixGroup(begin, end, prefix))
         self.num_rows = end
         self.step = Step(*[torch.empty(0)] * 3, spans, groups)  # type: ignore[arg-type]
         num_heads = case.group * case.num_kv_heads
         self.query, self.key, self.value = (
-            self._random(1, end, heads, case.head_dim).transpose(1, 2)
+            self._random(end, heads, case.head_dim).transpose(0, 1)
             for heads in (num_heads, case.num_kv_heads, case.num_kv_heads)
         )
         self.sinks = self._random(num_heads) if case.has_sinks else None
@@ -90,36 +99,35 @@ class Attention:
         return KvPool(spec, num_pages=case.num_pages, page_size=case.page_size, device=DEVICE)
 
     def pool_before_the_step(self) -> KvPool:
-        """NaN wherever nothing was written."""
+        """Return a pool that holds the earlier tokens' KV, and NaN in all other slots."""
         pool = self.pool()
         pool.pages.fill_(torch.nan)
         for span in self.step.spans:
-            for i in range(span.start):
+            for i in range(span.num_computed_tokens):
                 page, slot = divmod(i, self.case.page_size)
                 at = span.pages[page], slice(None), slice(None), slice(None), slot
                 pool.pages[at] = self._kv[at]
         return pool
 
     def run(self, backend: AttentionBackend, num_rows: int | None = None) -> tuple[Tensor, Tensor]:
-        """Output [T, num_heads, head_dim] in float32, and the pool afterwards."""
+        """Return the output [T, num_heads, head_dim] in float32, and the pool after the step."""
         pool = self.pool_before_the_step()
-        backend.allocate(pool, self.case.bounds)
+        backend.allocate(pool, self.case.capacity)
         backend.plan(self.step)
         return attend(self, backend, num_rows or self.num_rows), pool.pages
 
 
 def attend(attention: Attention, backend: AttentionBackend, num_rows: int) -> Tensor:
-    """With more rows than the step has, the rest is noise."""
-    qkv = [
-        torch.cat([t, t.new_full((1, t.shape[1], num_rows - t.shape[2], t.shape[3]), 7.0)], dim=2)
-        for t in (attention.query, attention.key, attention.value)
-    ]
-    out, _ = backend.attend(
-        SimpleNamespace(layer_idx=LAYER), *qkv, None, scaling=0.3,
-        sliding_window=attention.case.window, softcap=attention.case.softcap,
-        s_aux=attention.sinks,
-    )  # fmt: skip
-    return out[0].float()
+    """Run one layer with `num_rows` rows; those past the step hold a constant.
+
+    Returns [num_rows, num_heads, head_dim] in float32.
+    """
+    q, k, v = (
+        torch.cat([x, x.new_full((x.shape[0], num_rows - x.shape[1], x.shape[2]), 7.0)], dim=1)
+        for x in (attention.query, attention.key, attention.value)
+    )
+    call = AttentionCall(0.3, attention.case.window, attention.case.softcap, attention.sinks)
+    return backend.attend(LAYER, q, k, v, call).float()
 
 
 CASES = {

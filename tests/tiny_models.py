@@ -8,11 +8,13 @@ from dataclasses import dataclass, field, replace
 import torch
 import transformers as T
 from torch import Tensor
-from transformers import AttentionInterface, AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from prefix_store.digest import Digest
 from prefix_store.prefix import BaseModelSpec
-from server.engine.attention.base import ATTENTION_NAME, AttentionBackend, Bounds, Step
+from server.engine.attention import interface
+from server.engine.attention.base import AttentionBackend, BatchCapacity, Step
+from server.engine.attention.interface import ATTENTION_NAME
 from server.engine.attention.ref import RefBackend
 from server.engine.memory.kv_pool import KvPool
 from server.engine.memory.residency import ResidentPrefix
@@ -72,7 +74,7 @@ EXPERTS = {
 def build_model(family: str, attn_implementation: str) -> PreTrainedModel:
     """A tiny random model whose prefixes have a visible effect."""
     if attn_implementation == ATTENTION_NAME:  # transformers wants the name to exist already
-        AttentionInterface.register(ATTENTION_NAME, RefBackend().attend)
+        interface.register(RefBackend().attend)
     torch.manual_seed(0)
     config = copy.deepcopy((EXPERTS | CONFIGS)[family])
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation)
@@ -124,7 +126,7 @@ class RecordingRunner(Runner):
         super().__init__(model, backend, ready.prefixes.__getitem__)
         self.logits: dict[int, list[Tensor]] = {}
         self.steps: list[Step] = []
-        self.activate = lambda: AttentionInterface.register(ATTENTION_NAME, backend.attend)
+        self.activate = lambda: interface.register(backend.attend)
         self.activate()
 
     def forward(self, step: Step) -> Tensor:
@@ -181,7 +183,7 @@ def make_engine(
 ) -> Engine:
     spec, device = spec_of(model.config), str(model.device)
     pool = KvPool(spec, num_pages=num_pages, page_size=page_size, device=device)
-    backend.allocate(pool, Bounds(model.config.num_attention_heads))
+    backend.allocate(pool, BatchCapacity(model.config.num_attention_heads))
     ready = AlwaysReady()
     allocator = PageAllocator(num_pages, page_size)
     scheduler = Scheduler(

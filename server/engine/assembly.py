@@ -1,4 +1,4 @@
-"""What the engine is made of on each kind of device: model, attention, pool, runner."""
+"""Assembly of the engine's device-dependent parts: model, attention backend, KV pool, runner."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from msgspec.structs import replace
 from torch import Tensor
-from transformers import AttentionInterface
 
 from prefix_store.digest import Digest
-from server.engine.attention.base import ATTENTION_NAME, AttentionBackend, Bounds
+from server.engine.attention import interface
+from server.engine.attention.base import AttentionBackend, BatchCapacity
 from server.engine.attention.cpu import CpuBackend
 from server.engine.attention.ref import RefBackend
 from server.engine.ipc import messages as m
@@ -22,6 +22,7 @@ from server.engine.memory.residency import ResidentPrefix
 from server.engine.memory.transfer import SideCopy
 from server.engine.model.families import Context
 from server.engine.model.load import LoadedModel, load
+from server.engine.model.numerics import ANY_LIMIT, MODEL_LIMITS
 from server.engine.model.prepack import prepack
 from server.engine.model.reference import Reference, reference_of
 from server.engine.native.backend import PAGE_SIZE, NativeBackend, install
@@ -30,13 +31,7 @@ from server.engine.native.build import NativeUnavailable, has_wide_vectors
 from server.engine.native.layers import NotLlamaLike
 from server.engine.runner.graphs import CudaCapture, Graphs, buckets_for
 from server.engine.runner.runner import Runner
-from server.engine.runner.self_test import (
-    MAX_RELATIVE_ERROR,
-    MAX_RELATIVE_ERROR_OF_ALL,
-    check_model,
-    examples,
-    tested,
-)
+from server.engine.runner.self_test import check_model, examples, tested
 from server.engine.sizing import (
     Budget,
     Sizes,
@@ -51,12 +46,12 @@ from server.engine.sizing import (
 logger = logging.getLogger(__name__)
 
 _TRIAL_SLAB = 32
-"""Tokens of a page where it holds a whole sequence: more than a trial's."""
+"""Page size for the trial if a page holds a whole sequence: more tokens than a trial uses."""
 
 
 @dataclass(frozen=True, slots=True)
 class Assembly:
-    """The parts that depend on the device, and fit together."""
+    """The parts that depend on the device."""
 
     device: str
     loaded: LoadedModel
@@ -65,14 +60,17 @@ class Assembly:
     prefix_bytes: int
     pool: KvPool
     layout: Callable[[Tensor], Tensor]
-    """A prefix's keys and values -> the same as the backend reads them, in host memory."""
+    """Converts a prefix's keys and values to the backend's layout, in host memory."""
     copy: Callable[[Tensor], Tensor] | None
-    """Host memory -> the device, where that is not the same."""
+    """Copies a prefix from host memory to the device; None if they are the same memory."""
 
 
 def assemble(config: m.EngineConfig) -> Assembly:
-    """Raises `UnsupportedModel`, what loading a model can raise, and ValueError where the settings
-    do not fit."""
+    """Load the model, choose the attention backend, test both, and allocate the KV pool.
+
+    Raises `UnsupportedModel` and OSError for the model, `NativeUnavailable` and `NotLlamaLike` if
+    the settings require the compiled layers, and ValueError if the settings do not fit together.
+    """
     device = choose_device(config.device)
     if config.quantization != "none" and (
         device != "cpu" or config.attention not in ("auto", "native")
@@ -85,7 +83,8 @@ def assemble(config: m.EngineConfig) -> Assembly:
     reference = reference_of(loaded)  # before anything of the model is replaced
     if config.attention in ("auto", "native") and device == "cpu":
         backend = _native(config, loaded) or backend
-        AttentionInterface.register(ATTENTION_NAME, backend.attend)  # the trial put others there
+        # The trial of the compiled layers has registered other backends.
+        interface.register(backend.attend)
     if isinstance(backend, CpuBackend):
         prepack(loaded.model)
     if device == "cuda":
@@ -98,8 +97,8 @@ def assemble(config: m.EngineConfig) -> Assembly:
     _check(reference, loaded, backend, int8=config.quantization == "int8")
     pool = new_pool(loaded.spec, num_pages=size.num_pages, page_size=size.page_size, device=device)
     num_rows = max(buckets_for(config.max_num_batched_tokens)[-1], config.max_num_batched_tokens)
-    bounds = Bounds(loaded.num_heads, num_rows, config.max_num_seqs, size.max_model_len)
-    backend.allocate(pool, bounds)
+    capacity = BatchCapacity(loaded.num_heads, num_rows, config.max_num_seqs, size.max_model_len)
+    backend.allocate(pool, capacity)
     copy = SideCopy(device) if device == "cuda" else None
     return Assembly(device, loaded, backend, size, budget.prefixes, pool, layout, copy)
 
@@ -107,7 +106,10 @@ def assemble(config: m.EngineConfig) -> Assembly:
 def make_runner(
     parts: Assembly, config: m.EngineConfig, prefix_of: Callable[[Digest], ResidentPrefix]
 ) -> Runner:
-    """With graphs where there are any. Before any sequence runs: its tests write into the pool."""
+    """Build the runner, with CUDA graphs if they pass their test.
+
+    Call it before any sequence runs: the test writes to the pool.
+    """
     runner = _runner(parts.loaded, parts.backend, prefix_of)
     device = parts.loaded.model.device
     if device.type == "cuda" and parts.backend.graph_safe:
@@ -135,31 +137,34 @@ def _runner(
 def _check(
     reference: Reference, loaded: LoadedModel, backend: AttentionBackend, *, int8: bool
 ) -> None:
-    """Raises `UnsupportedModel` where the backend does not compute the model. In a small pool: the
-    one that serves may have fewer pages than that takes."""
+    """Raise `UnsupportedModel` if the engine's logits differ from the model's.
+
+    This uses a small pool of its own: the serving pool may have fewer pages than the test needs.
+    """
     new_pool, layout = _layout(backend)
     page_size = _TRIAL_SLAB if isinstance(backend, CpuBackend) else PAGE_SIZE
     pool = new_pool(loaded.spec, num_pages=3, page_size=page_size, device=str(loaded.model.device))
-    backend.allocate(pool, Bounds(loaded.num_heads, num_rows=16, num_spans=2, num_tokens=64))
+    backend.allocate(
+        pool, BatchCapacity(loaded.num_heads, max_num_rows=16, max_num_seqs=2, max_seq_len=64)
+    )
     num_tokens = reference.prefix.shape[3]
     prefix = ResidentPrefix(layout(reference.prefix), num_tokens, num_tokens)
-    limit = MAX_RELATIVE_ERROR_OF_ALL if int8 else MAX_RELATIVE_ERROR[loaded.spec.dtype]
+    limit = ANY_LIMIT if int8 else MODEL_LIMITS[getattr(torch, loaded.spec.dtype)]
     resident: dict[Digest, ResidentPrefix] = {}  # the steps bring their own
     check_model(reference, _runner(loaded, backend, resident.__getitem__), prefix, limit)
 
 
 def _layout(backend: AttentionBackend) -> tuple[type[KvPool], Callable[[Tensor], Tensor]]:
-    """The pool that a backend reads, and how it reads prefixes."""
-    return (BlockPool, to_blocks) if isinstance(backend, NativeBackend) else (KvPool, _as_it_is)
+    """Return a backend's class of pool, and the conversion of prefixes to its layout."""
+    return (BlockPool, to_blocks) if isinstance(backend, NativeBackend) else (KvPool, _unchanged)
 
 
 def _within_context(config: m.EngineConfig, context: Context) -> m.EngineConfig:
-    """Where a model's positions reach further than every request would be exact, less is served,
-    also if more was asked for."""
+    """Limit `max_model_len` to the context within which every request is exact."""
     if context.why_shorter is None:
         return config
     limit = context.num_tokens
-    logger.warning("max_model_len is at most %d: beyond, %s", limit, context.why_shorter)
+    logger.warning("max_model_len is at most %d: after that, %s", limit, context.why_shorter)
     wanted = config.max_model_len
     return replace(config, max_model_len=min(wanted, limit) if wanted else wanted)
 
@@ -175,9 +180,12 @@ def _backend(name: str, device: str) -> AttentionBackend:
 
 
 def _native(config: m.EngineConfig, loaded: LoadedModel) -> NativeBackend | None:
-    """None where the compiled layers cannot be had, or are slow, and nobody insists on them."""
-    is_asked_for = config.attention == "native" or config.quantization != "none"
-    if not (is_asked_for or has_wide_vectors()):
+    """Install the compiled layers, or return None if they are unavailable or slow.
+
+    If the settings require them, raise `NativeUnavailable` or `NotLlamaLike` instead.
+    """
+    is_required = config.attention == "native" or config.quantization != "none"
+    if not (is_required or has_wide_vectors()):
         return None
     try:
         backend = install(
@@ -188,11 +196,11 @@ def _native(config: m.EngineConfig, loaded: LoadedModel) -> NativeBackend | None
             max_model_len=config.max_model_len or loaded.max_positions,
         )
     except (NativeUnavailable, NotLlamaLike) as exc:
-        if is_asked_for:
+        if is_required:
             raise
-        logger.warning("without compiled layers, slower: %s", exc)
+        logger.warning("running without the compiled layers, which is slower: %s", exc)
         return None
-    torch.set_num_threads(1)  # the cores belong to the team of the compiled layers
+    torch.set_num_threads(1)  # leave the cores to the threads of the compiled layers
     return backend
 
 
@@ -204,10 +212,10 @@ def _cuda_budget(config: m.EngineConfig, loaded: LoadedModel) -> Budget:
         vocab_size=loaded.vocab_size,
         itemsize=loaded.model.dtype.itemsize,
     )
-    torch.cuda.empty_cache()  # what loading left
+    torch.cuda.empty_cache()  # frees memory that only loading needed
     num_free_bytes, _ = torch.cuda.mem_get_info()
     return cuda_budget(config, num_free_bytes=num_free_bytes, num_reserved_bytes=reserved)
 
 
-def _as_it_is(kv: Tensor) -> Tensor:
+def _unchanged(kv: Tensor) -> Tensor:
     return kv

@@ -1,4 +1,4 @@
-"""Device, dtype and the size of the KV pool, where the settings leave them open."""
+"""Defaults for the device, the dtype and the sizes of KV pool and prefix memory."""
 
 from __future__ import annotations
 
@@ -21,26 +21,29 @@ _SMALL_PAGE = 16
 _MIN_CONTEXT = 16
 _GIB = 1 << 30
 _USABLE = 0.92
-"""Of a CUDA device's free memory: the rest is for what the allocator cannot join together."""
+"""Usable fraction of a CUDA device's free memory; the rest is lost to fragmentation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
+    """Context length and size of the KV pool."""
+
     max_model_len: int
-    """Tokens of prefix, prompt and completion together."""
+    """Maximum tokens of a sequence: prefix, prompt and completion."""
     num_pages: int
     page_size: int
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Bytes on the device, beside the model."""
+    """Bytes of device memory for the KV pool and for prefixes."""
 
     kv: int
     prefixes: int
 
 
 def choose_device(wanted: str) -> str:
+    """Resolve the setting `device`. Raises ValueError if CUDA is wanted but not available."""
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if wanted == "cuda" and not torch.cuda.is_available():
@@ -49,7 +52,7 @@ def choose_device(wanted: str) -> str:
 
 
 def choose_dtype(wanted: str, device: str) -> str:
-    """bfloat16 where the device multiplies it natively, else float32."""
+    """Resolve the setting `dtype`: bfloat16 if the device multiplies it natively, else float32."""
     if wanted != "auto":
         return wanted
     if device == "cuda":
@@ -59,6 +62,7 @@ def choose_dtype(wanted: str, device: str) -> str:
 
 
 def cpu_budget(config: EngineConfig) -> Budget:
+    """Take both sizes from the settings; by default a quarter of the memory, and 1 GiB."""
     prefixes = config.device_prefix_bytes
     return Budget(
         kv=config.kv_cache_bytes or _memory_bytes() // 4,
@@ -67,9 +71,10 @@ def cpu_budget(config: EngineConfig) -> Budget:
 
 
 def cuda_budget(config: EngineConfig, *, num_free_bytes: int, num_reserved_bytes: int) -> Budget:
-    """What is left of the free memory: a quarter for prefixes, the rest for the KV pool.
+    """Split the usable memory: by default a quarter for prefixes, the rest for the KV pool.
 
-    Raises ValueError where the settings want more than there is.
+    `num_reserved_bytes` is left for activations. Raises ValueError if the settings exceed the
+    usable memory.
     """
     usable = int(num_free_bytes * _USABLE) - num_reserved_bytes
     prefixes = config.device_prefix_bytes
@@ -78,9 +83,9 @@ def cuda_budget(config: EngineConfig, *, num_free_bytes: int, num_reserved_bytes
     kv = config.kv_cache_bytes or usable - prefixes
     if not 0 < kv <= usable - prefixes:
         raise ValueError(
-            f"of {num_free_bytes} bytes free on the device {usable} can be used: "
-            f"{prefixes} for prefixes and {kv} for the KV pool do not fit; lower "
-            "device_prefix_bytes, kv_cache_bytes or max_num_batched_tokens, or take a smaller model"
+            f"{usable} of {num_free_bytes} free bytes on the device can be used; "
+            f"{prefixes} for prefixes and {kv} for the KV pool do not fit: lower "
+            "device_prefix_bytes, kv_cache_bytes or max_num_batched_tokens, or use a smaller model"
         )
     return Budget(kv, prefixes)
 
@@ -88,11 +93,11 @@ def cuda_budget(config: EngineConfig, *, num_free_bytes: int, num_reserved_bytes
 def activation_bytes(
     *, num_tokens: int, num_rows: int, hidden_size: int, vocab_size: int, itemsize: int
 ) -> int:
-    """What the largest step needs beside weights and keys, as a bound.
+    """Return an upper bound of the memory that a step uses besides weights and KV, in bytes.
 
-    A layer holds about 24 vectors of the hidden size for each token at once, most of them in its
-    MLP; sampling about 64 bytes for each logit, most of them in a sort; graphs, the libraries'
-    workspaces and attention's partial results half a gigabyte.
+    A layer holds about 24 vectors of the hidden size per token at a time, most of them in its MLP.
+    Sampling needs about 64 bytes per logit, most of them in a sort. Graphs, workspaces of libraries
+    and attention's partial results take half a GiB.
     """
     layer = num_tokens * hidden_size * itemsize * 24
     sampling = num_rows * vocab_size * 64
@@ -100,8 +105,11 @@ def activation_bytes(
 
 
 def sizes(config: EngineConfig, loaded: LoadedModel, budget: int, *, paged: bool) -> Sizes:
-    """How many pages of which size: a sequence of `max_model_len` tokens finds room in them, where
-    it is alone. Raises ValueError where `budget` holds no useful context."""
+    """Choose the number and size of pages for `budget` bytes of KV.
+
+    A single sequence of `max_model_len` tokens always fits. If not `paged`, a page holds a whole
+    sequence. Raises ValueError if the context is too long for the model or for `budget`.
+    """
     num_tokens = budget // loaded.spec.num_bytes_per_token
     num_pages = num_tokens // _SMALL_PAGE
     share = num_pages * _SMALL_PAGE if paged else num_tokens // config.max_num_seqs
@@ -109,11 +117,11 @@ def sizes(config: EngineConfig, loaded: LoadedModel, budget: int, *, paged: bool
     wanted = config.max_model_len or fitting
     if wanted > loaded.max_positions:
         raise ValueError(
-            f"max_model_len {wanted} is beyond the model's {loaded.max_positions} positions"
+            f"max_model_len {wanted} is more than the model's {loaded.max_positions} positions"
         )
     if not _MIN_CONTEXT <= wanted <= share:
         raise ValueError(
-            f"kv_cache_bytes {budget} holds {share} tokens a sequence, {wanted} are wanted: "
+            f"kv_cache_bytes {budget} holds {share} tokens per sequence, but {wanted} are needed: "
             "raise kv_cache_bytes, or lower max_num_seqs or max_model_len"
         )
     if config.max_model_len is None and share < loaded.max_positions:
@@ -127,7 +135,7 @@ def sizes(config: EngineConfig, loaded: LoadedModel, budget: int, *, paged: bool
 
 
 def _memory_bytes() -> int:
-    """Of the machine, or of the container that this runs in."""
+    """Return the memory of the machine, or of the container if that has a limit."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()

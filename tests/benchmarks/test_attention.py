@@ -1,4 +1,4 @@
-"""The benchmark's own logic, in Triton's interpreter: what it measures means nothing."""
+"""The logic of the attention benchmark, in Triton's interpreter: its times mean nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from server.engine.attention.triton import TritonBackend
 from tests.gpu.benchmarks import attention
 
 
-def test_it_gives_numbers_and_reads_the_prefix_once_or_each_time(
+def test_results_are_numbers_and_the_prefix_is_read_once_or_per_row(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     num_groups = []

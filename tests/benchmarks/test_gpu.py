@@ -1,4 +1,4 @@
-"""The GPU benchmarks' own logic, on a CPU and a tiny model: what they measure means nothing."""
+"""The logic of the GPU benchmarks, with a tiny model on a CPU: their times mean nothing."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ LACKING = (
     "uvicorn",
     "prometheus_client",
 )
-"""What a machine for GPU work need not have."""
+"""Packages that a machine for GPU work need not have."""
 
 
 @pytest.mark.parametrize("name", sorted({*BENCHMARKS} - {"attention"}))
-def test_a_benchmark_runs_and_gives_numbers(name: str) -> None:
+def test_a_benchmark_returns_numbers(name: str) -> None:
     result = dict(import_module(f"tests.gpu.benchmarks.{name}").run(TINY))
 
     assert result
     assert json.loads(json.dumps(result)) == result
 
 
-def test_a_step_reads_the_prefix_once_a_task_or_once_a_request(
+def test_a_step_reads_prefixes_once_per_task_or_once_per_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What is compared is really different: groups of a step."""
+    """The two variants differ in the groups of a step."""
     num_groups = []
     plan = RefBackend.plan
     monkeypatch.setattr(
@@ -58,7 +58,7 @@ def test_a_step_reads_the_prefix_once_a_task_or_once_a_request(
     assert {TINY.num_tasks, max(TINY.batch_sizes)} <= set(num_groups)
 
 
-def test_everything_that_it_imports_is_on_a_bare_machine() -> None:
+def test_benchmarks_import_only_what_a_bare_machine_has() -> None:
     code = (
         "import sys; sys.modules.update(dict.fromkeys(sys.argv[1].split()))\n"
         "from importlib import import_module\n"
@@ -74,7 +74,7 @@ def test_everything_that_it_imports_is_on_a_bare_machine() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
-def test_without_a_device_it_says_so_in_one_line() -> None:
+def test_a_missing_device_is_reported_in_one_line() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.gpu.benchmarks"],
         cwd=ROOT,
@@ -88,7 +88,7 @@ def test_without_a_device_it_says_so_in_one_line() -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-# --- the report: results as they come, whatever becomes of the run ---
+# --- the report: results are written as they arrive, however the run ends ---
 
 FAKE = """
 import json, sys, time
@@ -119,7 +119,7 @@ def parts_of(path: Path) -> dict[str, Any]:
     return parts
 
 
-def test_results_are_reported_and_shown_as_they_come(
+def test_results_are_reported_and_shown_as_they_arrive(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     report = Report(tmp_path / "out.json", {"device": "none"})
@@ -136,7 +136,7 @@ def test_results_are_reported_and_shown_as_they_come(
     assert '{"first": {"step_ms": 1.5}}' in capfd.readouterr().err
 
 
-def test_a_benchmark_that_fails_keeps_what_it_had(tmp_path: Path) -> None:
+def test_a_failing_benchmark_keeps_its_results(tmp_path: Path) -> None:
     report = Report(tmp_path / "out.json", {})
 
     benchmarks.measure("decode", fake(exit_code=3), report)
@@ -147,7 +147,7 @@ def test_a_benchmark_that_fails_keeps_what_it_had(tmp_path: Path) -> None:
     assert report.has_error
 
 
-def test_a_benchmark_that_takes_too_long_keeps_what_it_had(
+def test_a_benchmark_that_times_out_keeps_its_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(benchmarks, "TIMEOUT_S", 3.0)
@@ -161,7 +161,7 @@ def test_a_benchmark_that_takes_too_long_keeps_what_it_had(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_run_that_is_cut_keeps_what_it_had(tmp_path: Path, number: signal.Signals) -> None:
+def test_an_interrupted_run_keeps_its_results(tmp_path: Path, number: signal.Signals) -> None:
     out = tmp_path / "out.json"
     command = [sys.executable, "-c", RUN, str(out), f"import os; print(os.getpid())\n{FAKE}"]
     with subprocess.Popen([*command, "20", "0"], cwd=ROOT, stderr=subprocess.PIPE) as process:
@@ -175,11 +175,11 @@ def test_a_run_that_is_cut_keeps_what_it_had(tmp_path: Path, number: signal.Sign
         process.send_signal(number)
 
         process.wait(20)
-    wait_gone(pid, timeout_s=30)  # at once, but for SIGKILL
+    wait_gone(pid, timeout_s=30)  # at once, except after SIGKILL
     assert parts_of(out)["decode"] == {"error": "cut short", "first": {"step_ms": 1.5}}
 
 
-def test_checks_are_counted_as_they_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checks_are_counted_as_they_finish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "test_some.py").write_text(
         "def test_right(): pass\ndef test_wrong(): assert 1 == 2, 'sorry'\n"
     )
@@ -195,7 +195,7 @@ def test_checks_are_counted_as_they_end(tmp_path: Path, monkeypatch: pytest.Monk
     assert "sorry" in part["error"]
 
 
-def test_no_git_and_no_checkout_are_no_obstacle(
+def test_neither_git_nor_a_checkout_is_required(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(benchmarks, "ROOT", tmp_path)

@@ -165,7 +165,7 @@ def test_the_entry_point_serves_unprivileged_on_a_read_only_root(cache: Path) ->
     assert (uploaded.status_code, answered.status_code) == (201, 200), uploaded.text
     assert healthy.returncode == 0
     assert "Read-only file system" not in log
-    assert shutil.which("g++") is None or "without compiled layers" not in log
+    assert shutil.which("g++") is None or "without the compiled layers" not in log
 
 
 def test_without_a_volume_it_says_so_in_one_line(cache: Path) -> None:

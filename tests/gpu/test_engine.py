@@ -1,4 +1,4 @@
-"""What only a CUDA device can show: graphs, one step ahead, copies beside the steps."""
+"""Tests that need a CUDA device: graphs, one step ahead, copies during steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from prefix_store.digest import Digest
-from server.engine.attention.base import ATTENTION_NAME, AttentionBackend
+from server.engine.attention.base import AttentionBackend
+from server.engine.attention.interface import ATTENTION_NAME
 from server.engine.attention.ref import RefBackend
 from server.engine.loop.steps import Steps
 from server.engine.memory.transfer import SideCopy
@@ -41,7 +42,7 @@ def triton() -> AttentionBackend:
 
 
 def parts(family: str, backend: AttentionBackend) -> tuple[Scheduler, Runner]:
-    """Scheduler and runner of a tiny model on the device, with a prefix."""
+    """Return the scheduler and runner of a tiny model on the device, with a prefix."""
     model = build_model(family, ATTENTION_NAME).to(CUDA)
     engine = make_engine(model, backend, page_size=16, num_pages=200, max_num_batched_tokens=64)
     prefix = random_prefix(spec_of(CONFIGS[family]), 21, 0)
@@ -56,7 +57,7 @@ def graphs_of(runner: Runner) -> Graphs:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_replays_compute_what_the_forward_computes(family: str) -> None:
+def test_replays_agree_with_the_forward(family: str) -> None:
     backend = triton()
     _, runner = parts(family, backend)
     steps = examples(spec_of(CONFIGS[family]), VOCAB, CUDA)
@@ -65,7 +66,7 @@ def test_replays_compute_what_the_forward_computes(family: str) -> None:
 
 
 def test_a_backend_that_plans_on_the_host_does_not_pass() -> None:
-    """The control: a graph of the oracle cannot be captured, or repeats one step for ever."""
+    """Control: a graph of the oracle cannot be captured, or repeats one step forever."""
     backend = RefBackend()
     _, runner = parts("llama", backend)
     steps = examples(spec_of(CONFIGS["llama"]), VOCAB, CUDA)
@@ -74,7 +75,7 @@ def test_a_backend_that_plans_on_the_host_does_not_pass() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_graphs_one_step_ahead_give_the_tokens_of_plain_steps_in_turn(family: str) -> None:
+def test_graphs_and_overlap_do_not_change_the_tokens(family: str) -> None:
     plain = run(family, with_graphs=False, overlap=False)
 
     assert len(plain) == 16
@@ -90,11 +91,11 @@ def run(family: str, *, with_graphs: bool, overlap: bool) -> dict[int, list[int]
         runner.graphs.capture_all()
     completions: dict[int, list[int]] = {}
 
-    def took(batch: Batch, deltas: list[Delta]) -> None:
+    def on_commit(batch: Batch, deltas: list[Delta]) -> None:
         for delta in deltas:
             completions.setdefault(delta.request_id, []).extend(delta.token_ids)
 
-    def failed(seq: Sequence, message: str) -> None:
+    def on_failure(seq: Sequence, message: str) -> None:
         raise AssertionError(message)
 
     for i in range(16):
@@ -102,7 +103,7 @@ def run(family: str, *, with_graphs: bool, overlap: bool) -> dict[int, list[int]
         sampling = SamplingParams(max_tokens=12, ignore_eos=True, **drawn)
         prefix = PREFIX if i % 3 else None
         scheduler.add(Sequence(i, prefix, [*range(3 + i, 5 + 4 * i)], sampling))
-    steps = Steps(scheduler, runner, took=took, failed=failed, overlap=overlap)
+    steps = Steps(scheduler, runner, on_commit=on_commit, on_failure=on_failure, overlap=overlap)
     for _ in range(300):
         if not steps.has_work:
             return completions
@@ -112,7 +113,7 @@ def run(family: str, *, with_graphs: bool, overlap: bool) -> dict[int, list[int]
 
 @contextmanager
 def no_waiting() -> Iterator[None]:
-    """Whatever makes the host wait for the device raises."""
+    """Raise on any operation that makes the host wait for the device."""
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -133,7 +134,7 @@ def test_a_launch_never_waits_for_the_device(with_graphs: bool) -> None:
     for i in range(8):
         sampling = SamplingParams(max_tokens=20, ignore_eos=True, **kinds[i % 4])
         scheduler.add(Sequence(i, PREFIX if i % 2 else None, [*range(5, 12)], sampling))
-    for _ in range(3):  # kernels are compiled
+    for _ in range(3):  # compiles the kernels
         batch = scheduler.schedule()
         scheduler.commit(batch, runner.launch(batch).tokens())
 
@@ -163,11 +164,11 @@ def test_the_device_samples_what_the_cpu_samples() -> None:
 
     assert on_device[7] == INVALID
     same = sum(a == b for a, b in zip(on_device, sample(logits, rows).tolist(), strict=True))
-    assert same >= 39, "a threshold may fall otherwise by the last bit"
+    assert same >= 39, "a threshold may differ in the last bit"
 
 
 @pytest.mark.parametrize("num_values", [1, 1000, 3000, 8192 * 3 + 5])
-def test_a_copy_beside_the_steps_is_whole_and_does_not_wait_for_them(num_values: int) -> None:
+def test_a_copy_during_a_step_is_complete_and_does_not_wait_for_it(num_values: int) -> None:
     kv = torch.randn(num_values, dtype=torch.float32).to(torch.bfloat16).view(1, -1)
     copy = SideCopy("cuda", piece_bytes=4096)
     copy(kv)

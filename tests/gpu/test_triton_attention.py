@@ -1,4 +1,4 @@
-"""Compiled attention on the device: against the oracle, the interpreter, and its own replay."""
+"""Compiled attention on the device, against the oracle, the interpreter, and its own replay."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ MODELS = {
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("model", MODELS)
-def test_it_computes_what_the_oracle_computes(model: str, dtype: str) -> None:
+def test_output_and_pool_equal_the_oracles(model: str, dtype: str) -> None:
     case = replace(MODELS[model], dtype=dtype, page_size=16)
     attention = Attention(case)
     expected, expected_pool = attention.run(RefBackend())
@@ -75,17 +75,17 @@ def test_the_compiled_kernels_equal_the_interpreted_ones(tmp_path: Path) -> None
 
 
 def test_one_capture_replays_every_step() -> None:
-    """Steps are queued one behind the other, without waiting: each must see its own list."""
+    """Steps are queued one after another without waiting: each must see its own work list."""
     num_rows = 32
     chunks = [[(1, 3 * i) for i in range(n)] for n in (1, 7, 32)]
     steps = [Attention(Case(tasks=((40, rows),), page_size=16)) for rows in chunks]
     expected = [steps[i].run(TritonBackend(), num_rows)[0] for i in range(3)]
     largest, backend = steps[-1], TritonBackend()
     pool = largest.pool()
-    backend.allocate(pool, largest.case.bounds)
+    backend.allocate(pool, largest.case.capacity)
     query, key, value = (
-        torch.zeros_like(torch.cat([t] * num_rows, dim=2)[:, :, :num_rows])
-        for t in (steps[0].query, steps[0].key, steps[0].value)
+        torch.zeros_like(torch.cat([x] * num_rows, dim=1)[:, :num_rows])
+        for x in (steps[0].query, steps[0].key, steps[0].value)
     )
     static = Attention(Case(tasks=((0, [(num_rows, 0)]),), page_size=16))
     static.query, static.key, static.value = query, key, value
@@ -100,7 +100,7 @@ def test_one_capture_replays_every_step() -> None:
         pool.pages[: len(before)].copy_(before)
         backend.plan(step.step)
         for buffer, rows in ((query, step.query), (key, step.key), (value, step.value)):
-            buffer[:, :, : step.num_rows] = rows
+            buffer[:, : step.num_rows] = rows
         graph.replay()
         got.append(out.clone())
 

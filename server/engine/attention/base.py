@@ -1,29 +1,26 @@
-"""What one step asks of attention, whatever computes it."""
+"""The attention interface: the packed batch of one step, and what every backend implements."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
 from server.engine.memory.kv_pool import KvPool
 from server.engine.memory.residency import ResidentPrefix
 
-ATTENTION_NAME = "foreword"
-"""The name under which transformers finds the backend (`AttentionInterface`)."""
-
 
 @dataclass(frozen=True, slots=True)
-class Span:
-    """One sequence's tokens of this step, and where its own KV lies."""
+class QuerySpan:
+    """The tokens that one sequence computes in this step, and the pages of its own KV."""
 
     request_id: int
     begin: int
     """First row in the packed batch."""
     num_tokens: int
-    start: int
-    """Own tokens before these, whose KV lie in the pool already."""
+    num_computed_tokens: int
+    """Number of the sequence's own tokens before these, whose KV is already in the pool."""
     pages: list[int]
     prefix: ResidentPrefix | None
 
@@ -32,13 +29,18 @@ class Span:
         return self.begin + self.num_tokens
 
     @property
+    def seq_len(self) -> int:
+        """Number of the sequence's own tokens after this step."""
+        return self.num_computed_tokens + self.num_tokens
+
+    @property
     def num_prefix_tokens(self) -> int:
         return self.prefix.num_tokens if self.prefix is not None else 0
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
-    """All rows of one step that stand behind the same prefix; they are neighbours."""
+class PrefixGroup:
+    """Consecutive rows [begin, end) of one step that share a prefix."""
 
     begin: int
     end: int
@@ -52,59 +54,70 @@ class Step:
     input_ids: Tensor  # [1, T]
     position_ids: Tensor  # [1, T]
     logit_rows: Tensor  # [num_sampled]; rows whose logits are needed
-    spans: list[Span]
-    groups: list[Group]
+    spans: list[QuerySpan]
+    groups: list[PrefixGroup]
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
-    """The most that one step can hold. Buffers that a captured forward reads are made for it."""
+class BatchCapacity:
+    """Capacity of one step. The buffers that a captured forward reads are allocated for it."""
 
     num_heads: int
-    """Of the queries (`LoadedModel.num_heads`); the pool knows those of the keys."""
-    num_rows: int = 512
-    """Rows of the largest forward, padding included."""
-    num_spans: int = 64
-    num_tokens: int = 4096
-    """Of one sequence, its own."""
+    """Query heads (`LoadedModel.num_heads`); the pool knows the number of KV heads."""
+    max_num_rows: int = 512
+    """Rows of the largest forward, including padding."""
+    max_num_seqs: int = 64
+    """Sequences in a step."""
+    max_seq_len: int = 4096
+    """Maximum own tokens of one sequence, without its prefix."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionCall:
+    """The options with which a layer calls attention."""
+
+    scaling: float
+    """Factor of the scores."""
+    sliding_window: int | None = None
+    """Tokens that a query sees, itself included; None: all."""
+    softcap: float | None = None
+    """Scores are replaced by softcap * tanh(score / softcap)."""
+    sinks: Tensor | None = None  # [num_heads]; the score of a key without a value
 
 
 class AttentionBackend(Protocol):
-    """Writes a step's keys and values into the pool and attends to prefix and own segments."""
+    """Writes a step's keys and values into the pool and attends to prefixes and own tokens."""
 
     name: str
-    """As in the setting `attention`."""
+    """Value of the setting `attention` that selects this backend."""
 
     graph_safe: bool
-    """Whether a captured forward may be replayed. Then `plan` is all the host work of a step: it
-    queues copies into buffers whose addresses are fixed since `allocate`, on the current stream,
-    and does not wait for them; `attend` reads nothing of the step but these. A forward may have
-    more rows than the step (a bucket): rows beyond it write nothing and give zeros. It may also
-    run before any `plan`: then all rows are beyond the step. Kernels compile in the first forward
-    of a size, so one goes before its capture."""
+    """Whether a captured forward may be replayed for other steps.
 
-    def allocate(self, pool: KvPool, bounds: Bounds | None = None) -> None:
-        """Before everything else. A second pool takes the place of the first, as long as nothing is
-        captured. `bounds` concerns graph safe backends."""
+    If so, `plan` does all of a step's host work: it queues copies, on the current stream and
+    without waiting for them, into buffers whose addresses are fixed by `allocate`. `attend` reads
+    nothing else of the step. A forward may have more rows than the step (a bucket): the rows past
+    the step write nothing and return zeros. A forward may also run before the first `plan`: then
+    every row is past the step. Kernels compile in the first forward of a size, so a forward of
+    that size must run before its capture.
+    """
+
+    def allocate(self, pool: KvPool, capacity: BatchCapacity | None = None) -> None:
+        """Attach the KV pool and allocate buffers. Must be called before `plan` and `attend`.
+
+        A second call replaces the pool, which is allowed until a forward is captured. Only
+        graph-safe backends need `capacity`.
+        """
         ...
 
     def plan(self, step: Step) -> None:
-        """Host work that all layers of one step share."""
+        """Do the host work of one step that all its layers share."""
         ...
 
-    def attend(
-        self,
-        module: Any,
-        query: Tensor,  # [1, num_heads, T, head_dim]
-        key: Tensor,  # [1, num_kv_heads, T, head_dim]
-        value: Tensor,  # [1, num_kv_heads, T, head_dim]
-        attention_mask: Tensor | None,
-        *,
-        scaling: float | None = None,
-        sliding_window: int | None = None,
-        softcap: float | None = None,
-        s_aux: Tensor | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, None]:
-        """The signature transformers calls. Returns [1, T, num_heads, head_dim]."""
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        """Write the new keys and values of one layer and attend to all visible ones.
+
+        q: [num_heads, T, head_dim]; k and v: [num_kv_heads, T, head_dim].
+        Returns [T, num_heads, head_dim].
+        """
         ...

@@ -1,21 +1,24 @@
-"""The CPU backend: torch's flash attention, which returns the log-sum-exp, over few large calls.
+"""The CPU backend: a few large calls of torch's flash attention, merged by log-sum-exp.
 
-A task's prefix is one call for all its rows; own KV of all decode rows is one masked call over
-their slabs; a prefill chunk is one causal call and, if it is not the first, one over its past.
-Partial results are merged by log-sum-exp, the prefixes' all at once. The query heads that share a
-KV head are folded into the query length: with one query row and `enable_gqa` torch is eight times
-slower.
+Calls of one layer:
+
+- one per prefix, for all rows of its task;
+- one masked call over the own KV of all decode rows, read from their slabs (pages);
+- per prefill chunk, one causal call, and one over the sequence's earlier tokens if there are any.
+
+torch's CPU kernel returns the log-sum-exp of the scores, so partial results over disjoint keys can
+be merged; those of all prefixes are merged in one operation. The query heads that share a KV head
+are folded into the query length: with one query row, `enable_gqa` is eight times slower.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from server.engine.attention.base import Bounds, Span, Step
+from server.engine.attention.base import AttentionCall, BatchCapacity, QuerySpan, Step
 from server.engine.attention.ref import RefBackend
 from server.engine.memory.kv_pool import KvPool
 
@@ -24,45 +27,49 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 @dataclass(frozen=True, slots=True)
 class _Decode:
-    """All spans of one token: their rows, their slabs, and which slots they may see."""
+    """The spans of one token (decode rows): their rows, slabs, and visible slots."""
 
-    rows: Tensor | None  # [num_rows]; rows in the batch, None if they are all of it
+    rows: Tensor | None  # [num_rows]; rows in the batch, None if the batch has no others
     pages: Tensor  # [num_rows]
     slots: Tensor  # [num_rows]; where the new key and value go
     slabs: slice | Tensor
-    """Pages that the call reads: a dense run of the pool, a view, or else the rows' own, a copy."""
-    queries: Tensor  # [num_slabs]; the batch row whose query each slab answers
-    answers: Tensor  # [num_rows]; the slab that answers each row
+    """Pages that the call reads: a slice of the pool (a view) if the rows' pages lie close
+    together, otherwise exactly the rows' pages (a copy)."""
+    queries: Tensor  # [num_slabs]; batch row of the query that attends to each slab
+    answers: Tensor  # [num_rows]; index of each row's slab
     num_keys: int
     mask: Tensor  # [num_slabs, 1, 1, num_keys]; 0 or -inf
 
 
 @dataclass(frozen=True, slots=True)
 class _Partial:
-    """Attention over a part of the keys: what it gives, and the log-sum-exp of its scores."""
+    """Attention over some of the keys: the output, and the log-sum-exp of the scores."""
 
     out: Tensor  # [T, num_kv_heads, num_groups, head_dim]
     lse: Tensor  # [T, num_kv_heads, num_groups], float32
 
     @classmethod
     def over_nothing(cls, q: Tensor) -> _Partial:
-        """The neutral element of a merge."""
+        """Return the partial result over no keys, which a merge ignores."""
         return cls(torch.zeros_like(q), q.new_full(q.shape[:-1], -torch.inf, dtype=torch.float32))
 
     def write(self, rows: slice, out: Tensor, lse: Tensor) -> None:
-        """Take over what a call gave for `rows`: heads first, rows second."""
+        """Store a call's result for `rows`. `out` and `lse` have heads first, rows second."""
         self.out[rows] = out.transpose(0, 1)
         self.lse[rows] = lse.transpose(0, 1)
 
     def merge(self, other: _Partial) -> Tensor:
-        """Both parts together, in float32: each weighs its share of the exponentials, which is a
-        sigmoid of the difference."""
+        """Return attention over both sets of keys, in float32.
+
+        The weight of a part is its share of the sum of exponentials: a sigmoid of the difference
+        between the two log-sum-exps.
+        """
         weight = torch.sigmoid(other.lse - self.lse).unsqueeze(-1)
         return torch.lerp(self.out.float(), other.out.float(), weight)
 
 
 class CpuBackend:
-    """Needs pages that hold a whole sequence (`page_size` >= its length)."""
+    """Attention by torch on a CPU. A page must hold a whole sequence (a slab)."""
 
     name = "cpu"
     graph_safe = False
@@ -72,10 +79,10 @@ class CpuBackend:
         self._pool: KvPool | None = None
         self._step: Step | None = None
         self._decode: _Decode | None = None
-        self._prefills: list[Span] = []
+        self._prefills: list[QuerySpan] = []
         self._max_context = 0
 
-    def allocate(self, pool: KvPool, bounds: Bounds | None = None) -> None:
+    def allocate(self, pool: KvPool, capacity: BatchCapacity | None = None) -> None:
         self._pool = pool
         self._ref.allocate(pool)
 
@@ -88,44 +95,33 @@ class CpuBackend:
         self._decode = None
         if decodes:
             self._decode = _plan_decode(decodes, self._pool, alone=not self._prefills)
-        self._max_context = max(s.num_prefix_tokens + s.start + s.num_tokens for s in step.spans)
+        self._max_context = max(s.num_prefix_tokens + s.seq_len for s in step.spans)
 
-    def attend(
-        self,
-        module: Any,
-        query: Tensor,  # [1, num_heads, T, head_dim]
-        key: Tensor,  # [1, num_kv_heads, T, head_dim]
-        value: Tensor,  # [1, num_kv_heads, T, head_dim]
-        attention_mask: Tensor | None,
-        *,
-        scaling: float | None = None,
-        sliding_window: int | None = None,
-        softcap: float | None = None,
-        s_aux: Tensor | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, None]:
-        windowed = sliding_window is not None and self._max_context > sliding_window
-        if windowed or softcap is not None or s_aux is not None:
-            return self._ref.attend(
-                module, query, key, value, attention_mask, scaling=scaling,
-                sliding_window=sliding_window, softcap=softcap, s_aux=s_aux,
-            )  # fmt: skip
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        if not self._is_plain(call):
+            return self._ref.attend(layer, q, k, v, call)
         assert self._pool is not None
         assert self._step is not None
-        q = _fold(query[0], key.shape[1])
-        kv = torch.stack([key[0], value[0]]).permute(2, 0, 1, 3)  # [T, 2, num_kv_heads, head_dim]
-        own = self._attend_own(self._pool.pages[:, module.layer_idx], q, kv, scaling)
+        kv = torch.stack([k, v]).permute(2, 0, 1, 3)  # [T, 2, num_kv_heads, head_dim]
+        q = _fold(q, k.shape[0])
+        own = self._attend_own(self._pool.pages[:, layer], q, kv, call.scaling)
         if not self._step.groups:
-            return own.out.flatten(1, 2)[None], None
+            return own.out.flatten(1, 2)
         prefix = _Partial.over_nothing(q)
         for group in self._step.groups:
             rows = slice(group.begin, group.end)
-            keys, values = group.prefix.kv[module.layer_idx]
-            prefix.write(rows, *_attend_all(q[rows], keys, values, scaling))
-        return own.merge(prefix).to(q.dtype).flatten(1, 2)[None], None
+            keys, values = group.prefix.kv[layer]
+            prefix.write(rows, *_attend_all(q[rows], keys, values, call.scaling))
+        return own.merge(prefix).to(q.dtype).flatten(1, 2)
 
-    def _attend_own(self, layer: Tensor, q: Tensor, kv: Tensor, scaling: float | None) -> _Partial:
-        """Write the new keys and values, then attend to each sequence's own."""
+    def _is_plain(self, call: AttentionCall) -> bool:
+        """Return whether torch's kernel computes this call: it has no window, soft cap or sinks."""
+        window = call.sliding_window
+        is_whole = window is None or self._max_context <= window
+        return is_whole and call.softcap is None and call.sinks is None
+
+    def _attend_own(self, layer: Tensor, q: Tensor, kv: Tensor, scaling: float) -> _Partial:
+        """Write the new keys and values, then attend to each sequence's own tokens."""
         if self._decode is not None and not self._prefills:
             return _attend_decode(self._decode, layer, q, kv, scaling)
         own = _Partial.over_nothing(q)
@@ -139,22 +135,24 @@ class CpuBackend:
 
 
 def _fold(query: Tensor, num_kv_heads: int) -> Tensor:
-    """[num_heads, T, head_dim] -> [T, num_kv_heads, num_groups, head_dim]."""
+    """Reshape [num_heads, T, head_dim] to [T, num_kv_heads, num_groups, head_dim]."""
     _, num_tokens, head_dim = query.shape
     grouped = query.reshape(num_kv_heads, -1, num_tokens, head_dim)
     return grouped.permute(2, 0, 1, 3).contiguous()
 
 
-def _plan_decode(spans: list[Span], pool: KvPool, *, alone: bool) -> _Decode:
+def _plan_decode(spans: list[QuerySpan], pool: KvPool, *, alone: bool) -> _Decode:
     pages = torch.tensor([span.pages[0] for span in spans])
     rows = torch.tensor([span.begin for span in spans])
-    lengths = torch.tensor([span.start + 1 for span in spans])
+    lengths = torch.tensor([span.num_computed_tokens + 1 for span in spans])
     low, high = int(pages.min()), int(pages.max()) + 1
+    # A view of all pages from the first to the last avoids a copy. It is worth it if at least half
+    # of them belong to a row.
     if high - low <= 2 * len(spans):
         slabs: slice | Tensor = slice(low, high)
         answers = pages - low
         queries = rows.new_zeros(high - low).index_put((answers,), rows)
-        seen = rows.new_ones(high - low)  # a slab without a row reads one finite slot
+        seen = rows.new_ones(high - low)  # a slab without a row attends to one slot: finite scores
         seen = seen.index_put((answers,), lengths)
     else:
         slabs, queries, seen = pages, rows, lengths
@@ -179,9 +177,9 @@ def _attend_decode(
     layer: Tensor,  # [num_pages, 2, num_kv_heads, page_size, head_dim]
     q: Tensor,  # [T, num_kv_heads, num_groups, head_dim]
     kv: Tensor,  # [num_rows, 2, num_kv_heads, head_dim]
-    scaling: float | None,
+    scaling: float,
 ) -> _Partial:
-    """Of the decode rows alone: [num_rows, num_kv_heads, num_groups, ...]."""
+    """Write and attend for the decode rows only: [num_rows, num_kv_heads, num_groups, ...]."""
     layer[decode.pages, :, :, decode.slots] = kv
     slabs = layer[decode.slabs, :, :, : decode.num_keys]
     out, lse = _flash(
@@ -191,16 +189,17 @@ def _attend_decode(
 
 
 def _attend_prefill(
-    span: Span,
+    span: QuerySpan,
     layer: Tensor,  # [num_pages, 2, num_kv_heads, page_size, head_dim]
     q: Tensor,  # [T, num_kv_heads, num_groups, head_dim]
     kv: Tensor,  # [T, 2, num_kv_heads, head_dim]
     own: _Partial,  # the span's rows are written
-    scaling: float | None,
+    scaling: float,
 ) -> None:
+    """Write and attend for one prefill chunk: causal over its tokens, full over earlier ones."""
     rows = slice(span.begin, span.end)
     slab = layer[span.pages[0]]  # [2, num_kv_heads, page_size, head_dim]
-    new = slab[:, :, span.start : span.start + span.num_tokens]
+    new = slab[:, :, span.num_computed_tokens : span.seq_len]
     new.copy_(kv[rows].permute(1, 2, 0, 3))
     num_groups = q.shape[2]
     heads_q = q[rows].flatten(1, 2).transpose(0, 1)  # [num_heads, num_tokens, head_dim]
@@ -208,9 +207,9 @@ def _attend_prefill(
     out, lse = _flash(heads_q[None], k[None], v[None], is_causal=True, scale=scaling)
     own.out[rows] = out[0].transpose(0, 1).unflatten(1, q.shape[1:3])
     own.lse[rows] = lse[0].transpose(0, 1).unflatten(1, q.shape[1:3])
-    if span.start > 0:
+    if span.num_computed_tokens > 0:
         past = _Partial.over_nothing(q[rows])
-        keys, values = slab[:, :, : span.start]
+        keys, values = slab[:, :, : span.num_computed_tokens]
         past.write(slice(None), *_attend_all(q[rows], keys, values, scaling))
         new_keys = _Partial(own.out[rows], own.lse[rows])
         own.out[rows] = new_keys.merge(past).to(q.dtype)
@@ -221,11 +220,12 @@ def _attend_all(
     q: Tensor,  # [num_rows, num_kv_heads, num_groups, head_dim]
     keys: Tensor,  # [num_kv_heads, num_keys, head_dim]
     values: Tensor,  # [num_kv_heads, num_keys, head_dim]
-    scaling: float | None,
+    scaling: float,
 ) -> tuple[Tensor, Tensor]:
-    """Every row sees every key: a prefix, or the past of a chunk.
+    """Attend without a mask: to a prefix, or to the tokens before a chunk.
 
-    Output [num_kv_heads, num_rows, num_groups, head_dim] and log-sum-exp, which lacks the last.
+    Returns the output [num_kv_heads, num_rows, num_groups, head_dim] and the log-sum-exp
+    [num_kv_heads, num_rows, num_groups].
     """
     num_rows, _, num_groups, _ = q.shape
     heads_q = q.transpose(0, 1).flatten(1, 2)  # [num_kv_heads, num_rows * num_groups, head_dim]

@@ -1,18 +1,20 @@
-"""The reference backend: gather, float32 softmax, one sequence at a time. Slow, and the oracle."""
+"""The reference backend: gather and a float32 softmax, sequence by sequence. Slow, for tests."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from server.engine.attention.base import Bounds, Span, Step
+from server.engine.attention.base import AttentionCall, BatchCapacity, QuerySpan, Step
 from server.engine.memory.kv_pool import KvPool
 
 
 class RefBackend:
-    """One mask rule on absolute slots, prefix first: abs_k <= abs_q and abs_k > abs_q - window."""
+    """The oracle of the other backends.
+
+    One mask rule on absolute slots, counted from the start of the prefix:
+    abs_k <= abs_q and abs_k > abs_q - window.
+    """
 
     name = "ref"
     graph_safe = False
@@ -21,59 +23,46 @@ class RefBackend:
         self._pool: KvPool | None = None
         self._step: Step | None = None
 
-    def allocate(self, pool: KvPool, bounds: Bounds | None = None) -> None:
+    def allocate(self, pool: KvPool, capacity: BatchCapacity | None = None) -> None:
         self._pool = pool
 
     def plan(self, step: Step) -> None:
         self._step = step
 
-    def attend(
-        self,
-        module: Any,
-        query: Tensor,  # [1, num_heads, T, head_dim]
-        key: Tensor,  # [1, num_kv_heads, T, head_dim]
-        value: Tensor,  # [1, num_kv_heads, T, head_dim]
-        attention_mask: Tensor | None,
-        *,
-        scaling: float | None = None,
-        sliding_window: int | None = None,
-        softcap: float | None = None,
-        s_aux: Tensor | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, None]:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         assert self._pool is not None
         assert self._step is not None
-        scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-        out = torch.empty_like(query[0])  # [num_heads, T, head_dim]
+        out = torch.empty_like(q)  # [num_heads, T, head_dim]
         for span in self._step.spans:
             rows = slice(span.begin, span.end)
-            kv = torch.stack([key[0, :, rows], value[0, :, rows]])
-            write_own(self._pool, module.layer_idx, span, kv)
-            k, v = gather(self._pool, module.layer_idx, span)
-            mask = visible(span, k.shape[1], sliding_window, query.device)
-            out[:, rows] = _softmax_attention(query[0, :, rows], k, v, mask, scale, softcap, s_aux)
-        return out.transpose(0, 1)[None], None
+            write_own(self._pool, layer, span, torch.stack([k[:, rows], v[:, rows]]))
+            keys, values = gather(self._pool, layer, span)
+            mask = visible(span, keys.shape[1], call.sliding_window, q.device)
+            out[:, rows] = _softmax_attention(q[:, rows], keys, values, mask, call)
+        return out.transpose(0, 1)
 
 
-def write_own(pool: KvPool, layer: int, span: Span, kv: Tensor) -> None:
-    """Put a span's new keys and values, [2, num_kv_heads, num_tokens, head_dim], into its pages."""
+def write_own(pool: KvPool, layer: int, span: QuerySpan, kv: Tensor) -> None:
+    """Write a span's new keys and values [2, num_kv_heads, num_tokens, head_dim] to its pages."""
     for i in range(span.num_tokens):
-        page, slot = divmod(span.start + i, pool.page_size)
+        page, slot = divmod(span.num_computed_tokens + i, pool.page_size)
         pool.pages[span.pages[page], layer, :, :, slot] = kv[:, :, i]
 
 
-def gather(pool: KvPool, layer: int, span: Span) -> tuple[Tensor, Tensor]:
-    """All a span may see: keys and values of prefix and own tokens, [num_kv_heads, N, head_dim]."""
-    own = pool.layer(layer, span.pages, span.start + span.num_tokens)
+def gather(pool: KvPool, layer: int, span: QuerySpan) -> tuple[Tensor, Tensor]:
+    """Return the keys and values of a span's prefix and own tokens: [num_kv_heads, N, head_dim]."""
+    own = pool.layer(layer, span.pages, span.seq_len)
     if span.prefix is None:
         return own[0], own[1]
     k, v = torch.cat([span.prefix.kv[layer], own], dim=2)
     return k, v
 
 
-def visible(span: Span, num_keys: int, sliding_window: int | None, device: torch.device) -> Tensor:
-    """[num_tokens, num_keys]: which keys each query may see."""
-    first = span.num_prefix_tokens + span.start
+def visible(
+    span: QuerySpan, num_keys: int, sliding_window: int | None, device: torch.device
+) -> Tensor:
+    """Return the mask [num_tokens, num_keys], True where a query may see a key."""
+    first = span.num_prefix_tokens + span.num_computed_tokens
     abs_q = torch.arange(first, first + span.num_tokens, device=device)[:, None]
     abs_k = torch.arange(num_keys, device=device)[None]
     mask = abs_k <= abs_q
@@ -85,18 +74,16 @@ def _softmax_attention(
     k: Tensor,  # [num_kv_heads, num_keys, head_dim]
     v: Tensor,  # [num_kv_heads, num_keys, head_dim]
     mask: Tensor,  # [num_tokens, num_keys]
-    scale: float,
-    softcap: float | None,
-    sinks: Tensor | None,  # [num_heads]
+    call: AttentionCall,
 ) -> Tensor:
     num_groups = q.shape[0] // k.shape[0]
     k, v = (t.float().repeat_interleave(num_groups, dim=0) for t in (k, v))
-    scores = q.float() @ k.transpose(1, 2) * scale
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
+    scores = q.float() @ k.transpose(1, 2) * call.scaling
+    if call.softcap is not None:
+        scores = call.softcap * torch.tanh(scores / call.softcap)
     scores = scores.masked_fill(~mask, -torch.inf)
-    if sinks is not None:  # a key without a value that every query sees
-        sink = sinks.float()[:, None, None].expand(-1, scores.shape[1], 1)
+    if call.sinks is not None:  # a key without a value, visible to every query
+        sink = call.sinks.float()[:, None, None].expand(-1, scores.shape[1], 1)
         weights = torch.cat([scores, sink], dim=-1).softmax(-1)[..., :-1]
     else:
         weights = scores.softmax(-1)

@@ -1,7 +1,8 @@
-"""The CUDA backend: a fixed grid of Triton kernels works off a list that lies on the device.
+"""The CUDA backend: Triton kernels whose fixed grid works through a list in device memory.
 
-An item of the list is (some rows, a range of one segment of keys and values). A task's prefix is
-read once for all its rows. Partial results are kept in float32 and merged by log-sum-exp.
+An item of the list is (some rows, a range of one segment of keys and values); `work_list` has a
+drawing. A task's prefix is read once for all its rows. Partial results are kept in float32 and
+merged by log-sum-exp.
 """
 
 from __future__ import annotations
@@ -13,23 +14,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from triton import next_power_of_2
 
 from server.engine.attention import triton_kernels as kernels
-from server.engine.attention.base import Bounds, Step
+from server.engine.attention.base import AttentionCall, BatchCapacity, Step
 from server.engine.attention.work_list import ITEM_SIZE, Tiling, work_list
 from server.engine.memory.kv_pool import KvPool
 from server.engine.memory.residency import ResidentPrefix
 
 _ALIGNMENT = 16
-"""Bytes that the device loads at once; the allocators align tensors to more."""
+"""Bytes of the device's widest load. Allocators align tensors to at least this."""
 _KEY_BLOCK_BYTES = 16384
-"""Of the keys that a program holds at once."""
+"""Bytes of the block of keys that a program holds at once."""
 _PROGRAMS_PER_CORE = 2
 _PARTS_PER_BLOCK = 16
 
 
 class TritonBackend:
-    """`min_keys` is the smallest range of keys that is worth a program of its own."""
+    """Attention on a CUDA device. `min_keys`: the smallest range of keys worth its own item."""
 
     name = "triton"
     graph_safe = True
@@ -37,21 +39,21 @@ class TritonBackend:
     def __init__(self, *, min_keys: int = 256) -> None:
         self._min_keys = min_keys
 
-    def allocate(self, pool: KvPool, bounds: Bounds | None = None) -> None:
-        assert bounds is not None
+    def allocate(self, pool: KvPool, capacity: BatchCapacity | None = None) -> None:
+        assert capacity is not None
         self._pages = pool.pages
         _, _, _, self._num_kv_heads, page_size, self._head_dim = pool.pages.shape
-        self._group = bounds.num_heads // self._num_kv_heads
-        self._block_d = max(16, _power_of_two(self._head_dim))
+        self._group = capacity.num_heads // self._num_kv_heads
+        self._block_d = max(16, next_power_of_2(self._head_dim))
         block_bytes = self._block_d * pool.pages.itemsize
         self._block_n = min(64, max(16, _KEY_BLOCK_BYTES // block_bytes))
-        # Of a decode row, and of many rows: heights in rows times query heads of a KV head.
-        self._low = max(16, _power_of_two(self._group))
+        # Tile heights for few rows (decode) and many (prefill), in rows x query heads per KV head.
+        self._low = max(16, next_power_of_2(self._group))
         self._high = max(self._low, 128 if block_bytes <= 256 else 64)
         device = pool.pages.device
         num_programs = -(-_PROGRAMS_PER_CORE * _num_cores(device) // self._num_kv_heads)
         high_rows = self._high // self._group
-        max_parts = 2 * bounds.num_rows + 4 * num_programs * high_rows
+        max_parts = 2 * capacity.max_num_rows + 4 * num_programs * high_rows
         self._tiling = Tiling(
             page_size=page_size,
             low_rows=self._low // self._group,
@@ -60,11 +62,11 @@ class TritonBackend:
             min_keys=self._min_keys,
             max_parts=max_parts,
         )
-        shape = (max_parts, bounds.num_heads, self._head_dim)
+        shape = (max_parts, capacity.num_heads, self._head_dim)
         self._part_out = torch.empty(shape, dtype=torch.float32, device=device)
         self._part_lse = torch.empty(shape[:2], dtype=torch.float32, device=device)
-        num_rows = self._num_rows = bounds.num_rows
-        max_pages = bounds.num_spans * -(-bounds.num_tokens // page_size)
+        num_rows = self._num_rows = capacity.max_num_rows
+        max_pages = capacity.max_num_seqs * -(-capacity.max_seq_len // page_size)
         self._page_list = _Staged(max_pages, torch.int32, device)
         sizes = [3, num_rows, num_rows, num_rows + 1, max_parts * ITEM_SIZE]
         self._lists = _Staged(sum(sizes), torch.int64, device)
@@ -76,7 +78,8 @@ class TritonBackend:
 
     def plan(self, step: Step) -> None:
         work = work_list(step, self._tiling, self._offset_of)
-        num_missing = self._num_rows - len(work.row_slots)  # they write nothing and have no parts
+        # Rows past the step: they write nothing (slot -1) and have no partial results.
+        num_missing = self._num_rows - len(work.row_slots)
         self._lists.send(
             [0, work.num_low_items, len(work.items)],
             np.pad(work.row_slots, (0, num_missing), constant_values=-1),
@@ -86,55 +89,44 @@ class TritonBackend:
         )
         self._page_list.send(work.pages)
 
-    def attend(
-        self,
-        module: Any,
-        query: Tensor,  # [1, num_heads, T, head_dim]
-        key: Tensor,  # [1, num_kv_heads, T, head_dim]
-        value: Tensor,  # [1, num_kv_heads, T, head_dim]
-        attention_mask: Tensor | None,
-        *,
-        scaling: float | None = None,
-        sliding_window: int | None = None,
-        softcap: float | None = None,
-        s_aux: Tensor | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, None]:
-        _, num_heads, num_rows, head_dim = query.shape
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        num_heads, num_rows, head_dim = q.shape
         assert num_rows <= self._num_rows
-        q, k, v = (t[0] if t.stride(-1) == 1 else t[0].contiguous() for t in (query, key, value))
+        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
         page_stride = self._pages.stride(0)
         kernels.write_kv[(num_rows,)](
             k, v, self._pages, self._row_slots, k.stride(0), k.stride(1), v.stride(0), v.stride(1),
-            page_stride, module.layer_idx,
+            page_stride, layer,
             NUM_KV_HEADS=self._num_kv_heads, PAGE_SIZE=self._tiling.page_size, HEAD_DIM=head_dim,
-            BLOCK_H=_power_of_two(self._num_kv_heads), BLOCK_D=self._block_d,
+            BLOCK_H=next_power_of_2(self._num_kv_heads), BLOCK_D=self._block_d,
         )  # fmt: skip
-        scale = scaling if scaling is not None else head_dim**-0.5
         for is_high in (False, True):
             kernels.attend_items[(self._tiling.num_programs, self._num_kv_heads)](
                 q, self._pages, self._items, self._item_bounds, self._page_list.on_device,
                 self._row_positions, self._row_parts, self._part_out, self._part_lse,
-                q.stride(0), q.stride(1), page_stride, module.layer_idx,
-                scale if softcap else scale * math.log2(math.e),
+                q.stride(0), q.stride(1), page_stride, layer,
+                call.scaling if call.softcap else call.scaling * math.log2(math.e),
                 HIGH=is_high, NUM_KV_HEADS=self._num_kv_heads, GROUP=self._group,
                 PAGE_SIZE=self._tiling.page_size, HEAD_DIM=head_dim, BLOCK_D=self._block_d,
                 BLOCK_M=self._high if is_high else self._low, BLOCK_N=self._block_n,
-                WINDOW=sliding_window or 0, SOFTCAP=softcap or 0.0,
+                WINDOW=call.sliding_window or 0, SOFTCAP=call.softcap or 0.0,
                 ALIGNMENT=_ALIGNMENT // self._pages.itemsize,
                 num_warps=8 if is_high else 4, num_stages=3 if is_high else 5,
             )  # fmt: skip
-        out = q.new_empty(1, num_rows, num_heads, head_dim)
-        sinks = self._part_lse if s_aux is None else s_aux  # not read where there are none
+        out = q.new_empty(num_rows, num_heads, head_dim)
+        sinks = self._part_lse if call.sinks is None else call.sinks  # without sinks: any pointer
         kernels.merge_parts[(num_rows, num_heads)](
             self._part_out, self._part_lse, self._row_parts, sinks, out,
-            HAS_SINKS=s_aux is not None, HEAD_DIM=head_dim, BLOCK_D=self._block_d,
+            HAS_SINKS=call.sinks is not None, HEAD_DIM=head_dim, BLOCK_D=self._block_d,
             BLOCK_P=_PARTS_PER_BLOCK,
         )  # fmt: skip
-        return out, None
+        return out
 
     def _offset_of(self, prefix: ResidentPrefix) -> int:
-        """In elements, from the pool's first; negative where the prefix lies before the pool."""
+        """Return the distance from the pool to a prefix, in elements.
+
+        It is negative if the prefix has the lower address.
+        """
         distance = prefix.kv.data_ptr() - self._pages.data_ptr()
         assert distance % _ALIGNMENT == 0
         assert prefix.kv.is_contiguous()
@@ -142,10 +134,10 @@ class TritonBackend:
 
 
 class _Staged:
-    """A buffer on the device that never moves, filled from pinned memory.
+    """A device buffer at a fixed address, filled from pinned host memory.
 
-    A copy waits behind the forward before it, so there are two pinned buffers: while one waits, the
-    next step fills the other.
+    A copy is queued after the previous step's forward, so there are two pinned buffers: while one
+    waits to be copied, the next step fills the other.
     """
 
     def __init__(self, size: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -157,6 +149,7 @@ class _Staged:
         ]
 
     def send(self, *parts: NDArray[np.int64] | list[int]) -> None:
+        """Queue a copy of the concatenated `parts` to the start of the device buffer."""
         self._pinned.reverse()
         pinned, copied = self._pinned[0]
         if copied is not None:
@@ -168,12 +161,7 @@ class _Staged:
             copied.record()
 
 
-def _power_of_two(size: int) -> int:
-    """The smallest that is no smaller."""
-    return 1 << (size - 1).bit_length()
-
-
 def _num_cores(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).multi_processor_count
-    return 4  # the interpreter: enough to cut work as a device would
+    return 4  # Triton's interpreter: enough for work to be split as on a device

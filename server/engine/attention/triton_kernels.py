@@ -1,7 +1,7 @@
 """The Triton kernels: write keys and values, attend to the work list, merge the partial results.
 
-They read all counts from device memory, so one launch fits every step. Logprobs are kept in base 2:
-`exp2` is the instruction that the device has.
+They read all counts from device memory, so one launch fits every step. Scores and log-sum-exps are
+kept in base 2: `exp2` is the instruction that the device has.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def write_kv(
     key,  # [num_kv_heads, T, head_dim], any strides but the last
     value,
     pages,  # [num_pages, num_layers, 2, num_kv_heads, page_size, head_dim]
-    row_slots,  # [T]; page * page_size + slot, or -1: nowhere
+    row_slots,  # [T]; page * page_size + slot, or -1: do not write
     key_head_stride,
     key_row_stride,
     value_head_stride,
@@ -32,7 +32,7 @@ def write_kv(
     BLOCK_H: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One program per row."""
+    """Write the new keys and values of one layer. One program per row."""
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(row_slots + row).to(tl.int64)
     head = tl.arange(0, BLOCK_H)[:, None]
@@ -51,7 +51,7 @@ def write_kv(
 def attend_items(
     query,  # [num_heads, T, head_dim]
     pages,  # [num_pages, num_layers, 2, num_kv_heads, page_size, head_dim]
-    items,  # these and the next are described in `work_list`
+    items,  # [num_items, ITEM_SIZE]; see `work_list`, as for the next arguments
     item_bounds,
     page_list,
     row_positions,
@@ -63,7 +63,7 @@ def attend_items(
     page_stride,
     layer,
     score_scale,  # base 2, unless there is a soft cap
-    HIGH: tl.constexpr,
+    HIGH: tl.constexpr,  # 0: the items of low tiles, 1: those of high tiles
     NUM_KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,  # query heads of one KV head; they share a tile
     PAGE_SIZE: tl.constexpr,
@@ -71,14 +71,18 @@ def attend_items(
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    WINDOW: tl.constexpr,  # 0: none
+    WINDOW: tl.constexpr,  # sliding window in tokens; 0: none
     SOFTCAP: tl.constexpr,  # 0: none
-    ALIGNMENT: tl.constexpr,  # of offsets, in elements
+    ALIGNMENT: tl.constexpr,  # of prefix offsets, in elements
 ):
-    """A fixed grid works off the list: one item is some rows times a range of one segment.
+    """Compute the partial results of the listed items, with a grid that does not depend on them.
 
-    A segment is a prefix, contiguous and anywhere on the device, or a list of pages. Addresses
-    count from the pool's; to read a prefix is to read pages that lie one behind the other.
+    An item is some rows times a range of one segment. A segment is a prefix, contiguous and
+    anywhere on the device, or a list of pages of the pool. Both are addressed relative to the
+    pool; a prefix is read as pages that follow one another in memory.
+
+    The softmax is computed in one pass: `top` is the highest score so far and `total` the sum of
+    the weights relative to it. Both, and `acc`, are scaled down when `top` rises.
     """
     LOG2E: tl.constexpr = 1.4426950408889634
     kv_head = tl.program_id(1)
@@ -111,7 +115,7 @@ def attend_items(
         position = tl.load(row_positions + row, mask=row_mask, other=0)
         q_at = query + head[:, None] * head_stride + row[:, None] * row_stride + dim[None, :]
         q = tl.load(q_at, mask=row_mask[:, None] & (dim < HEAD_DIM)[None, :], other=0.0)
-        if WINDOW > 0:  # not before the first window begins
+        if WINDOW > 0:  # skip the keys before the earliest row's window
             earliest = tl.min(tl.where(row_mask, position, 2147483647), 0)
             begin = tl.maximum(begin, earliest - WINDOW + 1 - first_position)
 
@@ -129,10 +133,10 @@ def attend_items(
             score = tl.dot(q, k, input_precision="ieee") * score_scale
             if SOFTCAP > 0.0:
                 score = SOFTCAP * LOG2E * (1 - 2 / (tl.exp2(2 * LOG2E / SOFTCAP * score) + 1))
-            behind = position[:, None] - (first_position + j)[None, :]
-            visible = row_mask[:, None] & (j < end)[None, :] & ((behind >= 0) | (not causal))
+            distance = position[:, None] - (first_position + j)[None, :]
+            visible = row_mask[:, None] & (j < end)[None, :] & ((distance >= 0) | (not causal))
             if WINDOW > 0:
-                visible = visible & (behind < WINDOW)
+                visible = visible & (distance < WINDOW)
             score = tl.where(visible, score, -float("inf"))
             new_top = tl.maximum(top, tl.max(score, 1))
             base = tl.where(new_top == -float("inf"), 0.0, new_top)
@@ -159,14 +163,17 @@ def merge_parts(
     part_out,  # [num_parts, num_heads, head_dim], float32
     part_lse,  # [num_parts, num_heads], float32
     row_parts,  # [T + 1]
-    sinks,  # [num_heads], or anything
+    sinks,  # [num_heads]; not read unless HAS_SINKS
     out,  # [T, num_heads, head_dim]
     HAS_SINKS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """One program per row and head. A sink weighs in here, once: a key without a value."""
+    """Merge a row's partial results by log-sum-exp. One program per row and head.
+
+    A sink, a key without a value, is added here, so that it counts once per row and head.
+    """
     LOG2E: tl.constexpr = 1.4426950408889634
     row = tl.program_id(0)
     head = tl.program_id(1)

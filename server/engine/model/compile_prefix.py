@@ -1,4 +1,4 @@
-"""Text and soft prompts become prefixes: run as a sequence, then its own KV is read out."""
+"""Prefixes from text and soft prompts: the KV of a sequence that ran through the engine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from prefix_store.prefix import BaseModelSpec, Prefix
 
 
 def prefix_of(kv: Tensor, spec: BaseModelSpec, origin: dict[str, str]) -> Prefix:
-    """`kv`: [num_layers, 2, num_kv_heads, L, head_dim], as it lies in the pool, after RoPE."""
+    """Make a prefix from the KV of L tokens, read from the pool (keys after RoPE).
+
+    kv: [num_layers, 2, num_kv_heads, L, head_dim].
+    """
     keys, values = kv.cpu().unbind(1)
     return Prefix(
         keys=tuple(keys.unbind(0)),
@@ -21,7 +24,10 @@ def prefix_of(kv: Tensor, spec: BaseModelSpec, origin: dict[str, str]) -> Prefix
 
 
 def read_embeddings(blob: bytes, spec: BaseModelSpec) -> Tensor:
-    """Input embeddings [L, hidden_size] from the blob that the API process wrote."""
+    """Read input embeddings [L, hidden_size] from a blob that the API process wrote.
+
+    Raises ValueError if they have another shape.
+    """
     embeddings = load(blob)["embeddings"]
     if embeddings.ndim != 2 or embeddings.shape[1] != spec.hidden_size:
         raise ValueError(f"expected [L, {spec.hidden_size}], got {tuple(embeddings.shape)}")

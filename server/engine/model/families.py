@@ -1,4 +1,4 @@
-"""Which model families the engine serves, how far their context reaches, and why the others are
+"""The model families that the engine serves, the length of their context, and why others are
 refused."""
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from transformers import (
 
 
 class UnsupportedModel(Exception):
-    """This model cannot be served. The message is one sentence that says why."""
+    """The model cannot be served. The message is one sentence that says why."""
 
     @classmethod
     def because(cls, config: PretrainedConfig, reason: str) -> UnsupportedModel:
@@ -38,17 +38,20 @@ _ATTENTION_LAYERS = {"attention", "full_attention", "sliding_attention", "chunke
 
 
 def read_config(path: str) -> PretrainedConfig:
-    """Of a folder or a hub id. Raises `UnsupportedModel`, and OSError where there is no model."""
+    """Read the config of a model folder or hub id.
+
+    Raises `UnsupportedModel` if it is invalid, and OSError if there is no model.
+    """
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except OSError:
         raise
-    except Exception as exc:  # transformers' own words: of a config that it cannot read
+    except Exception as exc:  # transformers raises many types for a config that it cannot read
         raise UnsupportedModel(f"the model's config cannot be read: {first_line(exc)}") from exc
 
 
 def check_supported(config: PretrainedConfig) -> None:
-    """Raises `UnsupportedModel` for what its config shows not to work, before weights are read."""
+    """Raise `UnsupportedModel` if the config alone shows that the model cannot be served."""
     with refusing(config, "its config cannot be understood"):
         reason = _reason(config)
     if reason is not None:
@@ -75,8 +78,10 @@ def _reason(config: PretrainedConfig) -> str | None:
 
 
 def _keeps_state(config: PretrainedConfig) -> bool:
-    """Recurrent layers and convolutions, alone or between layers of attention. A hybrid family's
-    config may have none of them."""
+    """Return whether some layers are recurrent or convolutions.
+
+    The config of a hybrid family may contain attention layers only.
+    """
     kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
     if kinds:
         return not _ATTENTION_LAYERS.issuperset(kinds)
@@ -85,8 +90,11 @@ def _keeps_state(config: PretrainedConfig) -> bool:
 
 @contextmanager
 def refusing(config: PretrainedConfig, what: str) -> Iterator[None]:
-    """Whatever a family's code raises where others run is a refusal in one sentence, not a
-    traceback: there are hundreds of families, and they fail in ways of their own."""
+    """Turn any error of a family's code into `UnsupportedModel`, except OSError.
+
+    There are hundreds of families, and each can fail differently: the user gets one sentence
+    instead of a traceback. `what` begins the sentence.
+    """
     try:
         yield
     except (UnsupportedModel, OSError):
@@ -97,28 +105,30 @@ def refusing(config: PretrainedConfig, what: str) -> Iterator[None]:
 
 
 def first_line(exc: BaseException) -> str:
-    """transformers' errors hold paragraphs."""
+    """Return the first line of an error's message: those of transformers have paragraphs."""
     said = str(exc).strip().splitlines()
     return said[0] if said else repr(exc)
 
 
-# --- how far the context reaches ---
+# --- context length ---
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """How many tokens a sequence can have, prefix and prompt together."""
+    """The maximum number of tokens of a sequence: prefix, prompt and completion."""
 
     num_tokens: int
     why_shorter: str | None = None
-    """Where the model's positions reach further: what changes there."""
+    """What changes after `num_tokens`, if the model has more positions than that."""
 
 
 def context_of(config: PretrainedConfig) -> Context:
-    """As far as a token's result does not depend on what else is in its batch.
+    """Return the context within which a token's result does not depend on the rest of its batch.
 
-    Some families compute all tokens of a forward otherwise once one of them stands beyond some
-    position, which is right only if all of them belong to one sequence. Raises `UnsupportedModel`.
+    Some families change the computation of all tokens of a forward once one of them is past a
+    certain position, which is correct only if all belong to one sequence.
+
+    Raises `UnsupportedModel` if the config does not say how many positions there are.
     """
     num_positions = _max_positions(config)
     limits = [Context(num_positions), *_limits(config)]
@@ -127,19 +137,19 @@ def context_of(config: PretrainedConfig) -> Context:
 
 def _limits(config: PretrainedConfig) -> Iterator[Context]:
     for rope in _ropes(config):
-        # Dynamic RoPE changes where the positions end (`max_position_embeddings`).
+        # Dynamic RoPE changes only after `max_position_embeddings`, which is a limit anyway.
         original = rope.get("original_max_position_embeddings")
         if rope.get("rope_type") == "longrope" and original:
-            yield Context(original, "LongRoPE rotates all tokens of a batch by other factors")
+            yield Context(original, "LongRoPE changes the rotation of all tokens of a batch")
     if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
         yield Context(config.attention_chunk_size, "its layers attend in chunks")
     if getattr(config, "attn_temperature_tuning", False):
-        # The factor is 1 as long as floor((position + 1) / floor_scale) is 0.
-        yield Context(config.floor_scale - 1, "its attention is scaled by the place in the batch")
+        # The factor is 1 as long as floor((index + 1) / floor_scale) is 0.
+        yield Context(config.floor_scale - 1, "its attention is scaled by the index in the batch")
 
 
 def _ropes(config: PretrainedConfig) -> list[dict[str, Any]]:
-    """Of all layers, or of each kind of layers."""
+    """Return the RoPE parameters: one dict for all layers, or one per layer type."""
     rope = getattr(config, "rope_parameters", None) or {}
     return [each for each in rope.values() if isinstance(each, dict)] or [rope]
 

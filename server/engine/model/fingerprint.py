@@ -1,4 +1,4 @@
-"""What binds a prefix to the weights it was made for."""
+"""The fingerprint of a base model, which binds a prefix to the weights it was made for."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ _MAX_SAMPLES = 4096
 
 
 def fingerprint(model: nn.Module) -> str:
-    """`sha256:<hex>` over every parameter's name and shape and up to 4,096 of its values.
+    """Return `sha256:<hex>` over every parameter's name, shape and up to 4,096 of its values.
 
-    Values are taken at even distances and rounded to bfloat16, so that a model has one fingerprint
-    in whatever dtype it is served. A fine-tune changes it; so does a different tokenizer's
-    vocabulary size.
+    The values are evenly spaced and rounded to bfloat16, so that the fingerprint does not depend on
+    the serving dtype. Fine-tuning changes it; so does a different vocabulary size.
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):

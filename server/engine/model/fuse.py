@@ -1,7 +1,7 @@
-"""Several small operators as one, on CUDA: norms, packed projections, gates, rotary embeddings.
+"""Fused modules for CUDA: norms, packed projections, gated MLPs, rotary embeddings.
 
-Modules are found by structure and replaced one by one, and only where the replacement computes the
-same on random input. transformers' own layers keep calling them.
+Modules are found by structure and replaced one by one, but only if the replacement returns the same
+on random input. The layers of transformers stay, and call the replacements.
 """
 
 from __future__ import annotations
@@ -16,18 +16,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
+from triton import next_power_of_2
 
 from server.engine.model import fuse_kernels as kernels
+from server.engine.model.numerics import MODULE_LIMITS, agree
 
 logger = logging.getLogger(__name__)
 
-_MAX_RELATIVE_ERROR = {torch.float32: 1e-4, torch.bfloat16: 0.02, torch.float16: 0.005}
+
 _ROTARY = "apply_rotary_pos_emb"
 _GATE_BLOCK = 1024
 
 
 class RmsNorm(nn.Module):
-    """`weight_offset` is 1 where the family stores weights as differences from 1."""
+    """RMSNorm as one kernel. `weight_offset` is 1 if the family stores weights minus 1."""
 
     def __init__(self, norm: nn.Module, weight_offset: float) -> None:
         super().__init__()
@@ -43,13 +45,13 @@ class RmsNorm(nn.Module):
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         kernels.rms_norm[(num_outer * num_inner,)](
             rows, self.weight, out, rows.stride(0), rows.stride(1), num_inner, self._eps,
-            SIZE=size, BLOCK=_power_of_two(size), WEIGHT_OFFSET=self._weight_offset,
+            SIZE=size, BLOCK=next_power_of_2(size), WEIGHT_OFFSET=self._weight_offset,
         )  # fmt: skip
         return out
 
 
 class PackedLinears(nn.Module):
-    """Linears of the same input as one product."""
+    """Linears that have the same input, as one product."""
 
     def __init__(self, *linears: nn.Linear) -> None:
         super().__init__()
@@ -60,6 +62,7 @@ class PackedLinears(nn.Module):
 
     @staticmethod
     def accepts(*linears: object) -> bool:
+        """Return whether these are plain linears of one input size, all with or without a bias."""
         plain = [linear for linear in linears if type(linear) is nn.Linear]
         same = {(linear.in_features, linear.bias is None) for linear in plain}
         return len(plain) == len(linears) and len(same) == 1
@@ -72,14 +75,14 @@ class PackedLinears(nn.Module):
 
 
 class PackedOutput(nn.Module):
-    """Stands where one of the packed linears stood: whoever is asked first computes for all."""
+    """The replacement of one packed linear. The first of them to be called computes all outputs."""
 
     def __init__(self, packed: PackedLinears, index: int, shared: dict[int, Tensor]) -> None:
         super().__init__()
         self._packed = packed
         self._index = index
         self._shared = shared
-        """Outputs that nobody has asked for yet, by index, and at -1 the input they belong to."""
+        """Outputs not yet returned, by index, and their input under -1."""
 
     def forward(self, x: Tensor) -> Tensor:
         shared = self._shared
@@ -93,6 +96,8 @@ class PackedOutput(nn.Module):
 
 
 class GatedMlp(nn.Module):
+    """An MLP gated by SiLU or GELU (tanh form), with gate and up packed into one product."""
+
     def __init__(self, mlp: nn.Module, *, is_gelu: bool) -> None:
         super().__init__()
         assert isinstance(mlp.gate_proj, nn.Linear)
@@ -114,7 +119,7 @@ class GatedMlp(nn.Module):
 
 
 class Rotary:
-    """In the place of transformers' `apply_rotary_pos_emb`, which it calls for other shapes."""
+    """A replacement of `apply_rotary_pos_emb` of transformers, to which it leaves other shapes."""
 
     def __init__(self, original: Callable[..., tuple[Tensor, Tensor]]) -> None:
         self._original = original
@@ -134,16 +139,16 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     kernels.rotate[(num_rows,)](
         x, cos.contiguous(), sin.contiguous(), out, x.stride(0), x.stride(1),
         NUM_HEADS=num_heads, HALF=size // 2,
-        BLOCK_H=_power_of_two(num_heads), BLOCK_D=_power_of_two(size // 2),
+        BLOCK_H=next_power_of_2(num_heads), BLOCK_D=next_power_of_2(size // 2),
     )  # fmt: skip
     return out.transpose(0, 1)[None]
 
 
 @torch.inference_mode()
 def fuse(model: PreTrainedModel) -> Counter[str]:
-    """Replace what can be replaced, in place; returns how many of each kind.
+    """Replace modules of `model` in place; returns the number replaced of each kind.
 
-    What computes something else, or does not compile on this device, stays as it is.
+    A module whose replacement returns other values, or does not compile on this device, stays.
     """
     fused: Counter[str] = Counter()
     _fuse_below(model, torch.empty(0, dtype=model.dtype, device=model.device), fused)
@@ -152,7 +157,7 @@ def fuse(model: PreTrainedModel) -> Counter[str]:
 
 
 def _fuse_below(parent: nn.Module, like: Tensor, fused: Counter[str]) -> None:
-    """Layer by layer, so that only one layer's weights are in memory twice."""
+    """Fuse the modules below `parent`, depth first: only one layer's weights exist twice."""
     fused["qkv"] += _fuse_qkv(parent)
     fused["rotary"] += _fuse_rotary(parent, like)
     for name, child in list(parent.named_children()):
@@ -162,7 +167,10 @@ def _fuse_below(parent: nn.Module, like: Tensor, fused: Counter[str]) -> None:
 
 
 def _replace(parent: nn.Module, name: str, candidates: Iterator[tuple[nn.Module, int]]) -> bool:
-    """Take the first that computes what the child does, on input of the size beside it."""
+    """Replace a child by the first candidate that agrees with it on random input.
+
+    `candidates`: pairs of a module and its input size.
+    """
     original, candidate = getattr(parent, name), None
     for candidate, size in candidates:
         x = _noise(1, 3, size, like=next(original.parameters()))
@@ -170,7 +178,7 @@ def _replace(parent: nn.Module, name: str, candidates: Iterator[tuple[nn.Module,
             setattr(parent, name, candidate)
             return True
     if candidate is not None:
-        logger.warning("%s computes something of its own: not fused", type(original).__name__)
+        logger.warning("not fusing %s: it computes something else", type(original).__name__)
     return False
 
 
@@ -206,8 +214,11 @@ def _fuse_qkv(attention: nn.Module) -> bool:
 
 
 def _fuse_rotary(attention: nn.Module, like: Tensor) -> bool:
-    """The function is a global of the family's module: this one module sees another in its place.
-    Other models of the family, in this process, do not."""
+    """Replace the rotary embedding of one attention module.
+
+    The function is a global of the family's Python module, so the attention module gets a copy of
+    its `forward` with other globals. Other models of the family in this process keep theirs.
+    """
     forward: Any = type(attention).forward
     if not isinstance(forward, FunctionType) or _ROTARY not in forward.__code__.co_names:
         return False
@@ -233,13 +244,11 @@ def _agrees(
     original: Callable[..., Tensor], candidate: Callable[..., Tensor], *inputs: Tensor
 ) -> bool:
     try:
-        expected = original(*inputs).float()
-        got = candidate(*inputs).float()
-    except Exception as exc:  # of a compiler, or of a function that takes other shapes than these
-        logger.warning("%s does not run here: %s", candidate, exc)
+        expected, got = original(*inputs), candidate(*inputs)
+    except Exception as exc:  # the kernel does not compile, or the original takes other shapes
+        logger.warning("not fusing: %s failed: %s", candidate, exc)
         return False
-    error = (got - expected).norm() / expected.norm()
-    return bool(error <= _MAX_RELATIVE_ERROR[inputs[0].dtype])
+    return agree(expected, got, MODULE_LIMITS[inputs[0].dtype])
 
 
 def _noise(*shape: int, like: Tensor, seed: int = 0) -> Tensor:
@@ -249,8 +258,3 @@ def _noise(*shape: int, like: Tensor, seed: int = 0) -> Tensor:
 
 def _cat(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([tensor.detach() for tensor in tensors])
-
-
-def _power_of_two(size: int) -> int:
-    """The smallest that is no smaller."""
-    return 1 << (size - 1).bit_length()

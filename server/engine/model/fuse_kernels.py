@@ -1,4 +1,4 @@
-"""The Triton kernels of the fused modules. They compute in float32 and round once."""
+"""Triton kernels of the fused modules. They compute in float32 and round once."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def rotate(
     BLOCK_H: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """The rotary embedding of one row, whose dimension i turns with i + HALF."""
+    """Rotary embedding of one row: dimension i is rotated with dimension i + HALF."""
     row = tl.program_id(0).to(tl.int64)
     head = tl.arange(0, BLOCK_H)[:, None]
     i = tl.arange(0, BLOCK_D)

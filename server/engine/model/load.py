@@ -1,18 +1,18 @@
-"""A base model from disk, with our attention in it, measured and frozen."""
+"""Loading of a base model: our attention in its layers, geometry measured, weights frozen."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from prefix_store.prefix import BaseModelSpec
-from server.engine.attention.base import ATTENTION_NAME, AttentionBackend
+from server.engine.attention import interface
+from server.engine.attention.base import AttentionBackend, AttentionCall
 from server.engine.model.families import (
     OWN_ATTENTION,
     Context,
@@ -31,34 +31,37 @@ _NUM_PROBE_TOKENS = 16
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """The frozen base model and what the engine has to know of it."""
+    """The frozen base model, and the properties of it that the engine uses."""
 
     model: PreTrainedModel
     spec: BaseModelSpec
     num_heads: int
-    """Of the queries."""
+    """Query heads."""
     context: Context
     vocab_size: int
     eos_token_ids: tuple[int, ...]
 
     @property
     def max_positions(self) -> int:
-        """The most tokens of prefix, prompt and completion together."""
+        """Maximum tokens of a sequence: prefix, prompt and completion."""
         return self.context.num_tokens
 
 
 def load(path: str, *, dtype: str, device: str, backend: AttentionBackend) -> LoadedModel:
-    """Raises `UnsupportedModel`, and OSError where there is no model."""
+    """Load a model folder or hub id and register `backend` as its attention.
+
+    Raises `UnsupportedModel`, and OSError if there is no model.
+    """
     config = read_config(path)
     check_supported(config)
     context = context_of(config)
-    AttentionInterface.register(ATTENTION_NAME, backend.attend)
+    interface.register(backend.attend)
     with refusing(config, "it cannot be loaded with the server's attention in it"):
         model = _read(path, getattr(torch, dtype))
     model = model.eval().requires_grad_(requires_grad=False).to(device)
     with refusing(config, "it does not run with the server's attention in it"):
         spec, num_heads = _measure(model, Path(path).name, dtype)
-    AttentionInterface.register(ATTENTION_NAME, backend.attend)
+    interface.register(backend.attend)
     return LoadedModel(
         model=model,
         spec=spec,
@@ -70,16 +73,18 @@ def load(path: str, *, dtype: str, device: str, backend: AttentionBackend) -> Lo
 
 
 def _read(path: str, dtype: torch.dtype) -> PreTrainedModel:
-    """All weights from the checkpoint: transformers would give those that it lacks random values.
-    Weights that are tied to others are not among them."""
+    """Read a model whose checkpoint contains all its weights.
+
+    transformers would initialise missing weights at random. Tied weights are not missing.
+    """
     model, found = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=dtype,
-        attn_implementation=ATTENTION_NAME,
+        attn_implementation=interface.ATTENTION_NAME,
         use_safetensors=True,
         trust_remote_code=False,
         output_loading_info=True,
-        ignore_mismatched_sizes=True,  # so that they can be named
+        ignore_mismatched_sizes=True,  # reports them instead of raising, so that they can be named
     )
     if missing := sorted(found["missing_keys"]):
         raise UnsupportedModel(f"the checkpoint lacks {_first_of(missing)}")
@@ -96,24 +101,26 @@ def _first_of(names: list[str]) -> str:
 
 
 def _measure(model: PreTrainedModel, name: str, dtype: str) -> tuple[BaseModelSpec, int]:
-    """The shapes of one real forward, and its query heads: config fields lie for some families."""
+    """Run one forward; return the geometry that attention sees, and the number of query heads.
+
+    For some families the config fields are wrong.
+    """
     shapes: dict[int, tuple[int, int, int]] = {}
     norms: dict[int, tuple[float, float]] = {}
 
-    def probe(
-        module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, None]:
-        if key.shape != value.shape:
+    def probe(layer: int, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        if k.shape != v.shape:
             raise UnsupportedModel.because(
-                model.config, f"keys {tuple(key.shape)} and values {tuple(value.shape)} differ"
+                model.config, f"keys {tuple(k.shape)} and values {tuple(v.shape)} differ"
             )
-        shapes[module.layer_idx] = (query.shape[1], key.shape[1], key.shape[3])
-        norms[module.layer_idx] = (_longest(key), _longest(value))
-        return query.transpose(1, 2).contiguous(), None
+        shapes[layer] = (q.shape[0], k.shape[0], k.shape[2])
+        norms[layer] = (_longest(k), _longest(v))
+        return q.transpose(0, 1).contiguous()
 
-    AttentionInterface.register(ATTENTION_NAME, probe)
+    interface.register(probe)
     positions = torch.arange(_NUM_PROBE_TOKENS, device=model.device)[None]
-    token_ids = positions * 7919 % model.get_input_embeddings().num_embeddings  # some of all kinds
+    # A step that is prime spreads the token ids over the whole vocabulary.
+    token_ids = positions * 7919 % model.get_input_embeddings().num_embeddings
     with torch.inference_mode():
         model(input_ids=token_ids, position_ids=positions, use_cache=False)
     num_layers = model.config.num_hidden_layers

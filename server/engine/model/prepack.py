@@ -1,4 +1,4 @@
-"""bfloat16 weights laid out for oneDNN once, instead of at every call."""
+"""Linears with bfloat16 weights in oneDNN's layout, converted once instead of at every call."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-logger = logging.getLogger(__name__)
+from server.engine.model.numerics import MODULE_LIMITS, agree
 
-_MAX_RELATIVE_ERROR = 0.02
+logger = logging.getLogger(__name__)
 
 
 class PrepackedLinear(nn.Module):
-    """A frozen `nn.Linear` whose weight only oneDNN can read."""
+    """A frozen `nn.Linear` whose weight is in a layout that only oneDNN reads."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -29,10 +29,10 @@ class PrepackedLinear(nn.Module):
 
 
 def prepack(model: PreTrainedModel) -> int:
-    """Replace the linears of a bfloat16 model in place; returns how many.
+    """Replace the linears of a bfloat16 model in place; returns the number replaced.
 
-    The operators are private to torch: where they are missing, or give other results than the plain
-    linear, the model stays as it is.
+    The operators are private to torch: if they are missing, or do not agree with the plain linear,
+    the model is left unchanged.
     """
     if model.dtype is not torch.bfloat16:
         return 0
@@ -45,12 +45,12 @@ def prepack(model: PreTrainedModel) -> int:
     try:
         packed = [PrepackedLinear(linear) for _, _, linear in linears]
         with torch.inference_mode():
-            agree = all(map(_agrees, (linear for _, _, linear in linears), packed))
+            all_agree = all(map(_agrees, (linear for _, _, linear in linears), packed))
     except (AttributeError, RuntimeError) as exc:
         logger.warning("prepacked linears are not available: %s", exc)
         return 0
-    if not agree:
-        logger.warning("prepacked linears give other results here: not used")
+    if not all_agree:
+        logger.warning("prepacked linears are not used: they disagree with plain ones here")
         return 0
     for (parent, name, _), module in zip(linears, packed, strict=True):
         setattr(parent, name, module)
@@ -59,5 +59,4 @@ def prepack(model: PreTrainedModel) -> int:
 
 def _agrees(linear: nn.Linear, packed: PrepackedLinear) -> bool:
     x = torch.linspace(-1, 1, 2 * linear.in_features).view(2, -1).to(linear.weight.dtype)
-    expected, got = linear(x).float(), packed(x).float()
-    return bool((expected - got).abs().max() <= _MAX_RELATIVE_ERROR * expected.abs().max())
+    return agree(linear(x), packed(x), MODULE_LIMITS[x.dtype])

@@ -1,5 +1,5 @@
-"""What the model itself computes of a few tokens, by transformers' own attention. The engine is
-compared with it at the start."""
+"""Reference logits of a few tokens, computed with transformers' own attention. The engine is
+compared with them at its start."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from server.engine.model.families import UnsupportedModel, refusing
 from server.engine.model.load import LoadedModel
+from server.engine.model.numerics import relative_error
 
 NUM_AFTER_PREFIX = 18
 NUM_ALONE = 6
@@ -22,30 +23,31 @@ _CHUNK = 9
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A prefix, two prompts, and the logits of all their tokens, in float32 on the CPU."""
+    """A prefix, two prompts, and the logits of all their tokens (float32, on the CPU)."""
 
-    prefix: Tensor  # [num_layers, 2, num_kv_heads, L, head_dim]; what the model makes of tokens
+    prefix: Tensor  # [num_layers, 2, num_kv_heads, L, head_dim]; the KV of L tokens
     prompts: tuple[Tensor, Tensor]
-    """Token ids: NUM_AFTER_PREFIX after the prefix, and NUM_ALONE, with which the prefix begins."""
+    """Token ids: NUM_AFTER_PREFIX tokens that follow the prefix, and the NUM_ALONE tokens with
+    which the prefix begins."""
     logits: tuple[Tensor, Tensor]  # [num_tokens, vocab_size] each
     noise: float
-    """How far the model is from itself if it gets a prompt in chunks, relatively: the rounding of
-    its dtype, and the experts that this exchanges. 0 in float32."""
+    """Relative error between the model and itself with the prompt in chunks: rounding of the dtype,
+    and the experts that rounding exchanges. 0 in float32."""
 
 
 @torch.inference_mode()
 def reference_of(loaded: LoadedModel) -> Reference:
-    """A few short forwards, before anything of the model is replaced.
+    """Run a few short forwards. Call it before any module of the model is replaced.
 
-    Raises `UnsupportedModel` where the model's cache is not the keys and values that its attention
-    sees: then nothing can be put into it.
+    Raises `UnsupportedModel` if the model's cache does not hold the keys and values that its
+    attention sees: then no prefix can be put into it.
     """
     model = loaded.model
     with _own_attention(model), refusing(model.config, "transformers' own forward of it fails"):
         room = loaded.max_positions - NUM_AFTER_PREFIX
         num_prefix_tokens = max(NUM_ALONE, min(_NUM_PREFIX_TOKENS, room))
         num_ids = num_prefix_tokens + NUM_AFTER_PREFIX
-        ids = torch.arange(3, 3 + num_ids) * 7919 % loaded.vocab_size  # some of all kinds
+        ids = torch.arange(3, 3 + num_ids) * 7919 % loaded.vocab_size  # spread over the vocabulary
         prefix, of_prefix = _keys_and_values(model, ids[:num_prefix_tokens])
         _check_shape(prefix, loaded)
         prompt = ids[num_prefix_tokens:]
@@ -69,11 +71,6 @@ def _check_shape(kv: Tensor, loaded: LoadedModel) -> None:
         )
 
 
-def relative_error(expected: Tensor, got: Tensor) -> float:
-    """Of all rows together, NaN where either has one."""
-    return float((expected - got).norm() / expected.norm())
-
-
 @contextmanager
 def _own_attention(model: PreTrainedModel) -> Iterator[None]:
     ours = model.config._attn_implementation
@@ -87,7 +84,10 @@ def _own_attention(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _keys_and_values(model: PreTrainedModel, token_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Of all layers, as the model's cache holds them, and the logits."""
+    """Return the KV of all layers from the model's cache, and the logits.
+
+    [num_layers, 2, num_kv_heads, num_tokens, head_dim] and [num_tokens, vocab_size].
+    """
     cache = DynamicCache()
     logits = _forward(model, token_ids, cache, 0)
     kv = [torch.stack([layer.keys[0], layer.values[0]]) for layer in cache.layers]
@@ -95,8 +95,10 @@ def _keys_and_values(model: PreTrainedModel, token_ids: Tensor) -> tuple[Tensor,
 
 
 def _logits(model: PreTrainedModel, chunks: Iterable[Tensor], prefix: Tensor) -> Tensor:
-    """Of one prompt in chunks [num_tokens], through transformers' cache. Without a config the cache
-    keeps all of the prefix: windows are the mask's affair, as PEFT has them."""
+    """Return the logits of one prompt, run in chunks [num_tokens] through transformers' cache.
+
+    A cache without a config keeps the whole prefix: the mask applies sliding windows, as in PEFT.
+    """
     cache = DynamicCache([(kv[0][None].clone(), kv[1][None].clone()) for kv in prefix])
     num_seen, logits = prefix.shape[3], []
     for chunk in chunks:
@@ -106,7 +108,10 @@ def _logits(model: PreTrainedModel, chunks: Iterable[Tensor], prefix: Tensor) ->
 
 
 def _forward(model: PreTrainedModel, token_ids: Tensor, cache: DynamicCache, start: int) -> Tensor:
-    """As `generate` calls it: positions are the model's own affair. [num_tokens, vocab_size]."""
+    """Return the logits [num_tokens, vocab_size] of a forward as `generate` calls it.
+
+    The model computes the positions itself.
+    """
     num_tokens = len(token_ids)
     mask = torch.ones(1, start + num_tokens, dtype=torch.long, device=model.device)
     output = model(

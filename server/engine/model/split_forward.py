@@ -1,4 +1,4 @@
-"""A model's forward in two halves, so that the logits of many rows need not exist at once."""
+"""A model's forward in two parts, so that the logits of many rows need not exist at once."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from transformers.utils import ModelOutput
 
 
 class SplitForward:
-    """`hidden`, then `logits` of some rows of it; together what the model computes."""
+    """`hidden`, then `logits` of some of its rows: together they equal the model's forward."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         decoder = model.get_decoder()
-        # Llama 4 names itself: its class says that its layers lie elsewhere than they do.
+        # Llama 4 returns itself: its class names the wrong attribute for its decoder.
         self._decoder: Any = decoder if decoder is not model else model.get_submodule("model")
         self._output: type[ModelOutput] = ModelOutput
-        """What the decoder gives: the head's forward of a mixture of experts reads more of it."""
+        """Class of the decoder's output. A mixture of experts reads more than the hidden states."""
 
     def hidden(self, **inputs: Any) -> Tensor:
-        """What comes out of the last norm: [1, T, hidden_size]."""
+        """Return the output of the last norm: [1, T, hidden_size]."""
         output = self._decoder(**inputs, use_cache=False)
         self._output = type(output)
         hidden: Tensor = output.last_hidden_state
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Of what `hidden` gave: [1, T, hidden_size] -> [T, vocab_size].
+        """Compute the logits [T, vocab_size] of rows [1, T, hidden_size] of `hidden`.
 
-        By the model's own forward, with its layers left out: families do different things after
-        the head, such as a soft cap or a scale.
+        This runs the model's own forward without its layers, because families apply different
+        operations after the head, such as a soft cap or a scale.
         """
 
         def computed(*args: Any, **kwargs: Any) -> ModelOutput:

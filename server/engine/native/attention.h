@@ -1,7 +1,7 @@
 // Attention of up to eight queries at a time over segments of keys and values, with a running
-// softmax (Milakov and Gimelshein, 2018), so that a prefix and a sequence's own keys need no merge.
+// softmax (Milakov and Gimelshein, 2018): a prefix and a sequence's own keys need no merge.
 //
-// Keys and values lie in blocks of sixteen tokens: keys as [head_dim / pack][16][pack], values as
+// Keys and values are stored in blocks of 16 tokens: keys as [head_dim / pack][16][pack], values as
 // [16 / pack][head_dim][pack], so that no product has to sum across lanes.
 #pragma once
 
@@ -15,7 +15,7 @@ constexpr int kMaxHeadDim = 256;
 constexpr int kChunk = 8;      // blocks between two updates of the running softmax
 constexpr float kHidden = -1e30f;
 
-// Up to eight queries that share their keys and values, and what they have gathered so far.
+// Up to eight queries that share their keys and values, and their results so far.
 template <class T>
 struct Queries {
   int num = 0;
@@ -23,7 +23,7 @@ struct Queries {
   const T* query[kMaxQueries];
   T* out[kMaxQueries];
   int first[kMaxQueries];  // first key of the segment that a query sees
-  int last[kMaxQueries];   // one behind the last
+  int last[kMaxQueries];   // one past the last key that it sees
   float highest[kMaxQueries];
   float total[kMaxQueries];
   alignas(64) float sums[kMaxQueries * kMaxHeadDim];
@@ -40,13 +40,14 @@ struct Queries {
   }
 };
 
-// Where the keys and values of a chunk lie. While one is worked on, the lines of the next are asked
-// for one at a time: all at once, they would keep the loads waiting.
+// Addresses of the keys and values of a chunk. While a chunk is computed, the cache lines of the
+// next one are prefetched one at a time: many prefetches at once would delay the loads.
 template <class T>
 struct Blocks {
   const T *keys[kChunk], *values[kChunk];
 };
 
+// Scores of NQ queries against NB blocks of keys, into scores[query][block][16].
 template <class T, int NQ, int NB>
 inline void score(const Queries<T>& qs, const T* const* keys, const T* const* later,
                   float* scores) {
@@ -67,6 +68,7 @@ inline void score(const Queries<T>& qs, const T* const* keys, const T* const* la
     for (int b = 0; b < NB; b++) store(scores + (q * kChunk + b) * kBlock, acc[q][b]);
 }
 
+// Adds the values, weighted by `probs`, to the sums: dimensions [d, d + 16 * ND) of NQ queries.
 template <class T, int NQ, int ND>
 inline void gather(Queries<T>& qs, int d, int num_blocks, const T* const* values,
                    const T* const* later, const T* probs) {
@@ -91,8 +93,8 @@ inline void gather(Queries<T>& qs, int d, int num_blocks, const T* const* values
     for (int i = 0; i < ND; i++) store(qs.sums + q * qs.head_dim + d + i * kLanes, acc[q][i]);
 }
 
-// Scores become probabilities relative to the highest score so far. From here on they are powers of
-// two: one multiplication less.
+// Turns the scores of one query into weights relative to its highest score so far. If that rises,
+// the sums are scaled down. From here on exponentials are in base 2, which saves a multiplication.
 template <class T>
 inline void soften(Queries<T>& qs, int q, int first_key, int num_blocks, float scale, float* s,
                    T* probs) {
@@ -130,6 +132,7 @@ inline void soften(Queries<T>& qs, int q, int first_key, int num_blocks, float s
   qs.total[q] += sum(total);
 }
 
+// Up to kChunk blocks for NQ queries: scores, softmax, weighted sum of values.
 template <class T, int NQ>
 inline void attend_chunk(Queries<T>& qs, int first_key, int num_blocks, const Blocks<T>& now,
                          const Blocks<T>& later, float scale) {
@@ -151,7 +154,8 @@ inline void attend_chunk(Queries<T>& qs, int first_key, int num_blocks, const Bl
     gather<T, NQ, 1>(qs, d, num_blocks, now.values, later.values, probs);
 }
 
-// `block(i)` gives the keys and values of the segment's i-th block; `first` and `last` are set.
+// All keys of a segment for `qs`, whose `first` and `last` must be set. `block(i, keys, values)`
+// returns the addresses of the segment's i-th block.
 template <class T, class Block>
 inline void attend(Queries<T>& qs, float scale, const Block& block) {
   int first = qs.first[0], last = qs.last[0];
@@ -182,7 +186,7 @@ inline void attend(Queries<T>& qs, float scale, const Block& block) {
   }
 }
 
-// Token `t` into its block of keys: a lane's values lie together.
+// Writes the key of token `t` to its block: the values of a lane are adjacent.
 template <class T>
 inline void write_key(T* block, int t, const T* from, int head_dim) {
   constexpr int P = Lanes<T>::kPack;
@@ -190,7 +194,7 @@ inline void write_key(T* block, int t, const T* from, int head_dim) {
     memcpy(block + (d / P * kBlock + t) * P, from + d, sizeof(T) * P);
 }
 
-// Where in its block of values dimension `d` of token `t` lies.
+// Index of dimension `d` of token `t` in its block of values.
 template <class T>
 inline int value_slot(int t, int d, int head_dim) {
   constexpr int P = Lanes<T>::kPack;

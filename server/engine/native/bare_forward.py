@@ -1,7 +1,7 @@
-"""The forward of a model with compiled layers, without what transformers does around it.
+"""The forward of a model with compiled layers, without the wrappers of transformers.
 
-Its wrappers, masks and outputs are a lot of Python, which the weights have driven out of the caches
-by the next step: a millisecond, of the ten that a step of one request takes.
+Wrappers, masks and output classes are a lot of Python, and reading the weights evicts it from the
+CPU's caches between two steps. It cost one of the ten milliseconds of a step with one request.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from transformers import PreTrainedModel
 
 
 class BareForward:
-    """Gives `model(...).logits[0]`, if the model does no more than this: compare them first."""
+    """Embedding, layers, last norm and head of a Llama-like model.
+
+    Equal to `model(...).logits[0]` only if the model does nothing else: compare them before use.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         decoder: Any = model.model
@@ -31,7 +34,7 @@ class BareForward:
         input_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
-        """Logits of those rows: [num_rows, vocab_size]. Takes what the model's forward takes."""
+        """Return the logits of the rows `logits_to_keep`: [num_rows, vocab_size]."""
         hidden = self._embed(input_ids) if inputs_embeds is None else inputs_embeds
         angles = self._rotary(hidden, position_ids=position_ids)
         hidden = self._layers.forward(hidden, position_embeddings=angles)

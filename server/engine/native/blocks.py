@@ -1,7 +1,8 @@
-"""Keys and values as the compiled layers read them: blocks of sixteen tokens.
+"""The memory layout of keys and values for the compiled layers: blocks of 16 tokens.
 
-A block holds keys as [head_dim / pack, 16, pack] and values as [16 / pack, head_dim, pack], where
-`pack` is how many values one 32-bit lane multiplies at once: two bfloat16, one float32.
+A block holds keys as [head_dim / pack, 16, pack] and values as [16 / pack, head_dim, pack]. `pack`
+is the number of values in a 32-bit lane, which one instruction multiplies: two bfloat16 or one
+float32.
 """
 
 from __future__ import annotations
@@ -17,11 +18,15 @@ BLOCK = 16
 
 
 def pack_size(dtype: torch.dtype) -> int:
+    """Return the number of values in a 32-bit lane."""
     return 4 // dtype.itemsize
 
 
 def to_blocks(kv: Tensor) -> Tensor:
-    """[num_layers, 2, num_kv_heads, L, head_dim] -> the same with L rounded up, in blocks."""
+    """Lay out keys and values [num_layers, 2, num_kv_heads, L, head_dim] in blocks.
+
+    The result has that shape with L rounded up to a multiple of 16; the padding is zero.
+    """
     num_tokens, head_dim = kv.shape[3:]
     pack = pack_size(kv.dtype)
     kv = pad(kv, (0, 0, 0, -num_tokens % BLOCK))
@@ -34,7 +39,7 @@ def to_blocks(kv: Tensor) -> Tensor:
 
 
 def from_blocks(blocks: Tensor, num_tokens: int) -> Tensor:
-    """What `to_blocks` undid."""
+    """Invert `to_blocks`: [num_layers, 2, num_kv_heads, num_tokens, head_dim]."""
     head_dim = blocks.shape[4]
     pack = pack_size(blocks.dtype)
     keys, values = blocks.unbind(1)
@@ -47,7 +52,7 @@ def from_blocks(blocks: Tensor, num_tokens: int) -> Tensor:
 
 
 class BlockPool(KvPool):
-    """The KV pool, each page one or more blocks."""
+    """A KV pool whose pages consist of blocks."""
 
     def read(self, pages: list[int], num_tokens: int) -> Tensor:
         return from_blocks(super().read(pages, len(pages) * self.page_size), num_tokens)

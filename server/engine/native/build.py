@@ -1,8 +1,8 @@
-"""The compiled layers: built once for this processor, with whatever C++ compiler there is.
+"""Compilation of the native layers, once per processor, with any C++ compiler that is installed.
 
-No torch headers and no build system: a C interface, a second or two of compiling, and a file in the
-cache whose name is the digest of the sources, the command and the processor. Without a compiler
-the engine runs on torch alone, slower and otherwise the same.
+There are no torch headers and no build system: the library has a C interface, compiles in a second
+or two, and is cached under a digest of the sources, the command and the processor. Without a
+compiler the engine runs on torch alone: slower, with the same results.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _COMPILE_TIMEOUT_S = 300
 
 
 class NativeUnavailable(Exception):
-    """There are no compiled layers on this machine. The message says why."""
+    """The native layers cannot be used on this machine. The message says why."""
 
 
 @cache
 def library() -> ctypes.CDLL:
-    """Raises `NativeUnavailable`."""
+    """Load the native layers; compile them if they are not cached. Raises `NativeUnavailable`."""
     command = [*compiler(), *_FLAGS, "-Wno-psabi", str(_FOLDER / "layers.cpp")]
     path = _cache_folder() / f"layers-{_key(command)}.so"
     if not path.exists():
@@ -47,7 +47,10 @@ def library() -> ctypes.CDLL:
 
 
 def compiler() -> list[str]:
-    """`$CXX`, then the system's, then the one that the package `ziglang` carries."""
+    """Find a C++ compiler: `$CXX`, the system's, or the one in the package `ziglang`.
+
+    Returns the start of its command line. Raises `NativeUnavailable`.
+    """
     for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++"):
         if name and (path := shutil.which(name)):
             return [path]
@@ -57,8 +60,10 @@ def compiler() -> list[str]:
 
 
 def has_wide_vectors() -> bool:
-    """Whether the processor has the vectors of 64 bytes that the layers are written in. With AVX2
-    alone they were measured at a sixteenth of plain torch's speed, for 16 requests at a time."""
+    """Return whether the processor has AVX-512, for which the layers are written.
+
+    With AVX2 alone they were 16 times slower than plain torch, measured with 16 requests.
+    """
     return "avx512f" in _processor().split()
 
 
@@ -75,7 +80,7 @@ def _key(command: list[str]) -> str:
 
 
 def _processor() -> str:
-    """What -march=native depends on."""
+    """Describe the processor's features, on which the result of -march=native depends."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -84,7 +89,7 @@ def _processor() -> str:
 
 
 def _compile(command: list[str], path: Path) -> None:
-    """A half-written file never has the final name."""
+    """Compile to a temporary file, then rename it: `path` is never a partial file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as temp:

@@ -1,9 +1,11 @@
-// out[M, N] = x[M, K] w[N, K]^T, for few rows and weights that are read once.
+// out[M, N] = x[M, K] w[N, K]^T, for few rows of x: every weight is read once.
 //
-// Weights are laid out as [N / 16][K / pack][16][pack], K padded with zeros to a multiple of 32:
-// sixteen outputs side by side, and the values that one instruction multiplies together. The same
-// layout feeds AVX512-BF16 and AMX tiles. Weights are stored as x is (W = T), or as integers of eight
-// bits that are widened on the way and scaled by output.
+// Weights are laid out as [N / 16][K / pack][16][pack], with K padded with zeros to a multiple of
+// 32: 16 outputs side by side, each with the `pack` values that one instruction multiplies. This
+// layout serves AVX512-BF16 and AMX tiles alike. Weights have the type of x (W = T), or are 8-bit
+// integers that are widened in registers and scaled per output.
+//
+// Speed is bound by memory, so products also prefetch (`Ahead`, `Reader`): see layers.cpp.
 #pragma once
 
 #include <algorithm>
@@ -17,17 +19,18 @@
 
 namespace foreword {
 
-constexpr int kTileRows = 32;  // rows of x at a time; buffers of x have room for a multiple of it
+constexpr int kTileRows = 32;  // rows of x at a time; buffers of x hold a multiple of it
 constexpr int kTileCols = 32;  // columns of out at a time
 
 inline int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-// What comes next, asked for bit by bit during a product: the processor's own guess stops at every
-// change of stream and between two matrices.
+// Memory to prefetch during a product, a little in each iteration. The processor's own prefetcher
+// stops at each change of stream, and between two matrices.
 struct Ahead {
   const char* next;
   long num_bytes;
 
+  // The i-th of `num_parts` equal parts.
   Ahead part(int i, int num_parts) const {
     return {next + num_bytes / num_parts * i, num_bytes / num_parts};
   }
@@ -38,7 +41,7 @@ constexpr Ahead kNothing{nullptr, 0};
 constexpr int kRun = 32;       // K is a multiple of it
 constexpr int kStripRows = 8;  // rows of x that one call of the inner loop multiplies
 
-// Asks for a part of what comes next, in as many steps as there are runs of kRun values.
+// Prefetches `ahead` evenly over a product: one step per run of kRun values of K.
 class Reader {
  public:
   Reader(Ahead ahead, int k)
@@ -54,8 +57,8 @@ class Reader {
   long stride_;
 };
 
-// Rows [0, MR) of x against NB blocks of sixteen columns. KU sums run side by side, since one
-// multiply-add waits for the one before.
+// Rows [0, MR) of x times NB blocks of 16 columns. `ahead` (weights) and `keys` (the KV cache) are
+// prefetched along the way. KU independent sums hide the latency of the multiply-adds.
 template <class T, class W, int MR, int NB, int KU>
 inline void multiply_rows(const T* x, int ldx, const W* w, int k, Ahead ahead, Ahead keys,
                           float* out) {
@@ -92,6 +95,8 @@ inline void multiply_rows(const T* x, int ldx, const W* w, int k, Ahead ahead, A
     }
 }
 
+// Multiplies `m` rows, a strip of kStripRows at a time. Strip i prefetches `keys(i)` of the KV pool
+// and its share of `ahead`.
 template <class T, class W, int NB, class Keys>
 inline void multiply_any(const T* x, int ldx, const W* w, int m, int k, Ahead ahead,
                          const Keys& keys, float* out) {
@@ -120,7 +125,7 @@ struct TileConfig {
   uint8_t rows[16] = {};
 };
 
-// Linux hands the tile registers to a process that asks for them.
+// Linux lets a process use the tile registers once it has asked for permission.
 inline bool may_use_tiles() {
   constexpr int kRequestPermission = 0x1023, kTileData = 18;
   static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
@@ -136,7 +141,7 @@ inline void load_tile_config() {
   _tile_loadconfig(&config);
 }
 
-// 32 rows (16 if `half`) by 32 columns.
+// 32 rows (16 if `half`) times 32 columns with AMX, prefetching `ahead` and `keys`.
 inline void multiply_tiles(const bf16* x, int ldx, const bf16* w, int k, Ahead ahead, Ahead keys,
                            float* out, bool half) {
   const bf16* w1 = w + long(k) * kLanes;
@@ -183,8 +188,8 @@ template <class T>
 struct Weight {
   const void* data;
   const float* bias;    // [n], or null
-  const float* scales;  // [n] of integers of eight bits, or null
-  int n, k;             // k as padded
+  const float* scales;  // [n], for 8-bit integers; otherwise null
+  int n, k;             // k including padding
 
   int num_chunks() const { return (n + kTileCols - 1) / kTileCols; }
   long chunk_bytes() const { return long(kTileCols) * k * (scales ? 1 : long(sizeof(T))); }
@@ -192,12 +197,12 @@ struct Weight {
   Ahead ahead(int i) const { return {chunk(i), chunk_bytes()}; }
 };
 
-// Up to 32 rows of x against one or two blocks of sixteen columns.
+// Up to 32 rows of x times one or two blocks of 16 columns.
 template <class T, class W, class Keys>
 inline void multiply_block(const T* x, int ldx, const W* w, int rows, int k, int num_blocks,
                            Ahead ahead, const Keys& keys, float* out) {
 #if defined(__AMX_BF16__)
-  constexpr int kMinTileRows = 5;  // below, the tiles are too empty to be worth loading
+  constexpr int kMinTileRows = 5;  // with fewer rows, tiles are slower than vectors
   if constexpr (std::is_same_v<W, bf16>) {
     if (num_blocks == 2 && rows >= kMinTileRows && may_use_tiles())
       return multiply_tiles(x, ldx, w, k, ahead, keys(0), out, rows <= 16);
@@ -209,8 +214,9 @@ inline void multiply_block(const T* x, int ldx, const W* w, int rows, int k, int
     multiply_any<T, W, 1>(x, ldx, w, rows, k, ahead, keys, out);
 }
 
-// Chunk `c` of the columns for all rows of x. `keys(strip)` is what else to ask for meanwhile.
-// `finish(row, column, sums)` gets sixteen at a time.
+// Columns [32 c, 32 (c + 1)) of the result for all rows of x. `ahead` is prefetched in total, and
+// `keys(strip)` for each strip of kStripRows rows. `finish(row, column, sums)` receives the
+// results, 16 columns at a time.
 template <class T, class Keys, class Finish>
 inline void multiply(const T* x, int ldx, int m, const Weight<T>& w, int c, Ahead ahead,
                      const Keys& keys, const Finish& finish) {
@@ -239,8 +245,8 @@ inline void multiply(const T* x, int ldx, int m, const Weight<T>& w, int c, Ahea
   }
 }
 
-// What a thread is likely to need after chunk `c`: chunks go to `team_size` threads in turn, and
-// behind the last come those of the next matrix.
+// The chunk of weights that a thread is likely to need after chunk `c`. Threads take chunks in
+// turn, so it is `team_size` chunks further on, and after the last chunk it is in the next matrix.
 template <class T>
 inline Ahead ahead_of(int c, int team_size, const Weight<T>& w, const Weight<T>& next) {
   const int coming = c + team_size;

@@ -1,5 +1,22 @@
 // All layers of a Llama-like decoder in one call: RMSNorm, attention over prefix and own keys with
-// rotary embeddings, SiLU-gated MLP. The C interface at the end is what native.py calls.
+// rotary embeddings, SiLU-gated MLP. layers.py calls the C interface at the end of the file.
+//
+// Prefetching. A step with few rows does little arithmetic per byte, so its speed is that of
+// reading weights and KV from memory, and a thread must always have reads in flight. The
+// processor's own prefetcher follows a stream of addresses, but cannot know where the next one
+// starts. So the products prefetch it while they compute, cache line by cache line:
+//
+//                | out | gate_up      | down       | qkv of i + 1 |
+//    attention i |-----+--------------+------------+--------------| attention i + 1
+//       weights  | each product: its own next chunks, and at its end those of the next matrix
+//       KV       |             piece 0, piece 1, ... of layer i + 1
+//
+// - Weights: `ahead_of` names the chunk that a thread will probably multiply after its current one.
+//   `Reader` and `multiply_rows` spread the cache lines of that chunk evenly over the product.
+// - KV: `plan_cache` lists the memory that attention reads in each layer, as pieces (a block of a
+//   prefix, a page of a sequence). The strips of the four products between two attentions are
+//   numbered as calls 0 ... num_calls_ - 1, and `ahead_in_cache` assigns the pieces to the last
+//   calls: the weights would evict again what was prefetched much earlier.
 
 #include <limits>
 
@@ -13,13 +30,13 @@ extern "C" {
 
 struct CWeight {
   const void* data;
-  const float* bias;    // or null
-  const float* scales;  // null, or what its integers of eight bits are multiplied by
+  const float* bias;    // [n], or null
+  const float* scales;  // [n]: factors of 8-bit integers; null if the weights are not quantized
   int32_t n, k;
 };
 
 struct CLayer {
-  CWeight qkv, out, gate_up, down;  // gate and up in turn, sixteen rows of each
+  CWeight qkv, out, gate_up, down;  // gate_up: rows of gate and up interleaved, 16 at a time
   const float *input_norm, *post_norm;
   const float *query_norm, *key_norm;  // [head_dim], or null
   int32_t window;                      // 0: none
@@ -31,12 +48,13 @@ struct CModel {
   float norm_eps, scale;
 };
 
-// A sequence's rows of this step: [row, row + num_rows), after `start` tokens of its own.
+// A sequence's rows in this step: [row, row + num_rows). `start` own tokens precede them.
 struct CSpan {
   int32_t row, num_rows, start, first_page;  // first_page: index into `pages`
 };
 
-// Spans [first_span, last_span) behind one prefix: blocks [layers][2][kv_heads][len][head_dim].
+// Spans [first_span, last_span), which share a prefix or have none. The prefix is in blocks:
+// [layers][2][kv_heads][num_slots][head_dim], num_slots being num_tokens rounded up.
 struct CGroup {
   const void* prefix;  // or null
   int32_t num_tokens, num_slots, first_span, last_span;
@@ -50,26 +68,27 @@ struct CStep {
   void* pool;  // blocks [page][layers][2][kv_heads][page_size][head_dim]
   const void *cos, *sin;  // [num_rows, head_dim]
   const void* hidden;     // [num_rows, hidden_size]
-  void* result;           // the same
+  void* result;           // [num_rows, hidden_size]
 };
 }
 
 namespace {
 
-// Queries of one kv head that are computed together: rows of spans behind one prefix.
+// Rows of one group whose queries are computed together, for one KV head at a time.
 struct Item {
   int group, span, last_span;  // spans [span, last_span)
   int row, last_row;
 };
 
-// Some keys and values of layer 0; those of the next layers lie `stride` apart.
+// A piece of memory with keys and values of layer 0: `size` values. The same piece of layer i is
+// i * `stride` values further on.
 template <class T>
 struct Piece {
   const T* data;
   long stride, size;
 };
 
-// Calls of the inner loop that ask for one piece at most.
+// Maximum number of calls that share the prefetching of one piece.
 constexpr int kMaxShare = 2;
 
 template <class T>
@@ -103,7 +122,8 @@ class Decoder {
   }
 
  private:
-  // Enough items for all threads, each large enough to be worth reading a prefix for.
+  // Splits the rows of each group into items: enough to occupy all threads, but each with as many
+  // rows as possible, because it reads the whole prefix.
   void plan() {
     const int per_kv = m_.num_heads / m_.num_kv_heads;
     const int wanted = 4 * team_.size();
@@ -120,7 +140,8 @@ class Decoder {
     }
   }
 
-  // The keys and values that attention will read in a layer, page by page.
+  // Lists the keys and values that attention reads in a layer, as pieces to prefetch, and counts
+  // the calls among which `ahead_in_cache` distributes them.
   void plan_cache() {
     const long block = 2L * m_.num_kv_heads * kBlock * m_.head_dim;
     const long page = block / kBlock * s_.page_size;
@@ -143,8 +164,8 @@ class Decoder {
     share_ = cache_.empty() ? 1 : std::clamp(num_calls_ / int(cache_.size()), 1, kMaxShare);
   }
 
-  // What the inner loop asks for in its `call`-th call since the last attention, for that of
-  // `layer`: so that all is asked for before it is needed, but not long before.
+  // The memory that call number `call` since the last attention prefetches for the attention of
+  // `layer`. The last piece falls to the last call, so that all arrive in time but not too early.
   Ahead ahead_in_cache(int layer, int call) const {
     const int at = call - (num_calls_ - int(cache_.size()) * share_);
     const int i = at / share_;
@@ -159,8 +180,9 @@ class Decoder {
 
   static Weight<T> weight(const CWeight& w) { return {w.data, w.bias, w.scales, w.n, w.k}; }
 
-  // `next_c`: the matrix that is needed next. `first_call`: of this one since the last attention;
-  // the next attention is that of layer `attends`.
+  // One phase: x times the weight `c`. `next_c` is the matrix that is needed next. `first_call` is
+  // the number of this product's first call since the last attention, and `attends` the layer of
+  // the next attention, for `ahead_in_cache`.
   template <class Finish>
   void linear(const T* x, int ldx, const CWeight& c, const CWeight& next_c, int attends,
               int first_call, const Finish& finish) {
@@ -212,7 +234,7 @@ class Decoder {
     for (int i = 0; i < n; i += kLanes) store(to + i, load(from + i) * scale * load(weight + i));
   }
 
-  // The columns of a chunk are sixteen of gate and the same sixteen of up.
+  // SiLU(gate) * up. A chunk of 32 columns is 16 of gate, then the same 16 of up.
   void gate(const CWeight& c, const CWeight& next, int attends, int first_call) {
     Floats gate = {};
     linear(input_.data(), wide_, c, next, attends, first_call, [&](int row, int col, Floats x) {
@@ -224,6 +246,8 @@ class Decoder {
     });
   }
 
+  // Norms (if the model has them) and rotary embedding of a row's queries and keys; then its keys
+  // and values are written to the pool.
   void rotate(int layer, const CLayer& l, int row) {
     const int d = m_.head_dim;
     T* heads = heads_.data() + long(row) * qkv_;
@@ -244,13 +268,13 @@ class Decoder {
       write_key(k, token % kBlock, keys + h * d, d);
       write_value(v, token % kBlock, values + h * d, d);
       if (row == span.row + span.num_rows - 1 && token / kBlock * kBlock >= span.start)
-        clear_behind(v, token % kBlock);
+        clear_after(v, token % kBlock);
     }
   }
 
-  // In a block that is new to its sequence: what the one before left there is not seen, but nothing
-  // times infinity is not nothing.
-  void clear_behind(T* values, int token) const {
+  // Zeroes the values after `token` in a block that its sequence has just started. They have weight
+  // 0, but an earlier sequence may have left infinity there, and 0 * infinity is NaN.
+  void clear_after(T* values, int token) const {
     for (int t = token + 1; t < kBlock; t++)
       for (int j = 0; j < m_.head_dim; j++) values[value_slot<T>(t, j, m_.head_dim)] = T{};
   }
@@ -270,7 +294,7 @@ class Decoder {
     }
   }
 
-  // A block of a sequence's own keys (kv 0) or values (1).
+  // Address of a block of a sequence's own keys (kv = 0) or values (kv = 1).
   T* own(const CSpan& span, int layer, int kv, int head, int block) const {
     const int per_page = s_.page_size / kBlock;
     const long page = s_.pages[span.first_page + block / per_page];
@@ -279,6 +303,7 @@ class Decoder {
            (index * s_.page_size + block % per_page * kBlock) * m_.head_dim;
   }
 
+  // Attention of an item's queries to KV head `head`, kMaxQueries at a time.
   void attend_item(int layer, int window, const Item& item, int head) {
     const CGroup& group = s_.groups[item.group];
     const int per_kv = m_.num_heads / m_.num_kv_heads;
@@ -300,11 +325,13 @@ class Decoder {
     }
   }
 
+  // Index of a row's token among its sequence's own tokens.
   int token_of(int row) const {
     const CSpan& span = s_.spans[span_of_[row]];
     return span.start + row - span.row;
   }
 
+  // Queries [first, first + qs.num) of the item against the prefix, which they read together.
   void attend_prefix(Queries<T>& qs, int layer, int window, const CGroup& group, const Item& item,
                      int head, int first) const {
     const int per_kv = m_.num_heads / m_.num_kv_heads;
@@ -323,7 +350,8 @@ class Decoder {
     });
   }
 
-  // Sequence by sequence: their queries are neighbours.
+  // The same queries against the own keys of their sequences, one sequence after another. The
+  // queries of a sequence are adjacent: they are copied to a `Queries` of their own and back.
   void attend_own(Queries<T>& all, int layer, int window, const Item& item, int head,
                   int first) const {
     const int per_kv = m_.num_heads / m_.num_kv_heads;
@@ -384,7 +412,7 @@ void linear(Team& team, const CWeight& c, const void* x, int m, void* out) {
   });
 }
 
-// The place of the highest of n values, the first of equals; -1 if one is NaN.
+// Index of the highest of n values, the first of equals; -1 if one of them is NaN.
 template <class T>
 int64_t argmax(const T* x, int n) {
   const Ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -441,7 +469,7 @@ void foreword_layers(void* team, int32_t is_bf16, const CModel* model, const CSt
   Decoder<float>(*static_cast<Team*>(team), *model, *step).run();
 }
 
-// x: [num_rows, k], with room for a multiple of 32 rows; out: [num_rows, n], n a multiple of 16.
+// x: [num_rows, k], allocated for a multiple of 32 rows; out: [num_rows, n], n a multiple of 16.
 void foreword_linear(void* team, int32_t is_bf16, const CWeight* weight, const void* x,
                      int32_t num_rows, void* out) {
 #if defined(FOREWORD_BF16)

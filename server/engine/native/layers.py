@@ -1,169 +1,38 @@
-"""The decoder layers of a Llama-like model as one compiled call, in place of transformers' own.
+"""The decoder layers of a Llama-like model as one compiled call, replacing those of transformers.
 
-transformers still loads the weights, embeds the tokens, computes the rotary angles (with whatever
-scaling the model uses) and applies the last norm. Which models qualify is found by structure, and
-then by comparing logits: a model that differs anywhere keeps its own layers.
+transformers still loads the weights, embeds the tokens, computes the rotary angles (including the
+model's RoPE scaling) and applies the last norm. A model qualifies by its structure and then by its
+logits: if anything differs, it keeps its own layers.
 """
 
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_float, c_int32, c_int64, c_void_p
-from dataclasses import dataclass
+from ctypes import c_int32
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from prefix_store.prefix import BaseModelSpec
-from server.engine.attention.base import Span, Step
+from server.engine.attention.base import AttentionCall, QuerySpan, Step
 from server.engine.memory.kv_pool import KvPool
-from server.engine.native.blocks import BLOCK, pack_size
-from server.engine.native.build import library
-from server.engine.native.memory import in_huge_pages
-
-_LANES = 16
-_INNER = 32
-_ROWS = 32
-
-
-class _CWeight(ctypes.Structure):
-    _fields_ = [
-        ("data", c_void_p), ("bias", c_void_p), ("scales", c_void_p), ("n", c_int32), ("k", c_int32)
-    ]  # fmt: skip
-
-
-class _CLayer(ctypes.Structure):
-    _fields_ = [
-        ("qkv", _CWeight), ("out", _CWeight), ("gate_up", _CWeight), ("down", _CWeight),
-        ("input_norm", c_void_p), ("post_norm", c_void_p),
-        ("query_norm", c_void_p), ("key_norm", c_void_p),
-        ("window", c_int32),
-    ]  # fmt: skip
-
-
-class _CModel(ctypes.Structure):
-    _fields_ = [
-        ("layers", ctypes.POINTER(_CLayer)),
-        ("num_layers", c_int32), ("hidden_size", c_int32), ("num_heads", c_int32),
-        ("num_kv_heads", c_int32), ("head_dim", c_int32), ("intermediate_size", c_int32),
-        ("norm_eps", c_float), ("scale", c_float),
-    ]  # fmt: skip
-
-
-class _CStep(ctypes.Structure):
-    _fields_ = [
-        ("num_rows", c_int32), ("num_spans", c_int32), ("num_groups", c_int32),
-        ("page_size", c_int32),
-        ("spans", c_void_p), ("groups", c_void_p), ("pages", c_void_p), ("pool", c_void_p),
-        ("cos", c_void_p), ("sin", c_void_p), ("hidden", c_void_p), ("result", c_void_p),
-    ]  # fmt: skip
-
-
-class _CSpan(ctypes.Structure):
-    _fields_ = [(name, c_int32) for name in ("row", "num_rows", "start", "first_page")]
-
-
-class _CGroup(ctypes.Structure):
-    _fields_ = [
-        ("prefix", c_void_p),
-        ("num_tokens", c_int32), ("num_slots", c_int32),
-        ("first_span", c_int32), ("last_span", c_int32),
-    ]  # fmt: skip
+from server.engine.native.blocks import BLOCK
+from server.engine.native.linear import LANES, PackedWeight
+from server.engine.native.structs import CGroup, CLayer, CModel, CSpan, CStep, CWeight
+from server.engine.native.team import ThreadTeam
 
 
 class NotLlamaLike(Exception):
-    """The compiled layers do not compute this model. The message says what is different."""
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionCall:
-    """What a layer tells attention."""
-
-    scaling: float
-    sliding_window: int
-    """0: none."""
-
-
-class ThreadTeam:
-    """The threads that compute; they live as long as the process."""
-
-    def __init__(self, num_threads: int) -> None:
-        self.lib = library()
-        self.lib.foreword_team.restype = c_void_p
-        self.handle = c_void_p(self.lib.foreword_team(num_threads))
-
-    def supports(self, dtype: torch.dtype) -> bool:
-        if dtype is torch.bfloat16:
-            return bool(self.lib.foreword_has_bf16())
-        return dtype is torch.float32
-
-    def argmax(self, x: Tensor) -> Tensor:
-        """The column of each row's highest value, the first of equals, -1 where there is NaN.
-
-        x: [num_rows, n].
-        """
-        if not self.supports(x.dtype) or x.stride(1) != 1:
-            x = x.float().contiguous()
-        columns = torch.empty(len(x), dtype=torch.long)
-        self.lib.foreword_argmax(
-            self.handle, int(x.dtype is torch.bfloat16), c_void_p(x.data_ptr()),
-            c_int64(x.stride(0)), *x.shape, c_void_p(columns.data_ptr()),
-        )  # fmt: skip
-        return columns
-
-
-class _Weight:
-    """A weight matrix [n, k] as gemm.h reads it, and what keeps its memory alive.
-
-    `int8`: as integers of eight bits, with one scale for each output, its largest weight / 127.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, *, int8: bool) -> None:
-        pack = pack_size(weight.dtype)
-        weight = pad(weight.detach(), (0, -weight.shape[1] % _INNER, 0, -weight.shape[0] % _LANES))
-        n, self.k = weight.shape
-        self.scales = None
-        if int8:
-            self.scales = weight.float().abs().amax(1).clamp(min=1e-12) / 127
-            weight = (weight.float() / self.scales[:, None]).round().to(torch.int8)
-        blocks = weight.view(n // _LANES, _LANES, self.k // pack, pack)
-        self.data = in_huge_pages(blocks.transpose(1, 2))  # [n / 16, k / pack, 16, pack]
-        self.bias = None if bias is None else pad(bias.detach().float(), (0, n - len(bias)))
-        self.n = n
-
-    def as_c(self) -> _CWeight:
-        bias, scales = (None if x is None else x.data_ptr() for x in (self.bias, self.scales))
-        return _CWeight(self.data.data_ptr(), bias, scales, self.n, self.k)
-
-
-class NativeLinear(nn.Module):
-    """A frozen `nn.Linear`: the model's head."""
-
-    def __init__(self, linear: nn.Linear, team: ThreadTeam, *, int8: bool = False) -> None:
-        super().__init__()
-        self._weight = _Weight(linear.weight, linear.bias, int8=int8)
-        self.team = team
-        self._out_features = linear.out_features
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[1, T, in_features] -> [1, T, out_features]."""
-        rows = x.shape[1]
-        padded = pad(x[0], (0, self._weight.k - x.shape[2], 0, -rows % _ROWS))
-        out = x.new_empty(rows, self._weight.n)
-        is_bf16 = x.dtype is torch.bfloat16
-        weight = self._weight.as_c()
-        self.team.lib.foreword_linear(
-            self.team.handle, int(is_bf16), ctypes.byref(weight),
-            c_void_p(padded.data_ptr()), rows, c_void_p(out.data_ptr()),
-        )  # fmt: skip
-        return out[None, :, : self._out_features]
+    """The compiled layers do not compute this model. The message says what differs."""
 
 
 class NativeLayers(nn.Module):
-    """All decoder layers. `plan` is told of a step before the model's forward reaches them."""
+    """All decoder layers as one module. Call `plan` before the forward of each step.
+
+    `calls` holds each layer's attention arguments. Raises `NotLlamaLike`.
+    """
 
     def __init__(
         self,
@@ -183,32 +52,34 @@ class NativeLayers(nn.Module):
         self._int8 = int8
         self._is_bf16 = int(model.dtype is torch.bfloat16)
         self._keep: list[Any] = []  # memory that C holds pointers to
-        self._layers = (_CLayer * len(layers))(*map(self._pack_layer, layers, calls))
-        self._model = _CModel(
+        self._layers = (CLayer * len(layers))(*map(self._pack_layer, layers, calls))
+        self._model = CModel(
             self._layers, len(layers), spec.hidden_size, model.config.num_attention_heads,
             spec.num_kv_heads, spec.head_dim, model.config.intermediate_size,
             _eps(layers[0].input_layernorm), calls[0].scaling,
         )  # fmt: skip
         self._pool: KvPool | None = None
-        self._step: _CStep | None = None
+        self._step: CStep | None = None
 
     def allocate(self, pool: KvPool) -> None:
         self._pool = pool
 
     def plan(self, step: Step) -> None:
+        """Convert a step to the structs of layers.cpp. A C group is a run of spans with the same
+        prefix, or with none."""
         assert self._pool is not None
-        spans, groups = (_CSpan * len(step.spans))(), []
+        spans, groups = (CSpan * len(step.spans))(), []
         pages: list[int] = []
         for i, span in enumerate(step.spans):
-            spans[i] = _CSpan(span.begin, span.num_tokens, span.start, len(pages))
+            spans[i] = CSpan(span.begin, span.num_tokens, span.num_computed_tokens, len(pages))
             pages.extend(span.pages)
             if i == 0 or span.prefix is not step.spans[i - 1].prefix:
                 groups.append(_group(span, i))
             groups[-1].last_span = i + 1
-        c_groups = (_CGroup * len(groups))(*groups)
+        c_groups = (CGroup * len(groups))(*groups)
         c_pages = (c_int32 * len(pages))(*pages)
         num_rows = step.spans[-1].end
-        self._step = _CStep(
+        self._step = CStep(
             num_rows, len(spans), len(groups), self._pool.page_size,
             ctypes.addressof(spans), ctypes.addressof(c_groups), ctypes.addressof(c_pages),
             self._pool.pages.data_ptr(),
@@ -218,7 +89,10 @@ class NativeLayers(nn.Module):
     def forward(
         self, hidden: Tensor, *args: Any, position_embeddings: tuple[Tensor, Tensor], **kwargs: Any
     ) -> Tensor:
-        """[1, T, hidden_size] -> the same, through all layers."""
+        """Run all layers on [1, T, hidden_size]; returns the same shape.
+
+        Raises `NotLlamaLike` if the rotary angles do not cover the whole head.
+        """
         step = self._step
         assert step is not None
         hidden = hidden.contiguous()
@@ -233,7 +107,7 @@ class NativeLayers(nn.Module):
         )
         return result
 
-    def _pack_layer(self, layer: Any, call: AttentionCall) -> _CLayer:
+    def _pack_layer(self, layer: Any, call: AttentionCall) -> CLayer:
         _check_layer(layer)
         attention, mlp = layer.self_attn, layer.mlp
         qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
@@ -242,18 +116,18 @@ class NativeLayers(nn.Module):
             getattr(attention, "q_norm", None),
             getattr(attention, "k_norm", None),
         )
-        return _CLayer(
+        return CLayer(
             self._weight(torch.cat([p.weight for p in qkv]), _cat_bias(qkv)),
             self._weight(attention.o_proj.weight, attention.o_proj.bias),
-            self._weight(_in_turn([p.weight for p in gate_up]), None),
+            self._weight(_interleave([p.weight for p in gate_up]), None),
             self._weight(mlp.down_proj.weight, mlp.down_proj.bias),
             self._vector(layer.input_layernorm), self._vector(layer.post_attention_layernorm),
             self._vector(query_norm), self._vector(key_norm),
-            call.sliding_window,
+            call.sliding_window or 0,
         )  # fmt: skip
 
-    def _weight(self, weight: Tensor, bias: Tensor | None) -> _CWeight:
-        packed = _Weight(weight, bias, int8=self._int8)
+    def _weight(self, weight: Tensor, bias: Tensor | None) -> CWeight:
+        packed = PackedWeight(weight, bias, int8=self._int8)
         self._keep.append(packed)
         return packed.as_c()
 
@@ -266,11 +140,11 @@ class NativeLayers(nn.Module):
         return pointer
 
 
-def _group(span: Span, index: int) -> _CGroup:
+def _group(span: QuerySpan, index: int) -> CGroup:
     if span.prefix is None:
-        return _CGroup(None, 0, 0, index, index + 1)
+        return CGroup(None, 0, 0, index, index + 1)
     kv = span.prefix.kv
-    return _CGroup(kv.data_ptr(), span.num_prefix_tokens, kv.shape[3], index, index + 1)
+    return CGroup(kv.data_ptr(), span.num_prefix_tokens, kv.shape[3], index, index + 1)
 
 
 def _check_geometry(model: PreTrainedModel, spec: BaseModelSpec) -> None:
@@ -285,7 +159,7 @@ def _check_geometry(model: PreTrainedModel, spec: BaseModelSpec) -> None:
     if getattr(config, "hidden_act", None) != "silu":
         raise NotLlamaLike("its MLP is not gated by SiLU")
     if not hasattr(getattr(model, "model", None), "layers"):
-        raise NotLlamaLike("its layers lie elsewhere")
+        raise NotLlamaLike("it has no model.layers")
 
 
 def _check_layer(layer: Any) -> None:
@@ -306,7 +180,7 @@ def _check_layer(layer: Any) -> None:
 def _eps(norm: Any) -> float:
     eps: float | None = getattr(norm, "variance_epsilon", None) or getattr(norm, "eps", None)
     if eps is None:
-        raise NotLlamaLike("its norm says no epsilon")
+        raise NotLlamaLike("its norm has no epsilon")
     return eps
 
 
@@ -317,6 +191,6 @@ def _cat_bias(linears: list[Any]) -> Tensor | None:
     return torch.cat(biases) if biases else None
 
 
-def _in_turn(weights: list[Tensor]) -> Tensor:
-    """Sixteen rows of the first, sixteen of the second, and so on."""
-    return torch.stack([w.view(-1, _LANES, w.shape[1]) for w in weights], dim=1).flatten(0, 2)
+def _interleave(weights: list[Tensor]) -> Tensor:
+    """Interleave the rows of two weights: 16 of the first, 16 of the second, and so on."""
+    return torch.stack([w.view(-1, LANES, w.shape[1]) for w in weights], dim=1).flatten(0, 2)

@@ -1,4 +1,4 @@
-"""Memory in huge pages for what every step reads once from end to end: weights and prefixes."""
+"""Huge pages for memory that every step reads from start to end: weights and prefixes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from torch import Tensor
 
 
 def in_huge_pages(tensor: Tensor) -> Tensor:
-    """A copy. In pages of 4 KiB a step waits for the page table more than for the memory."""
+    """Copy a tensor to huge pages.
+
+    With pages of 4 KiB a step waits longer for page table lookups than for the memory itself.
+    """
     num_bytes = tensor.numel() * tensor.itemsize
     memory = mmap.mmap(-1, num_bytes)
     if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux

@@ -1,4 +1,4 @@
-// Sixteen float lanes, and the two number types that weights, keys and values are stored in.
+// Vectors of 16 floats, and the two number types in which weights, keys and values are stored.
 #pragma once
 
 #include <cstdint>
@@ -28,8 +28,8 @@ inline Floats load(const float* p) {
 
 inline void store(float* p, Floats v) { memcpy(p, &v, sizeof v); }
 
-// A number type: how many values of the inner dimension one 32-bit lane holds, and how such lanes
-// are multiplied and added. Matrices are stored so that these lanes lie side by side.
+// Traits of a number type: how many values of the inner dimension a 32-bit lane holds, and how to
+// multiply and add such lanes. Matrices are stored so that the lanes of a vector are adjacent.
 template <class T>
 struct Lanes;
 
@@ -56,7 +56,7 @@ inline float to_float(bf16 x) {
 }
 
 inline void from_float(float& to, float x) { to = x; }
-inline void from_float(bf16& to, float x) {  // to the nearest, ties to even, as torch rounds
+inline void from_float(bf16& to, float x) {  // rounds to nearest, ties to even, as torch does
   uint32_t bits;
   memcpy(&bits, &x, 4);
   to.bits = x != x ? 0x7FC0 : uint16_t((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
@@ -72,7 +72,7 @@ struct Lanes<bf16> {
     memcpy(&v, p, sizeof v);
     return v;
   }
-  static Floats load_lanes(const int8_t* p) {  // exact: bf16 holds integers up to 256
+  static Floats load_lanes(const int8_t* p) {  // exact: bf16 represents integers up to 256
     __m256i pairs = _mm256_loadu_si256((const __m256i*)p);
     __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(pairs)));
     __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(pairs, 1)));
@@ -98,8 +98,7 @@ inline void store(bf16* p, Floats v) {
 }
 #endif
 
-// Ask for the line at `p`, into the second level of cache: the processor's own guess stops at every
-// change of stream.
+// Prefetches the cache line at `p` into the second level cache.
 inline void prefetch_later(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 #if defined(__AVX512F__)
@@ -122,8 +121,8 @@ inline Floats max(Floats a, Floats b) { return a > b ? a : b; }
 inline Floats min(Floats a, Floats b) { return a < b ? a : b; }
 #endif
 
-// 2 to the x, to a few units in the last place; about nothing below -126. The polynomial fits
-// 2^x on [-1/2, 1/2] to 2e-7, by least squares of the relative error over Chebyshev's nodes.
+// 2^x, to a few units in the last place; below -126 the result is about 0. The polynomial fits 2^x
+// on [-1/2, 1/2] to 2e-7 (least squares of the relative error at Chebyshev nodes).
 inline Floats exp2(Floats x) {
   const Floats y = max(min(x, splat(127.0f)), splat(-127.0f));
 #if defined(__AVX512F__)

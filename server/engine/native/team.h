@@ -1,8 +1,9 @@
-// Threads that walk through the phases of a step together.
+// A team of threads that go through the phases of a step together.
 //
-// A step has hundreds of phases of a few microseconds, so threads wait for each other by spinning;
-// but the cores are shared with whoever asks and answers over HTTP, so nobody spins for long, and
-// who loses its core is not waited for: a phase ends with its chunks, whoever computes them.
+// A step has hundreds of phases of a few microseconds, so threads wait for each other by spinning.
+// But they share the cores with the API process, so they do not spin for long, and no phase waits
+// for a thread that has lost its core: a phase ends when its chunks are done, and any thread may
+// compute a chunk.
 #pragma once
 
 #include <atomic>
@@ -31,8 +32,8 @@ class Team {
 
   int size() const { return size_; }
 
-  // Threads run `work(thread)`, those that are there in time. Returns when its phases have ended and
-  // nobody is in it any more.
+  // Runs `work(thread)` on the calling thread and on those that wake up in time. Returns when all
+  // phases of `work` have ended and no thread is inside it.
   void run(const Work& work) {
     const Job job{work, ticket_.load() >> kChunkBits};
     begin(&job);
@@ -42,8 +43,9 @@ class Team {
     for (int now; (now = num_inside_.load(std::memory_order_acquire)) != 0;) wait(num_inside_, now);
   }
 
-  // Of all threads, inside `run`: they share `num_chunks` calls of `work(chunk)`, a phase, which
-  // ends when all calls have. Who comes when it has ended does nothing.
+  // One phase: the threads inside `run` share `num_chunks` calls of `work(chunk)`. Every thread
+  // must call `share` for the same phases in the same order. It returns when all calls of the phase
+  // have ended; a thread that arrives later does nothing.
   template <class Chunk>
   void share(int num_chunks, const Chunk& work) {
     if (num_chunks == 0) return;
@@ -85,7 +87,7 @@ class Team {
     num_ended_.notify_all();
   }
 
-  // `num_ended_` follows the ticket: it may not have counted the phases before this one yet.
+  // `num_ended_` is updated after the ticket: it may not yet include the phases before this one.
   void wait_for_end(uint64_t phase) {
     uint32_t now = num_ended_.load(std::memory_order_acquire);
     while (int32_t(now - uint32_t(phase)) <= 0) {
@@ -104,7 +106,7 @@ class Team {
     }
   }
 
-  // The next job that a thread is in time for.
+  // Waits for the next job that has not ended, and enters it.
   const Job* enter(uint32_t& seen) {
     for (;;) {
       wait(round_, seen);
@@ -134,10 +136,10 @@ class Team {
   std::mutex mutex_;
   const Job* job_ = nullptr;
   alignas(64) std::atomic<uint32_t> round_{0};
-  alignas(64) std::atomic<uint64_t> ticket_{0};     // phase, and its next chunk
-  alignas(64) std::atomic<uint32_t> num_ended_{0};  // phases; to wait for
-  alignas(64) std::atomic<int> num_done_{0};        // chunks of the phase
-  alignas(64) std::atomic<int> num_inside_{0};      // threads besides the first
+  alignas(64) std::atomic<uint64_t> ticket_{0};     // current phase, and its next chunk
+  alignas(64) std::atomic<uint32_t> num_ended_{0};  // phases that have ended; waited on
+  alignas(64) std::atomic<int> num_done_{0};        // finished chunks of the current phase
+  alignas(64) std::atomic<int> num_inside_{0};      // threads inside `run`, without its caller
 };
 
 }  // namespace foreword

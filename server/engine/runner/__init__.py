@@ -1,1 +1,1 @@
-"""One step on the device: a plan, a forward, sampled tokens."""
+"""One step on the device: plan, forward, sampled tokens."""

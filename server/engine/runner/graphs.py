@@ -1,7 +1,7 @@
-"""The whole forward, captured once for each number of tokens and replayed: a step is one launch.
+"""CUDA graphs of the whole forward, one per number of tokens: a step is one launch.
 
-What a step is made of lies in device memory, so any mix of decode tokens and prompts replays. A
-step is rounded up to the next bucket; the rows beyond it are planned by nobody and read by nobody.
+The composition of a step is data in device memory, so any mix of decode tokens and prompts can be
+replayed. A step is rounded up to the next bucket; the padding rows are neither planned nor read.
 """
 
 from __future__ import annotations
@@ -20,36 +20,37 @@ logger = logging.getLogger(__name__)
 
 BUCKETS = (1, 2, 4, 8, *range(16, 128, 8), *range(128, 513, 32), 768, 1024, 1536, 2048)
 CAPTURED_AT_START = 512
-"""Larger ones are captured when the first step wants them: few are, and each takes a while."""
+"""Larger buckets are captured by the first step that uses them: few are used, and a capture is
+slow."""
 
 Forward = Callable[[Step], Tensor]
-"""Logits of a step's `logit_rows`, planned already."""
+"""Returns the logits of a step's `logit_rows`. The step must have been planned."""
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
-"""Device work -> a call that does it again, on what then lies in the same memory."""
+"""Captures device work; returns a function that repeats it on the same memory."""
 
 
 class CudaCapture:
-    """Captures share one memory pool: only one of them runs at a time."""
+    """Captures CUDA graphs. They share one memory pool, because only one runs at a time."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
-        work()  # kernels are compiled and libraries choose theirs outside of a capture
+        work()  # kernels must be compiled, and chosen by libraries, before the capture
         graph = torch.cuda.CUDAGraph()
-        # Prefixes are copied by another thread meanwhile, which is nothing to the capture.
+        # Another thread may copy prefixes at the same time: that must not invalidate the capture.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             work()
         return graph.replay
 
 
 def buckets_for(max_num_tokens: int) -> list[int]:
-    """Those that a step of up to `max_num_tokens` may need."""
+    """Return the buckets that steps of up to `max_num_tokens` can need."""
     return [*BUCKETS[: bisect_left(BUCKETS, max_num_tokens) + 1]]
 
 
 class Graphs:
-    """Forwards by bucket. All share the same inputs and the same place for their logits."""
+    """Captured forwards, by bucket. All share one set of inputs and one buffer of logits."""
 
     def __init__(
         self,
@@ -75,16 +76,20 @@ class Graphs:
 
     @torch.inference_mode()
     def capture_all(self) -> None:
-        """The largest first: the others find room in the memory that it needed."""
+        """Capture the buckets up to CAPTURED_AT_START.
+
+        The largest comes first, because smaller ones fit into the memory that it has reserved.
+        """
         for bucket in reversed(self.buckets):
             if bucket <= CAPTURED_AT_START:
                 self._replays[bucket] = self._captured(bucket)
 
     @torch.inference_mode()
     def replay(self, step: Step) -> Tensor | None:
-        """Logits of a step that attention has planned; None where it is to be run instead.
+        """Replay a planned step; returns its logits [num_sampled, vocab_size].
 
-        They are overwritten by the next one.
+        Returns None if there is no graph for it: then the forward has to run. The next replay
+        overwrites the logits.
         """
         num_tokens, num_rows = step.input_ids.shape[1], len(step.logit_rows)
         if num_tokens > self.buckets[-1]:
@@ -92,7 +97,8 @@ class Graphs:
         bucket = self.buckets[bisect_left(self.buckets, num_tokens)]
         self._inputs.input_ids[:, :num_tokens].copy_(step.input_ids)
         self._inputs.position_ids[:, :num_tokens].copy_(step.position_ids)
-        self._inputs.logit_rows.zero_()  # what a larger step left there may lie beyond this bucket
+        # Rows left from a larger step may be out of range in this bucket.
+        self._inputs.logit_rows.zero_()
         self._inputs.logit_rows[:num_rows].copy_(step.logit_rows)
         if bucket not in self._replays:
             self._replays[bucket] = self._try_capture(bucket)
@@ -106,7 +112,7 @@ class Graphs:
     def _try_capture(self, bucket: int) -> Callable[[], None] | None:
         try:
             return self._captured(bucket)
-        except Exception as exc:  # most likely there is no memory for it
+        except Exception as exc:  # most likely out of memory
             logger.warning("no graph for steps of %d tokens: %s", bucket, exc)
             return None
 

@@ -1,4 +1,4 @@
-"""A planned batch -> forward -> token ids. Knows batches, not who asked for them."""
+"""The runner: plan of a batch, forward, token ids. It knows batches, but no requests' owners."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prefix_store.digest import Digest
-from server.engine.attention.base import AttentionBackend, Span, Step
+from server.engine.attention.base import AttentionBackend, QuerySpan, Step
 from server.engine.memory.residency import ResidentPrefix
 from server.engine.memory.transfer import ToHost, to_device
 from server.engine.model.split_forward import SplitForward
@@ -25,7 +25,7 @@ from server.engine.scheduler.batch import Batch
 
 
 class Handle:
-    """A step that was launched. `sample` makes its token ids and their log-probabilities."""
+    """A launched step. `sample` makes its token ids and their log-probabilities."""
 
     def __init__(
         self,
@@ -36,17 +36,22 @@ class Handle:
         self._prompt_logprobs = prompt_logprobs
 
     def sample(self) -> None:
-        """Before the next step is launched, which overwrites the logits. Idempotent."""
+        """Sample the tokens. Idempotent.
+
+        Call it before the next step is launched, which overwrites the logits.
+        """
         _ = self._sampled
 
     def tokens(self) -> list[int]:
-        """One token for each of the batch's `sampled`, `sampler.INVALID` where the logits hold NaN.
-        Waits until the device has run the step."""
+        """Return one token id for each of `Batch.sampled`, `INVALID` if its logits have NaN.
+
+        Waits until the device has run the step.
+        """
         token_ids: list[int] = self._sampled[0].wait().tolist()
         return token_ids
 
     def logprobs(self) -> dict[int, Logprobs]:
-        """Of these tokens, by request, where it asks."""
+        """Return the log-probabilities of these tokens, by id of the requests that want them."""
         return self._sampled[1].wait()
 
     @cached_property
@@ -55,7 +60,7 @@ class Handle:
         return ToHost(token_ids), logprobs
 
     def prompt_logprobs(self) -> dict[int, Logprobs]:
-        """Of tokens of the prompt, likewise."""
+        """Return the log-probabilities of prompt tokens, by id of the requests that want them."""
         return self._prompt_logprobs.wait()
 
 
@@ -89,9 +94,12 @@ class Runner:
 
     @torch.inference_mode()
     def launch(self, batch: Batch) -> Handle:
-        """Run a step, or with a device of its own start to: one more may be launched before the
-        tokens of this one are asked for. Tokens are chosen at once, unless some grammar's next
-        ones depend on a token in flight: then by `Handle.sample`."""
+        """Run a step; on CUDA only start it, so that the next step can be launched before the
+        tokens of this one are known.
+
+        Tokens are sampled here, unless a grammar mask depends on a token in flight: then the caller
+        must call `Handle.sample`.
+        """
         step = planner.plan(batch, self._prefix_of, self.model.device)
         self._fill_in(batch, step)
         prompt_rows = PromptRows.of(batch, step)
@@ -111,12 +119,16 @@ class Runner:
         processed = process_logits(logits, batch.sampled, step, self._eos_token_ids)
         token_ids = sample(processed, rows, self.argmax)
         self._sampled = {chunk.seq.request_id: row for row, chunk in enumerate(batch.sampled)}
-        self._sampled_ids = token_ids.clamp(min=0)  # NaN is found out later: feed it some token
+        # An INVALID token fails its request later; until then the next step needs a valid id.
+        self._sampled_ids = token_ids.clamp(min=0)
         return token_ids, logprobs.of_sampled(batch, logits, self._sampled_ids)
 
     @torch.inference_mode()
     def forward(self, step: Step) -> Tensor:
-        """Logits of the rows that are sampled: [num_sampled, vocab_size]. Valid until the next."""
+        """Plan and run a step, with a graph if possible.
+
+        Returns the logits [num_sampled, vocab_size], which are valid until the next step.
+        """
         self._backend.plan(step)
         if self.graphs is not None and not self._soft_prompts(step):
             logits = self.graphs.replay(step)
@@ -125,7 +137,7 @@ class Runner:
         return self.run_model(step)
 
     def _forward_scoring(self, step: Step, wanted: PromptRows) -> tuple[Tensor, PendingLogprobs]:
-        """The same, and the scores of a prompt's tokens, from a block of logits at a time."""
+        """Like `forward`, and score prompt tokens, with the logits of a block of rows at a time."""
         self._backend.plan(step)
         hidden = self._hidden(step)
         columns = (to_device(x, torch.long, hidden.device) for x in (wanted.rows, wanted.token_ids))
@@ -137,12 +149,12 @@ class Runner:
         return self._split_forward.logits(hidden[:, step.logit_rows]), prompt_logprobs
 
     def run_planned(self, step: Step) -> Tensor:
-        """Plan a step and run the forward, whatever graphs there are."""
+        """Plan a step and run the forward without a graph."""
         self._backend.plan(step)
         return self.run_model(step)
 
     def run_split(self, step: Step) -> Tensor:
-        """The same as prompts are scored: all rows, then the logits of some."""
+        """Plan a step and run the forward in two parts, as for scoring prompts."""
         self._backend.plan(step)
         return self._split_forward.logits(self._hidden(step)[:, step.logit_rows])
 
@@ -150,7 +162,7 @@ class Runner:
         return self._split_forward.hidden(**self._inputs(step), position_ids=step.position_ids)
 
     def run_model(self, step: Step) -> Tensor:
-        """The forward itself, planned already."""
+        """Run the forward of a planned step; returns the logits [num_sampled, vocab_size]."""
         inputs = self._inputs(step) | {
             "position_ids": step.position_ids,
             "logits_to_keep": step.logit_rows,
@@ -161,7 +173,8 @@ class Runner:
         return logits
 
     def _fill_in(self, batch: Batch, step: Step) -> None:
-        """Input tokens that the step before this one samples: only the device knows them yet."""
+        """Fill in the input tokens that the previous step samples: so far only the device has
+        them."""
         begin = {span.request_id: span.begin for span in step.spans}
         waiting = [c.seq.request_id for c in batch.chunks if c.input_in_flight]
         if not waiting:
@@ -171,7 +184,7 @@ class Runner:
         sources = [self._sampled[request_id] for request_id in waiting]
         step.input_ids[0, rows] = self._sampled_ids[to_device(sources, torch.long, device)]
 
-    def _soft_prompts(self, step: Step) -> list[Span]:
+    def _soft_prompts(self, step: Step) -> list[QuerySpan]:
         return [span for span in step.spans if span.request_id in self.embeds]
 
     def _keep_probed(self, batch: Batch, logits: Tensor) -> None:
@@ -180,12 +193,12 @@ class Runner:
                 self.probes[chunk.seq.request_id] = row.float().clone()
 
     def _inputs(self, step: Step) -> dict[str, Tensor]:
-        """Token ids, or embeddings where some rows are a soft prompt, which has no ids."""
+        """Return token ids, or embeddings if some rows are of a soft prompt, which has no ids."""
         soft = self._soft_prompts(step)
         if not soft:
             return {"input_ids": step.input_ids}
         embeds = self.model.get_input_embeddings()(step.input_ids)  # [1, T, hidden_size]
         for span in soft:
-            rows = self.embeds[span.request_id][span.start : span.start + span.num_tokens]
+            rows = self.embeds[span.request_id][span.num_computed_tokens : span.seq_len]
             embeds[0, span.begin : span.end] = rows
         return {"inputs_embeds": embeds}

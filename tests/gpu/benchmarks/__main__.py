@@ -1,10 +1,10 @@
-"""Every check that needs a CUDA device, then every benchmark: one JSON file.
+"""Run all checks and benchmarks that need a CUDA device, and write one JSON file.
 
     make bench-gpu                          checks and benchmarks, into bench-gpu.json
     make bench-gpu ARGS="decode sharing"    these benchmarks, no checks
 
-Each runs in a process of its own, so that none inherits memory, or a device that has failed, from
-the one before. The file is written anew after each result: a run that is cut keeps what it had.
+Each runs in a process of its own, so that none inherits memory or a failed device from another. The
+file is rewritten after each result: an interrupted run keeps its results.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ CHECKS = (
     "tests/server/engine/attention/test_triton_attention.py",
     "tests/server/engine/model/test_fuse.py",
 )
-"""The kernels' own tests interpret them where there is no CUDA; here they are compiled."""
+"""Tests to run. Those of the kernels interpret them without CUDA, and compile them here."""
 TIMEOUT_S = 600
 _OUTCOME = re.compile(r"(\S*::.+) (PASSED|SKIPPED|XFAIL|XPASS|FAILED|ERROR)\b.*\[ *\d+%\]$")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench-gpu")
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(BENCHMARKS)}; default: all")
+    parser.add_argument("names", nargs="*", help=f"some of {', '.join(BENCHMARKS)}; default: all")
     parser.add_argument("--out", type=Path, default=ROOT / "bench-gpu.json")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if not torch.cuda.is_available():
-        sys.stderr.write("bench-gpu needs a CUDA device, and torch finds none here.\n")
+        sys.stderr.write("bench-gpu needs a CUDA device, and torch finds none.\n")
         return 2
     if args.alone:
         for name, result in import_module(f"tests.gpu.benchmarks.{args.names[0]}").run():
@@ -76,7 +76,7 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """None where this is no checkout, or there is no git."""
+    """Return the commit of this checkout; None outside of one, or without git."""
     try:
         done = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
@@ -87,7 +87,7 @@ def commit() -> str | None:
 
 
 def check(report: Report) -> None:
-    """The tests, without the fixtures and plugins that the rest of the suite needs."""
+    """Run the tests, without the fixtures and plugins that the rest of the suite needs."""
     command = [
         sys.executable, "-m", "pytest", "-v", "--noconftest", "-p", "no:cacheprovider",
         "-c", "tests/gpu/pytest.ini", "--rootdir", ".", *CHECKS,
@@ -96,7 +96,7 @@ def check(report: Report) -> None:
     counts: Counter[str] = Counter()
     failed: list[str] = []
 
-    def took(line: str) -> None:
+    def on_line(line: str) -> None:
         lines.append(line)
         if (outcome := _OUTCOME.match(line)) is not None:
             counts[outcome[2].lower()] += 1
@@ -105,14 +105,14 @@ def check(report: Report) -> None:
             report.add("checks", {"counts": counts, "failed": failed})
 
     report.begin("checks")
-    ended = call(command, took, timeout_s=TIMEOUT_S)
+    ended = call(command, on_line, timeout_s=TIMEOUT_S)
     error = None if ended.exit_code == 0 else "\n".join([*lines[-60:], ended.log[-2000:]])
     summary = lines[-1] if lines else ""
     report.end("checks", error, {"summary": summary, "seconds": ended.seconds})
 
 
 def measure(name: str, command: list[str], report: Report) -> None:
-    """A benchmark, which writes one JSON object a line."""
+    """Run a benchmark, which writes one JSON object per line."""
     report.begin(name)
     ended = call(command, lambda line: report.add(name, _results(line)), timeout_s=TIMEOUT_S)
     log = ended.log[-4000:]
@@ -121,7 +121,7 @@ def measure(name: str, command: list[str], report: Report) -> None:
 
 
 def _results(line: str) -> dict[str, Any]:
-    """None in what a library has to say."""
+    """Parse a line of results; other output, such as that of libraries, has none."""
     try:
         results = json.loads(line)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Attention of one layer, its prefix read once for all rows or once for each."""
+"""Attention of one layer, with a prefix that is read once for all rows or once per row."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import median
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from prefix_store.prefix import BaseModelSpec
-from server.engine.attention.base import Bounds, Group, Span, Step
+from server.engine.attention.base import AttentionCall, BatchCapacity, PrefixGroup, QuerySpan, Step
 from server.engine.attention.triton import TritonBackend
 from server.engine.memory.kv_pool import KvPool
 from server.engine.memory.residency import ResidentPrefix
@@ -28,7 +27,7 @@ class Sizes:
     prefix_lengths: tuple[int, ...]
     num_own_tokens: int
     num_layers: int
-    """In turn, so that none finds its keys in the cache."""
+    """Layers that are run in turn, so that none finds its keys in the cache."""
     num_heads: int
     num_kv_heads: int
     head_dim: int
@@ -43,8 +42,11 @@ TINY = Sizes("cpu", "float32", (1, 2), (8, 24), 4, 2, 4, 2, 16, 1 << 20, 1)
 
 
 def run(sizes: Sizes = LLAMA_8B) -> Iterator[tuple[str, Any]]:
-    """`fraction`: bytes of keys and values that the rows need, over the time that a copy takes to
-    read and write as many. With one reading for each row the cache may lift it above 1."""
+    """Yield times per batch size and prefix length.
+
+    `fraction`: rate at which the needed keys and values are read, relative to the rate of a copy
+    (bytes read and written). If the prefix is read once per row, the cache can lift it above 1.
+    """
     rate = _copy_rate(sizes)
     yield "copy_bytes_per_s", round(rate)
     for batch_size in sizes.batch_sizes:
@@ -56,7 +58,7 @@ def run(sizes: Sizes = LLAMA_8B) -> Iterator[tuple[str, Any]]:
 
 
 def _copy_rate(sizes: Sizes) -> float:
-    """Bytes read and written a second."""
+    """Return the bytes per second that a copy reads and writes."""
     source = torch.ones(sizes.copy_bytes, dtype=torch.uint8, device=sizes.device)
     target = torch.empty_like(source)
     return 2 * sizes.copy_bytes / _seconds(lambda: target.copy_(source), sizes)
@@ -77,13 +79,14 @@ def _measure(
     plan_s = (time.perf_counter() - began_s) / sizes.num_repeats
     dtype = getattr(torch, sizes.dtype)
     query, key = (
-        torch.randn(1, heads, batch_size, sizes.head_dim, dtype=dtype, device=sizes.device)
+        torch.randn(heads, batch_size, sizes.head_dim, dtype=dtype, device=sizes.device)
         for heads in (sizes.num_heads, sizes.num_kv_heads)
     )
+    call = AttentionCall(sizes.head_dim**-0.5)
 
     def all_layers() -> None:
         for layer in range(sizes.num_layers):
-            backend.attend(SimpleNamespace(layer_idx=layer), query, key, key, None)
+            backend.attend(layer, query, key, key, call)
 
     layer_s = _seconds(all_layers, sizes) / sizes.num_layers
     num_tokens = length * (1 if shared else batch_size) + batch_size * sizes.num_own_tokens
@@ -105,18 +108,20 @@ def _backend(sizes: Sizes, batch_size: int) -> TritonBackend:
     pool = KvPool(spec, num_pages=num_pages, page_size=_PAGE_SIZE, device=sizes.device)
     pool.pages.normal_()
     backend = TritonBackend()
-    backend.allocate(pool, Bounds(sizes.num_heads, batch_size, batch_size, sizes.num_own_tokens))
+    backend.allocate(
+        pool, BatchCapacity(sizes.num_heads, batch_size, batch_size, sizes.num_own_tokens)
+    )
     return backend
 
 
 def _step(sizes: Sizes, batch_size: int, length: int, shared: bool) -> Step:
-    """A token of each sequence, all behind the same prefix; each alone if it is not shared."""
+    """Build a step of one token per sequence, with one group for all, or one for each."""
     shape = (sizes.num_layers, 2, sizes.num_kv_heads, length, sizes.head_dim)
     kv = torch.randn(shape, dtype=getattr(torch, sizes.dtype), device=sizes.device)
     prefix = ResidentPrefix(kv, length, length)
     pages_each = -(-sizes.num_own_tokens // _PAGE_SIZE)
     spans = [
-        Span(
+        QuerySpan(
             i,
             i,
             1,
@@ -126,15 +131,15 @@ def _step(sizes: Sizes, batch_size: int, length: int, shared: bool) -> Step:
         )
         for i in range(batch_size)
     ]
-    groups = [Group(i, i + 1, prefix) for i in range(batch_size)]
+    groups = [PrefixGroup(i, i + 1, prefix) for i in range(batch_size)]
     nothing = torch.empty(0)
     return Step(
-        nothing, nothing, nothing, spans, [Group(0, batch_size, prefix)] if shared else groups
+        nothing, nothing, nothing, spans, [PrefixGroup(0, batch_size, prefix)] if shared else groups
     )
 
 
 def _seconds(work: Callable[[], object], sizes: Sizes) -> float:
-    """Of one call, without what it costs to launch it: the median."""
+    """Return the median time of a call, on CUDA without its launch."""
     work()
     if sizes.device == "cpu":
         began_s = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Decode, as a fraction of what a copy on the device reaches."""
+"""Decode, as a fraction of the rate of a copy on the device."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from tests.gpu.benchmarks.scale import FULL, Scale
 
 
 def run(scale: Scale = FULL) -> Iterator[tuple[str, Any]]:
-    """`fraction`: bytes that a step must read, weights and keys and values, over the time that a
-    copy takes to read and write as many."""
+    """Yield times per model and batch size.
+
+    `fraction`: rate at which a step reads its weights, keys and values, relative to the rate of a
+    copy (bytes read and written).
+    """
     rate = copy_rate(scale)
     yield "copy_bytes_per_s", round(rate)
     for geometry in scale.geometries:

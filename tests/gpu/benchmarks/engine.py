@@ -1,4 +1,4 @@
-"""The engine without a process around it, on a model of random weights made on the device."""
+"""An engine in this process, with a model of random weights made on the device."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from statistics import median
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from prefix_store.digest import Digest
 from prefix_store.prefix import BaseModelSpec
-from server.engine.attention.base import ATTENTION_NAME, AttentionBackend, Bounds
+from server.engine.attention import interface
+from server.engine.attention.base import AttentionBackend, BatchCapacity
 from server.engine.attention.ref import RefBackend
 from server.engine.loop.steps import Steps
 from server.engine.memory.kv_pool import KvPool
@@ -34,7 +35,7 @@ WARM_UP_STEPS = 8
 
 
 class Prefixes:
-    """Resident all the time."""
+    """Prefixes that are always resident."""
 
     def __init__(self) -> None:
         self.resident: dict[Digest, ResidentPrefix] = {}
@@ -48,7 +49,7 @@ class Prefixes:
 
 
 class Engine:
-    """`runner.graphs` is None where the device or the model has none."""
+    """Scheduler, runner and pool. `runner.graphs` is None if device or model cannot use graphs."""
 
     def __init__(self, geometry: Geometry, scale: Scale) -> None:
         self.geometry, self.scale = geometry, scale
@@ -65,7 +66,9 @@ class Engine:
         num_pages = max_num_seqs * -(-max_len // PAGE_SIZE)
         pool = KvPool(self.spec, num_pages=num_pages, page_size=PAGE_SIZE, device=scale.device)
         num_rows = buckets_for(MAX_NUM_BATCHED_TOKENS)[-1]
-        self.backend.allocate(pool, Bounds(geometry.num_heads, num_rows, max_num_seqs, max_len))
+        self.backend.allocate(
+            pool, BatchCapacity(geometry.num_heads, num_rows, max_num_seqs, max_len)
+        )
         self.prefixes = Prefixes()
         self.scheduler = Scheduler(
             PageAllocator(num_pages, PAGE_SIZE), self.prefixes, max_num_seqs=max_num_seqs,
@@ -78,7 +81,8 @@ class Engine:
         self._num_tokens = 0
 
     def _tested_graphs(self) -> Graphs | None:
-        """Each is captured by the first step that wants it: few are wanted here."""
+        """Return graphs that passed the test. The first step of a bucket captures it: few are
+        used here."""
         graphs = Graphs(
             self.runner.run_model, CudaCapture(), max_num_tokens=MAX_NUM_BATCHED_TOKENS,
             max_num_rows=self.scheduler.max_num_seqs, device=self.device,
@@ -95,10 +99,11 @@ class Engine:
 
     @contextmanager
     def requests(self, digests: list[Digest | None], *, overlap: bool = True) -> Iterator[Steps]:
-        """One for each of `digests`, past their prompts; they generate until the block ends."""
+        """Run one request per item of `digests`. In the block all prompts have been computed and
+        all requests generate."""
         self._num_tokens = 0
         steps = Steps(
-            self.scheduler, self.runner, on_commit=self._commit, on_failure=_fail, overlap=overlap
+            self.scheduler, self.runner, on_commit=self._count, on_failure=_fail, overlap=overlap
         )
         shape = (len(digests), self.scale.num_prompt_tokens)
         prompts = torch.randint(self.geometry.vocab_size, shape, generator=self._generator)
@@ -114,7 +119,7 @@ class Engine:
             steps.step()
 
     def seconds_per_step(self, steps: Steps) -> float:
-        """Host and device together, as requests feel it: the median of four rounds."""
+        """Return the time of a step on host and device: the median of four rounds."""
         for _ in range(WARM_UP_STEPS):
             steps.step()
         rounds = [self._time(steps, max(1, self.scale.num_steps // 4)) for _ in range(4)]
@@ -130,17 +135,17 @@ class Engine:
         assert self._num_tokens - num_tokens == num_steps * num_running, "not every row decoded"
         return took_s / num_steps
 
-    def _commit(self, batch: Batch, deltas: list[Delta]) -> None:
+    def _count(self, batch: Batch, deltas: list[Delta]) -> None:
         self._num_tokens += len(deltas)
 
     @property
     def num_own_tokens(self) -> int:
-        """Whose keys and values a step reads, prefixes apart."""
+        """Tokens whose keys and values a step reads, without prefixes."""
         return sum(len(seq.token_ids) for seq in self.scheduler.running)
 
     @property
     def num_weight_bytes(self) -> int:
-        """That a step reads: of an embedding that is not the head as good as nothing."""
+        """Bytes of weights that a step reads: without an embedding that is not also the head."""
         num_bytes: int = sum(p.numel() * p.itemsize for p in self.model.parameters())
         embedding: Tensor = self.model.get_input_embeddings().weight
         return num_bytes - (0 if self.geometry.tied else embedding.numel() * embedding.itemsize)
@@ -157,7 +162,7 @@ def backend_for(device: str) -> AttentionBackend:
 def make_model(
     geometry: Geometry, device: torch.device, dtype: torch.dtype, backend: AttentionBackend
 ) -> PreTrainedModel:
-    AttentionInterface.register(ATTENTION_NAME, backend.attend)
+    interface.register(backend.attend)
     config = LlamaConfig(
         vocab_size=geometry.vocab_size,
         hidden_size=geometry.hidden_size,
@@ -171,7 +176,7 @@ def make_model(
     )
     with device:
         model = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation=ATTENTION_NAME
+            config, dtype=dtype, attn_implementation=interface.ATTENTION_NAME
         )
     model = model.eval().requires_grad_(requires_grad=False)
     if device.type == "cuda":
@@ -182,7 +187,7 @@ def make_model(
 
 
 def copy_rate(scale: Scale) -> float:
-    """Bytes read and written a second by a copy on the device: the ceiling of what only reads."""
+    """Return the bytes per second that a copy on the device reads and writes: an upper bound."""
     source = torch.ones(scale.copy_bytes, dtype=torch.uint8, device=scale.device)
     target = torch.empty_like(source)
     times_s = [seconds(lambda: target.copy_(source), source.device) for _ in range(10)]
@@ -190,7 +195,7 @@ def copy_rate(scale: Scale) -> float:
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Of one call, with all that it starts on the device."""
+    """Return the time of a call, including the work that it starts on the device."""
     synchronize(device)
     began_s = time.perf_counter()
     work()

@@ -1,4 +1,4 @@
-"""What graphs save, and what launching one step ahead saves."""
+"""Time that graphs save, and that launching one step ahead saves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.gpu.benchmarks.scale import FULL, Scale
 
 
 def run(scale: Scale = FULL) -> Iterator[tuple[str, Any]]:
-    """Times of a decode step. Without graphs where the device or the model has none."""
+    """Yield times of a decode step. "graph" means eager if device or model cannot use graphs."""
     for geometry in scale.geometries:
         engine = Engine(geometry, scale)
         graphs = engine.runner.graphs

@@ -1,4 +1,4 @@
-"""Does a prefix that is brought to the device hold up those who generate?"""
+"""Time of steps while a prefix is copied to the device, and without a copy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.gpu.benchmarks.scale import FULL, Scale
 
 
 def run(scale: Scale = FULL) -> Iterator[tuple[str, Any]]:
-    """Times of single steps of the largest batch, without and with a copy beside them."""
+    """Yield times of single steps of the largest batch, with and without a concurrent copy."""
     for geometry in scale.geometries:
         engine = Engine(geometry, scale)
         prefix = engine.make_prefix(scale.num_prefix_tokens).kv.cpu()

@@ -1,4 +1,4 @@
-"""What is known so far, in a file that is whole at any time, and the processes it comes from."""
+"""The report file, which is valid JSON at any time, and the processes that produce it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CUT = "cut short"
 
 
 class Report:
-    """Parts by name. A part has an `error` until it is complete."""
+    """Results by part. A part has an `error` until it is complete."""
 
     def __init__(self, path: Path, machine: dict[str, Any]) -> None:
         self._path = path
@@ -36,7 +36,7 @@ class Report:
         self._write()
 
     def add(self, name: str, results: dict[str, Any]) -> None:
-        """What came of a part since; it is written at once."""
+        """Add results to a part, and write the file."""
         self._parts[name] |= results
         self._write()
 
@@ -45,7 +45,7 @@ class Report:
         self.add(name, results if error is None else results | {"error": error})
 
     def _write(self) -> None:
-        """Under another name first: who is killed here leaves the file as it was."""
+        """Write to a temporary file, then rename it: a kill leaves the previous file."""
         new = self._path.with_name(f"{self._path.name}.new")
         new.write_text(json.dumps(self._parts, indent=1) + "\n")
         new.replace(self._path)
@@ -53,17 +53,19 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a process did."""
+    """The result of a process that has ended."""
 
     exit_code: int
     log: str
-    """Its standard error."""
+    """Standard error."""
     seconds: float
 
 
-def call(command: list[str], took: Callable[[str], None], *, timeout_s: float) -> Ended:
-    """Run a command: `took` is given every line of its output as it comes, and so is whoever
-    watches. It ends with this process, and after `timeout_s`."""
+def call(command: list[str], on_line: Callable[[str], None], *, timeout_s: float) -> Ended:
+    """Run a command; pass each line of its output to `on_line` and to standard error.
+
+    The command is killed after `timeout_s`, or if this process ends.
+    """
     say(f"$ {' '.join(command)}")
     began_s = time.monotonic()
     with (
@@ -78,7 +80,7 @@ def call(command: list[str], took: Callable[[str], None], *, timeout_s: float) -
         try:
             assert process.stdout is not None
             for line in map(str.rstrip, process.stdout):
-                took(line)
+                on_line(line)
                 say(line)
             process.wait()
         finally:
@@ -98,12 +100,12 @@ def say(line: str) -> None:
 
 
 def end_on_sigterm() -> None:
-    """Not at once, but as on Ctrl-C: what was started is ended first."""
+    """Let SIGTERM raise SystemExit, so that started processes are ended, as on Ctrl-C."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
-    """It, and what it has started. Idempotent."""
+    """Kill a process and its children. Idempotent."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):

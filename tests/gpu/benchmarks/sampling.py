@@ -1,4 +1,4 @@
-"""What it costs to pick tokens, by what the requests ask for."""
+"""Time of sampling, by sampling parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How large a benchmark is: on the device it is made for, and as small as a test wants it."""
+"""The size of a benchmark: full for a CUDA device, tiny for tests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """A model of the Llama family; its weights are random."""
+    """Geometry of a Llama model with random weights."""
 
     name: str
     num_layers: int
@@ -18,7 +18,7 @@ class Geometry:
     head_dim: int
     vocab_size: int
     tied: bool
-    """The head is the embedding."""
+    """Whether the head is the embedding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +30,9 @@ class Scale:
     num_tasks: int
     num_prefix_tokens: int
     num_steps: int
-    """That are timed, after some that are not."""
+    """Timed steps, which follow some untimed ones."""
     copy_bytes: int
-    """Of the buffer whose copy is timed: far more than any cache."""
+    """Size of the buffer whose copy is timed: much larger than any cache."""
 
 
 LLAMA_1B = Geometry("1b", 16, 2048, 8192, 32, 8, 64, 128_256, tied=True)

@@ -1,4 +1,4 @@
-"""Long prefixes, read once for each task, against the same engine reading them for each request."""
+"""Long prefixes: reading them once per task against reading them once per request."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ GOAL = 2.5
 
 
 def run(scale: Scale = FULL) -> Iterator[tuple[str, Any]]:
-    """The same tensors in both, in turn: for each request they only have another name."""
+    """Yield times of both variants. They use the same tensors; with one digest per request, the
+    engine cannot share them."""
     yield "goal", GOAL
     yield "tasks", scale.num_tasks
     num_requests = max(scale.batch_sizes)

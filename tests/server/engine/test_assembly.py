@@ -1,4 +1,4 @@
-"""The engine as a CPU gets it when nobody asks for anything, for models like Llama and others."""
+"""The engine that default settings assemble on a CPU, for Llama-like models and others."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NUM_NEW = 8
 
 
 @pytest.mark.parametrize("has_wide_vectors", [True, False])
-def test_auto_takes_the_compiled_layers_where_they_are_fast(
+def test_auto_uses_the_compiled_layers_where_they_are_fast(
     has_wide_vectors: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     try:
@@ -47,10 +47,10 @@ def test_auto_takes_the_compiled_layers_where_they_are_fast(
 
 
 @pytest.mark.parametrize("family", [*CONFIGS, *EXPERTS])
-def test_what_auto_chooses_computes_the_model(
+def test_the_default_backend_computes_the_model(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where compiled layers were tried and turned out not to fit."""
+    """Including models whose trial of the compiled layers fails."""
     monkeypatch.setattr(assembly, "has_wide_vectors", lambda: True)
     model = build_model(family, "eager")
     model.save_pretrained(tmp_path)
@@ -70,10 +70,10 @@ def config_of(folder: Path, **settings: Any) -> EngineConfig:
 
 
 @pytest.mark.parametrize("attention", ["auto", "cpu", "ref"])
-def test_a_family_that_a_backend_computes_otherwise_is_refused(
+def test_a_family_that_a_backend_computes_wrongly_is_refused(
     attention: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DiffLlama splits its heads after attention, which the interface is not told of."""
+    """DiffLlama splits its heads after attention, which is not part of the interface."""
     monkeypatch.setitem(tiny_models.CONFIGS, "diffllama", T.DiffLlamaConfig(**tiny_models.GQA))
     build_model("diffllama", "eager").save_pretrained(tmp_path)
 
@@ -85,29 +85,29 @@ def test_a_family_that_a_backend_computes_otherwise_is_refused(
 
 @pytest.mark.parametrize("attention", ["cpu", "ref"])
 @pytest.mark.parametrize("fault", ["scale", "prefix", "error"])
-def test_a_backend_that_goes_wrong_is_found_at_the_start(
+def test_a_faulty_backend_is_found_at_the_start(
     attention: str, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Controls of the comparison: each of these starts without it."""
+    """Controls of the comparison: without it, each of these would start."""
     build_model("gpt2", "eager").save_pretrained(tmp_path)
     backend = CpuBackend if attention == "cpu" else RefBackend
     attend = backend.attend
 
-    def faulty(self: Any, module: Any, q: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def faulty(self: Any, layer: int, q: Tensor, *args: Any) -> Tensor:
         if fault == "error":
             raise RuntimeError("no kernel for this")
-        return attend(self, module, q * 1.01 if fault == "scale" else q, *args, **kwargs)
+        return attend(self, layer, q * 1.01 if fault == "scale" else q, *args)
 
     monkeypatch.setattr(backend, "attend", faulty)
     if fault == "prefix":
-        monkeypatch.setattr(assembly, "_as_it_is", torch.zeros_like)
+        monkeypatch.setattr(assembly, "_unchanged", torch.zeros_like)
     with pytest.raises(UnsupportedModel, match=r"differ|no kernel for this"):
         assemble(config_of(tmp_path, attention=attention))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "mixtral"])
-def test_the_rounding_of_a_dtype_is_no_difference(family: str, dtype: str, tmp_path: Path) -> None:
+def test_rounding_of_the_dtype_is_accepted(family: str, dtype: str, tmp_path: Path) -> None:
     build_model(family, "eager").save_pretrained(tmp_path)
 
     assert assemble(replace(config_of(tmp_path), dtype=dtype)).loaded.spec.dtype == dtype
@@ -145,10 +145,10 @@ def test_the_context_ends_where_a_long_request_would_change_a_short_one(
     assert all_generated(parts, config, prompts) == alone
 
 
-def test_attention_that_each_token_scales_for_itself_needs_no_shorter_context(
+def test_attention_scaled_per_token_needs_no_shorter_context(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ministral 3 after its original context, which the compiled layers would ignore."""
+    """Ministral 3 scales attention after its original context; the compiled layers do not."""
     rope = {
         "rope_type": "default", "rope_theta": 10000.0, "llama_4_scaling_beta": 0.5,
         "original_max_position_embeddings": 32,
@@ -176,7 +176,7 @@ def generated(parts: Assembly, config: EngineConfig) -> list[int]:
 def all_generated(
     parts: Assembly, config: EngineConfig, prompts: list[list[int]]
 ) -> list[list[int]]:
-    """Together, the longer ones in chunks."""
+    """Generate from all prompts in one batch, with long ones in chunks."""
     runner = make_runner(parts, config, {}.__getitem__)
     allocator = PageAllocator(parts.size.num_pages, parts.size.page_size)
     scheduler = Scheduler(

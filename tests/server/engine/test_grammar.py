@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from server.engine import grammar
-from server.engine.attention.base import ATTENTION_NAME
+from server.engine.attention.interface import ATTENTION_NAME
 from server.engine.attention.ref import RefBackend
 from server.engine.grammar import ByteBoundedCache, GrammarError, Matcher, Vocabulary
 from server.engine.loop.grammars import GrammarCompiled, Grammars

@@ -32,11 +32,11 @@ def sized(*, paged: bool, **config: int) -> Sizes:
     return sizes(made, loaded, cpu_budget(made).kv, paged=paged)
 
 
-def test_a_token_takes_keys_and_values_of_every_layer() -> None:
+def test_a_token_needs_keys_and_values_in_every_layer() -> None:
     assert NUM_BYTES == 2 * 2 * 1 * 8 * 4
 
 
-def test_slabs_share_the_budget_and_stop_at_the_models_context() -> None:
+def test_slabs_share_the_budget_up_to_the_models_context() -> None:
     small = sized(paged=False, kv_cache_bytes=100 * NUM_BYTES * 4, max_num_seqs=4)
     large = sized(paged=False, kv_cache_bytes=9999 * NUM_BYTES * 4, max_num_seqs=4)
 
@@ -51,18 +51,20 @@ def test_pages_hold_the_longest_sequence() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "says"),
+    ("config", "message"),
     [
         ({"max_model_len": 2048}, "1024 positions"),
         ({"max_model_len": 512, "kv_cache_bytes": 100 * NUM_BYTES}, "raise kv_cache_bytes"),
     ],
 )
-def test_what_cannot_fit_is_said_with_its_numbers(config: dict[str, int], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_settings_that_do_not_fit_are_refused_with_numbers(
+    config: dict[str, int], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
         sized(paged=False, **config)
 
 
-def test_a_longest_context_that_the_pool_sets_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_context_limited_by_the_pool_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     size = sized(paged=True, kv_cache_bytes=1000 * NUM_BYTES)
 
     assert size.max_model_len == 992
@@ -79,7 +81,7 @@ def test_a_longest_context_that_the_pool_sets_is_told(caplog: pytest.LogCaptureF
 def test_whatever_is_admitted_finds_room(
     num_tokens: int, max_model_len: int | None, max_num_seqs: int, *, paged: bool
 ) -> None:
-    """The longest request there may be, beside others, or a start that is refused."""
+    """The longest possible request runs next to others, or the start is refused."""
     config = {"kv_cache_bytes": num_tokens * NUM_BYTES, "max_num_seqs": max_num_seqs}
     if max_model_len is not None:
         config["max_model_len"] = max_model_len
@@ -107,7 +109,7 @@ def test_whatever_is_admitted_finds_room(
     assert not s.waiting
 
 
-def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
     assert choose_device("auto") == "cpu"
@@ -115,7 +117,7 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
         choose_device("cuda")
 
 
-def test_cuda_is_taken_where_it_is_and_bfloat16_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_with_bfloat16_is_the_default_if_available(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
 
     assert choose_device("auto") == "cuda"
@@ -124,7 +126,7 @@ def test_cuda_is_taken_where_it_is_and_bfloat16_there(monkeypatch: pytest.Monkey
     assert choose_dtype("float16", "cuda") == "float16"
 
 
-# --- memory of a CUDA device ---
+# --- memory of CUDA devices ---
 
 
 def on_cuda(*, free: int = 62 * GIB, reserved: int = 1 * GIB, **config: int) -> Budget:
@@ -133,7 +135,7 @@ def on_cuda(*, free: int = 62 * GIB, reserved: int = 1 * GIB, **config: int) -> 
 
 
 def test_an_8b_model_on_80_gb_leaves_space_for_both() -> None:
-    """80 GB less 16 of weights and what the driver takes."""
+    """Of 80 GB, 62 GiB remain after 16 GB of weights and the driver's share."""
     reserved = activation_bytes(
         num_tokens=512, num_rows=64, hidden_size=4096, vocab_size=128_256, itemsize=2
     )
@@ -147,7 +149,7 @@ def test_an_8b_model_on_80_gb_leaves_space_for_both() -> None:
     assert budget.kv // num_bytes_per_token > 64 * 4096
 
 
-def test_what_settings_say_is_taken_and_the_pool_gets_the_rest() -> None:
+def test_settings_are_respected_and_the_pool_gets_the_rest() -> None:
     usable = int(0.92 * 62 * GIB) - GIB
 
     assert on_cuda(device_prefix_bytes=0) == Budget(kv=usable, prefixes=0)
@@ -159,6 +161,6 @@ def test_what_settings_say_is_taken_and_the_pool_gets_the_rest() -> None:
     "config",
     [{"free": GIB}, {"device_prefix_bytes": 62 * GIB}, {"kv_cache_bytes": 50 * GIB}],
 )
-def test_more_than_there_is_stops_the_start_with_the_numbers(config: dict[str, int]) -> None:
+def test_settings_above_the_devices_memory_are_refused_with_numbers(config: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="can be used"):
         on_cuda(**config)

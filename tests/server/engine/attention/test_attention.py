@@ -1,4 +1,4 @@
-"""One suite over all backends: what the engine makes equals transformers' own attention."""
+"""The conformance suite of all backends: the engine equals transformers' own attention."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NUM_NEW = 6
 
 
 def triton() -> AttentionBackend:
-    """Compiled on CUDA, else interpreted, which takes a second for a few hundred rows."""
+    """Compiled on CUDA, otherwise interpreted, which takes a second for a few hundred rows."""
     from server.engine.attention.triton import TritonBackend
 
     return TritonBackend()
@@ -88,7 +88,7 @@ def test_a_mixed_batch_with_chunked_prefill_equals_each_sequence_alone(
 
 @pytest.mark.parametrize("make_backend", BACKENDS)
 def test_another_tasks_prefix_gives_other_logits(make_backend: MakeBackend) -> None:
-    """The control of the test above: it would notice two prefixes exchanged."""
+    """Control of the test above: it would notice if two prefixes were exchanged."""
     engine, reference = engine_on("llama", make_backend()), build_model("llama", "eager")
     _, one, _, other = prefixes_for("llama")
     engine.add(0, prompt(5), one, 1)
@@ -99,7 +99,7 @@ def test_another_tasks_prefix_gives_other_logits(make_backend: MakeBackend) -> N
     assert (engine.runner.logits[0][0] - expected[0]).abs().max() > 100 * ATOL
 
 
-def test_rows_leave_holes_in_the_pool_and_the_rest_stays_exact() -> None:
+def test_rows_stay_exact_when_others_leave_holes_in_the_pool() -> None:
     engine, reference = engine_on("llama", CpuBackend()), build_model("llama", "eager")
     prefix = prefixes_for("llama")[2]
     for i in range(12):
@@ -133,14 +133,14 @@ def test_poison_in_unused_slots_changes_nothing(make_backend: MakeBackend, poiso
         engine.add(i, prompt(i), None, NUM_NEW)
         clean.add(i, prompt(i), None, NUM_NEW)
 
-    # each engine registers its own backend, so one runs to its end before the other starts
+    # Each engine registers its own backend, so one must finish before the other starts.
     expected = clean.run()
     engine.runner.activate()
 
     assert engine.run() == expected
 
 
-def test_a_prefix_is_one_group_however_many_sequences_stand_behind_it() -> None:
+def test_all_sequences_of_a_prefix_form_one_group() -> None:
     engine = engine_on("llama", CpuBackend(), max_num_batched_tokens=512)
     prefix = prefixes_for("llama")[3]
     for i in range(8):

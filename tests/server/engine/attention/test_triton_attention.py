@@ -1,4 +1,4 @@
-"""The Triton kernels against the oracle, on random tensors: compiled on CUDA, else interpreted."""
+"""The Triton kernels against the oracle: compiled on CUDA, otherwise interpreted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from server.engine.attention.triton import TritonBackend
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_it_computes_what_the_oracle_computes(case: Case) -> None:
+def test_output_and_pool_equal_the_oracles(case: Case) -> None:
     attention = Attention(case)
     expected, expected_pool = attention.run(RefBackend())
 
@@ -42,13 +42,13 @@ def without_causality(items: Items) -> Items:
 
 
 def without_order(items: Items) -> Items:
-    """All partial results of a row in one place: the merge sees only the last."""
+    """Write all partial results of a row to one place: the merge sees only the last."""
     items[:, 9] = 0
     return items
 
 
 def without_offset(items: Items) -> Items:
-    """The window forgets that a prefix stands before."""
+    """Let the window ignore that a prefix comes first."""
     items[:, 7] = 0
     return items
 
@@ -68,10 +68,10 @@ def without_prefix(items: Items) -> Items:
     ],
     ids=["without_causality", "without_order", "without_offset", "without_prefix"],
 )
-def test_a_list_that_is_wrong_is_noticed(
+def test_a_wrong_work_list_is_noticed(
     monkeypatch: pytest.MonkeyPatch, change: Callable[[Items], Items], case: Case
 ) -> None:
-    """The control of the test above."""
+    """Control of the test above."""
     attention = Attention(case)
     expected, _ = attention.run(RefBackend())
 
@@ -86,7 +86,7 @@ def test_a_list_that_is_wrong_is_noticed(
     assert not (got - expected).abs().max() < 1e-2
 
 
-def test_rows_beyond_the_step_write_nothing_and_give_zeros() -> None:
+def test_rows_past_the_step_write_nothing_and_return_zeros() -> None:
     attention = Attention(Case(tasks=((5, [(1, 3), (2, 0)]),)))
     expected, expected_pool = attention.run(TritonBackend())
 
@@ -97,10 +97,10 @@ def test_rows_beyond_the_step_write_nothing_and_give_zeros() -> None:
     torch.testing.assert_close(pool, expected_pool, atol=0, rtol=0, equal_nan=True)
 
 
-def test_a_forward_before_any_step_gives_zeros() -> None:
+def test_a_forward_before_any_step_returns_zeros() -> None:
     attention = Attention(Case(tasks=((5, [(1, 3)]),)))
     backend, pool = TritonBackend(), attention.pool()
-    backend.allocate(pool, attention.case.bounds)
+    backend.allocate(pool, attention.case.capacity)
 
     out = attend(attention, backend, 4)
 
@@ -108,11 +108,11 @@ def test_a_forward_before_any_step_gives_zeros() -> None:
     assert torch.equal(pool.pages, torch.zeros_like(pool.pages))
 
 
-def test_a_smaller_step_leaves_nothing_of_the_one_before() -> None:
+def test_a_smaller_step_overwrites_all_of_the_previous_one() -> None:
     large, small = Attention(Case()), Attention(Case(tasks=((4, [(1, 2)]),)))
     expected, _ = small.run(TritonBackend())
     backend, pool = TritonBackend(), small.pool_before_the_step()
-    backend.allocate(pool, small.case.bounds)
+    backend.allocate(pool, small.case.capacity)
 
     backend.plan(large.step)
     backend.plan(small.step)

@@ -1,6 +1,7 @@
-"""The kernels compile for an H100, as they would be launched there. It takes no GPU, only Triton.
+"""The kernels compile for an H100 with the arguments of a real launch. This needs no GPU.
 
-Triton either interprets or compiles in one process, so another one, this file as a script, does it.
+A process can use Triton either as an interpreter or as a compiler, so a second process, which runs
+this file as a script, compiles.
 """
 
 from __future__ import annotations
@@ -51,12 +52,12 @@ def test_the_kernels_compile_for_an_h100(tmp_path: Path) -> None:
     assert [kernel["name"] for kernel in kernels] == len(MODELS) * [*attention, *fused]
     for kernel in kernels:
         assert kernel["shared"] <= SHARED_MEMORY
-        if kernel["name"] == "attend_items":  # keys and values come 16 bytes at a time
+        if kernel["name"] == "attend_items":  # keys and values are loaded 16 bytes at a time
             assert kernel["wide_copies"] >= 8
 
 
 def compile_instead(fn: Any, compiled: list[dict[str, Any]]) -> Any:
-    """Looks like the kernel `fn`, and compiles what would have been launched."""
+    """Return a stand-in for the kernel `fn` that compiles instead of launching."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -100,24 +101,25 @@ def launch_all(
     has_sinks: bool = False,
     dtype: str = "bfloat16",
 ) -> None:
-    """Attention over one layer, then each fused module."""
+    """Run attention over one layer, then each fused module."""
     from prefix_store.prefix import BaseModelSpec
     from server.engine.attention import triton
-    from server.engine.attention.base import Bounds
+    from server.engine.attention.base import AttentionCall, BatchCapacity
     from server.engine.memory.kv_pool import KvPool
     from server.engine.model import fuse
 
     spec = BaseModelSpec("x", "sha256:" + "0" * 64, 2, num_kv_heads, head_dim, 64, dtype)
     backend = triton.TritonBackend()
-    backend.allocate(KvPool(spec, num_pages=2, page_size=16, device="cpu"), Bounds(num_heads))
+    backend.allocate(
+        KvPool(spec, num_pages=2, page_size=16, device="cpu"), BatchCapacity(num_heads)
+    )
     query, key = (
         torch.zeros(1, 8, heads, head_dim, dtype=getattr(torch, dtype)).transpose(1, 2)
         for heads in (num_heads, num_kv_heads)
     )
-    backend.attend(
-        SimpleNamespace(layer_idx=1), query, key, key, None, sliding_window=window,
-        softcap=softcap, s_aux=query[0, :, 0, 0].contiguous() if has_sinks else None,
-    )  # fmt: skip
+    sinks = query[0, :, 0, 0].contiguous() if has_sinks else None
+    call = AttentionCall(head_dim**-0.5, window, softcap, sinks)
+    backend.attend(1, query[0], key[0], key[0], call)
     norm = torch.nn.RMSNorm(num_heads * head_dim, eps=1e-6, dtype=query.dtype)
     x = torch.zeros(1, 8, num_heads * head_dim, dtype=query.dtype)
     fuse.RmsNorm(norm, 1.0)(x)

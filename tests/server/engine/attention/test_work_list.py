@@ -1,4 +1,4 @@
-"""Every row meets every key that it may see, once; and every partial result has a place."""
+"""Every row meets each visible key once, and every partial result has its own slot."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.engine.attention.base import Group, Span, Step
+from server.engine.attention.base import PrefixGroup, QuerySpan, Step
 from server.engine.attention.work_list import Tiling, WorkList, work_list
 from server.engine.memory.residency import ResidentPrefix
 
@@ -23,9 +23,9 @@ def tiling(**changes: int) -> Tiling:
 
 
 def step_of(tasks: list[tuple[int, Chunks]]) -> Step:
-    """Tasks as (prefix length, chunks), a chunk as (new tokens, tokens before these)."""
-    spans: list[Span] = []
-    groups: list[Group] = []
+    """Build a step from tasks (prefix length, chunks), with chunks (new tokens, earlier tokens)."""
+    spans: list[QuerySpan] = []
+    groups: list[PrefixGroup] = []
     end = num_pages = 0
     for length, chunks in tasks:
         begin = end
@@ -33,16 +33,16 @@ def step_of(tasks: list[tuple[int, Chunks]]) -> Step:
         for num_tokens, start in chunks:
             pages = list(range(num_pages, num_pages - (-(start + num_tokens) // PAGE_SIZE)))
             num_pages += len(pages)
-            spans.append(Span(len(spans), end, num_tokens, start, pages, prefix))
+            spans.append(QuerySpan(len(spans), end, num_tokens, start, pages, prefix))
             end += num_tokens
         if prefix is not None:
-            groups.append(Group(begin, end, prefix))
+            groups.append(PrefixGroup(begin, end, prefix))
     nothing = torch.empty(0)
     return Step(nothing, nothing, nothing, spans, groups)
 
 
 def keys_seen(work: WorkList) -> Counter[tuple[int, int]]:
-    """(row, position of the key), as the kernel would find them."""
+    """Count the pairs (row, position of the key) that the kernel would visit."""
     seen: Counter[tuple[int, int]] = Counter()
     for _, _, _, first_row, num_rows, begin, end, first_position, causal, _ in work.items:
         for row in range(first_row, first_row + num_rows):
@@ -67,7 +67,7 @@ def test_every_row_meets_every_key_once(tasks: list[tuple[int, Chunks]], spare: 
         (span.begin + i, position)
         for span in step.spans
         for i in range(span.num_tokens)
-        for position in range(span.num_prefix_tokens + span.start + i + 1)
+        for position in range(span.num_prefix_tokens + span.num_computed_tokens + i + 1)
     )
     assert keys_seen(work) == expected
     slots = [
@@ -81,7 +81,7 @@ def test_every_row_meets_every_key_once(tasks: list[tuple[int, Chunks]], spare: 
 
 @given(tasks)
 @settings(max_examples=20, deadline=None)
-def test_new_keys_go_where_the_pages_say(tasks: list[tuple[int, Chunks]]) -> None:
+def test_new_keys_go_to_the_slots_of_the_page_table(tasks: list[tuple[int, Chunks]]) -> None:
     step = step_of(tasks)
 
     work = work_list(step, tiling(), lambda prefix: 0)
@@ -89,7 +89,7 @@ def test_new_keys_go_where_the_pages_say(tasks: list[tuple[int, Chunks]]) -> Non
     assert work.row_slots.tolist() == [
         span.pages[own // PAGE_SIZE] * PAGE_SIZE + own % PAGE_SIZE
         for span in step.spans
-        for own in range(span.start, span.start + span.num_tokens)
+        for own in range(span.num_computed_tokens, span.seq_len)
     ]
 
 
@@ -101,19 +101,19 @@ def test_a_prefix_is_read_once_for_all_its_rows() -> None:
     assert prefix_items[:, [5, 6]].tolist() == [[0, 8], [8, 16], [16, 20]]
 
 
-def test_a_tile_leaves_out_what_its_last_row_may_not_see() -> None:
+def test_a_tile_skips_keys_that_its_last_row_may_not_see() -> None:
     work = work_list(step_of([(0, [(20, 7)])]), tiling(min_keys=64), lambda prefix: 0)
 
     assert work.items[:, [3, 4, 5, 6]].tolist() == [[0, 8, 0, 15], [8, 8, 0, 23], [16, 4, 0, 27]]
 
 
-def test_long_work_is_cut_into_few_items() -> None:
+def test_a_long_prefix_is_split_into_few_items() -> None:
     work = work_list(step_of([(5000, [(1, 5)])]), tiling(), lambda prefix: 0)
 
     assert 4 <= len(work.items) <= 12
 
 
-def test_partial_results_never_outgrow_their_buffer() -> None:
+def test_partial_results_fit_into_their_buffer() -> None:
     step = step_of([(5000, [(8, 5)])])
 
     assert work_list(step, tiling(), lambda prefix: 0).row_parts[-1] > 16

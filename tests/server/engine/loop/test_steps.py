@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from prefix_store.digest import Digest
-from server.engine.attention.base import ATTENTION_NAME
+from server.engine.attention.interface import ATTENTION_NAME
 from server.engine.attention.ref import RefBackend
 from server.engine.loop.steps import Steps
 from server.engine.memory.residency import ResidentPrefix

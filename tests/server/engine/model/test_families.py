@@ -1,4 +1,4 @@
-"""What a config alone shows: families that are refused, and how far the others' context reaches."""
+"""What the config alone decides: which families are refused, and the context of the others."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("family", REFUSED)
-def test_what_cannot_be_served_is_refused_in_a_sentence_by_its_config(
+def test_an_unsupported_family_is_refused_in_a_sentence_by_its_config(
     family: str, tmp_path: Path
 ) -> None:
-    """There are no weights in the folder."""
+    """The folder has no weights."""
     config, reason = REFUSED[family]
     config.save_pretrained(tmp_path)
 
@@ -81,14 +81,14 @@ def test_a_hybrid_family_without_states_is_served() -> None:
 
 
 @pytest.mark.parametrize("family", CONFIGS)
-def test_families_that_are_served(family: str) -> None:
+def test_supported_families_pass(family: str) -> None:
     check_supported(CONFIGS[family])
 
     assert context_of(CONFIGS[family]).num_tokens == 256
     assert context_of(CONFIGS[family]).why_shorter is None
 
 
-def test_a_config_of_no_known_family_is_refused_in_a_sentence(tmp_path: Path) -> None:
+def test_a_config_of_an_unknown_family_is_refused_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "nobody_knows"}')
 
     with pytest.raises(UnsupportedModel, match="nobody_knows") as said:
@@ -99,7 +99,7 @@ def test_a_config_of_no_known_family_is_refused_in_a_sentence(tmp_path: Path) ->
         read_config(str(tmp_path / "nothing"))
 
 
-def test_whatever_a_familys_code_raises_is_a_sentence() -> None:
+def test_any_error_of_a_familys_code_becomes_a_sentence() -> None:
     config = CONFIGS["llama"]
     said = r"llama is not supported: it fails \(KeyError: 'x'"
     with pytest.raises(UnsupportedModel, match=said), refusing(config, "it fails"):
@@ -108,7 +108,7 @@ def test_whatever_a_familys_code_raises_is_a_sentence() -> None:
         raise OSError("disk")
 
 
-# --- how far the context reaches ---
+# --- context length ---
 
 ROPE = {"rope_theta": 10000.0}
 LONG = {
@@ -142,9 +142,9 @@ DYNAMIC = {**ROPE, "rope_type": "dynamic", "factor": 2.0}
                 pad_token_id=0,
             ),
             39,
-            "place in the batch",
+            "index in the batch",
         ),
-        # Their frequencies change where the positions end; their scaling is each token's own.
+        # Dynamic RoPE changes only after the last position; Ministral scales each token by itself.
         (T.LlamaConfig(**TEXT, rope_parameters=DYNAMIC), 256, ""),
         (T.Ministral3Config(**TEXT), 256, ""),
     ],

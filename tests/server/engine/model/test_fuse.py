@@ -1,4 +1,4 @@
-"""Fused modules compute what transformers' own do, and where they do not they stay away."""
+"""Fused modules equal those of transformers, and are not used if they do not."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def logits_of(model: PreTrainedModel) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", FUSED)
-def test_a_fused_model_gives_the_same_logits(family: str) -> None:
+def test_a_fused_model_returns_the_same_logits(family: str) -> None:
     model = build_model(family, "eager").to(DEVICE)
     expected = logits_of(model)
 
@@ -46,8 +46,8 @@ def test_a_fused_model_gives_the_same_logits(family: str) -> None:
     torch.testing.assert_close(logits_of(model), expected, atol=2e-5, rtol=0)
 
 
-def test_a_function_that_takes_other_angles_stays_as_it_is() -> None:
-    """gpt-oss rotates by angles of half a head, which is nothing for the trial."""
+def test_a_rotary_function_that_takes_other_angles_is_not_replaced() -> None:
+    """gpt-oss has angles for half a head: its function fails on those of the trial."""
     config = T.GptOssConfig(
         vocab_size=97, hidden_size=64, intermediate_size=96, num_hidden_layers=2, head_dim=16,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, pad_token_id=0,
@@ -78,7 +78,7 @@ def test_the_engine_runs_a_fused_model() -> None:
     assert tokens[1] == oracle(reference, [8, 9], None, 3)[0]
 
 
-def test_bfloat16_is_no_less_exact() -> None:
+def test_bfloat16_is_as_exact_as_before() -> None:
     exact = logits_of(build_model("llama", "eager").to(DEVICE))
     model = build_model("llama", "eager").to(DEVICE, torch.bfloat16)
     error = (logits_of(model) - exact).norm()
@@ -101,7 +101,7 @@ def test_another_model_of_the_family_keeps_its_own_rotary_embedding() -> None:
 
 
 class OddRMSNorm(nn.Module):
-    """Named like one, and is none: it subtracts the mean."""
+    """A layer norm with the name of an RMS norm: it also subtracts the mean."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -112,7 +112,9 @@ class OddRMSNorm(nn.Module):
         return nn.functional.layer_norm(x, self.weight.shape, self.weight)
 
 
-def test_a_module_that_computes_something_else_stays(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_module_that_computes_something_else_is_not_replaced(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     model = build_model("llama", "eager").to(DEVICE)
     odd = OddRMSNorm(64).to(DEVICE)
     model.model.norm = odd
@@ -122,11 +124,11 @@ def test_a_module_that_computes_something_else_stays(caplog: pytest.LogCaptureFi
 
     assert fused["norm"] == FUSED["llama"]["norm"] - 1
     assert model.model.norm is odd
-    assert "OddRMSNorm computes something of its own" in caplog.text
+    assert "not fusing OddRMSNorm: it computes something else" in caplog.text
     torch.testing.assert_close(logits_of(model), expected, atol=2e-5, rtol=0)
 
 
-def test_a_kernel_that_does_not_compile_leaves_the_module(
+def test_a_module_is_not_replaced_if_the_kernel_does_not_compile(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Broken:
@@ -144,7 +146,7 @@ def test_a_kernel_that_does_not_compile_leaves_the_module(
     torch.testing.assert_close(logits_of(model), expected, atol=2e-5, rtol=0)
 
 
-def test_a_gate_of_another_kind_stays() -> None:
+def test_a_gate_of_another_kind_is_not_replaced() -> None:
     model = build_model("llama", "eager").to(DEVICE)
     model.model.layers[0].mlp.act_fn = nn.ReLU()
 
@@ -153,7 +155,7 @@ def test_a_gate_of_another_kind_stays() -> None:
     assert fused["mlp"] == 2
 
 
-def test_packed_outputs_may_be_asked_in_any_order_and_hold_no_tensor() -> None:
+def test_packed_outputs_can_be_called_in_any_order_and_keep_no_tensor() -> None:
     model = build_model("llama", "eager").to(DEVICE)
     plain = copy.deepcopy(model.model.layers[0].self_attn)
     fuse(model)

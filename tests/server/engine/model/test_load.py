@@ -38,7 +38,7 @@ def test_the_geometry_is_measured(model_dir: Path) -> None:
     assert not any(parameter.requires_grad for parameter in model.model.parameters())
 
 
-def test_a_model_has_one_fingerprint_in_whatever_dtype_it_is_served(model_dir: Path) -> None:
+def test_the_fingerprint_does_not_depend_on_the_serving_dtype(model_dir: Path) -> None:
     assert loaded(model_dir).spec.fingerprint == loaded(model_dir, "bfloat16").spec.fingerprint
 
 
@@ -58,11 +58,11 @@ def test_a_family_is_refused_before_weights_are_read(tmp_path: Path) -> None:
         loaded(tmp_path)
 
 
-# --- checkpoints that are not whole ---
+# --- incomplete checkpoints ---
 
 
 def changed(path: Path, change: Callable[[dict[str, Tensor]], None]) -> Path:
-    """A tiny Llama with other weights in its file."""
+    """Save a tiny Llama with changed weights in its file."""
     build_model("llama", "eager").save_pretrained(path)
     weights = load_file(path / "model.safetensors")
     change(weights)
@@ -70,7 +70,7 @@ def changed(path: Path, change: Callable[[dict[str, Tensor]], None]) -> Path:
     return path
 
 
-def test_weights_that_are_missing_are_named(tmp_path: Path) -> None:
+def test_missing_weights_are_named(tmp_path: Path) -> None:
     def without(weights: dict[str, Tensor]) -> None:
         for name in ("layers.1.mlp.up_proj", "layers.2.mlp.up_proj"):
             del weights[f"model.{name}.weight"]
@@ -87,9 +87,7 @@ def test_weights_of_another_shape_are_named(tmp_path: Path) -> None:
         loaded(changed(tmp_path, cut))
 
 
-def test_weights_that_the_model_does_not_have_are_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unused_weights_are_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def more(weights: dict[str, Tensor]) -> None:
         weights["model.layers.0.self_attn.q_proj.bias"] = torch.ones(64)
 
@@ -98,7 +96,7 @@ def test_weights_that_the_model_does_not_have_are_a_warning(
     assert "q_proj.bias" in caplog.text
 
 
-def test_tied_weights_are_none_that_are_missing(tmp_path: Path) -> None:
+def test_tied_weights_are_not_missing(tmp_path: Path) -> None:
     config = copy.deepcopy(CONFIGS["llama"])
     config.tie_word_embeddings = True
     model = T.LlamaForCausalLM(config)
@@ -110,7 +108,7 @@ def test_tied_weights_are_none_that_are_missing(tmp_path: Path) -> None:
     assert torch.equal(head.weight, model.model.embed_tokens.weight)
 
 
-def test_a_file_that_is_no_checkpoint_is_a_sentence(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_refused_in_a_sentence(tmp_path: Path) -> None:
     build_model("llama", "eager").save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"nothing of the kind")
 
@@ -118,7 +116,7 @@ def test_a_file_that_is_no_checkpoint_is_a_sentence(tmp_path: Path) -> None:
         loaded(tmp_path)
 
 
-def test_every_served_family_is_measured_as_its_config_says(tmp_path: Path) -> None:
+def test_the_measured_geometry_of_every_family_matches_its_config(tmp_path: Path) -> None:
     for family in CONFIGS:
         build_model(family, "eager").save_pretrained(tmp_path / family)
 

@@ -8,7 +8,7 @@ from server.engine.model.prepack import PrepackedLinear, prepack
 from tests.tiny_models import build_model
 
 
-def test_a_prepacked_model_gives_the_same_logits() -> None:
+def test_a_prepacked_model_returns_the_same_logits() -> None:
     model = build_model("llama", "eager").to(torch.bfloat16)
     ids = torch.arange(3, 20)[None]
     with torch.inference_mode():
@@ -23,11 +23,11 @@ def test_a_prepacked_model_gives_the_same_logits() -> None:
     assert (got - expected).abs().max() < 0.05 * expected.abs().max()
 
 
-def test_float32_stays_as_it_is() -> None:
+def test_a_float32_model_is_not_changed() -> None:
     assert prepack(build_model("llama", "eager")) == 0
 
 
-def test_linears_that_compute_something_else_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prepacked_linears_that_disagree_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build_model("llama", "eager").to(torch.bfloat16)
     monkeypatch.setattr(PrepackedLinear, "forward", lambda self, x: x @ torch.zeros(64, 1).to(x))
 

@@ -1,4 +1,4 @@
-"""The highest logit by the compiled layers' threads, against the sampler's own."""
+"""Argmax on the threads of the compiled layers, against the sampler's own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from server.engine.native.build import NativeUnavailable
-from server.engine.native.layers import ThreadTeam
+from server.engine.native.team import ThreadTeam
 from server.engine.sampling import sampler
 from server.engine.sampling.sampler import INVALID
 
@@ -23,9 +23,11 @@ def team() -> ThreadTeam:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("width", [1, 15, 16, 17, 49152])
-def test_it_is_the_first_of_the_highest(team: ThreadTeam, width: int, dtype: torch.dtype) -> None:
+def test_the_first_of_equal_highest_values_wins(
+    team: ThreadTeam, width: int, dtype: torch.dtype
+) -> None:
     x = torch.randn(33, width + 3, generator=torch.Generator().manual_seed(width)).to(dtype)
-    x = x[:, :width]  # rows with a gap between them
+    x = x[:, :width]  # rows with gaps between them
     x[1] = x[1, 0]
     x[2] = -INF
 
@@ -35,7 +37,7 @@ def test_it_is_the_first_of_the_highest(team: ThreadTeam, width: int, dtype: tor
 
 @pytest.mark.parametrize("place", [0, 5, 47, 49])
 @pytest.mark.parametrize("nan", [NAN, -NAN])
-def test_a_row_with_nan_has_none(team: ThreadTeam, place: int, nan: float) -> None:
+def test_a_row_with_nan_is_invalid(team: ThreadTeam, place: int, nan: float) -> None:
     x = torch.randn(3, 50)
     x[1, place] = nan
     x[1, 20] = INF

@@ -19,7 +19,7 @@ def _fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     library.cache_clear()
 
 
-def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
 
@@ -27,7 +27,7 @@ def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         library()
 
 
-def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(
+def test_a_failing_compiler_is_quoted_and_leaves_no_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     compiler = tmp_path / "bad-compiler"
@@ -41,7 +41,7 @@ def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(
     assert not list((tmp_path / "foreword" / "native").iterdir())
 
 
-def test_it_is_compiled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_library_is_compiled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     try:
         library()
     except NativeUnavailable as exc:

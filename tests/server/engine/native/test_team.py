@@ -1,4 +1,4 @@
-"""The compiled layers' threads, more of them than there are cores, so that some are always late."""
+"""The threads of the compiled layers, more than there are cores, so that some are always late."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def stress(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 8])
-def test_a_phase_begins_when_the_one_before_has_ended(stress: Path, num_threads: int) -> None:
+def test_a_phase_begins_after_the_previous_one_has_ended(stress: Path, num_threads: int) -> None:
     done = subprocess.run(
         [str(stress), str(num_threads), "3000"], capture_output=True, text=True, timeout=120
     )

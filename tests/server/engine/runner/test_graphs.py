@@ -1,4 +1,4 @@
-"""Graphs without a GPU: what is captured is called again, on whatever lies in the same memory."""
+"""Graphs without a GPU: captured work is called again, on the same memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from server.engine.attention.base import ATTENTION_NAME, AttentionBackend, Bounds, Step
+from server.engine.attention.base import AttentionBackend, BatchCapacity, Step
+from server.engine.attention.interface import ATTENTION_NAME
 from server.engine.attention.ref import RefBackend
 from server.engine.memory.kv_pool import KvPool
 from server.engine.runner.graphs import BUCKETS, CAPTURED_AT_START, Capture, Graphs, buckets_for
@@ -33,7 +34,7 @@ INTERPRETED = pytest.mark.skipif(
 )
 
 
-def test_buckets_reach_just_beyond_the_largest_step() -> None:
+def test_the_last_bucket_is_the_first_that_holds_the_largest_step() -> None:
     assert list(BUCKETS) == sorted(set(BUCKETS))
     assert buckets_for(2048) == list(BUCKETS)
     assert buckets_for(512)[-3:] == [448, 480, 512]
@@ -42,7 +43,7 @@ def test_buckets_reach_just_beyond_the_largest_step() -> None:
 
 
 class Recorder:
-    """In place of a CUDA graph."""
+    """A stand-in for CUDA graphs that counts captures and replays."""
 
     def __init__(self) -> None:
         self.captured: list[int] = []
@@ -61,7 +62,7 @@ class Recorder:
 
 
 class Doubled:
-    """A forward without a model: logits say which token and position stood in which row."""
+    """A forward without a model: the logits of a row are its token and its position."""
 
     def __init__(self) -> None:
         self.shapes: list[tuple[int, int]] = []
@@ -77,7 +78,7 @@ def step_of(token_ids: list[int], rows: list[int]) -> Step:
     return Step(ids, ids * 2, torch.tensor(rows, dtype=torch.long), [], [])
 
 
-def test_the_largest_is_captured_first_and_the_ones_beyond_512_when_they_are_wanted() -> None:
+def test_the_largest_bucket_is_captured_first_and_those_above_512_on_first_use() -> None:
     forward, recorder = Doubled(), Recorder()
     graphs = Graphs(forward, recorder, max_num_tokens=1024, max_num_rows=4, device=CPU)
     graphs.capture_all()
@@ -93,7 +94,7 @@ def test_the_largest_is_captured_first_and_the_ones_beyond_512_when_they_are_wan
     assert len(recorder.captured) == num_captured
 
 
-def test_a_step_is_padded_to_its_bucket_and_only_its_own_rows_come_back() -> None:
+def test_a_step_is_padded_to_its_bucket_and_only_its_own_rows_are_returned() -> None:
     forward, recorder = Doubled(), Recorder()
     graphs = Graphs(forward, recorder, max_num_tokens=64, max_num_rows=8, device=CPU)
     graphs.capture_all()
@@ -112,14 +113,14 @@ def test_a_step_is_padded_to_its_bucket_and_only_its_own_rows_come_back() -> Non
     assert nothing_sampled.shape == (0, 2)
 
 
-def test_what_is_larger_than_every_bucket_is_run() -> None:
+def test_a_step_larger_than_every_bucket_has_no_replay() -> None:
     graphs = Graphs(Doubled(), Recorder(), max_num_tokens=16, max_num_rows=8, device=CPU)
     graphs.capture_all()
 
     assert graphs.replay(step_of([1] * 17, [0])) is None
 
 
-def test_a_bucket_that_cannot_be_captured_is_run_and_not_tried_again() -> None:
+def test_a_failed_capture_is_not_tried_again() -> None:
     tries = []
 
     def capture(work: Callable[[], None]) -> Callable[[], None]:
@@ -137,15 +138,15 @@ def test_a_bucket_that_cannot_be_captured_is_run_and_not_tried_again() -> None:
 
 
 class Oracle(RefBackend):
-    """Plans on the host, which the recorder forgives."""
+    """The reference backend, which plans on the host. That works because replays run the code."""
 
-    def allocate(self, pool: KvPool, bounds: Bounds | None = None) -> None:
-        super().allocate(pool, bounds)
+    def allocate(self, pool: KvPool, capacity: BatchCapacity | None = None) -> None:
+        super().allocate(pool, capacity)
         self.plan(step_of([], []))
 
 
 def triton() -> AttentionBackend:
-    """Interpreted where there is no GPU."""
+    """Interpreted without a GPU."""
     from server.engine.attention.triton import TritonBackend
 
     return TritonBackend()
@@ -182,7 +183,7 @@ def passes_self_test(*args: Callable[..., Any]) -> bool:
         pytest.param(triton, marks=INTERPRETED),
     ],
 )
-def test_replays_give_the_tokens_of_each_sequence_alone(
+def test_replays_return_the_tokens_of_each_sequence_alone(
     make_backend: Callable[[], AttentionBackend],
 ) -> None:
     recorder, reference = Recorder(), build_model("llama", "eager")
@@ -201,7 +202,7 @@ def test_replays_give_the_tokens_of_each_sequence_alone(
         assert tokens[i] == oracle(reference, prompt, prefix if i % 2 else None, 3)[0]
 
 
-def test_the_self_test_passes_what_computes_the_same() -> None:
+def test_the_self_test_passes_correct_graphs() -> None:
     assert passes_self_test(Recorder())
 
 
@@ -218,7 +219,7 @@ def does_nothing(work: Callable[[], None]) -> Callable[[], None]:
         [Recorder(), lambda logits: logits.roll(1, 0)],
         [Recorder(), lambda logits: logits * torch.nan],
     ],
-    ids=["frozen", "off by little", "in other rows", "nan"],
+    ids=["frozen", "slightly off", "in other rows", "nan"],
 )
-def test_the_self_test_refuses_what_does_not(spoiled: list[Callable[..., Any]]) -> None:
+def test_the_self_test_refuses_wrong_graphs(spoiled: list[Callable[..., Any]]) -> None:
     assert not passes_self_test(*spoiled)
