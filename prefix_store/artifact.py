@@ -1,8 +1,8 @@
-"""The gate: bytes -> a prefix that fits the base model, or a refusal that says why.
+"""Reading and validating artifacts: bytes to a prefix that fits the base model.
 
 An artifact is one safetensors file: `layers.{i}.keys` and `layers.{i}.values`, each of shape
 [num_kv_heads, L, head_dim], and metadata: `format_version`, `fingerprint`, `position_offset` and
-`origin.*`. Its identity is the digest of its bytes.
+`origin.*`. An artifact is identified by the digest of its bytes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from prefix_store.safetensors_gate import read_tensors, shown, write_tensors
 
 FORMAT_VERSION = "1"
 MAX_NORM_RATIO = 1000.0
-"""Prefixes computed from text stay below 2, standard normal noise reaches 16."""
+"""For scale: prefixes computed from text stay below 2, standard normal noise reaches 16."""
 _ORIGIN = "origin."
 _NAME = re.compile(r"layers\.(0|[1-9][0-9]{0,3})\.(keys|values)", re.ASCII)
 _FINGERPRINT = re.compile(r"(sha256:[0-9a-f]{64})?")
@@ -35,7 +35,7 @@ _OFFSET = re.compile(r"0|[1-9][0-9]{0,8}", re.ASCII)
 
 
 def dump(prefix: Prefix) -> bytes:
-    """The artifact of a prefix; the same bytes for the same content."""
+    """Serialise a prefix. Deterministic: equal prefixes give equal bytes."""
     tensors: dict[str, Tensor] = {}
     for i, (keys, values) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
         tensors[f"layers.{i}.keys"] = keys
@@ -50,7 +50,7 @@ def dump(prefix: Prefix) -> bytes:
 
 
 def load(data: bytes, base: BaseModelSpec, *, max_prefix_tokens: int) -> Prefix:
-    """Read an artifact that somebody uploaded, and bind it to `base` if it names no base model.
+    """Read and validate an uploaded artifact; bind it to `base` if it names no base model.
 
     Raises subclasses of `InvalidUpload`.
     """
@@ -61,13 +61,13 @@ def load(data: bytes, base: BaseModelSpec, *, max_prefix_tokens: int) -> Prefix:
 
 
 def read(data: bytes) -> Prefix:
-    """Read an artifact that passed `load` before and whose digest was verified since."""
+    """Read an artifact that `load` accepted before and whose digest has been verified."""
     tensors, metadata = read_tensors(data)
     return _assemble(tensors, metadata)
 
 
 def check(prefix: Prefix, base: BaseModelSpec, *, max_prefix_tokens: int) -> None:
-    """Whether a prefix fits the base model and holds only numbers that can be meant.
+    """Check a prefix's fingerprint, shapes, offset and values against the base model.
 
     Raises `WrongBaseModel`, `IncompatiblePrefix`, `PrefixTooLong`, `NonFiniteValues`, `OutOfRange`.
     """
@@ -95,14 +95,16 @@ def check(prefix: Prefix, base: BaseModelSpec, *, max_prefix_tokens: int) -> Non
         check_finite(name, tensor, base.dtype)
     if (longest := max(norm_ratios(prefix, base))) > MAX_NORM_RATIO:
         raise OutOfRange(
-            f"a key or value is {longest:.3g} times as long as any of the model's own, this server "
-            f"takes {MAX_NORM_RATIO:.0f} times"
+            f"the norm of a key or value is {longest:.3g} times the largest of the model's own; "
+            f"the limit is {MAX_NORM_RATIO:.0f} times"
         )
 
 
 def norm_ratios(prefix: Prefix, base: BaseModelSpec) -> tuple[float, float]:
-    """The longest key and the longest value, relative to the model's own in the layer where that is
-    most. Zero where nothing is known of the model's own."""
+    """Return the largest norms of keys and of values relative to the model's own, over all layers.
+
+    Zero if the model's own norms are unknown.
+    """
     keys, values = 0.0, 0.0
     for k, v, own in zip(prefix.keys, prefix.values, base.kv_norms, strict=False):
         keys, values = max(keys, _longest(k) / own[0]), max(values, _longest(v) / own[1])
@@ -114,20 +116,20 @@ def _longest(vectors: Tensor) -> float:
 
 
 def check_length(num_tokens: int, max_prefix_tokens: int) -> None:
-    """Raises `PrefixTooLong`."""
+    """Raise `PrefixTooLong` if there are more virtual tokens than allowed."""
     if num_tokens > max_prefix_tokens:
         raise PrefixTooLong(
-            f"{num_tokens} virtual tokens, this server takes {max_prefix_tokens} at most"
+            f"the prefix has {num_tokens} virtual tokens; the limit is {max_prefix_tokens}"
         )
 
 
 def check_finite(name: str, tensor: Tensor, dtype: str) -> None:
-    """Raises `NonFiniteValues` where a value is, or would be in the serving dtype."""
+    """Raise `NonFiniteValues` if a value is not finite as stored or in the serving dtype."""
     if not torch.isfinite(tensor).all():
-        raise NonFiniteValues(f"{name} holds NaN or infinite values")
+        raise NonFiniteValues(f"{name} contains NaN or infinite values")
     serving: torch.dtype = getattr(torch, dtype)
     if serving != tensor.dtype and not torch.isfinite(tensor.to(serving)).all():
-        raise NonFiniteValues(f"{name} holds values beyond the range of {dtype}")
+        raise NonFiniteValues(f"{name} contains values beyond the range of {dtype}")
 
 
 def _named(prefix: Prefix) -> list[tuple[str, Tensor]]:

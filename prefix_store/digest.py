@@ -10,9 +10,9 @@ _PATTERN = re.compile(r"sha256:[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True, order=True)
 class Digest:
-    """The name of some bytes: `sha256:<64 hex digits>`, as OCI writes it.
+    """Content hash of a blob, `sha256:<64 hex digits>`, in OCI's notation.
 
-    Checked on construction, so that no path is ever made from an unchecked string.
+    Validated on construction, so that no path is ever built from an unchecked string.
     """
 
     value: str

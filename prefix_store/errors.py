@@ -1,5 +1,5 @@
 """
-What can go wrong in a prefix store. Nothing here knows about HTTP.
+Errors of the prefix store, independent of HTTP.
 
 * PrefixStoreError
   x InvalidName
@@ -41,19 +41,19 @@ from typing import ClassVar
 
 
 class PrefixStoreError(Exception):
-    """Base class of every error a prefix store raises. Messages are fit for a user's eyes."""
+    """Base class of all errors of the prefix store. Messages may be shown to users."""
 
     code: ClassVar[str] = "prefix_store_error"
 
 
 class InvalidName(PrefixStoreError):
-    """A task's name is 1 to 63 of a-z, 0-9, `_` and `-`, and starts with a letter or a digit."""
+    """Not a task name: 1 to 63 characters of a-z, 0-9, `_` and `-`, starting with a-z or 0-9."""
 
     code = "invalid_name"
 
 
 class NotFound(PrefixStoreError):
-    """The store holds nothing under that name."""
+    """The store has nothing under that name."""
 
     code = "not_found"
 
@@ -65,7 +65,7 @@ class UnknownTask(NotFound):
 
 
 class UnknownVersion(NotFound):
-    """The task exists, this version of it does not."""
+    """The task exists but has no such version."""
 
     code = "unknown_version"
 
@@ -107,19 +107,19 @@ class NothingActive(Conflict):
 
 
 class NothingToRollBack(Conflict):
-    """No earlier activation is left to go back to."""
+    """There is no earlier activation to go back to."""
 
     code = "nothing_to_roll_back"
 
 
 class LastAdminKey(Conflict):
-    """The last key with the scope `admin` is not revoked: create another one first."""
+    """The last key with the scope `admin` cannot be revoked: create another one first."""
 
     code = "last_admin_key"
 
 
 class VersionQuarantined(Conflict):
-    """The version's stored bytes have changed. Uploading the same bytes again heals it."""
+    """The version's stored bytes are corrupt. Uploading the same bytes again repairs it."""
 
     code = "version_quarantined"
 
@@ -131,29 +131,29 @@ class RequestInProgress(Conflict):
 
 
 class DefinitionMismatch(Conflict):
-    """The upload says that prompts are made in another way than its task makes them."""
+    """The upload's definition contradicts its task's template or chat setting."""
 
     code = "definition_mismatch"
 
 
 class ActivationOvertaken(Conflict):
-    """Another activation came first, after this request had begun."""
+    """The active version changed while this request was running."""
 
     code = "activation_overtaken"
 
 
 class QuotaExceeded(PrefixStoreError):
-    """The server keeps no more tasks, or no more versions of this one."""
+    """The limit of tasks, or of versions per task, is reached."""
 
     code = "quota_exceeded"
 
 
 class StoreFull(QuotaExceeded):
-    """The server keeps no more bytes of prefixes."""
+    """The limit of bytes stored for prefixes is reached."""
 
 
 class PreconditionFailed(PrefixStoreError):
-    """The task is not in the state that the change was meant for."""
+    """The task is not in the state that the change requires."""
 
     code = "precondition_failed"
 
@@ -171,25 +171,25 @@ class InvalidUpload(PrefixStoreError):
 
 
 class UnsupportedMediaType(InvalidUpload):
-    """The body's type is none that an upload can have."""
+    """Uploads of this media type are not supported."""
 
     code = "unsupported_media_type"
 
 
 class InvalidArtifact(InvalidUpload):
-    """The bytes are not a well-formed file of the kind they claim to be."""
+    """The bytes are not a well-formed file of their format."""
 
     code = "invalid_artifact"
 
 
 class UnsupportedFormat(InvalidUpload):
-    """A well-formed file of a kind this server does not take, such as LoRA."""
+    """A well-formed file of an unsupported kind, such as a LoRA."""
 
     code = "unsupported_format"
 
 
 class IncompatiblePrefix(InvalidUpload):
-    """The shapes do not fit the base model. The message says expected and got."""
+    """The shapes do not match the base model. The message states expected and actual."""
 
     code = "incompatible_prefix"
 
@@ -201,30 +201,30 @@ class WrongBaseModel(InvalidUpload):
 
 
 class NonFiniteValues(InvalidUpload):
-    """NaN or infinite values, before or after the cast to the serving dtype."""
+    """Values are NaN or infinite, before or after the cast to the serving dtype."""
 
     code = "non_finite_values"
 
 
 class OutOfRange(InvalidUpload):
-    """Keys or values are longer than any of the base model's own by orders of magnitude."""
+    """The norm of a key or value exceeds the base model's own by orders of magnitude."""
 
     code = "out_of_range"
 
 
 class PrefixTooLong(InvalidUpload):
-    """More virtual tokens than the server takes."""
+    """The prefix has more virtual tokens than the server allows."""
 
     code = "prefix_too_long"
 
 
 class DigestMismatch(PrefixStoreError):
-    """The stored bytes do not hash to their own name."""
+    """The stored bytes do not match their digest."""
 
     code = "digest_mismatch"
 
 
 class StorageFailure(PrefixStoreError):
-    """The disk or the database refused: nothing was changed."""
+    """The disk, network or database failed; nothing was changed."""
 
     code = "storage_failure"

@@ -1,4 +1,4 @@
-"""What is written down about a version (immutable) and about a task (mutable). Data, never code."""
+"""Metadata of a version (immutable) and of a task (mutable). Data, never code."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ class Message(BaseModel):
 
 
 class PromptFormat(BaseModel):
-    """How prompts that follow this prefix are made."""
+    """How prompts after this prefix are built."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     add_special_tokens: bool = True
     """False where the prefix already holds the beginning-of-sequence token (text prefixes)."""
     messages: tuple[Message, ...] | None = None
-    """The chat messages the prefix was computed from; a request's messages continue them."""
+    """Chat messages that the prefix was computed from. A request's messages continue them."""
 
 
 class Check(BaseModel):
-    """One line of the verification report."""
+    """One entry of the verification report."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -46,17 +46,17 @@ class Check(BaseModel):
 
 
 class GoldenPrompt(BaseModel):
-    """A prompt, and how its greedy completion must begin before a version may answer."""
+    """A prompt and the start of its greedy completion, checked before a version is activated."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     prompt: str = Field(min_length=1, max_length=10_000)
-    """As a request would send it: the task's template or chat is put around it."""
+    """Prompt as a request would send it; the task's template or chat template is applied."""
     expect: (
         Annotated[str, StringConstraints(min_length=1, max_length=10_000)]
         | Annotated[tuple[TokenId, ...], Field(min_length=1, max_length=1024, fail_fast=True)]
     )
-    """Text, or token ids."""
+    """Expected start of the completion: text, or token ids."""
 
 
 GoldenPrompts = Annotated[tuple[GoldenPrompt, ...], Field(max_length=16, fail_fast=True)]
@@ -66,17 +66,17 @@ Score = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Evaluation(BaseModel):
-    """What was measured before the upload, by whoever trained the prefix; not checked here."""
+    """Scores measured by the trainer before the upload. Not checked by the server."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     num_examples: int = Field(ge=1)
-    """Lines that were not trained on."""
+    """Number of held-out examples."""
     scores: dict[ScoreName, Score] = Field(max_length=32)
 
 
 class Identity(BaseModel):
-    """Which version of which task."""
+    """A task and a version number."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -85,7 +85,7 @@ class Identity(BaseModel):
 
 
 class Draft(BaseModel):
-    """What a push says about a version, before the registry gives it its number."""
+    """Metadata of a version before the registry assigns its number."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -98,16 +98,16 @@ class Draft(BaseModel):
     fingerprint: str
     source_format: str
     source_digest: str
-    """Of the bytes that were uploaded."""
+    """Digest of the uploaded bytes."""
     prompt: PromptFormat = PromptFormat()
     verification: tuple[Check, ...] = ()
     golden: GoldenPrompts = ()
-    """What came with the upload; those of the task's profile count beside these."""
+    """Golden prompts of the upload. Those of the task's profile are checked in addition."""
     evaluation: Evaluation | None = None
-    """What came with the upload."""
+    """Evaluation that came with the upload."""
 
     def as_version(self, task: str, version: int, *, at: datetime, by: str | None) -> Manifest:
-        """The manifest of this draft as a version of a task."""
+        """Return the manifest of this draft as version `version` of `task`."""
         return Manifest(**dict(self), task=task, version=version, created_at=at, created_by=by)
 
 
@@ -139,18 +139,18 @@ class Defaults(SamplingFields, AnswerFields):
 
 
 class Limits(BaseModel):
-    """What a task allows at most; the server's own limits hold beside these."""
+    """Upper limits of a task, in addition to the server's own."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_tokens: int | None = Field(None, ge=1, le=1_000_000)
     max_prompt_tokens: int | None = Field(None, ge=1, le=1_000_000)
     max_concurrency: int | None = Field(None, ge=1, le=4096)
-    """Requests that run at once; more of them wait."""
+    """Number of requests that run concurrently; further ones wait."""
 
 
 class Profile(BaseModel):
-    """How a task treats its prompts."""
+    """Mutable settings of a task: template, defaults, limits, scheduling weight."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -158,26 +158,26 @@ class Profile(BaseModel):
     template: str | None = Field(None, max_length=100_000)
     """`{prompt}` and named fields, such as `Review: {prompt}\\nLanguage: {language}`."""
     chat: bool = False
-    """A plain `prompt` is taken as one user message of the base model's chat template."""
+    """Send a plain `prompt` as one user message through the base model's chat template."""
     defaults: Defaults = Defaults()
     limits: Limits = Limits()
     weight: float = Field(1.0, ge=0.01, le=100, allow_inf_nan=False)
-    """Tokens it gets for each of a task of weight 1, while both want more than they get."""
+    """Share of the step's token budget under contention, relative to a task of weight 1."""
     golden: GoldenPrompts = ()
-    """What every version must answer rightly before it may become the active one."""
+    """Golden prompts that every version must pass before it can be activated."""
 
 
 class Definition(BaseModel):
-    """How a prefix is asked: what `foreword.json` beside it says."""
+    """How prompts for a prefix are built: the content of `foreword.json`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     template: str | None = Field(None, max_length=100_000)
     chat: bool = False
     defaults: Defaults = Defaults()
-    """Stop strings among them."""
+    """Includes the stop strings."""
     prompt: PromptFormat | None = None
-    """None: as the upload's format has it."""
+    """None: the default of the upload's format."""
 
     @model_validator(mode="after")
     def _no_empty_messages(self) -> Self:
@@ -188,15 +188,15 @@ class Definition(BaseModel):
 
     @classmethod
     def of(cls, profile: Profile, prompt: PromptFormat) -> Definition:
-        """Of a version with this prompt format, in a task with this profile."""
+        """Build the definition of a version from its prompt format and its task's profile."""
         defaults, template, chat = profile.defaults, profile.template, profile.chat
         return cls(template=template, chat=chat, defaults=defaults, prompt=prompt)
 
     def adopted_by(self, task: Task | None) -> Profile:
-        """The profile of a task once it has a version with this definition. A new task takes all
-        of it; one that has versions makes prompts in this way already, and keeps its own defaults.
+        """Return the task's profile after it adopts this definition.
 
-        Raises `DefinitionMismatch`.
+        A new task takes all of it. A task with versions must have the same template and chat
+        setting already, and keeps its own defaults. Raises `DefinitionMismatch`.
         """
         profile = Profile() if task is None else task.profile
         is_new = task is None or task.num_versions == 0
@@ -213,7 +213,7 @@ class Definition(BaseModel):
 
 
 class Task(BaseModel):
-    """A task as the registry knows it."""
+    """A task as stored in the registry."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -222,13 +222,13 @@ class Task(BaseModel):
     active_version: int | None
     num_versions: int
     revision: int
-    """Goes up with every change of the task or its versions."""
+    """Incremented with every change of the task or its versions."""
     created_at: datetime
     updated_at: datetime
 
 
 class Activation(BaseModel):
-    """One line of a task's history."""
+    """One entry of a task's activation history."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -236,6 +236,6 @@ class Activation(BaseModel):
     version: int
     action: Literal["activate", "rollback", "traffic"]
     weights: dict[int, int] | None = None
-    """Of the versions that share the traffic from here on; None: this version gets all of it."""
+    """Traffic weights by version while this is in force; None: `version` gets all traffic."""
     at: datetime
     by: str | None = None

@@ -1,4 +1,4 @@
-"""What a prefix is, and what a base model asks of one."""
+"""Prefixes, their sources, and the geometry of the base model that a prefix has to match."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class BaseModelSpec:
-    """What a prefix must fit: measured by one real forward, not read from config fields."""
+    """Geometry that a prefix must match, measured by a forward pass, not read from the config."""
 
     name: str
     fingerprint: str
@@ -21,13 +21,13 @@ class BaseModelSpec:
     dtype: str
     """The serving dtype, as torch names it: `float32`, `bfloat16`, `float16`."""
     kv_norms: tuple[tuple[float, float], ...] = ()
-    """Of every layer: the longest key and the longest value of a token of the model's own."""
+    """Per layer: the largest norm of a key and of a value among the model's own tokens."""
     loaded_from: str = ""
-    """Its folder or hub id, which trainers write down where clients know it by `name`."""
+    """Folder or hub id. Trainers record this one, while clients know the model by `name`."""
 
     @property
     def num_bytes_per_token(self) -> int:
-        """Bytes that one token's keys and values take on the device."""
+        """Bytes that one token's keys and values take on the device, over all layers."""
         itemsize = 4 if self.dtype == "float32" else 2
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * itemsize
 
@@ -44,9 +44,9 @@ class Prefix:
     values: tuple[Tensor, ...]  # one per layer, [num_kv_heads, L, head_dim]
     position_offset: int
     fingerprint: str
-    """Of the base model, or empty where the source does not say."""
+    """Fingerprint of the base model; empty if the source does not name one."""
     origin: dict[str, str] = field(default_factory=dict)
-    """Where it came from: `source_format`, `source_digest`, `tool`."""
+    """Provenance: `source_format`, `source_digest`, `tool`."""
 
     @property
     def num_virtual_tokens(self) -> int:
@@ -55,17 +55,17 @@ class Prefix:
 
 @dataclass(frozen=True, slots=True)
 class SoftPrompt:
-    """Learned input embeddings: prompt tuning, P-tuning. One forward turns them into a `Prefix`."""
+    """Trained input embeddings (prompt tuning, P-tuning), which a forward turns into a `Prefix`."""
 
     embeddings: Tensor  # [L, hidden_size]
     source_format: str
     base_model: str = ""
-    """What the source calls the model it was trained for, if it says so."""
+    """Name of the model it was trained for, as the source has it; empty if it has none."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextPrompt:
-    """Plain text, or chat messages, that one forward turns into a `Prefix`. Exactly one is set."""
+    """Text or chat messages (exactly one is set) that one forward turns into a `Prefix`."""
 
     text: str | None = None
     messages: tuple[dict[str, str], ...] | None = None

@@ -1,4 +1,4 @@
-"""What a user writes for a version: `task`, or `task@3`."""
+"""References to versions as users write them: `task` or `task@3`."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ _NUMBER = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
 
 
 def is_task_name(name: str) -> bool:
-    """Whether a task can have this name."""
+    """Whether this is a valid task name."""
     return _NAME.fullmatch(name) is not None
 
 
 def check_task_name(name: str) -> None:
-    """Raises `InvalidName`, without a word of what was given."""
+    """Raise `InvalidName`, without echoing the name, unless it is a valid task name."""
     if not is_task_name(name):
         raise InvalidName(
-            "a task's name is 1 to 63 of a-z, 0-9, _ and -, and starts with a letter or a digit"
+            "a task name has 1 to 63 characters of a-z, 0-9, _ and -, and starts with a-z or 0-9"
         )
 
 
 def matches(globs: Sequence[str], task: str) -> bool:
-    """Whether a task's name matches one of them: `*` is any characters, `?` is one."""
+    """Whether a task's name matches one of the globs: `*` is any characters, `?` is one."""
     return any(fnmatchcase(task, glob) for glob in globs)
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A task and, where one is pinned, its version. None means the active one."""
+    """A task and optionally a version; None means the active one."""
 
     task: str
     version: int | None = None
@@ -46,11 +46,11 @@ class Reference:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Raises `InvalidName`."""
+        """Parse `task` or `task@number`. Raises `InvalidName`."""
         task, at, number = text.partition("@")
         check_task_name(task)
         if not at:
             return cls(task)
         if not _NUMBER.fullmatch(number):
-            raise InvalidName("a version is a whole number from 1, such as in `task@3`")
+            raise InvalidName("a version is a whole number from 1, as in `task@3`")
         return cls(task, int(number))

@@ -1,8 +1,8 @@
-"""Bytes -> tensors, for bytes that nobody vouches for.
+"""Reading safetensors files from untrusted sources.
 
-Stricter than the safetensors library, which takes duplicate names, tensors without elements, any
-dtype and headers that cost seconds to parse. The layout is a little-endian u64 with the header's
-length, the header in JSON, then the tensors' bytes: https://huggingface.co/docs/safetensors
+Stricter than the safetensors library, which accepts duplicate names, empty tensors, any dtype and
+headers that take seconds to parse. Layout: a little-endian u64 with the header's length, the header
+as JSON, then the tensors' bytes. https://huggingface.co/docs/safetensors
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ _FOREIGN = {
 
 
 def read_tensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a safetensors file and its metadata, every byte of it accounted for.
+    """Return the tensors and the metadata of a safetensors file; every byte must be accounted for.
 
-    Dtypes are F32, F16 or BF16, one for all tensors. Names are not checked. Raises
+    All tensors share one dtype: F32, F16 or BF16. Tensor names are not checked. Raises
     `InvalidArtifact`.
     """
     header, num_bytes = _read_header(data)
@@ -54,12 +54,12 @@ def read_tensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     _check_tensors(header, num_bytes)
     try:
         return load(data), metadata
-    except Exception as error:  # the library raises what it likes, KeyError among it
+    except Exception as error:  # the library raises many types, KeyError among them
         raise InvalidArtifact("the safetensors library cannot read the file") from error
 
 
 def write_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file. The same content gives the same bytes, unlike with the library."""
+    """Write a safetensors file. Deterministic, unlike the library's writer."""
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     chunks: list[bytes] = []
     end = 0
@@ -78,23 +78,23 @@ def write_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) ->
 
 
 def is_safetensors(data: bytes) -> bool:
-    """Whether the bytes begin as the format does."""
+    """Whether the bytes start like a safetensors file."""
     return data[8:9] == b"{" and _LENGTH.unpack_from(data)[0] <= MAX_HEADER_BYTES
 
 
 def name_foreign(data: bytes) -> str | None:
-    """What the bytes are instead, if that is one of the usual mistakes."""
+    """Name the actual format of a file that is commonly uploaded by mistake."""
     return next((name for magic, name in _FOREIGN.items() if data.startswith(magic)), None)
 
 
 def shown(name: object) -> str:
-    """A name from a file as an error message may show it: short, ASCII, escaped."""
+    """Format an untrusted name for an error message: short, ASCII, escaped."""
     text = ascii(name)
     return text if len(text) <= 64 else f"{text[:60]}...'"
 
 
 def _read_header(data: bytes) -> tuple[dict[str, Any], int]:
-    """The header, and the number of bytes behind it."""
+    """Return the header and the number of bytes that follow it."""
     if not is_safetensors(data):
         if found := name_foreign(data):
             raise InvalidArtifact(f"this is {found}")
@@ -129,25 +129,27 @@ def _check_tensors(header: dict[str, Any], num_bytes: int) -> None:
             raise InvalidArtifact("the tensors overlap or leave a gap")
         end = next_end
     if not spans or end != num_bytes:
-        raise InvalidArtifact(f"the tensors take {end} bytes, the file has {num_bytes} for them")
+        raise InvalidArtifact(f"the tensors need {end} bytes, but the file has {num_bytes}")
     if len({info["dtype"] for info in header.values()}) > 1:
         raise InvalidArtifact("the tensors differ in dtype")
 
 
 def _span(name: str, info: object) -> tuple[int, int]:
-    """Where a tensor's bytes lie, once everything said about it fits together."""
+    """Return a tensor's byte range, after checking that dtype, shape and offsets agree."""
     if not isinstance(info, dict) or info.keys() != {"dtype", "shape", "data_offsets"}:
-        raise InvalidArtifact(f"tensor {shown(name)} is not described as the format asks")
+        raise InvalidArtifact(f"tensor {shown(name)}: the header entry is malformed")
     dtype, shape, offsets = info["dtype"], info["shape"], info["data_offsets"]
     if type(dtype) is not str or dtype not in _DTYPES:
         raise InvalidArtifact(f"tensor {shown(name)}: the dtype must be F32, F16 or BF16")
     if not _is_counts(shape, least=1) or not 1 <= len(shape) <= MAX_RANK:
-        raise InvalidArtifact(f"tensor {shown(name)}: not a shape of 1 to {MAX_RANK} sizes from 1")
+        raise InvalidArtifact(
+            f"tensor {shown(name)}: the shape must be 1 to {MAX_RANK} sizes of at least 1"
+        )
     if not _is_counts(offsets, least=0) or len(offsets) != 2:
-        raise InvalidArtifact(f"tensor {shown(name)}: not a pair of offsets")
+        raise InvalidArtifact(f"tensor {shown(name)}: data_offsets must be two offsets")
     begin, end = offsets
     if end - begin != math.prod(shape) * _DTYPES[dtype].itemsize:
-        raise InvalidArtifact(f"tensor {shown(name)}: the shape does not fit the bytes")
+        raise InvalidArtifact(f"tensor {shown(name)}: the shape does not match the number of bytes")
     return begin, end
 
 

@@ -1,4 +1,4 @@
-"""The one door to prefixes: what is kept, what it is called, and which one is active."""
+"""The prefix store: artifacts in a blob store, tasks and versions in a registry."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from prefix_store.blobs.blobs import BlobStore
-from prefix_store.blobs.held import HeldBlobs, Holding
+from prefix_store.blobs.leases import BlobLease, BlobLeases
 from prefix_store.digest import Digest
 from prefix_store.errors import StorageFailure, UnknownDigest
 from prefix_store.manifest import Activation, Definition, Draft, Manifest, Profile, Task
 from prefix_store.registry.audit import NOBODY, Actor
 from prefix_store.registry.preconditions import (
     UNCONDITIONAL,
-    ActivationSeen,
+    CurrentActivation,
     IdempotentRequest,
     Preconditions,
 )
@@ -27,7 +27,7 @@ _ANSWERS_KEPT_S = 24 * 3600.0
 
 
 class VersionSource(Protocol):
-    """Who tells requests where to go: the registry, or a replica of it."""
+    """Resolves a request's task to a version: the registry, or a replica of it."""
 
     def serving_version(self, task: str, version: int | None, key: str) -> ServingVersion: ...
 
@@ -35,47 +35,47 @@ class VersionSource(Protocol):
 
     def age_s(self) -> float: ...
 
-    def is_lost(self) -> bool: ...
+    def is_stale(self) -> bool: ...
 
 
 class PrefixStore:
-    """Blobs and a registry, in the order that survives a crash: bytes first, then the row.
+    """A blob store and a registry, written in an order that survives a crash: blob first, then row.
 
-    Safe to call from any number of threads. What it raises is in `prefix_store.errors`.
+    Thread-safe. Raises the errors of `prefix_store.errors`.
     """
 
     def __init__(
         self, blobs: BlobStore, registry: Registry, source: VersionSource | None = None
     ) -> None:
-        """`source`: where requests are resolved, in place of the registry."""
+        """`source` resolves requests instead of the registry, if given."""
         self._blobs = blobs
         self._registry = registry
         self._source: VersionSource = source or registry
-        self._held = HeldBlobs(blobs, registry)
+        self._leases = BlobLeases(blobs, registry)
 
-    def hold(self) -> Holding:
-        """For one upload, which lets go of it at its end: what it has put is deleted then, unless a
-        version or another upload needs it."""
-        return Holding(self._held, self._blobs)
+    def lease(self) -> BlobLease:
+        """Open a lease for one upload. When it is released, the blobs that the upload has put are
+        deleted, unless a version or another upload needs them."""
+        return BlobLease(self._leases, self._blobs)
 
-    def put(self, prefix: Prefix, holding: Holding | None = None) -> tuple[Digest, int]:
-        """Keep a prefix's artifact: its digest and its size in bytes. Push it while it is held or,
-        where nobody holds it, within the grace.
+    def put(self, prefix: Prefix, lease: BlobLease | None = None) -> tuple[Digest, int]:
+        """Store a prefix's artifact and return its digest and size in bytes.
 
-        Raises `StoreFull`.
+        Push it while the lease is held or, without a lease, within the grace period of
+        `collect_garbage`. Raises `StoreFull`.
         """
-        from prefix_store import artifact  # torch: not for those who only keep and count
+        from prefix_store import artifact  # imports torch, which most callers do not need
 
         data = artifact.dump(prefix)
         self._registry.check_room(len(data))
-        return self.put_bytes(data, holding), len(data)
+        return self.put_bytes(data, lease), len(data)
 
-    def put_bytes(self, data: bytes, holding: Holding | None = None) -> Digest:
-        """Keep bytes that are no artifact yet, such as a soft prompt on its way to the engine."""
-        return self._blobs.put(data) if holding is None else holding.put(data)
+    def put_bytes(self, data: bytes, lease: BlobLease | None = None) -> Digest:
+        """Store bytes that are not an artifact yet, such as a soft prompt for the engine."""
+        return self._blobs.put(data) if lease is None else lease.put(data)
 
     def open(self, digest: Digest) -> bytes:
-        """The artifact's bytes, verified. Raises `UnknownDigest`, `DigestMismatch`."""
+        """Read an artifact and verify its digest. Raises `UnknownDigest`, `DigestMismatch`."""
         return self._blobs.get(digest)
 
     def push(
@@ -88,12 +88,12 @@ class PrefixStore:
         by: Actor = NOBODY,
         preconditions: Preconditions = UNCONDITIONAL,
         definition: Definition | None = None,
-        rehearse: bool = False,
+        dry_run: bool = False,
     ) -> Manifest:
-        """Make a kept artifact the task's next version; `create` makes a missing task, and one
-        without versions adopts the `definition`.
+        """Make a stored artifact the next version of a task.
 
-        With `rehearse` nothing is written: the manifest is the one that it would be.
+        `create` creates the task if it does not exist. A task without versions adopts the
+        `definition`. `dry_run` writes nothing and returns the manifest that a push would write.
 
         Raises `UnknownDigest`, `UnknownTask`, `InvalidName`, `PreconditionFailed`,
         `QuotaExceeded`, `DefinitionMismatch`, `ActivationOvertaken`.
@@ -109,12 +109,12 @@ class PrefixStore:
             by=by,
             preconditions=preconditions,
             definition=definition,
-            rehearse=rehearse,
+            dry_run=dry_run,
         )
 
-    def seen(self, task: str) -> ActivationSeen:
+    def current_activation(self, task: str) -> CurrentActivation:
         """What is in force now, for a change that must not overtake a newer one."""
-        return self._registry.seen(task)
+        return self._registry.current_activation(task)
 
     def resolve(self, task: str, version: int | None = None, key: str = "") -> Manifest:
         """The version a request gets; the same for the same key, where versions share the traffic.
@@ -137,7 +137,7 @@ class PrefixStore:
         by: Actor = NOBODY,
         preconditions: Preconditions = UNCONDITIONAL,
     ) -> Activation:
-        """Let versions share the traffic; without weights, the active one gets all of it.
+        """Split a task's traffic between versions. Without weights the active one gets all of it.
 
         Raises `UnknownTask`, `NothingActive`, `UnknownVersion`, `VersionQuarantined`,
         `PreconditionFailed`.
@@ -165,7 +165,7 @@ class PrefixStore:
         by: Actor = NOBODY,
         preconditions: Preconditions = UNCONDITIONAL,
     ) -> Activation:
-        """Hot swap.
+        """Make a version the active one (hot swap).
 
         Raises `UnknownTask`, `UnknownVersion`, `VersionQuarantined`, `PreconditionFailed`.
         """
@@ -174,7 +174,7 @@ class PrefixStore:
     def rollback(
         self, task: str, by: Actor = NOBODY, preconditions: Preconditions = UNCONDITIONAL
     ) -> Activation:
-        """Back to the version before.
+        """Go back to the version that was active before.
 
         Raises `UnknownTask`, `NothingToRollBack`, `VersionQuarantined`, `PreconditionFailed`.
         """
@@ -237,14 +237,15 @@ class PrefixStore:
         return self._registry.answer(request)
 
     def quarantined(self) -> set[Digest]:
-        """The blobs whose bytes have changed on disk; versions of them are not served."""
+        """Return the blobs whose stored bytes are corrupt. Their versions are not served."""
         return self._blobs.quarantined()
 
     def collect_garbage(self, grace_s: float) -> int:
-        """Delete what no version refers to, and old answers; the number of blobs deleted.
+        """Delete unreferenced blobs and old idempotency answers; return the number of blobs.
 
-        `grace_s` must outlast an upload, from `put` to `push`, and a request that still runs on a
-        deleted version: younger blobs and blobs of versions deleted more recently are spared.
+        Blobs younger than `grace_s` seconds, and blobs of versions deleted less than `grace_s` ago,
+        are kept. The grace period must be longer than an upload (from `put` to `push`) and than a
+        request that still runs on a deleted version.
         """
         self._registry.forget_answers(_ANSWERS_KEPT_S)
         self._blobs.sweep()
@@ -254,19 +255,19 @@ class PrefixStore:
         return sum(self._blobs.delete(digest, put_by=put_by) for digest in garbage)
 
     def refresh_health(self) -> None:
-        """Ask remote blobs whether they are reachable; called every few seconds."""
+        """Probe a remote blob store. Called every few seconds."""
         self._blobs.refresh_health()
 
     def age_s(self) -> float:
         """Seconds since what requests are resolved by was read."""
         return self._source.age_s()
 
-    def is_lost(self) -> bool:
+    def is_stale(self) -> bool:
         """Whether requests cannot be resolved any more."""
-        return self._source.is_lost()
+        return self._source.is_stale()
 
     def outages(self) -> dict[str, str]:
-        """Which part is away, `registry` or `blobs`, and why. Never waits for a network."""
+        """Return why `registry` or `blobs` are unreachable, if they are. Does no network I/O."""
         found = {}
         for part, check in (("registry", self._source.check), ("blobs", self._blobs.check)):
             try:

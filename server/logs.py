@@ -1,4 +1,4 @@
-"""Log lines: one JSON object each on stderr, uvicorn's and the libraries' among them."""
+"""Logging as JSON lines on stderr, including uvicorn and libraries."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import structlog
 
 
 def configure(level: str) -> None:
-    """Send every logger of this process through one JSON formatter.
+    """Configure every logger of this process to use one JSON formatter.
 
     The request id comes from structlog's context variables. JSON escapes control characters, so
-    that nothing a client sent can start a line of its own.
+    that client input cannot forge log lines.
     """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -33,7 +33,7 @@ def configure(level: str) -> None:
     stream = logging.StreamHandler(sys.stderr)
     stream.setFormatter(formatter)
     logging.basicConfig(level=level.upper(), handlers=[stream], force=True)
-    logging.raiseExceptions = False  # a closed pipe must not take the service down
+    logging.raiseExceptions = False  # a closed pipe must not stop the service
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
@@ -46,6 +46,6 @@ def configure(level: str) -> None:
 def _without_colour(
     logger: object, name: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    """uvicorn says the same thing twice, once for terminals."""
+    """Drop uvicorn's second, coloured copy of the message."""
     event.pop("color_message", None)
     return event

@@ -1,4 +1,4 @@
-"""What the server does when nobody asks: demo tasks at its start, then chores at intervals."""
+"""Demo-task seeding at startup, and periodic maintenance."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from server.demo.tasks import DEMO_TASKS, DemoTask
 
 logger = logging.getLogger(__name__)
 
-Chore = Callable[[Services], Awaitable[None]]
+Job = Callable[[Services], Awaitable[None]]
 
 _GC_GRACE_S = 24 * 3600.0
 
 
-async def seed(services: Services) -> None:
-    """Make the demo tasks that do not exist, or were left without a version."""
+async def seed_demo_tasks(services: Services) -> None:
+    """Create the demo tasks that do not exist or have no version."""
     fitting = [demo for demo in DEMO_TASKS if demo.fits(services.engine.info.fingerprint)]
     for demo in fitting:
         try:
@@ -36,20 +36,20 @@ async def seed(services: Services) -> None:
 
 
 def start(services: Services) -> list[asyncio.Task[None]]:
-    """All of them, until they are cancelled."""
+    """Start all maintenance tasks; they run until they are cancelled."""
     return [
-        asyncio.create_task(_regularly(services, chore, interval_s), name=chore.__name__)
-        for chore, interval_s in _CHORES.items()
+        asyncio.create_task(_run_periodically(services, job, interval_s), name=job.__name__)
+        for job, interval_s in _INTERVALS_S.items()
     ]
 
 
-async def _regularly(services: Services, chore: Chore, interval_s: float) -> None:
+async def _run_periodically(services: Services, job: Job, interval_s: float) -> None:
     while True:
         await asyncio.sleep(interval_s)
-        await chore(services)
+        await job(services)
 
 
-async def _look_at_blobs(services: Services) -> None:
+async def _refresh_blob_health(services: Services) -> None:
     await services.run_in_store(services.store.refresh_health)
 
 
@@ -61,24 +61,24 @@ async def _collect_garbage(services: Services) -> None:
 
 
 async def log_audit_head(services: Services) -> None:
-    """Kept apart from the database, this line shows what was cut off or rewritten before it."""
+    """Log the end of the audit chain, which later reveals rows cut off or rewritten before it."""
     try:
         head = await services.run_in_store(services.audit.head)
     except PrefixStoreError:
-        logger.exception("the end of the audit cannot be read")
+        logger.exception("cannot read the end of the audit log")
     else:
         logger.info("audit head", extra={"seq": head.seq, "hash": head.hash})
 
 
-_CHORES: dict[Chore, float] = {
-    _look_at_blobs: 5.0,
+_INTERVALS_S: dict[Job, float] = {
+    _refresh_blob_health: 5.0,
     _collect_garbage: 3600.0,
     log_audit_head: 3600.0,
 }
 
 
 def _body(demo: DemoTask) -> tuple[bytes, str]:
-    """An upload and its media type."""
+    """Return a demo task's upload body and its media type."""
     if demo.folder is not None:
         archive = io.BytesIO()
         with tarfile.open(fileobj=archive, mode="w") as tar:

@@ -1,4 +1,4 @@
-"""Registry, blobs and keys, as the settings name them. For the server, and for who runs it."""
+"""Opening the registry, blobs and keys from the settings, for the server and the CLI."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from server.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """What outlasts the server."""
+    """The server's persistent state."""
 
     store: PrefixStore
     keys: KeyStore
     audit: AuditLog
     replica: Replica | None
-    """Where the registry is shared, so that requests do without it."""
+    """Set if the registry is shared; resolves requests and keys without the database."""
     registry: Registry
 
     def close(self) -> None:
@@ -32,7 +32,7 @@ class Storage:
 
 
 def open_storage(settings: Settings) -> Storage:
-    """Raises `StorageFailure`. The replica does not follow the registry yet."""
+    """Open everything; the replica is not started yet. Raises `StorageFailure`."""
     registry = open_registry(settings)
     replica = None
     if settings.registry is not None:
@@ -47,28 +47,28 @@ def open_storage(settings: Settings) -> Storage:
 
 
 def where_blobs_are(settings: Settings) -> str:
-    """A folder or a URL."""
+    """Return the folder or URL of the blobs."""
     return settings.blobs or str(settings.store / "blobs")
 
 
 def open_blobs(settings: Settings) -> BlobStore:
-    """Raises `StorageFailure`."""
+    """Open the blob store. Raises `StorageFailure`."""
     cache = settings.store / "blob-cache"
     return open_blobs_at(where_blobs_are(settings), cache, settings.blob_cache_bytes)
 
 
 def open_registry(settings: Settings, *, create: bool = True) -> Registry:
-    """`create`: also where there is none yet. Raises `StorageFailure`."""
-    # A database that got lost must not be replaced by an empty one, and its blobs be collected.
+    """Open the registry; `create` a missing one. Raises `StorageFailure`."""
+    # An empty registry in place of a lost one would let garbage collection delete all blobs.
     is_new = create and next(iter(open_blobs(settings)), None) is None
     quotas = Quotas(settings.max_tasks, settings.max_versions_per_task, settings.max_store_bytes)
     return Registry(_url(settings), may_create=is_new, quotas=quotas)
 
 
 def open_keys(settings: Settings, registry: Registry, replica: Replica | None = None) -> KeyStore:
-    """With the pepper that belongs to them. Raises `StorageFailure`."""
+    """Open the keys and their pepper. Raises `StorageFailure`."""
     path = settings.key_pepper_file or settings.store / "pepper"
-    # Beside keys that are there already, a new pepper would make all of them invalid.
+    # A new pepper would invalidate all existing keys.
     is_first = settings.key_pepper_file is None and not keys_exist(registry.database)
     return KeyStore(registry.database, load_pepper(path, create=is_first), replica)
 

@@ -1,8 +1,8 @@
-"""OpenTelemetry traces, for who installs the extra `otel` and sets OTEL_EXPORTER_OTLP_ENDPOINT.
+"""OpenTelemetry traces, enabled by the extra `otel` and OTEL_EXPORTER_OTLP_ENDPOINT.
 
-A request is a span, a child of the caller's `traceparent`; what its completions spent their time on
-are spans inside it, made when they have ended, from times that are taken anyway. Without the
-variable nothing of this is imported or called.
+Each request is a span, a child of the caller's `traceparent`. The phases of its completions are
+spans inside it, created at the end from timestamps that are taken anyway. Without the variable
+nothing of this is imported or called.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SELDOM_OF_INTEREST = ("/livez", "/readyz", "/health", "/metrics")
 
 
 def from_environment() -> Tracing | None:
-    """By OpenTelemetry's own variables. None where they name no receiver, or say off."""
+    """Configure tracing from OpenTelemetry's variables. None without an endpoint or if disabled."""
     is_off = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
     if is_off or not any(os.environ.get(name) for name in _ENDPOINTS):
         return None
@@ -36,7 +36,9 @@ def from_environment() -> Tracing | None:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
-        logger.warning("no traces: OTEL_... asks for them, and the extra `otel` is not installed")
+        logger.warning(
+            "tracing is disabled: OTEL_... requests it, but the extra `otel` is not installed"
+        )
         return None
     name = os.environ.get("OTEL_SERVICE_NAME", "foreword")
     provider = TracerProvider(resource=Resource.create({SERVICE_NAME: name}))
@@ -45,7 +47,7 @@ def from_environment() -> Tracing | None:
 
 
 class Tracing:
-    """Makes spans of requests and of what they are made of."""
+    """Creates spans of requests and of the phases of their completions."""
 
     def __init__(self, provider: TracerProvider) -> None:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -55,7 +57,7 @@ class Tracing:
         self._propagator = TraceContextTextMapPropagator()
 
     def around(self, app: ASGIApp) -> ASGIApp:
-        """The app, each request a span named after its route."""
+        """Wrap the app so that each request is a span named after its route."""
 
         async def traced(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] != "http" or scope["path"] in _SELDOM_OF_INTEREST:
@@ -85,7 +87,7 @@ class Tracing:
         return traced
 
     def completed(self, completion: Completion) -> None:
-        """What a completion spent its time on: admission, the way to its first token, decoding."""
+        """Create the spans of a completion: admission, queue and prefill, decode."""
         target = completion.target
         about = _plain({
             "foreword.task": target.task,
@@ -107,7 +109,7 @@ class Tracing:
             span.end(_wall_ns(end_s))
 
     def shutdown(self) -> None:
-        """Send what is left. Blocks, for seconds where nobody receives it."""
+        """Export the remaining spans. Blocks for seconds if the endpoint is unreachable."""
         self._provider.shutdown()
 
 
@@ -116,5 +118,5 @@ def _wall_ns(monotonic_s: float) -> int:
 
 
 def _plain(attributes: dict[str, Any]) -> dict[str, Any]:
-    """Without those that have no value."""
+    """Drop attributes that are None."""
     return {name: value for name, value in attributes.items() if value is not None}

@@ -1,4 +1,4 @@
-"""Content-addressed bytes. Knows no tensor."""
+"""Content-addressed blobs. Knows no tensor."""
 
 from __future__ import annotations
 
@@ -22,58 +22,63 @@ _STALE_S = 3600.0
 
 
 class BlobStore(Protocol):
-    """Bytes by digest. Blobs are immutable, so `put` is idempotent and safe to race.
+    """Blobs by digest. Blobs are immutable, so `put` is idempotent and safe to race.
 
-    Every method raises `StorageFailure` where the disk or the network refuses.
+    Every method raises `StorageFailure` if the disk or the network fails.
     """
 
     def put(self, data: bytes) -> Digest:
-        """Keep `data`; when this returns it survives a power cut. Makes an existing blob young."""
+        """Store `data` durably. Renews the age of an existing blob."""
         ...
 
     def get(self, digest: Digest) -> bytes:
-        """Raises `UnknownDigest` or, if the bytes rotted, `DigestMismatch`.
+        """Return a blob. Raises `UnknownDigest`, or `DigestMismatch` if its bytes are corrupt.
 
-        Rotten bytes are moved aside, into quarantine, until the same blob is put again.
+        Corrupt bytes are moved into quarantine until the same blob is put again.
         """
         ...
 
     def quarantined(self) -> set[Digest]:
-        """The blobs that were found rotten and not put again."""
+        """Return the blobs that were found corrupt and not put again."""
         ...
 
     def check(self) -> None:
-        """Return if it answers, or did when it was last asked."""
+        """Raise `StorageFailure` if the store was unreachable when it was last asked."""
         ...
 
     def refresh_health(self) -> None:
-        """Find out anew what `quarantined` and `check` say, where that is remembered."""
+        """Refresh the state that `quarantined` and `check` report, if it is cached."""
         ...
 
-    def exists(self, digest: Digest) -> bool: ...
+    def exists(self, digest: Digest) -> bool:
+        """Whether a blob is stored and not in quarantine."""
+        ...
 
     def delete(self, digest: Digest, *, put_by: float = inf) -> bool:
-        """Whether a blob whose last `put` was not after `put_by` was there, or one in quarantine,
-        and is gone now."""
+        """Delete a blob in quarantine, or one whose last `put` was not after `put_by` (Unix time).
+
+        Returns whether a blob was deleted.
+        """
         ...
 
     def put_at(self, digest: Digest) -> float:
-        """When it was last put, in seconds since 1970 by the store's clock. Raises
-        `UnknownDigest`."""
+        """Return the Unix time of the last `put`, by the store's clock. Raises `UnknownDigest`."""
         ...
 
     def sweep(self) -> None:
-        """Remove what writers that died have left."""
+        """Remove temporary files of writers that died."""
         ...
 
-    def __iter__(self) -> Iterator[Digest]: ...
+    def __iter__(self) -> Iterator[Digest]:
+        """Iterate over the stored blobs, without those in quarantine."""
+        ...
 
 
 class FileBlobStore:
-    """Blobs as files, `<root>/sha256/ab/cdef...`, each written whole and then renamed into place.
+    """Blobs as files, `<root>/sha256/ab/cdef...`, written to a temporary file and renamed.
 
-    Any number of processes of one machine may share a root. Rotten ones lie in
-    `<root>/quarantine/`, under their digest.
+    Processes on one machine may share a root. Corrupt blobs are in `<root>/quarantine/`, named by
+    their digest.
     """
 
     def __init__(self, root: Path) -> None:
@@ -95,10 +100,10 @@ class FileBlobStore:
         with _refused("be written"), self._locked(fcntl.LOCK_SH):
             if not _refresh(path, digest):
                 self._write(path, data)
-            # Also for a blob that was there: whoever wrote it may have died before this line.
+            # Also for an existing blob: its writer may have died before this line.
             for folder in (path.parent, self._blobs):
                 _sync_folder(folder)
-            self._aside(digest).unlink(missing_ok=True)
+            self._quarantine_path(digest).unlink(missing_ok=True)
         return digest
 
     def get(self, digest: Digest) -> bytes:
@@ -106,13 +111,13 @@ class FileBlobStore:
             try:
                 data = self._path(digest).read_bytes()
             except FileNotFoundError:
-                if self._aside(digest).exists():
-                    raise rotten(digest) from None
+                if self._quarantine_path(digest).exists():
+                    raise corrupted(digest) from None
                 raise UnknownDigest(f"no blob {digest}") from None
         if Digest.of(data) != digest:
-            with suppress(StorageFailure):  # where nothing can be moved, it is found again
-                self._set_aside(digest)
-            raise rotten(digest)
+            with suppress(StorageFailure):  # if it cannot be moved, the next `get` tries again
+                self._move_to_quarantine(digest)
+            raise corrupted(digest)
         return data
 
     def quarantined(self) -> set[Digest]:
@@ -128,17 +133,17 @@ class FileBlobStore:
             self._quarantine.stat()
 
     def refresh_health(self) -> None:
-        """Nothing is remembered."""
+        """Do nothing: no state is cached."""
 
     def exists(self, digest: Digest) -> bool:
         with _refused("be read"):
             return self._path(digest).is_file()
 
     def delete(self, digest: Digest, *, put_by: float = inf) -> bool:
-        # Exclusive: a `put` of the same bytes must not make the blob young between look and unlink.
+        # Exclusive: a `put` of the same bytes must not renew the blob between stat and unlink.
         with _refused("be deleted"), self._locked(fcntl.LOCK_EX), suppress(UnknownDigest):
-            if self._aside(digest).exists():
-                self._aside(digest).unlink()
+            if self._quarantine_path(digest).exists():
+                self._quarantine_path(digest).unlink()
                 return True
             if self.put_at(digest) <= put_by:
                 self._path(digest).unlink()
@@ -153,12 +158,12 @@ class FileBlobStore:
                 raise UnknownDigest(f"no blob {digest}") from None
 
     def touch(self, digest: Digest) -> None:
-        """Make a blob as young as a `put` does, if it is there."""
+        """Renew a blob's age as a `put` does, if it exists."""
         with _refused("be written"), suppress(FileNotFoundError):
             os.utime(self._path(digest))
 
     def num_bytes(self, digest: Digest) -> int:
-        """Raises `UnknownDigest`."""
+        """Return a blob's size. Raises `UnknownDigest`."""
         with _refused("be read"):
             try:
                 return self._path(digest).stat().st_size
@@ -168,11 +173,11 @@ class FileBlobStore:
     def __iter__(self) -> Iterator[Digest]:
         with _refused("be listed"):
             for path in self._blobs.glob("??/*"):
-                with suppress(ValueError):  # a file that somebody else put there
+                with suppress(ValueError):  # a foreign file
                     yield Digest(f"sha256:{path.parent.name}{path.name}")
 
     def sweep(self) -> None:
-        """Remove what writers that died have left, once it is an hour old."""
+        """Remove temporary files of dead writers once they are an hour old."""
         with _refused("be swept"):
             for path in self._temp.iterdir():
                 with suppress(FileNotFoundError):
@@ -182,20 +187,22 @@ class FileBlobStore:
     def _path(self, digest: Digest) -> Path:
         return self._blobs / digest.hex[:2] / digest.hex[2:]
 
-    def _aside(self, digest: Digest) -> Path:
+    def _quarantine_path(self, digest: Digest) -> Path:
         return self._quarantine / digest.hex
 
-    def _set_aside(self, digest: Digest) -> None:
-        """Unless somebody has put the blob again, or set it aside, since it was read."""
+    def _move_to_quarantine(self, digest: Digest) -> None:
+        """Move a corrupt blob into quarantine, unless it was put again or moved in the meantime."""
         path = self._path(digest)
         with (
-            _refused("be put aside"),
+            _refused("be quarantined"),
             self._locked(fcntl.LOCK_EX),
             suppress(FileNotFoundError),
         ):
             if Digest.of(path.read_bytes()) != digest:
-                path.replace(self._aside(digest))
-                logger.error("the stored bytes of %s have changed; they are in quarantine", digest)
+                path.replace(self._quarantine_path(digest))
+                logger.error(
+                    "the stored bytes of %s are corrupt; they were moved into quarantine", digest
+                )
 
     def _write(self, path: Path, data: bytes) -> None:
         path.parent.mkdir(exist_ok=True)
@@ -205,25 +212,25 @@ class FileBlobStore:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            temp.replace(path)  # atomic: a reader sees all of the blob or none of it
+            temp.replace(path)  # atomic: a reader sees the whole blob or none
         except OSError:
             temp.unlink(missing_ok=True)
             raise
 
     @contextmanager
     def _locked(self, kind: int) -> Iterator[None]:
-        with self._lock.open("rb") as file:  # closing it lets go of the lock
+        with self._lock.open("rb") as file:  # closing the file releases the lock
             fcntl.flock(file, kind)
             yield
 
 
-def rotten(digest: Digest) -> DigestMismatch:
-    """What `BlobStore.get` raises for bytes that have changed."""
-    return DigestMismatch(f"the stored bytes of {digest} have changed: upload them again")
+def corrupted(digest: Digest) -> DigestMismatch:
+    """Create the error that `BlobStore.get` raises for corrupt bytes."""
+    return DigestMismatch(f"the stored bytes of {digest} are corrupt: upload them again")
 
 
 def _refresh(path: Path, digest: Digest) -> bool:
-    """Make an existing blob young, so that garbage collection spares it. False if none is sound."""
+    """Renew an existing blob against garbage collection. Return False if none is intact."""
     try:
         os.utime(path)
         return Digest.of(path.read_bytes()) == digest
@@ -232,7 +239,7 @@ def _refresh(path: Path, digest: Digest) -> bool:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut, as fsync does for a file's bytes."""
+    """Make a folder's entries durable, as fsync does for a file's content."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

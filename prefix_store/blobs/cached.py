@@ -1,4 +1,4 @@
-"""Remote blobs with a local copy of those that were used, which outlasts an outage."""
+"""Local cache of remote blobs, which keeps serving during an outage."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from prefix_store.blobs.remote import RemoteBlobStore
 from prefix_store.digest import Digest
 from prefix_store.errors import DigestMismatch, PrefixStoreError, StorageFailure, UnknownDigest
 
-AWAY_S = 3.0
-"""Looked at for longer, it is said to be away."""
+UNREACHABLE_AFTER_S = 3.0
+"""A remote store whose probe takes longer counts as unreachable."""
 
 
 def open_blobs(where: str, cache: Path, max_bytes: int) -> BlobStore:
-    """A folder, or whatever URL fsspec knows; then `cache` is the folder for copies.
+    """Open a folder, or any URL that fsspec supports with a local `cache` folder of `max_bytes`.
 
     Raises `StorageFailure`.
     """
@@ -30,39 +30,39 @@ def open_blobs(where: str, cache: Path, max_bytes: int) -> BlobStore:
 
 
 class CachedBlobStore:
-    """A blob store in front of a remote one. Copies are hashed when they are read.
+    """Cache in front of a remote blob store. Copies are verified when they are read.
 
-    `quarantined` and `check` do not ask the remote store: they say what was found last, by `look`
-    or by whatever else asked it.
+    `quarantined` and `check` do no network I/O: they report what the last `refresh_health` or other
+    call found.
     """
 
     def __init__(self, remote: BlobStore, cache: FileBlobStore, max_bytes: int) -> None:
-        """`max_bytes`: of copies; those that were not read for longest go first."""
+        """`max_bytes`: size limit of the cache; least recently read blobs are evicted first."""
         self._remote = remote
         self._cache = cache
         self._max_bytes = max_bytes
-        self._rotten: set[Digest] = set()
-        self._trouble: StorageFailure | None = None
-        self._looking_since_s = float("inf")
+        self._quarantined: set[Digest] = set()
+        self._last_error: StorageFailure | None = None
+        self._probe_started_s = float("inf")
         self._lock = Lock()
 
     def refresh_health(self) -> None:
-        self._looking_since_s = time.monotonic()
-        with suppress(StorageFailure), self._asking():
-            self._rotten = self._remote.quarantined()
-        self._looking_since_s = float("inf")
+        self._probe_started_s = time.monotonic()
+        with suppress(StorageFailure), self._tracking_health():
+            self._quarantined = self._remote.quarantined()
+        self._probe_started_s = float("inf")
 
     def check(self) -> None:
-        if self._trouble is not None:
-            raise StorageFailure(str(self._trouble))
-        if time.monotonic() - self._looking_since_s > AWAY_S:
+        if self._last_error is not None:
+            raise StorageFailure(str(self._last_error))
+        if time.monotonic() - self._probe_started_s > UNREACHABLE_AFTER_S:
             raise StorageFailure("the blob store does not answer")
 
     def put(self, data: bytes) -> Digest:
-        with self._asking():
+        with self._tracking_health():
             digest = self._remote.put(data)
-        self._rotten = self._rotten - {digest}
-        self._keep(data)
+        self._quarantined = self._quarantined - {digest}
+        self._cache_blob(data)
         return digest
 
     def get(self, digest: Digest) -> bytes:
@@ -71,57 +71,57 @@ class CachedBlobStore:
             self._cache.touch(digest)
             return data
         try:
-            with self._asking():
+            with self._tracking_health():
                 data = self._remote.get(digest)
         except DigestMismatch:
-            self._rotten = self._rotten | {digest}
+            self._quarantined = self._quarantined | {digest}
             raise
-        self._keep(data)
+        self._cache_blob(data)
         return data
 
     def quarantined(self) -> set[Digest]:
-        return self._rotten
+        return self._quarantined
 
     def exists(self, digest: Digest) -> bool:
-        with self._asking():
+        with self._tracking_health():
             return self._remote.exists(digest)
 
     def delete(self, digest: Digest, *, put_by: float = inf) -> bool:
-        with self._asking():
+        with self._tracking_health():
             is_gone = self._remote.delete(digest, put_by=put_by)
         if is_gone:
-            self._rotten = self._rotten - {digest}
+            self._quarantined = self._quarantined - {digest}
             self._cache.delete(digest)
         return is_gone
 
     def put_at(self, digest: Digest) -> float:
-        with self._asking():
+        with self._tracking_health():
             return self._remote.put_at(digest)
 
     def sweep(self) -> None:
         self._cache.sweep()
-        with self._asking():
+        with self._tracking_health():
             self._remote.sweep()
 
     def __iter__(self) -> Iterator[Digest]:
-        with self._asking():
+        with self._tracking_health():
             yield from self._remote
 
     @contextmanager
-    def _asking(self) -> Iterator[None]:
-        """Whether it answers is remembered."""
+    def _tracking_health(self) -> Iterator[None]:
+        """Record whether the remote store answers."""
         try:
             yield
         except StorageFailure as exc:
-            self._trouble = exc
+            self._last_error = exc
             raise
         except PrefixStoreError:
-            self._trouble = None
+            self._last_error = None
             raise
-        self._trouble = None
+        self._last_error = None
 
-    def _keep(self, data: bytes) -> None:
-        """A copy that cannot be written is none: the remote store has it."""
+    def _cache_blob(self, data: bytes) -> None:
+        """Cache a blob. A failure to write is ignored, as the remote store has the blob."""
         with suppress(StorageFailure), self._lock:
             self._cache.put(data)
             self._trim()
@@ -129,7 +129,7 @@ class CachedBlobStore:
     def _trim(self) -> None:
         kept = []
         for digest in self._cache:
-            with suppress(UnknownDigest):  # another process trims it too
+            with suppress(UnknownDigest):  # another process is trimming, too
                 kept.append((self._cache.put_at(digest), self._cache.num_bytes(digest), digest))
         num_bytes = sum(size for _, size, _ in kept)
         for _, size, digest in sorted(kept, key=lambda one: one[0]):

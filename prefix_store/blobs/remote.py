@@ -1,4 +1,4 @@
-"""Blobs in an object store, by whatever URL fsspec knows; S3 above all. Knows no tensor."""
+"""Blobs in an object store such as S3, through fsspec. Knows no tensor."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from typing import Any
 
 import fsspec
 
-from prefix_store.blobs.blobs import rotten
+from prefix_store.blobs.blobs import corrupted
 from prefix_store.digest import Digest
 from prefix_store.errors import PrefixStoreError, StorageFailure, UnknownDigest
 
 logger = logging.getLogger(__name__)
 
-# Each of the five tries that s3fs makes.
+# Limits of each of the five attempts that s3fs makes.
 _S3 = {"connect_timeout": 5, "read_timeout": 20, "retries": {"total_max_attempts": 3}}
 _OPTIONS: dict[str, dict[str, Any]] = {name: {"config_kwargs": _S3} for name in ("s3", "s3a")}
 
 
 class RemoteBlobStore:
-    """Blobs as objects, `<url>/sha256/ab/cdef...`: the names that `FileBlobStore` gives its files.
+    """Blobs as objects, `<url>/sha256/ab/cdef...`, with the layout of `FileBlobStore`.
 
-    For stores that show an object whole or not at all, as S3, GCS and Azure do. Any number of
-    servers may share a URL, and one registry. Between a look at an object's age and its deletion
-    nothing is locked: the grace of a garbage collection has to be far longer than an upload.
+    Requires atomic object writes, as in S3, GCS and Azure. Servers that share a registry may share
+    a URL. Nothing is locked between the check of an object's age and its deletion, so that the
+    grace period of garbage collection must be far longer than an upload.
     """
 
     def __init__(self, url: str) -> None:
-        """Raises `StorageFailure` for a kind of URL that nothing is installed for."""
+        """Raises `StorageFailure` if the package for this kind of URL is not installed."""
         protocol = url.partition("://")[0]
         try:
-            # Listings that are kept would hide what other servers have written.
+            # Cached listings would hide what other servers have written.
             found: tuple[Any, str] = fsspec.url_to_fs(
                 url,
                 use_listings_cache=False,
@@ -42,16 +42,16 @@ class RemoteBlobStore:
             )
         except (ImportError, TypeError, ValueError):
             raise StorageFailure(
-                f"nothing is installed for blobs at {protocol}://; for s3:// that is foreword[s3]"
+                f"no package for blobs at {protocol}:// is installed; s3:// needs foreword[s3]"
             ) from None
         self._fs, self._root = found[0], found[1].rstrip("/")
 
     def put(self, data: bytes) -> Digest:
         digest = Digest.of(data)
         with _refused("be written"):
-            # Always: it makes an old object young, and a rotten one sound.
+            # Also if it exists: this renews an old object and repairs a corrupt one.
             self._fs.pipe_file(self._path(digest), data)
-            self._remove(self._aside(digest))
+            self._remove(self._quarantine_path(digest))
         return digest
 
     def get(self, digest: Digest) -> bytes:
@@ -59,13 +59,13 @@ class RemoteBlobStore:
             try:
                 data: bytes = self._fs.cat_file(self._path(digest))
             except FileNotFoundError:
-                if self._info(self._aside(digest)) is not None:
-                    raise rotten(digest) from None
+                if self._info(self._quarantine_path(digest)) is not None:
+                    raise corrupted(digest) from None
                 raise UnknownDigest(f"no blob {digest}") from None
         if Digest.of(data) != digest:
-            with suppress(StorageFailure):  # where nothing can be moved, it is found again
-                self._set_aside(digest)
-            raise rotten(digest)
+            with suppress(StorageFailure):  # if it cannot be moved, the next `get` tries again
+                self._move_to_quarantine(digest)
+            raise corrupted(digest)
         return data
 
     def quarantined(self) -> set[Digest]:
@@ -81,7 +81,7 @@ class RemoteBlobStore:
             self._names(f"{self._root}/quarantine")
 
     def refresh_health(self) -> None:
-        """Nothing is remembered."""
+        """Do nothing: no state is cached."""
 
     def exists(self, digest: Digest) -> bool:
         with _refused("be read"):
@@ -89,7 +89,7 @@ class RemoteBlobStore:
 
     def delete(self, digest: Digest, *, put_by: float = inf) -> bool:
         with _refused("be deleted"):
-            if self._remove(self._aside(digest)):
+            if self._remove(self._quarantine_path(digest)):
                 return True
             with suppress(UnknownDigest):
                 return self.put_at(digest) <= put_by and self._remove(self._path(digest))
@@ -106,27 +106,29 @@ class RemoteBlobStore:
         with _refused("be listed"):
             for folder in self._names(f"{self._root}/sha256"):
                 for name in self._names(f"{self._root}/sha256/{folder}"):
-                    with suppress(ValueError):  # an object that somebody else put there
+                    with suppress(ValueError):  # a foreign object
                         yield Digest(f"sha256:{folder}{name}")
 
     def sweep(self) -> None:
-        """Writers that died have left nothing: an object is there whole or not at all."""
+        """Do nothing: writers leave no temporary objects."""
 
     def _path(self, digest: Digest) -> str:
         return f"{self._root}/sha256/{digest.hex[:2]}/{digest.hex[2:]}"
 
-    def _aside(self, digest: Digest) -> str:
+    def _quarantine_path(self, digest: Digest) -> str:
         return f"{self._root}/quarantine/{digest.hex}"
 
-    def _set_aside(self, digest: Digest) -> None:
-        """Unless somebody has put the blob again, or set it aside, since it was read."""
+    def _move_to_quarantine(self, digest: Digest) -> None:
+        """Move a corrupt blob into quarantine, unless it was put again or moved in the meantime."""
         path = self._path(digest)
-        with _refused("be put aside"), suppress(FileNotFoundError):
+        with _refused("be quarantined"), suppress(FileNotFoundError):
             data = self._fs.cat_file(path)
             if Digest.of(data) != digest:
-                self._fs.pipe_file(self._aside(digest), data)
+                self._fs.pipe_file(self._quarantine_path(digest), data)
                 self._remove(path)
-                logger.error("the stored bytes of %s have changed; they are in quarantine", digest)
+                logger.error(
+                    "the stored bytes of %s are corrupt; they were moved into quarantine", digest
+                )
 
     def _names(self, folder: str) -> list[str]:
         try:
@@ -136,7 +138,9 @@ class RemoteBlobStore:
 
     def _info(self, path: str) -> dict[str, Any] | None:
         try:
-            found: dict[str, Any] = self._fs.info(path)  # unlike `exists`, it raises in an outage
+            found: dict[str, Any] = self._fs.info(
+                path
+            )  # unlike `exists`, `info` raises in an outage
         except FileNotFoundError:
             return None
         return found
@@ -155,6 +159,6 @@ def _refused(action: str) -> Iterator[None]:
         yield
     except PrefixStoreError:
         raise
-    except Exception as error:  # every library behind fsspec has its own; its words may name hosts
+    except Exception as error:  # types vary by backend, and messages may contain hosts
         reason = type(error).__name__
         raise StorageFailure(f"the blob store cannot {action}: {reason}") from error

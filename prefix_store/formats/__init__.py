@@ -32,7 +32,7 @@ def read(data: bytes, media_type: str, base: BaseModelSpec, *, max_prefix_tokens
     """
     kind = media_type.partition(";")[0].strip().lower() or OCTET_STREAM
     if kind not in MEDIA_TYPES:
-        raise UnsupportedMediaType(f"an upload's type is one of {', '.join(MEDIA_TYPES)}")
+        raise UnsupportedMediaType(f"an upload's media type is one of {', '.join(MEDIA_TYPES)}")
     if not data:
         raise InvalidArtifact("the body is empty")
     if kind == JSON:
@@ -76,7 +76,9 @@ def write_peft(prefix: Prefix, base: BaseModelSpec, definition: Definition) -> b
 def _read_tar(data: bytes, base: BaseModelSpec, *, max_prefix_tokens: int) -> Prefix | SoftPrompt:
     found = tar.read_files(data, frozenset((ARTIFACT, peft.CONFIG)))
     if ARTIFACT in found and peft.CONFIG in found:
-        raise InvalidArtifact(f"the tar holds both {ARTIFACT} and {peft.CONFIG}: send one of them")
+        raise InvalidArtifact(
+            f"the tar contains both {ARTIFACT} and {peft.CONFIG}: send one of them"
+        )
     if ARTIFACT in found:
         return artifact.load(found[ARTIFACT], base, max_prefix_tokens=max_prefix_tokens)
     return peft.read_tar(data, base, max_prefix_tokens=max_prefix_tokens)

@@ -1,9 +1,9 @@
-"""What PEFT saves: `adapter_config.json` and `adapter_model.safetensors` with `prompt_embeddings`.
+"""PEFT's format: `adapter_config.json`, and `prompt_embeddings` in `adapter_model.safetensors`.
 
-Prefix tuning and cartridges are keys and values, flat: [L, 2 * num_layers * num_kv_heads *
-head_dim], where slot 2i is layer i's keys and slot 2i+1 its values; real tokens begin at L. A
-projection was applied when they were saved. Prompt tuning, P-tuning and CPT are input embeddings:
-[L, hidden_size]. https://github.com/huggingface/peft, `PeftModel.get_prompt`.
+Prefix tuning and cartridges store flattened keys and values, [L, 2 * num_layers * num_kv_heads *
+head_dim], where slot 2i is layer i's keys and slot 2i+1 its values. Real tokens start at position
+L. PEFT applies a projection before it saves. Prompt tuning, P-tuning and CPT store input
+embeddings, [L, hidden_size]. https://github.com/huggingface/peft, `PeftModel.get_prompt`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _TAKEN = ", ".join((*_KEYS_AND_VALUES, *_EMBEDDINGS))
 
 
 class Config(BaseModel):
-    """The part of `adapter_config.json` that says what the tensor means."""
+    """Fields of `adapter_config.json` that determine the meaning of the tensor."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
@@ -45,7 +45,7 @@ class Config(BaseModel):
     num_virtual_tokens: int | None = Field(None, ge=1)
     num_layers: int | None = None
     num_attention_heads: int | None = None
-    """Of keys and values, where those are what was trained."""
+    """Number of key-value heads for prefix tuning and cartridges."""
     token_dim: int | None = None
     num_transformer_submodules: int | None = None
     modules_to_save: list[str] | None = None
@@ -72,9 +72,10 @@ def read_tensors(
     max_prefix_tokens: int,
     source: Digest,
 ) -> Prefix | SoftPrompt:
-    """What `adapter_model.safetensors` holds; without a config, its columns tell the kind.
+    """Convert the tensors of `adapter_model.safetensors`.
 
-    `source` is the digest of the upload. Raises subclasses of `InvalidUpload`.
+    Without a config the number of columns determines the kind. `source` is the digest of the
+    upload. Raises subclasses of `InvalidUpload`.
     """
     embeddings = _only_tensor(tensors)  # [L, columns]
     kind = config.peft_type if config else _guess(embeddings, base)
@@ -95,10 +96,10 @@ def read_tensors(
 
 
 def write(prefix: Prefix, base: BaseModelSpec) -> dict[str, bytes]:
-    """The files of a directory that `PeftModel.from_pretrained` loads.
+    """Return the files of a directory that `PeftModel.from_pretrained` loads.
 
-    The same bytes for the same prefix. Raises `IncompatiblePrefix` for an offset that PEFT, where
-    real tokens always begin at L, cannot express.
+    Deterministic. Raises `IncompatiblePrefix` unless real tokens start at position L, as they
+    always do in PEFT.
     """
     num_tokens = prefix.num_virtual_tokens
     if prefix.position_offset != num_tokens:
@@ -130,7 +131,7 @@ def _read_config(data: bytes) -> Config:
         config = Config.model_validate(strict_json.parse(data))
     except ValidationError as error:
         where = ".".join(shown(at).strip("'") for at in error.errors()[0]["loc"])
-        raise InvalidArtifact(f"{CONFIG}: {where or 'the whole'} is not what PEFT writes") from None
+        raise InvalidArtifact(f"{CONFIG}: {where or 'the file'} is not what PEFT writes") from None
     except ValueError as error:
         raise InvalidArtifact(f"{CONFIG} is not valid JSON: {error}") from None
     _check_supported(config)
@@ -144,11 +145,11 @@ def _check_supported(config: Config) -> None:
         )
     if config.task_type not in (None, "CAUSAL_LM"):
         raise UnsupportedFormat(
-            f"task_type {shown(config.task_type)}: this server generates text, and takes "
-            "CAUSAL_LM only; other types come with a head or an encoder of their own"
+            f"task_type {shown(config.task_type)}: only CAUSAL_LM is supported, as other types "
+            "need their own head or encoder"
         )
     if config.modules_to_save:
-        raise UnsupportedFormat("modules_to_save: the base model is frozen, for every task")
+        raise UnsupportedFormat("modules_to_save: the base model is frozen and shared by all tasks")
     if config.num_transformer_submodules not in (None, 1):
         raise UnsupportedFormat("num_transformer_submodules above 1 is for encoder-decoders")
     if config.num_virtual_tokens is None:
@@ -174,7 +175,7 @@ def _guess(embeddings: Tensor, base: BaseModelSpec) -> str:
     columns = embeddings.shape[1]
     is_kv, is_soft = columns == _num_columns(base), columns == base.hidden_size
     if is_kv and is_soft:
-        raise IncompatiblePrefix(f"keys and values or embeddings? Send {CONFIG} along, in a tar")
+        raise IncompatiblePrefix(f"keys and values, or embeddings? Include {CONFIG}, in a tar")
     if is_kv or is_soft:
         return "PREFIX_TUNING" if is_kv else "PROMPT_TUNING"
     raise IncompatiblePrefix(
@@ -201,7 +202,7 @@ def _check_layout(embeddings: Tensor, config: Config | None, base: BaseModelSpec
     if config and config.num_attention_heads not in (None, base.num_kv_heads):
         raise IncompatiblePrefix(
             f"expected {base.num_kv_heads} key-value heads, got {config.num_attention_heads}; "
-            "old versions of PEFT write the query heads' number: train with a newer one"
+            "old versions of PEFT write the number of query heads: train with a newer one"
         )
     if embeddings.shape[1] != _num_columns(base):
         raise IncompatiblePrefix(
@@ -211,7 +212,7 @@ def _check_layout(embeddings: Tensor, config: Config | None, base: BaseModelSpec
 
 
 def _base_model(config: Config | None) -> str:
-    """What the file calls its base model, without the folders of somebody's machine."""
+    """Return the base model's name in the config, without local folders."""
     name = config.base_model_name_or_path if config else None
     return shown(name.rstrip("/").rpartition("/")[2]).strip("'") if name else ""
 
@@ -226,7 +227,7 @@ def _unflatten(
         keys=tuple(slots[:, 0]),
         values=tuple(slots[:, 1]),
         position_offset=length,
-        fingerprint=base.fingerprint,  # PEFT names none: this is what it was checked against
+        fingerprint=base.fingerprint,  # PEFT stores none; the shapes were checked against this one
         origin={
             "source_format": source_format,
             "source_digest": str(source),

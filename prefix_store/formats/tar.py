@@ -1,8 +1,8 @@
-"""An uncompressed tar in memory, written with `tarfile` and read without.
+"""Uncompressed tar archives in memory, written with `tarfile` but read with a parser of our own.
 
-`tarfile` before Python 3.11.14 loops for ever on a member of negative size (CVE-2025-8194), and
+`tarfile` before Python 3.11.14 loops forever on a member of negative size (CVE-2025-8194), and
 follows sparse maps and size records that make a member larger than the archive. Nothing is ever
-unpacked to a disk here.
+unpacked to disk.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ def read_files(data: bytes, wanted: frozenset[str]) -> dict[str, bytes]:
         if member.name in files:
             raise InvalidArtifact(f"{member.name} appears twice")
         files[member.name] = data[member.begin : member.end]
-    # A training run keeps checkpoints in folders beside its result.
+    # Training runs keep checkpoints in folders next to the result.
     if "" not in folders and len(folders) > 1:
         raise InvalidArtifact("the archive holds more than one directory of this kind")
     return folders.get("") or next(iter(folders.values()), {})
 
 
 def write(files: Mapping[str, bytes]) -> bytes:
-    """The same bytes for the same files: time and owner are zero."""
+    """Write a tar. Deterministic: times and owners are zero."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for name, content in files.items():
@@ -82,8 +82,8 @@ def _check(member: _Member) -> None:
         raise InvalidArtifact(f"{shown(member.name)} is a link, a device or a sparse file")
     if member.kind != _FOLDER and _PICKLE.fullmatch(member.name):
         raise UnsupportedFormat(
-            f"{shown(member.name)} is a pickle, which is never opened here: leave it out, and "
-            "save with safe_serialization=True"
+            f"{shown(member.name)} is a pickle, which is never loaded: remove it, and save with "
+            "safe_serialization=True"
         )
 
 
@@ -109,7 +109,7 @@ def _members(data: bytes) -> Iterator[_Member]:
 
 
 def _header(data: bytes, begin: int) -> bytes:
-    """The header block at `begin`; nothing at the archive's end, which must really be one."""
+    """Return the header block at `begin`; empty at the end of the archive, which must be valid."""
     block = data[begin : begin + BLOCK]
     if len(block) < BLOCK:
         raise InvalidArtifact("the tar is cut short")
@@ -137,7 +137,7 @@ def _name(block: bytes) -> bytes:
 
 
 def _extended(body: bytes, kind: bytes, long_name: bytes | None) -> bytes | None:
-    """The next member's name, where this header gives it one."""
+    """Return the next member's name, if this extended header sets one."""
     if kind == _GNU_NAME:
         return body.rstrip(b"\0")
     path, begin = None, 0
@@ -147,7 +147,7 @@ def _extended(body: bytes, kind: bytes, long_name: bytes | None) -> bytes | None
         if not record or not record.end() < end <= len(body) or body[end - 1 : end] != b"\n":
             raise InvalidArtifact("a member's attributes cannot be read")
         if record[2].startswith(_REFUSED_RECORDS) or (record[2] == b"path" and kind != _PAX):
-            raise InvalidArtifact("a member has a size, a link or a name that is not its own")
+            raise InvalidArtifact("a member overrides its size, link or name")
         if record[2] == b"path":
             path = body[record.end() : end - 1]
         begin = end
@@ -155,7 +155,7 @@ def _extended(body: bytes, kind: bytes, long_name: bytes | None) -> bytes | None
 
 
 def _split(path: bytes) -> tuple[str, str]:
-    """Folder and name, for paths that stay in the archive's folder."""
+    """Split a path into folder and name. Raises `InvalidArtifact` if it leaves the archive."""
     try:
         text = path.decode()
     except UnicodeDecodeError:

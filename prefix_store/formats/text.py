@@ -1,4 +1,4 @@
-"""`{"text": ...}` or `{"messages": [...]}`: one forward pass makes a prefix of either."""
+"""Text uploads: `{"text": ...}` or `{"messages": [...]}`, which one forward turns into a prefix."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def read(data: bytes) -> TextPrompt:
 
 
 def _describe(error: ValidationError) -> str:
-    """Where and why of the first error, without the input."""
+    """Describe the first error without echoing the input."""
     first = error.errors(include_input=False, include_context=False, include_url=False)[0]
     where = ".".join(shown(at).strip("'") for at in first["loc"])
     return f"{where}: {first['msg']}" if where else first["msg"]

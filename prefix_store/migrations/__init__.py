@@ -1,7 +1,7 @@
-"""The registry's tables over time: one file in `versions/` for every change, run by alembic.
+"""Schema migrations of the registry: one file in `versions/` per change, run by alembic.
 
-A change only adds, so that a server of the version before goes on beside it, and all changes that
-a database lacks are one transaction: a kill leaves the old tables or the new ones.
+Migrations only add, so that servers of the previous release keep working during an upgrade. All
+pending migrations run in one transaction: a kill leaves the old schema or the new one.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from sqlalchemy import Connection, inspect, text
 from prefix_store.errors import StorageFailure
 
 _FIRST = "0001"
-_ALEMBIC = Lock()  # it keeps what it is doing in its modules
+_ALEMBIC = Lock()  # alembic keeps its state in module globals
 
 
 def known() -> list[str]:
-    """The revisions that this code knows, in order."""
+    """Return the revisions that this code knows, in order."""
     return sorted(path.name[:4] for path in (Path(__file__).parent / "versions").glob("0*.py"))
 
 
 def is_current(connection: Connection) -> bool:
-    """Whether nothing is to be done. Raises `StorageFailure` for a database from the future."""
+    """Whether the schema is up to date. Raises `StorageFailure` if it is newer than the code."""
     revision = _revision(connection)
     revisions = known()
     if revision is not None and revision not in revisions:
         raise StorageFailure(
-            f"the registry's database is of a newer Foreword (revision {revision}; this one knows "
-            f"{revisions[-1]}): start that one, or restore a backup made before the upgrade"
+            f"the registry's database belongs to a newer Foreword (revision {revision}; this one "
+            f"knows {revisions[-1]}): run that one, or restore a backup made before the upgrade"
         )
     return revision == revisions[-1]
 
@@ -40,10 +40,10 @@ def is_empty(connection: Connection) -> bool:
 
 
 def upgrade(connection: Connection) -> None:
-    """Bring the tables up to date within the connection's transaction, which must be a writer's."""
+    """Run pending migrations in the connection's transaction, which must be a write transaction."""
     if is_current(connection):  # another process was faster
         return
-    # A start with nothing to do, which is nearly every start, need not import it.
+    # Imported late: nearly every start has nothing to migrate.
     from alembic import command
     from alembic.config import Config
 
@@ -51,10 +51,10 @@ def upgrade(connection: Connection) -> None:
     config.set_main_option("script_location", "prefix_store:migrations")
     with _ALEMBIC:
         if _revision(connection) is None and not is_empty(connection):
-            command.stamp(config, _FIRST)  # version 0.1.0 made its tables without alembic
+            command.stamp(config, _FIRST)  # version 0.1.0 created its tables without alembic
         command.upgrade(config, "head")
-    if not is_current(connection):  # alembic takes files that it cannot list for no files
-        raise StorageFailure("the registry's database cannot be upgraded: changes are missing")
+    if not is_current(connection):  # alembic ignores a folder of migrations that it cannot list
+        raise StorageFailure("the registry's database cannot be upgraded: migrations are missing")
 
 
 def _revision(connection: Connection) -> str | None:

@@ -1,4 +1,4 @@
-"""What alembic runs for every command: on the connection, and in the transaction, it is given."""
+"""Alembic environment: runs migrations on a given connection, within its transaction."""
 
 from alembic import context
 

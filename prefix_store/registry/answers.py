@@ -1,4 +1,4 @@
-"""What was answered to requests that may come again, in the registry's own database."""
+"""Stored answers to idempotent requests, in the registry's own database."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def find(connection: Connection, request: IdempotentRequest) -> str | None:
-    """The answer, if this request was answered before. Raises `IdempotencyMismatch`."""
+    """Return the stored answer to a request, if any. Raises `IdempotencyMismatch`."""
     query = select(answers).where(
         *(answers.c[name] == value for name, value in _name(request).items())
     )
@@ -31,9 +31,9 @@ def find(connection: Connection, request: IdempotentRequest) -> str | None:
 
 
 def keep(connection: Connection, preconditions: Preconditions, result: T) -> T:
-    """Write down the answer that `result` makes, if the terms ask for that; returns `result`.
+    """Store the answer for `result` if the request is idempotent; return `result`.
 
-    Raises `RequestInProgress` where the same request was answered in the meantime.
+    Raises `RequestInProgress` if the same request has been answered in the meantime.
     """
     if (request := preconditions.idempotent) is not None:
         fields = {
@@ -44,12 +44,12 @@ def keep(connection: Connection, preconditions: Preconditions, result: T) -> T:
         try:
             connection.execute(insert(answers).values(**_name(request), **fields))
         except IntegrityError:
-            raise RequestInProgress("another request with this idempotency key is first") from None
+            raise RequestInProgress("another request with this idempotency key was first") from None
     return result
 
 
 def forget(connection: Connection, older_than_s: float) -> int:
-    """Delete answers of that age; their number."""
+    """Delete answers older than that; return their number."""
     before = rows.now() - timedelta(seconds=older_than_s)
     return connection.execute(delete(answers).where(answers.c.created_at < before)).rowcount
 

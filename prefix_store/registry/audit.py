@@ -1,4 +1,4 @@
-"""Who changed what: one row for every change, in its transaction, chained by hashes."""
+"""Audit log: one row per change, written in the change's transaction and chained by hashes."""
 
 from __future__ import annotations
 
@@ -39,43 +39,43 @@ _CHUNK = 1000
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who asks for a change."""
+    """Origin of a change."""
 
     key: str | None = None
-    """The key's id."""
+    """Id of the API key."""
     peer: str | None = None
     request_id: str | None = None
 
 
 NOBODY = Actor()
-"""The server itself, or a library's caller that says nothing."""
+"""The server itself, or a library caller that names no actor."""
 
 
 class Entry(BaseModel):
-    """One row of the audit."""
+    """One row of the audit log."""
 
     model_config = ConfigDict(frozen=True)
 
     seq: int
     at: str
     by: str | None
-    """The id of the key that asked for it."""
+    """Id of the key that made the change."""
     peer: str | None
     request_id: str | None
     action: str
     task: str | None
     version: int | None
     digest: str | None
-    """Of the artifact that was pushed, or of the profile that was set."""
+    """Digest of the pushed artifact, or of the profile that was set."""
     key: str | None
-    """The key that was created or revoked."""
+    """Id of the key that was created or revoked."""
     prev_hash: str
     hash: str
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Where the chain ends. Kept somewhere else, it tells whether the end was cut off later."""
+    """End of the hash chain. A copy kept elsewhere reveals rows that were cut off later."""
 
     seq: int
     hash: str
@@ -83,7 +83,7 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """The first row that is not as it was written, or not there."""
+    """The first row that was altered or is missing."""
 
     seq: int
     reason: str
@@ -91,7 +91,7 @@ class Broken:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What rows of the audit are about."""
+    """Tasks that a range of audit rows changed, and whether it changed keys."""
 
     tasks: frozenset[str]
     keys: bool
@@ -107,10 +107,10 @@ def append(
     digest: Digest | None = None,
     key: str | None = None,
 ) -> None:
-    """Write down a change in its own transaction: both happen, or neither."""
+    """Add a row in the transaction of the change itself: both are committed, or neither."""
     head = connection.execute(select(audit_head).with_for_update()).one_or_none()
     if head is None:
-        raise StorageFailure("the end of the audit is missing: nothing is changed without it")
+        raise StorageFailure("the end of the audit is missing, so that no change can be recorded")
     entry = {
         "seq": head.seq + 1,
         "at": rows.now().isoformat(timespec="microseconds"),
@@ -129,7 +129,7 @@ def append(
 
 
 def read_head(connection: Connection) -> Head:
-    """Raises `StorageFailure` where the chain has no end."""
+    """Return the end of the chain. Raises `StorageFailure` if it is missing."""
     found = connection.execute(select(audit_head)).one_or_none()
     if found is None:
         raise StorageFailure("the end of the audit is missing")
@@ -137,7 +137,7 @@ def read_head(connection: Connection) -> Head:
 
 
 def changed_since(connection: Connection, known: Head) -> Changes | None:
-    """What the rows behind `known` have changed; None if it is not part of this chain."""
+    """Return what the rows after `known` changed; None if `known` is not part of this chain."""
     query = select(audit.c.hash).where(audit.c.seq == known.seq)
     if connection.scalar(query) != (known.hash if known.seq else None):
         return None
@@ -153,27 +153,27 @@ def _hash(prev_hash: str, entry: Mapping[str, Any]) -> str:
 
 
 class AuditLog:
-    """Reads the audit; it is written by `append` alone."""
+    """Read access to the audit log; only `append` writes it."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def head(self) -> Head:
-        """Raises `StorageFailure` where the chain has no end."""
+        """Return the end of the chain. Raises `StorageFailure` if it is missing."""
         with self._database.read() as connection:
             return read_head(connection)
 
     def entries(self, after: int = 0, limit: int = 100) -> list[Entry]:
-        """At most `limit` rows behind the row `after`, in order."""
+        """Return at most `limit` rows after row `after`, in order."""
         page = select(audit).where(audit.c.seq > after).order_by(audit.c.seq).limit(limit)
         with self._database.read() as connection:
             return [Entry.model_construct(**row._mapping) for row in connection.execute(page)]
 
     def verify(self, anchor: Head | None = None) -> Broken | None:
-        """The first row that is not as it was written; None if all are.
+        """Return the first row that was altered or is missing; None if the log is intact.
 
-        `anchor`: an end of the chain that was kept outside of the database. Without one, whoever
-        can write to the database can write a whole new chain.
+        `anchor`: an end of the chain kept outside of the database. Without one, anybody with write
+        access to the database could replace the whole chain.
         """
         chain = (
             select(audit, audit_head.c.seq.label("last"), audit_head.c.hash.label("last_hash"))
@@ -204,10 +204,10 @@ class AuditLog:
 def _compare(row: Mapping[Any, Any], before: Head, anchor: Head | None) -> Broken | None:
     seq = before.seq + 1
     if row["seq"] != seq:
-        return Broken(seq, "it is missing")
+        return Broken(seq, "the row is missing")
     entry = {name: row[name] for name in Entry.model_fields if name not in ("prev_hash", "hash")}
     if row["prev_hash"] != before.hash or row["hash"] != _hash(before.hash, entry):
-        return Broken(seq, "it is not what was hashed")
+        return Broken(seq, "the row does not match its hash")
     if anchor is not None and anchor.seq == seq and anchor.hash != row["hash"]:
-        return Broken(seq, "it is not the anchor")
+        return Broken(seq, "the row does not match the anchor")
     return None

@@ -1,4 +1,4 @@
-"""A database: how it is opened, its transactions, and which file it is. Knows no table."""
+"""Database connections and transactions, and a guard against a replaced file. Knows no table."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _UPGRADE_TIMEOUT_S = 60
 
 
 class Database:
-    """Safe to share between threads. Raises `StorageFailure` where the database refuses."""
+    """An SQLite or PostgreSQL database. Thread-safe. Raises `StorageFailure` on any error."""
 
     def __init__(self, url: str, *, may_create: bool) -> None:
-        """`may_create`: make the tables where there are none; else that is a `StorageFailure`."""
+        """`may_create`: create missing tables; otherwise they are a `StorageFailure`."""
         self._file = _File(url)
         self.engine = _open(url, self._file)
         self.after_write: Callable[[], None] = _nothing
-        """Called when a change is durable, before whoever made it learns of that."""
+        """Called when a change is durable, before `write` returns."""
         try:
             self._prepare(may_create)
         except StorageFailure:
@@ -41,25 +41,25 @@ class Database:
         self.engine.dispose()
 
     def check(self) -> None:
-        """Return if what is written would be there after a restart."""
+        """Raise `StorageFailure` if the database's file was deleted or replaced."""
         self._file.check()
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """For single statements: each sees one state of the database."""
+        """Connection for single statements, each with its own snapshot."""
         with _refused(), self.engine.connect() as connection:
             yield connection
 
     @contextmanager
     def read_at_once(self) -> Iterator[Connection]:
-        """For statements that must all see the same state of the database."""
+        """Connection for statements that must all see the same snapshot."""
         reader = self.engine.execution_options(at_once=True)
         with _refused(), reader.connect() as connection:
             yield connection
 
     @contextmanager
     def write(self, patience_s: int = BUSY_TIMEOUT_S) -> Iterator[Connection]:
-        """One transaction: durable where the block ends, undone where it raises.
+        """Run one transaction: durable when the block ends, rolled back if it raises.
 
         `patience_s`: how long PostgreSQL waits for another writer.
         """
@@ -73,7 +73,7 @@ class Database:
 
     @contextmanager
     def listening(self) -> Iterator[Callable[[float], None]]:
-        """Call what it yields to wait for a change, by whomever, and at most so many seconds."""
+        """Yield a function that waits for the next change by any client, for at most n seconds."""
         if self.engine.dialect.name != "postgresql":
             yield time.sleep
             return
@@ -85,8 +85,8 @@ class Database:
             is_current = migrations.is_current(connection)
             if not is_current and not may_create and migrations.is_empty(connection):
                 raise StorageFailure(
-                    "the registry's database is missing or empty, though there are blobs: put it "
-                    "back, or move the blobs away to begin anew"
+                    "the registry's database is missing or empty, although there are blobs: "
+                    "restore it, or move the blobs away to start afresh"
                 )
         if not is_current:
             with self.write(_UPGRADE_TIMEOUT_S) as connection:
@@ -95,9 +95,9 @@ class Database:
 
 
 class _File:
-    """The file of a SQLite database, which must stay the same while it is open.
+    """Identity of a SQLite file, which must not change while the database is open.
 
-    SQLite goes on writing to a file that was deleted, and makes a new one for the next connection.
+    SQLite keeps writing to a deleted file and creates a new one for the next connection.
     """
 
     def __init__(self, url: str) -> None:
@@ -107,14 +107,14 @@ class _File:
         self._identity: tuple[int, int] | None = None
 
     def remember(self) -> None:
-        """From now on it must be the file that it is now."""
+        """Record the file's identity (device and inode)."""
         self._identity = self._look()
 
     def check(self, *_: object) -> None:
-        """Raises `StorageFailure` if it is not that file any more."""
+        """Raise `StorageFailure` if the file is not the recorded one."""
         if self._identity is not None and self._look() != self._identity:
             raise StorageFailure(
-                "the registry's database was deleted or replaced: put it back, or start again"
+                "the registry's database was deleted or replaced: restore it, or restart the server"
             )
 
     def _look(self) -> tuple[int, int] | None:
@@ -128,7 +128,7 @@ class _File:
 
 
 def _open(url: str, file: _File) -> Engine:
-    """An engine whose transactions are durable when they are committed."""
+    """Open an engine whose commits are durable."""
     if (parsed := make_url(url)).get_backend_name() != "sqlite":
         return postgres.open_engine(parsed)
     engine = create_engine(url, pool_size=16, max_overflow=64)
@@ -139,7 +139,7 @@ def _open(url: str, file: _File) -> Engine:
 
 
 def _set_pragmas(connection: SqliteConnection, record: object) -> None:
-    connection.isolation_level = None  # the module must not begin transactions of its own
+    connection.isolation_level = None  # keep sqlite3 from starting its own transactions
     connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1000}")
     connection.execute("PRAGMA journal_mode = WAL")
     # NORMAL loses acknowledged versions when the power fails.
@@ -147,8 +147,8 @@ def _set_pragmas(connection: SqliteConnection, record: object) -> None:
 
 
 def _begin(connection: Connection) -> None:
-    # A transaction that reads first and then writes fails at once where another writer came
-    # between; one that begins as a writer waits. Single statements need no BEGIN.
+    # A transaction that reads before it writes fails at once if another writer commits in between;
+    # BEGIN IMMEDIATE waits instead. Single statements need no BEGIN.
     options = connection.get_execution_options()
     if options.get("writes"):
         connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -165,6 +165,6 @@ def _refused() -> Iterator[None]:
     try:
         yield
     except (DBAPIError, PoolTimeout, OSError) as error:
-        # The database's own words can name hosts and paths; SQLite's error names cannot.
+        # Error messages can contain hosts and paths; SQLite's error names cannot.
         reason = getattr(getattr(error, "orig", None), "sqlite_errorname", type(error).__name__)
-        raise StorageFailure(f"the registry's database refused: {reason}") from error
+        raise StorageFailure(f"the registry's database failed: {reason}") from error

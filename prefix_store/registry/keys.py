@@ -1,4 +1,4 @@
-"""Keys: who may do what. A key is shown once; what is kept is an HMAC of it."""
+"""API keys and their permissions. A key is shown once; only an HMAC of it is stored."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Scope = Literal["generate", "read", "write", "promote", "delete", "admin"]
 Glob = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_*?-]{1,63}$")]
 
 CACHE_S = 5.0
-"""So long a server may take a key that another one has revoked."""
+"""How long a server may still accept a key that another server has revoked."""
 
 MIN_REQUESTS_PER_S = 1e-6
 """One request in twelve days."""
@@ -43,24 +43,24 @@ _MIN_PEPPER_BYTES = 32
 
 
 class Grant(BaseModel):
-    """What a key allows."""
+    """Permissions and limits of a key."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(min_length=1, max_length=100)
-    """For people. Nothing is looked up by it."""
+    """Label for people; not an identifier."""
     scopes: tuple[Scope, ...] = Field(min_length=1, max_length=6, fail_fast=True)
     tasks: tuple[Glob, ...] = Field(("*",), min_length=1, max_length=100, fail_fast=True)
-    """Patterns of task names. Only `*` holds for the bare base model too."""
+    """Globs of task names. Only `*` includes the bare base model."""
     expires_at: AwareDatetime | None = None
     requests_per_s: float | None = Field(None, ge=MIN_REQUESTS_PER_S, le=1e6, allow_inf_nan=False)
     burst: int | None = Field(None, ge=1, le=1_000_000)
-    """Requests that may come at once. Default: those of a second, and at least one."""
+    """Size of the token bucket. Default: the requests of one second, at least one."""
     max_concurrency: int | None = Field(None, ge=1, le=1_000_000)
 
     @model_validator(mode="after")
     def _an_admin_sees_everything(self) -> Self:
-        # Who may create keys may create one for all tasks; a narrower one would be a promise.
+        # An admin can create a key for all tasks, so restricting its own would protect nothing.
         if "admin" in self.scopes and not self.is_for_all_tasks:
             raise ValueError("a key with the scope admin is for all tasks")
         return self
@@ -71,7 +71,7 @@ class Grant(BaseModel):
 
 
 class Key(Grant):
-    """A key as it is kept and shown, without what makes it work."""
+    """A key as stored and listed, without its secret."""
 
     requests_per_s: float | None = None
     """Keys of 0.1.0 may allow less than `MIN_REQUESTS_PER_S`."""
@@ -81,31 +81,31 @@ class Key(Grant):
     revoked_at: datetime | None
 
     def is_valid(self, at: datetime) -> bool:
-        """Neither revoked nor expired. By the wall clock, as people set it."""
+        """Whether the key is neither revoked nor expired at this wall-clock time."""
         return self.revoked_at is None and (self.expires_at is None or at < self.expires_at)
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A key as somebody presented it: its id, and a digest in its place."""
+    """A key as presented by a client: its id, and a digest instead of the secret."""
 
     id: str
-    """Empty where it cannot be a key."""
+    """Empty if the text is not a well-formed key."""
     digest: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What is kept under an attempt's id."""
+    """A stored key and its digest."""
 
     key: Key
     digest: bytes
     read_s: float
-    """Monotonic, before it was read."""
+    """Monotonic time just before it was read."""
 
 
-class HeldKeys(Protocol):
-    """Keys without the database, such as `prefix_store.registry.replica.Replica` has them."""
+class KeySource(Protocol):
+    """Key lookup without the database, such as `prefix_store.registry.replica.Replica`."""
 
     def find_key(self, id: str) -> Found | None: ...
 
@@ -113,27 +113,27 @@ class HeldKeys(Protocol):
 
 
 class KeyStore:
-    """Keys in the registry's database. Safe to call from any number of threads.
+    """Keys in the registry's database. Thread-safe.
 
-    To verify is three steps, so that a server does the first and the last where it is and only
-    `find` on a thread: `read`, then `remembered` or `find`, then `check`. Whatever was presented,
-    that is one HMAC and one comparison.
+    Verification has three steps: `read`, then `remembered` or `find`, then `check`. Only `find` can
+    block, so that a server runs the others on its event loop. Every attempt costs one HMAC and one
+    comparison, whatever was presented.
     """
 
-    def __init__(self, database: Database, pepper: bytes, held: HeldKeys | None = None) -> None:
-        """`held`: where keys are looked up, in place of the database."""
+    def __init__(self, database: Database, pepper: bytes, source: KeySource | None = None) -> None:
+        """`source` looks up keys instead of the database, if given."""
         self._database = database
         self._pepper = pepper
-        self._held = held
+        self._source = source
         self._remembered: OrderedDict[tuple[str, bytes], Found] = OrderedDict()
         self._lock = Lock()
 
     def exist(self) -> bool:
-        """Whether a key was ever created, revoked ones among them."""
-        return keys_exist(self._database) if self._held is None else self._held.keys_exist()
+        """Whether a key was ever created, including revoked ones."""
+        return keys_exist(self._database) if self._source is None else self._source.keys_exist()
 
     def create(self, grant: Grant, by: Actor = NOBODY) -> tuple[Key, str]:
-        """A new key, and the text of it that is kept nowhere."""
+        """Create a key; return it and its text, which is not stored."""
         id = base64.b32encode(secrets.token_bytes(8))[:12].decode().lower()
         body = f"fwd_{id}_{secrets.token_urlsafe(32)}"
         values = {
@@ -149,15 +149,15 @@ class KeyStore:
             return _as_key(row), f"{body}_{zlib.crc32(body.encode()):08x}"
 
     def list(self) -> list[Key]:
-        """All of them, oldest first."""
+        """Return all keys, oldest first."""
         with self._database.read() as connection:
             found = connection.execute(select(keys).order_by(keys.c.created_at, keys.c.id))
             return [_as_key(row) for row in found]
 
     def revoke(self, id: str, by: Actor = NOBODY) -> None:
-        """For good; again, it changes nothing. Raises `UnknownKey`, `LastAdminKey`.
+        """Revoke a key for good. Idempotent. Raises `UnknownKey`, `LastAdminKey`.
 
-        This process refuses the key at once, others after `CACHE_S`.
+        This process rejects the key at once, others within `CACHE_S`.
         """
         with self._database.write() as connection:
             found = connection.execute(select(keys).with_for_update())
@@ -174,19 +174,19 @@ class KeyStore:
                 del self._remembered[known]
 
     def verify(self, text: bytes) -> Key | None:
-        """All three steps. None: no such key, or not valid any more."""
+        """Run all three steps. None: no such key, or it is no longer valid."""
         attempt = self.read(text)
         return self.check(attempt, self.remembered(attempt) or self.find(attempt))
 
     def read(self, text: bytes) -> Attempt:
-        """The digest of what was presented, whatever it was."""
+        """Parse and digest what a client presented, whatever it is."""
         match = _KEY.fullmatch(text)
         if match is None or int(match[3], 16) != zlib.crc32(match[1]):
             return Attempt("", self._digest(b""))
         return Attempt(match[2].decode(), self._digest(match[1]))
 
     def remembered(self, attempt: Attempt) -> Found | None:
-        """What a successful attempt found within `CACHE_S`."""
+        """Return the stored key that a successful attempt found less than `CACHE_S` ago."""
         with self._lock:
             found = self._remembered.get((attempt.id, attempt.digest))
         if found is None or time.monotonic() - found.read_s > CACHE_S:
@@ -194,18 +194,18 @@ class KeyStore:
         return found
 
     def find(self, attempt: Attempt) -> Found | None:
-        """What is kept under the attempt's id."""
+        """Look up the attempt's id."""
         if not attempt.id:
             return None
-        if self._held is not None:
-            return self._held.find_key(attempt.id)
+        if self._source is not None:
+            return self._source.find_key(attempt.id)
         read_s = time.monotonic()
         with self._database.read() as connection:
             row = connection.execute(select(keys).where(keys.c.id == attempt.id)).one_or_none()
         return None if row is None else Found(_as_key(row), row.digest, read_s)
 
     def check(self, attempt: Attempt, found: Found | None) -> Key | None:
-        """The key, if the attempt was the right one and the key is valid now."""
+        """Return the key if the digests match and the key is valid now."""
         digest = _NO_DIGEST if found is None else found.digest
         is_same = hmac.compare_digest(attempt.digest, digest)
         if found is None or not is_same or not found.key.is_valid(rows.now()):
@@ -224,7 +224,7 @@ def _check_an_admin_is_left(all_keys: dict[str, Key], *, without: str) -> None:
     at = rows.now()
     admins = {id for id, key in all_keys.items() if "admin" in key.scopes and key.is_valid(at)}
     if admins == {without}:
-        raise LastAdminKey("this is the last admin key that is valid; create another one first")
+        raise LastAdminKey("this is the last valid admin key; create another one first")
 
 
 def _as_key(row: Row[Any]) -> Key:
@@ -233,23 +233,23 @@ def _as_key(row: Row[Any]) -> Key:
 
 
 def read_keys(connection: Connection) -> dict[str, Found]:
-    """All of them, by id."""
+    """Return all stored keys by id."""
     read_s = time.monotonic()
     found = connection.execute(select(keys))
     return {row.id: Found(_as_key(row), row.digest, read_s) for row in found}
 
 
 def keys_exist(database: Database) -> bool:
-    """Whether a key was ever created; to know that takes no pepper."""
+    """Whether a key was ever created. Needs no pepper."""
     with database.read() as connection:
         return connection.scalar(select(keys.c.id).limit(1)) is not None
 
 
 def load_pepper(path: Path, *, create: bool) -> bytes:
-    """The secret that digests of keys are made with. Raises `StorageFailure`.
+    """Read the HMAC secret of the key digests. Raises `StorageFailure`.
 
-    Without it the digests in the database tell nothing, also to whoever can guess keys. `create`
-    makes a missing one, once, however many processes try.
+    Without it the digests in the database are useless even for guessing keys. `create` creates a
+    missing one, exactly once even if several processes race.
     """
     try:
         if create and not path.exists():
@@ -259,9 +259,9 @@ def load_pepper(path: Path, *, create: bool) -> bytes:
     except OSError as error:
         raise StorageFailure(f"cannot read the pepper of the keys: {error.strerror}") from error
     if is_public:
-        raise StorageFailure("everybody can read the pepper of the keys: take that right away")
+        raise StorageFailure("the pepper of the keys is world-readable: remove that permission")
     if len(pepper) < _MIN_PEPPER_BYTES:
-        raise StorageFailure(f"the pepper of the keys has less than {_MIN_PEPPER_BYTES} bytes")
+        raise StorageFailure(f"the pepper of the keys is shorter than {_MIN_PEPPER_BYTES} bytes")
     return pepper
 
 
@@ -279,7 +279,7 @@ def _create_pepper(path: Path) -> None:
 
 
 def _link(temp: Path, path: Path) -> None:
-    """Unlike a rename, a link takes nobody's place."""
+    """Give the file its name. Unlike a rename, a link never replaces an existing file."""
     try:
         os.link(temp, path)
     except FileExistsError:

@@ -1,5 +1,4 @@
-"""What PostgreSQL needs to be what SQLite is: one writer at a time, patience with an end, and word
-of every change to all who share the registry."""
+"""PostgreSQL as a registry: one writer at a time, bounded waits, and notification of changes."""
 
 from __future__ import annotations
 
@@ -17,10 +16,10 @@ POOL_TIMEOUT_S = 5
 
 _CHANNEL = "foreword"
 _WRITER = 0x666F7265
-"""The advisory lock that whoever writes holds to the end of the transaction."""
+"""Advisory lock that a writer holds until the end of its transaction."""
 _LINK = {
     "connect_timeout": CONNECT_TIMEOUT_S,
-    # A peer that is gone without a word is noticed within seconds, not after the kernel's hours.
+    # Detect a dead peer within seconds; the kernel's defaults take hours.
     "keepalives_idle": 3,
     "keepalives_interval": 1,
     "keepalives_count": 3,
@@ -30,7 +29,7 @@ _LINK = {
 
 
 def open_engine(url: URL) -> Engine:
-    """Raises `StorageFailure` where the driver is not installed."""
+    """Create the engine. Raises `StorageFailure` if the driver is not installed."""
     try:
         engine = create_engine(
             url,
@@ -55,21 +54,21 @@ def _begin(connection: Connection) -> None:
     if not options.get("writes"):
         return
     connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{options['patience_s']}s'")
-    # Numbers are given without a gap, quotas are exact, and a later row of the audit is a later
-    # commit: what a server has read up to one row, it need not read again.
+    # Serialised writers give version numbers without gaps, exact quotas, and audit rows in commit
+    # order, so that a replica never has to re-read rows that it has seen.
     connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITER})")
     connection.exec_driver_sql(f"NOTIFY {_CHANNEL}")  # sent when it commits, and only then
 
 
 @contextmanager
 def listening(engine: Engine) -> Iterator[Callable[[float], None]]:
-    """Call what it yields to wait until somebody has written, or so many seconds have passed.
+    """Yield a function that waits for the next write, with a timeout in seconds.
 
-    A pooler that lends connections by transaction passes nothing on: then it is always the latter.
+    Transaction-level poolers do not forward notifications; then every wait times out.
     """
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql(f"LISTEN {_CHANNEL}")
-        connection.detach()  # nobody else should get it from the pool
+        connection.detach()  # keep the listening connection out of the pool
         driver: Any = connection.connection.dbapi_connection
 
         def wait(timeout_s: float) -> None:
@@ -78,6 +77,8 @@ def listening(engine: Engine) -> Iterator[Callable[[float], None]]:
                     pass
             except driver.Error as error:
                 reason = type(error).__name__
-                raise StorageFailure(f"the registry's database is gone: {reason}") from error
+                raise StorageFailure(
+                    f"lost the connection to the registry's database: {reason}"
+                ) from error
 
         yield wait

@@ -1,4 +1,4 @@
-"""On what terms a change of the registry is asked for: in which state, and whether once only."""
+"""Preconditions of a change to the registry: expected revision, activation, idempotency."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from prefix_store.digest import Digest
 
 @dataclass(frozen=True, slots=True)
 class IdempotentRequest:
-    """A request that may come again, by the key its client gave it, and must count once."""
+    """A request with an idempotency key, which is answered without a second change if repeated."""
 
     route: str
     task: str
     key: str
     request_digest: Digest
-    """Of everything that was asked; another request must not use the same key."""
+    """Digest of the whole request; a different request must not use the same key."""
     answer: Callable[[Any], str]
-    """From what the change returns to what is kept, in the change's own transaction."""
+    """Serialises the change's result to the answer that is stored in the change's transaction."""
     principal: str = ""
-    """Whose keys these are; empty where nobody is told apart."""
+    """Namespace of the key: the API key's id; empty on a server without keys."""
 
 
 @dataclass(frozen=True, slots=True)
-class ActivationSeen:
-    """The activation that was in force when a request began."""
+class CurrentActivation:
+    """The activation that was in force when a request started."""
 
-    activation: int | None
-    """Its number in the history; None where nothing was active."""
+    seq: int | None
+    """Sequence number in the history; None if nothing was active."""
 
 
 @dataclass(frozen=True, slots=True)
 class Preconditions:
-    """The default: whatever the state, and as often as it is asked for."""
+    """Conditions under which a change is made. The default has none."""
 
     revisions: frozenset[int] | None = None
-    """The revisions of the task that the change may be made to; None for any."""
+    """Accepted revisions of the task; None for any."""
     idempotent: IdempotentRequest | None = None
-    seen: ActivationSeen | None = None
-    """What the change may replace; None: whatever is in force."""
+    expected_activation: CurrentActivation | None = None
+    """Activation that the change may replace; None for any."""
 
     def after(self, describe: Callable[[Any], Any]) -> Preconditions:
-        """The same, where what the change returns is described before it is answered."""
+        """Return a copy that applies `describe` to the change's result before it is serialised."""
         if (request := self.idempotent) is None:
             return self
         return replace(

@@ -1,4 +1,4 @@
-"""How much a registry takes, checked in the transaction that would add to it."""
+"""Quotas of the registry, checked in the transaction that adds to it."""
 
 from __future__ import annotations
 
@@ -12,35 +12,34 @@ from prefix_store.registry.schema import tasks, versions
 
 @dataclass(frozen=True, slots=True)
 class Quotas:
-    """None: no limit. Exact where the database has one writer, as SQLite; on others, transactions
-    that run at the same time may together go a little beyond."""
+    """Limits of tasks, versions and bytes; None: no limit. Exact, as writers are serialised."""
 
     max_tasks: int | None = None
     max_versions_per_task: int | None = None
     max_store_bytes: int | None = None
-    """Of all artifacts that a version refers to, each counted once."""
+    """Total size of the artifacts that versions refer to, each counted once."""
 
     def check_tasks(self, connection: Connection) -> None:
-        """After one was made. Raises `QuotaExceeded`."""
+        """Check after inserting a task. Raises `QuotaExceeded`."""
         if self.max_tasks is None:
             return
         query = select(func.count()).select_from(tasks).where(tasks.c.deleted_at.is_(None))
         if connection.execute(query).scalar_one() > self.max_tasks:
-            raise QuotaExceeded(f"this server keeps {self.max_tasks} tasks at most")
+            raise QuotaExceeded(f"the limit of {self.max_tasks} tasks is reached")
 
     def check_versions(self, connection: Connection, task: str) -> None:
-        """After one was added. Raises `QuotaExceeded`, `StoreFull`."""
+        """Check after inserting a version. Raises `QuotaExceeded`, `StoreFull`."""
         alive = versions.c.deleted_at.is_(None)
         if self.max_versions_per_task is not None:
             query = select(func.count()).select_from(versions).where(versions.c.task == task, alive)
             if connection.execute(query).scalar_one() > self.max_versions_per_task:
                 raise QuotaExceeded(
-                    f"a task has {self.max_versions_per_task} versions at most: delete one first"
+                    f"the limit is {self.max_versions_per_task} versions per task: delete one first"
                 )
         self.check_bytes(connection, 0)
 
     def check_bytes(self, connection: Connection, num_more: int) -> None:
-        """Raises `StoreFull`."""
+        """Check whether `num_more` bytes still fit. Raises `StoreFull`."""
         if self.max_store_bytes is None:
             return
         artifacts = select(versions.c.digest, func.max(versions.c.num_bytes).label("num_bytes"))
@@ -48,5 +47,6 @@ class Quotas:
         query = select(func.coalesce(func.sum(kept.subquery().c.num_bytes), 0))
         if connection.execute(query).scalar_one() + num_more > self.max_store_bytes:
             raise StoreFull(
-                f"this server keeps {self.max_store_bytes} bytes of prefixes: delete versions first"
+                f"the limit of {self.max_store_bytes} bytes of prefixes is reached: delete "
+                "versions first"
             )

@@ -1,4 +1,4 @@
-"""Tasks, versions, the active version and its history. Knows no tensor."""
+"""The registry: tasks, versions, activations. Knows no tensor."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from prefix_store.registry.audit import NOBODY, Actor
 from prefix_store.registry.database import Database
 from prefix_store.registry.preconditions import (
     UNCONDITIONAL,
-    ActivationSeen,
+    CurrentActivation,
     IdempotentRequest,
     Preconditions,
 )
@@ -35,18 +35,18 @@ from prefix_store.registry.traffic import choose
 
 @dataclass(frozen=True, slots=True)
 class ServingVersion:
-    """Where a request goes, and how its task treats prompts."""
+    """The version that serves a request, and its task's profile."""
 
     manifest: Manifest
     profile: Profile
 
 
 class Registry:
-    """A small transactional database. Safe to call from any number of threads and processes.
+    """Tasks and versions in a transactional database. Thread-safe, and safe to share by processes.
 
-    A write is durable when its method returns, and audited; one that raises has changed nothing.
-    Deletes are tombstones, so that a version's number is never given twice. Every method raises
-    `StorageFailure` where the database refuses.
+    Writes are audited, and durable when the method returns; a method that raises has changed
+    nothing. Deleted rows are only marked, so that version numbers are never reused. Every method
+    raises `StorageFailure` if the database fails.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Registry:
         may_create: bool = True,
         quotas: Quotas = Quotas(),  # noqa: B008
     ) -> None:
-        """`may_create`: make the tables where there are none; else that is a `StorageFailure`."""
+        """`may_create`: create missing tables; otherwise they are a `StorageFailure`."""
         self._quotas = quotas
         self.database = Database(url, may_create=may_create)
         self._read, self._write = self.database.read, self.database.write
@@ -66,17 +66,17 @@ class Registry:
         self.database.close()
 
     def ping(self) -> None:
-        """Return if the registry can be read, and is the one that it was."""
+        """Raise `StorageFailure` if the registry cannot be read or its file was replaced."""
         self.database.check()
         with self._read() as connection:
             connection.execute(select(tasks.c.name).limit(1)).all()
 
     def create_task(self, name: str, profile: Profile, by: Actor = NOBODY) -> Task:
-        """Raises `InvalidName`, `TaskExists`."""
+        """Create a task without versions. Raises `InvalidName`, `TaskExists`, `QuotaExceeded`."""
         check_task_name(name)
         with self._write() as connection:
             if not rows.create(connection, name, profile):
-                raise TaskExists(f"there is a task {name} already")
+                raise TaskExists(f"the task {name} exists already")
             self._quotas.check_tasks(connection)
             digest = Digest.of(profile.model_dump_json().encode())
             audit.append(connection, by, "create_task", task=name, digest=digest)
@@ -89,21 +89,21 @@ class Registry:
         preconditions: Preconditions = UNCONDITIONAL,
         by: Actor = NOBODY,
     ) -> Task:
-        """Raises `UnknownTask`, `PreconditionFailed`."""
+        """Replace a task's profile. Raises `UnknownTask`, `PreconditionFailed`."""
         with self._write() as connection:
             rows.lock(connection, name, preconditions)
             _write_profile(connection, name, profile, by)
             return rows.read_task(connection, name)
 
     def get_task(self, name: str) -> Task:
-        """Raises `UnknownTask`."""
+        """Return a task. Raises `UnknownTask`."""
         with self._read() as connection:
             return rows.read_task(connection, name)
 
     def list_tasks(
         self, after: str | None = None, limit: int = 100, globs: Sequence[str] = ("*",)
     ) -> list[Task]:
-        """At most `limit` tasks behind the name `after`, sorted by name. Raises `InvalidName`."""
+        """Return at most `limit` tasks after the name `after`, by name. Raises `InvalidName`."""
         page = rows.TASKS.where(rows.matches(globs)).order_by(tasks.c.name).limit(limit)
         if after is not None:
             check_task_name(after)
@@ -117,7 +117,7 @@ class Registry:
         """Delete a task and its versions. Raises `UnknownTask`, `PreconditionFailed`."""
         with self._write() as connection:
             rows.lock(connection, name, preconditions)
-            rows.tombstone(connection, name)
+            rows.mark_deleted(connection, name)
             rows.change(connection, name, active_seq=None, deleted_at=rows.now())
             audit.append(connection, by, "delete_task", task=name)
             answers.keep(connection, preconditions, None)
@@ -132,13 +132,14 @@ class Registry:
         by: Actor = NOBODY,
         preconditions: Preconditions = UNCONDITIONAL,
         definition: Definition | None = None,
-        rehearse: bool = False,
+        dry_run: bool = False,
     ) -> Manifest:
-        """Give a draft the task's next number; row, pointer and history in one transaction.
+        """Add a draft as the task's next version, in one transaction.
 
-        `create` makes a missing task, with an empty profile; a task without versions adopts the
-        `definition`; `rehearse` undoes it all in the end. Raises `UnknownTask`, `InvalidName`,
-        `PreconditionFailed`, `QuotaExceeded`, `DefinitionMismatch`, `ActivationOvertaken`.
+        `create` creates a missing task with an empty profile. A task without versions adopts the
+        `definition`. `dry_run` rolls everything back at the end. Raises `UnknownTask`,
+        `InvalidName`, `PreconditionFailed`, `QuotaExceeded`, `DefinitionMismatch`,
+        `ActivationOvertaken`.
         """
         if create:
             check_task_name(task)
@@ -162,7 +163,7 @@ class Registry:
                 )
             else:
                 rows.change(connection, task)
-            if rehearse:
+            if dry_run:
                 connection.rollback()
                 return manifest
             action: audit.Action = "push_and_activate" if activate else "push"
@@ -171,11 +172,11 @@ class Registry:
             return answers.keep(connection, preconditions, manifest)
 
     def get_version(self, task: str, number: int) -> Manifest:
-        """Raises `UnknownTask`, `UnknownVersion`."""
+        """Return a version. Raises `UnknownTask`, `UnknownVersion`."""
         return self.resolve(task, number)
 
     def list_versions(self, task: str) -> list[Manifest]:
-        """All versions that are not deleted, by number. Raises `UnknownTask`."""
+        """Return a task's versions by number. Raises `UnknownTask`."""
         query = (
             select(versions.c.manifest)
             .where(versions.c.task == task, versions.c.deleted_at.is_(None))
@@ -192,8 +193,10 @@ class Registry:
         preconditions: Preconditions = UNCONDITIONAL,
         by: Actor = NOBODY,
     ) -> None:
-        """Raises `UnknownTask`, `PreconditionFailed`, `UnknownVersion`, and `VersionActive` for
-        the active one.
+        """Delete a version that gets no traffic.
+
+        Raises `UnknownTask`, `PreconditionFailed`, `UnknownVersion`, and `VersionActive` for a
+        version that is active or shares the traffic.
         """
         with self._write() as connection:
             top = rows.activation(connection, rows.lock(connection, task, preconditions).active_seq)
@@ -201,8 +204,8 @@ class Registry:
             if top is not None and top.version == number:
                 raise VersionActive(f"version {number} of {task} is active")
             if top is not None and number in traffic.read(connection, [top.seq]).get(top.seq, {}):
-                raise VersionActive(f"version {number} of {task} gets a part of the traffic")
-            rows.tombstone(connection, task, number)
+                raise VersionActive(f"version {number} of {task} gets part of the traffic")
+            rows.mark_deleted(connection, task, number)
             rows.change(connection, task)
             audit.append(connection, by, "delete_version", task=task, version=number)
             answers.keep(connection, preconditions, None)
@@ -215,11 +218,11 @@ class Registry:
         preconditions: Preconditions = UNCONDITIONAL,
         unusable: Set[Digest] = frozenset(),
     ) -> Activation:
-        """Make a version the active one, with all the traffic. Returns the activation in force if
-        it is that already.
+        """Make a version the active one, with all the traffic.
 
-        Raises `UnknownTask`, `PreconditionFailed`, `UnknownVersion`, and `VersionQuarantined` for
-        a version of an unusable blob.
+        Returns the activation in force if nothing changes. Raises `UnknownTask`,
+        `PreconditionFailed`, `UnknownVersion`, and `VersionQuarantined` if the version's blob is in
+        `unusable`.
         """
         with self._write() as connection:
             top = rows.activation(connection, rows.lock(connection, task, preconditions).active_seq)
@@ -240,16 +243,16 @@ class Registry:
         preconditions: Preconditions = UNCONDITIONAL,
         unusable: Set[Digest] = frozenset(),
     ) -> Activation:
-        """Back to the version that was active before this one; a second rollback goes on back.
-        Where traffic is split, back to the active version alone.
+        """Activate the version that was active before; a second rollback goes further back.
 
-        Versions that were deleted in the meantime are skipped. Raises `UnknownTask`,
-        `PreconditionFailed`, `NothingToRollBack`, `VersionQuarantined`.
+        If the traffic is split, the active version alone gets it again. Deleted versions are
+        skipped. Raises `UnknownTask`, `PreconditionFailed`, `NothingToRollBack`,
+        `VersionQuarantined`.
         """
         with self._write() as connection:
             top = rows.activation(connection, rows.lock(connection, task, preconditions).active_seq)
             is_split = top is not None and bool(traffic.read(connection, [top.seq]))
-            target = top if is_split else rows.beneath(connection, top)
+            target = top if is_split else rows.previous_activation(connection, top)
             if target is None:
                 raise NothingToRollBack(f"{task} has no earlier version to go back to")
             rows.check_version(connection, task, target.version, unusable)
@@ -267,9 +270,9 @@ class Registry:
         preconditions: Preconditions = UNCONDITIONAL,
         unusable: Set[Digest] = frozenset(),
     ) -> Activation:
-        """Let versions share the traffic, in proportion to their weights; none: the active one
-        gets all of it. It holds until the next activation or rollback.
+        """Split the traffic in proportion to weights, until the next activation or rollback.
 
+        Without weights the active version gets all of it.
         Raises `UnknownTask`, `PreconditionFailed`, `NothingActive`, `UnknownVersion`,
         `VersionQuarantined`.
         """
@@ -290,7 +293,7 @@ class Registry:
             return answers.keep(connection, preconditions, made)
 
     def traffic(self, task: str) -> dict[int, int] | None:
-        """The weights of the versions that share the traffic, if any do. Raises `UnknownTask`."""
+        """Return the weights by version if the traffic is split. Raises `UnknownTask`."""
         query = select(tasks.c.active_seq).where(tasks.c.name == task)
         with self._read() as connection:
             rows.read_task(connection, task)
@@ -298,7 +301,10 @@ class Registry:
             return None if seq is None else traffic.read(connection, [seq]).get(seq)
 
     def set_pinned(self, task: str, number: int, *, pinned: bool, by: Actor = NOBODY) -> None:
-        """Raises `UnknownTask`, `UnknownVersion`."""
+        """Record whether a version's prefix stays on the device.
+
+        Raises `UnknownTask`, `UnknownVersion`.
+        """
         with self._write() as connection:
             rows.lock(connection, task, UNCONDITIONAL)
             rows.check_version(connection, task, number)
@@ -307,7 +313,7 @@ class Registry:
             audit.append(connection, by, action, task=task, version=number)
 
     def pinned(self) -> set[tuple[str, int, Digest]]:
-        """Task, number and blob of all versions that are pinned."""
+        """Return task, number and blob digest of all pinned versions."""
         query = select(versions.c.task, versions.c.number, versions.c.digest).where(
             versions.c.pinned.is_(True), versions.c.deleted_at.is_(None)
         )
@@ -315,18 +321,18 @@ class Registry:
             return {(row.task, row.number, Digest(row.digest)) for row in connection.execute(query)}
 
     def check_room(self, num_bytes: int) -> None:
-        """Before so many bytes are kept. Raises `StoreFull`."""
+        """Check whether `num_bytes` more still fit. Raises `StoreFull`."""
         with self._read() as connection:
             self._quotas.check_bytes(connection, num_bytes)
 
-    def seen(self, task: str) -> ActivationSeen:
-        """What is in force now, also of a task that does not exist."""
+    def current_activation(self, task: str) -> CurrentActivation:
+        """Return the activation in force; an empty one for a task that does not exist."""
         query = select(tasks.c.active_seq).where(tasks.c.name == task, tasks.c.deleted_at.is_(None))
         with self._read() as connection:
-            return ActivationSeen(connection.scalar(query))
+            return CurrentActivation(connection.scalar(query))
 
     def history(self, task: str, limit: int = 100) -> list[Activation]:
-        """The task's last activations, newest first. Raises `UnknownTask`."""
+        """Return a task's last activations, newest first. Raises `UnknownTask`."""
         query = (
             select(activations)
             .join(tasks, tasks.c.name == activations.c.task)
@@ -341,9 +347,9 @@ class Registry:
             return [rows.as_activation(row, weights.get(row.seq)) for row in found]
 
     def resolve(self, task: str, version: int | None = None, key: str = "") -> Manifest:
-        """The version a request gets: one query, for it is on the way of every request.
+        """Return the version that serves a request, in one query, as every request needs it.
 
-        Where versions share the traffic, requests with the same key get the same one.
+        If the traffic is split, requests with the same key get the same version.
 
         Raises `UnknownTask`, `UnknownVersion`, `NothingActive`.
         """
@@ -365,23 +371,23 @@ class Registry:
         raise UnknownVersion(f"{task} has no version {version}")
 
     def serving_version(self, task: str, version: int | None, key: str) -> ServingVersion:
-        """What `resolve` finds, and the task's profile."""
+        """Return what `resolve` finds, with the task's profile."""
         return ServingVersion(self.resolve(task, version, key), self.get_task(task).profile)
 
     def check(self) -> None:
-        """`ping`, as a replica is asked."""
+        """Raise `StorageFailure` if requests cannot be resolved."""
         self.ping()
 
     def age_s(self) -> float:
-        """Each request asks anew."""
+        """Return 0: every request reads the database."""
         return 0.0
 
-    def is_lost(self) -> bool:
-        """Likewise."""
+    def is_stale(self) -> bool:
+        """Return False: every request reads the database."""
         return False
 
     def digests(self, *, deleted_within_s: float = 0.0) -> set[Digest]:
-        """The blobs of all versions, and of those deleted less than that long ago."""
+        """Return the blobs of all versions, including those deleted less than that long ago."""
         since = rows.now() - timedelta(seconds=deleted_within_s)
         query = select(versions.c.digest).where(
             or_(versions.c.deleted_at.is_(None), versions.c.deleted_at > since)
@@ -390,13 +396,13 @@ class Registry:
             return {Digest(value) for value in connection.scalars(query.distinct())}
 
     def refers_to(self, digest: Digest) -> bool:
-        """Whether a version has this blob, or had it before it was deleted."""
+        """Whether a version, deleted or not, has this blob."""
         query = select(versions.c.digest).where(versions.c.digest == str(digest)).limit(1)
         with self._read() as connection:
             return connection.scalar(query) is not None
 
     def answer(self, request: IdempotentRequest) -> str | None:
-        """What was answered to this request, if it was made before.
+        """Return the stored answer to an idempotent request, if there is one.
 
         Raises `IdempotencyMismatch`.
         """
@@ -404,13 +410,13 @@ class Registry:
             return answers.find(connection, request)
 
     def forget_answers(self, older_than_s: float) -> int:
-        """Delete the answers to requests that will not come again; their number."""
+        """Delete stored answers older than that; return their number."""
         with self._write() as connection:
             return answers.forget(connection, older_than_s)
 
 
 def _adopt(connection: Connection, task: str, definition: Definition, by: Actor) -> None:
-    """Raises `DefinitionMismatch`."""
+    """Let a task adopt a definition. Raises `DefinitionMismatch`."""
     found = rows.read_task(connection, task)
     profile = definition.adopted_by(found)
     if profile != found.profile:

@@ -1,8 +1,8 @@
-"""What a server holds of a registry that it shares, so that requests never ask the database.
+"""In-memory replica of a shared registry, so that requests never query the database.
 
-It is brought up to date when somebody announces a change, or else by asking twice a second, and
-serves as it was where the database is away. How far it is, is a row of the audit: every change is
-one, in its own transaction.
+It is updated on notification of a change and by polling twice a second, and keeps serving its last
+state while the database is unreachable. Its position is a row of the audit log: every change adds
+one in its own transaction.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ from prefix_store.registry.schema import activations, tasks, versions
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.5
-AWAY_S = 3.0
-"""Unread for longer, a registry is said to be away."""
+UNREACHABLE_AFTER_S = 3.0
+"""A registry that could not be read for longer counts as unreachable."""
 _MAX_CHANGES = 500
 _RETRY_S = 0.5
 _STOP_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class HeldTask:
-    """A task, its living versions, and the weights of those that requests without a version get.
+class ReplicaTask:
+    """A task, its versions, and the traffic weights of requests that name no version.
 
-    As texts: one that this server cannot read spoils no other.
+    Profile and manifests stay JSON until they are needed, so that one that this server cannot parse
+    does not affect other tasks.
     """
 
     profile: str
@@ -47,28 +48,27 @@ class HeldTask:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """The registry as it was at one row of its audit."""
+class Snapshot:
+    """State of the registry at one row of the audit log."""
 
     head: Head | None = None
-    tasks: Mapping[str, HeldTask] = field(default_factory=dict)
+    tasks: Mapping[str, ReplicaTask] = field(default_factory=dict)
     keys: Mapping[str, Found] = field(default_factory=dict)
 
 
 class Replica:
-    """Follows a registry. Safe to call from any number of threads.
+    """Follows a registry. Thread-safe.
 
-    Changes made through this process's registry are held when the change returns.
+    Changes made through this process's registry are visible when the change returns.
     """
 
     def __init__(self, registry: Registry, *, max_age_s: float) -> None:
-        """`max_age_s`: so long it serves without having read the database. Raises
-        `StorageFailure`."""
+        """`max_age_s`: how long it serves without reading the database. Raises `StorageFailure`."""
         self._database = registry.database
         self._max_age_s = max_age_s
-        self._held = Held()
+        self._snapshot = Snapshot()
         self._read_s = float("-inf")
-        self._trouble: str | None = None
+        self._last_error: str | None = None
         self._lock = Lock()
         self._stopping = Event()
         self._thread = Thread(target=self._follow, name="replica", daemon=True)
@@ -82,58 +82,58 @@ class Replica:
     def close(self) -> None:
         self._stopping.set()
         if self._thread.is_alive():
-            self._thread.join(_STOP_TIMEOUT_S)  # it may wait for a database that hangs
+            self._thread.join(_STOP_TIMEOUT_S)  # it may be blocked by a hanging database
 
     def age_s(self) -> float:
-        """Seconds since the database was last read: what is held was true then."""
+        """Return the seconds since the database was last read."""
         return time.monotonic() - self._read_s
 
     def check(self) -> None:
-        """Raises `StorageFailure` while the database is away."""
-        if self.age_s() > AWAY_S:
-            reason = self._trouble or "the registry's database does not answer"
-            raise StorageFailure(f"{reason}; tasks and keys are as {self.age_s():.0f} s ago")
+        """Raise `StorageFailure` while the database is unreachable."""
+        if self.age_s() > UNREACHABLE_AFTER_S:
+            reason = self._last_error or "the registry's database does not answer"
+            raise StorageFailure(f"{reason}; tasks and keys are as of {self.age_s():.0f} s ago")
 
-    def is_lost(self) -> bool:
-        """Whether what is held is too old to be served."""
+    def is_stale(self) -> bool:
+        """Whether the snapshot is too old to serve."""
         return self.age_s() > self._max_age_s
 
     def serving_version(self, task: str, version: int | None, key: str) -> ServingVersion:
-        """As `Registry.serving_version`, from what is held.
+        """Do what `Registry.serving_version` does, from the snapshot.
 
-        Raises `StorageFailure` where that is too old, or for what is not held while the database
-        is away.
+        Raises `StorageFailure` also if the snapshot is too old, or if it lacks the version while
+        the database is unreachable.
         """
         self._check_age()
         try:
-            return _serving_version(self._held, task, version, key)
+            return _serving_version(self._snapshot, task, version, key)
         except (UnknownTask, UnknownVersion, NothingActive):
             self.check()
             raise
 
     def find_key(self, id: str) -> Found | None:
-        """What is kept under a key's id. Raises `StorageFailure` where that is too old."""
+        """Look up a key by id. Raises `StorageFailure` if the snapshot is too old."""
         self._check_age()
-        found = self._held.keys.get(id)
+        found = self._snapshot.keys.get(id)
         return None if found is None else Found(found.key, found.digest, time.monotonic())
 
     def keys_exist(self) -> bool:
         """Whether a key was ever created."""
-        return bool(self._held.keys)
+        return bool(self._snapshot.keys)
 
     def refresh(self) -> None:
-        """Read what has changed since. Raises `StorageFailure`."""
+        """Read the changes since the last refresh. Raises `StorageFailure`."""
         with self._lock:
             asked_s = time.monotonic()
             with self._database.read_at_once() as connection:
-                self._held = _read(connection, self._held)
+                self._snapshot = _read(connection, self._snapshot)
             self._read_s = asked_s
-            if self._trouble is not None:
+            if self._last_error is not None:
                 logger.warning("the registry's database is back")
-            self._trouble = None
+            self._last_error = None
 
     def _check_age(self) -> None:
-        if self.is_lost():
+        if self.is_stale():
             raise StorageFailure(f"the registry could not be read for {self.age_s():.0f} s")
 
     def _follow(self) -> None:
@@ -143,22 +143,24 @@ class Replica:
                     while not self._stopping.is_set():
                         self.refresh()
                         wait(POLL_S)
-            except Exception as exc:  # whatever it is, this thread must go on
-                self._note(exc)
+            except Exception as exc:  # the thread must survive any error
+                self._record_error(exc)
                 self._stopping.wait(_RETRY_S)
 
-    def _note(self, exc: Exception) -> None:
+    def _record_error(self, exc: Exception) -> None:
         is_known = isinstance(exc, StorageFailure)
-        if self._trouble is None:
-            logger.warning("requests are served from what is held: %s", exc, exc_info=not is_known)
-        self._trouble = str(exc) if is_known else "the registry cannot be read"
+        if self._last_error is None:
+            logger.warning("requests are served from the replica: %s", exc, exc_info=not is_known)
+        self._last_error = str(exc) if is_known else "the registry cannot be read"
 
 
-def _serving_version(held: Held, task: str, version: int | None, key: str) -> ServingVersion:
+def _serving_version(
+    snapshot: Snapshot, task: str, version: int | None, key: str
+) -> ServingVersion:
     rows.check_known_name(task)
     if version is not None:
         rows.check_known_number(task, version)
-    found = held.tasks.get(task)
+    found = snapshot.tasks.get(task)
     if found is None:
         raise UnknownTask(f"there is no task {task}")
     if version is None:
@@ -173,20 +175,20 @@ def _serving_version(held: Held, task: str, version: int | None, key: str) -> Se
     )
 
 
-def _read(connection: Connection, held: Held) -> Held:
+def _read(connection: Connection, snapshot: Snapshot) -> Snapshot:
     head = audit.read_head(connection)
-    if head == held.head:
-        return held
-    changed = None if held.head is None else audit.changed_since(connection, held.head)
+    if head == snapshot.head:
+        return snapshot
+    changed = None if snapshot.head is None else audit.changed_since(connection, snapshot.head)
     if changed is None or len(changed.tasks) > _MAX_CHANGES:
-        return Held(head, _read_tasks(connection, None), read_keys(connection))
-    kept = {name: task for name, task in held.tasks.items() if name not in changed.tasks}
+        return Snapshot(head, _read_tasks(connection, None), read_keys(connection))
+    kept = {name: task for name, task in snapshot.tasks.items() if name not in changed.tasks}
     read = _read_tasks(connection, changed.tasks) if changed.tasks else {}
-    return Held(head, kept | read, read_keys(connection) if changed.keys else held.keys)
+    return Snapshot(head, kept | read, read_keys(connection) if changed.keys else snapshot.keys)
 
 
-def _read_tasks(connection: Connection, names: frozenset[str] | None) -> dict[str, HeldTask]:
-    """None: all of them."""
+def _read_tasks(connection: Connection, names: frozenset[str] | None) -> dict[str, ReplicaTask]:
+    """Read the named tasks; None reads all."""
     tasks_query, versions_query = _TASKS, _VERSIONS
     if names is not None:
         tasks_query = tasks_query.where(tasks.c.name.in_(names))
@@ -197,7 +199,7 @@ def _read_tasks(connection: Connection, names: frozenset[str] | None) -> dict[st
     for row in connection.execute(versions_query):
         manifests[row.task][row.number] = row.manifest
     return {
-        row.name: HeldTask(
+        row.name: ReplicaTask(
             row.profile,
             split.get(row.active_seq) or ({} if row.version is None else {row.version: 1}),
             manifests[row.name],

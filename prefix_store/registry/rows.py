@@ -1,4 +1,4 @@
-"""What the registry reads and writes inside one transaction."""
+"""Queries and statements of the registry, each within a given transaction."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ RESOLVED = (
     )
     .where(tasks.c.name == bindparam("task"), tasks.c.deleted_at.is_(None))
 )
-"""Of a task, the version of a number, or the active one, or those that share its traffic, a row
-each; the manifest is null where there is none."""
+"""Resolves a task to the version with a number, the active version, or the versions that share its
+traffic: one row per version, with a null manifest if there is none."""
 
 _NUM_VERSIONS = (
     select(func.count())
@@ -64,30 +64,30 @@ TASKS = (
 
 
 def matches(globs: Sequence[str]) -> ColumnElement[bool]:
-    """Whether a task's name matches one of them; in SQL what `reference.matches` is in Python."""
+    """Match a task's name against globs: the SQL equivalent of `reference.matches`."""
     table = str.maketrans({"*": "%", "?": "_", "_": r"\_"})
     return or_(*(tasks.c.name.like(glob.translate(table), escape="\\") for glob in globs))
 
 
 def now() -> datetime:
-    """The time, aware, in UTC."""
+    """Return the current time, aware, in UTC."""
     return datetime.now(UTC)
 
 
 def check_known_name(task: str) -> None:
-    """No row has such a name, and some of them no database can be asked for."""
+    """Raise `UnknownTask` for invalid names, some of which a database cannot even query."""
     if not is_task_name(task):
         raise UnknownTask("there is no such task")
 
 
 def check_known_number(task: str, number: int) -> None:
-    """Likewise for a version's number."""
+    """Raise `UnknownVersion` for a number out of range, which a database may fail to query."""
     if not 1 <= number <= MAX_VERSION:
         raise UnknownVersion(f"{task} has no such version")
 
 
 def create(connection: Connection, name: str, profile: Profile) -> bool:
-    """A new task, or a deleted one made anew with nothing active. False if there is one."""
+    """Insert a task, or reset a deleted one. Return False if the task exists."""
     found = connection.execute(
         select(tasks.c.deleted_at, tasks.c.revision).where(tasks.c.name == name).with_for_update()
     ).one_or_none()
@@ -111,7 +111,7 @@ def create(connection: Connection, name: str, profile: Profile) -> bool:
 
 
 def lock(connection: Connection, name: str, preconditions: Preconditions) -> Row[Any]:
-    """The task's row, to be changed in this transaction.
+    """Lock and return the task's row after checking the preconditions.
 
     Raises `UnknownTask`, `PreconditionFailed`, `ActivationOvertaken`.
     """
@@ -123,22 +123,25 @@ def lock(connection: Connection, name: str, preconditions: Preconditions) -> Row
         raise UnknownTask(f"there is no task {name}")
     if preconditions.revisions is not None and row.revision not in preconditions.revisions:
         raise PreconditionFailed(f"{name} has changed: it is at revision {row.revision}")
-    if preconditions.seen is not None and row.active_seq != preconditions.seen.activation:
+    if (
+        preconditions.expected_activation is not None
+        and row.active_seq != preconditions.expected_activation.seq
+    ):
         raise ActivationOvertaken(
-            f"another activation of {name} came first, after this request had begun: look at what "
-            "is active now, and send it again if it is still wanted"
+            f"another activation of {name} was made while this request was running: check what is "
+            "active now, and send the request again if it is still wanted"
         )
     return row
 
 
 def change(connection: Connection, name: str, **fields: object) -> None:
-    """Change a task's row; without fields, only say that something about it has changed."""
+    """Update a task's row and its revision; without fields, the revision only."""
     changes = {"updated_at": now(), "revision": tasks.c.revision + 1, **fields}
     connection.execute(update(tasks).where(tasks.c.name == name).values(**changes))
 
 
 def read_task(connection: Connection, name: str) -> Task:
-    """Raises `UnknownTask`."""
+    """Return a task. Raises `UnknownTask`."""
     check_known_name(name)
     row = connection.execute(TASKS.where(tasks.c.name == name)).one_or_none()
     if row is None:
@@ -147,13 +150,13 @@ def read_task(connection: Connection, name: str) -> Task:
 
 
 def next_number(connection: Connection, task: str) -> int:
-    """Numbers of deleted versions are not given again."""
+    """Return the next version number. Numbers of deleted versions are not reused."""
     last = connection.scalar(select(func.max(versions.c.number)).where(versions.c.task == task))
     return (last or 0) + 1
 
 
 def add(connection: Connection, manifest: Manifest) -> None:
-    """Write a version's row."""
+    """Insert a version."""
     connection.execute(
         insert(versions).values(
             task=manifest.task,
@@ -169,7 +172,7 @@ def add(connection: Connection, manifest: Manifest) -> None:
 def check_version(
     connection: Connection, task: str, number: int, unusable: Set[Digest] = frozenset()
 ) -> None:
-    """Raises `UnknownVersion`, and `VersionQuarantined` for one of an unusable blob."""
+    """Raise `UnknownVersion`, or `VersionQuarantined` if the version's blob is in `unusable`."""
     check_known_number(task, number)
     query = select(versions.c.digest).where(_alive(task, number))
     digest = connection.scalar(query)
@@ -177,17 +180,17 @@ def check_version(
         raise UnknownVersion(f"{task} has no version {number}")
     if Digest(digest) in unusable:
         raise VersionQuarantined(
-            f"the stored bytes of version {number} of {task} have changed: upload them again"
+            f"the stored bytes of version {number} of {task} are corrupt: upload them again"
         )
 
 
 def pin(connection: Connection, task: str, number: int, *, pinned: bool) -> None:
-    """Write down whether a version's prefix is to stay on the device."""
+    """Record whether a version's prefix stays on the device."""
     connection.execute(update(versions).where(_alive(task, number)).values(pinned=pinned))
 
 
-def tombstone(connection: Connection, task: str, number: int | None = None) -> None:
-    """Make a version, or all of a task's, a tombstone."""
+def mark_deleted(connection: Connection, task: str, number: int | None = None) -> None:
+    """Mark one version of a task, or all of them, as deleted."""
     statement = update(versions).where(versions.c.task == task, versions.c.deleted_at.is_(None))
     if number is not None:
         statement = statement.where(versions.c.number == number)
@@ -195,14 +198,14 @@ def tombstone(connection: Connection, task: str, number: int | None = None) -> N
 
 
 def activation(connection: Connection, seq: int | None) -> Row[Any] | None:
-    """The row of `activations` with this number."""
+    """Return the activation with this sequence number."""
     if seq is None:
         return None
     return connection.execute(select(activations).where(activations.c.seq == seq)).one()
 
 
-def beneath(connection: Connection, top: Row[Any] | None) -> Row[Any] | None:
-    """The activation that a rollback from `top` goes back to, if one is left."""
+def previous_activation(connection: Connection, top: Row[Any] | None) -> Row[Any] | None:
+    """Return the activation that a rollback from `top` goes back to, if any."""
     row = activation(connection, top.parent) if top is not None else None
     while row is not None and top is not None:
         if row.version != top.version and _is_alive(connection, row.task, row.version):
@@ -220,7 +223,7 @@ def set_active(
     parent: int | None,
     by: str | None,
 ) -> Activation:
-    """Make a version the active one, and write that down."""
+    """Make a version the active one and record the activation."""
     values = {"task": task, "version": version, "action": action, "parent": parent, "by": by}
     row = connection.execute(
         insert(activations).values(at=now(), **values).returning(activations)

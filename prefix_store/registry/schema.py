@@ -1,4 +1,4 @@
-"""The registry's tables as the code knows them; `migrations/` makes them."""
+"""Table definitions of the registry; `migrations/` creates the tables."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sqlalchemy import (
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """An aware UTC time in, the same out, also where the database knows no time zones."""
+    """Aware UTC datetimes, also in databases without time zones."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -45,14 +45,14 @@ tasks = Table(
     metadata,
     Column("name", String(63), primary_key=True),
     Column("profile", Text, nullable=False),
-    # The row of `activations` that is in force.
+    # Sequence number of the activation in force.
     Column("active_seq", Integer),
     # Activations up to this one belong to an earlier, deleted task of the same name.
     Column("since_seq", Integer, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("updated_at", UtcDateTime, nullable=False),
     Column("deleted_at", UtcDateTime),
-    # Goes up with every change of the task or its versions, and on when it is made anew.
+    # Incremented with every change of the task or its versions, also when it is re-created.
     Column("revision", Integer, nullable=False, server_default="1"),
 )
 
@@ -65,9 +65,9 @@ versions = Table(
     Column("digest", String(71), nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("deleted_at", UtcDateTime),
-    # Its prefix stays on the device.
+    # Whether the prefix stays on the device.
     Column("pinned", Boolean, nullable=False, server_default=false()),
-    # Of the artifact. Null where a server wrote the row that does not know this column.
+    # Size of the artifact. Null in rows written by servers without this column.
     Column("num_bytes", BigInteger),
 )
 
@@ -95,7 +95,7 @@ traffic = Table(
     Column("weight", Integer, nullable=False),
 )
 
-# What was answered to requests that may come again, under the key their client gave them.
+# Stored answers to idempotent requests, by their idempotency key.
 answers = Table(
     "answers",
     metadata,
@@ -112,7 +112,7 @@ keys = Table(
     "keys",
     metadata,
     Column("id", String(12), primary_key=True),
-    # HMAC-SHA256 of the key; the key itself is kept nowhere.
+    # HMAC-SHA256 of the key; the key itself is not stored.
     Column("digest", LargeBinary(32), nullable=False),
     Column("grant", Text, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
@@ -124,7 +124,7 @@ audit = Table(
     "audit",
     metadata,
     Column("seq", Integer, primary_key=True, autoincrement=False),
-    # As text, so that what is read back is what was hashed, in every database.
+    # Text, so that every database returns exactly what was hashed.
     Column("at", String(32), nullable=False),
     Column("by", Text),
     Column("peer", Text),
@@ -138,7 +138,7 @@ audit = Table(
     Column("hash", String(64), nullable=False),
 )
 
-# One row: where the chain of `audit` ends. Locked by whoever appends to it.
+# One row: the end of the `audit` chain. Locked by writers while they append.
 audit_head = Table(
     "audit_head",
     metadata,

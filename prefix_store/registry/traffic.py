@@ -1,4 +1,4 @@
-"""Versions of a task that share its traffic: who gets what, and where it is written down."""
+"""Traffic splits between versions of a task: choosing a version, storing the weights."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ MAX_WEIGHT = 1_000_000
 
 
 def choose(weights: Mapping[int, int], task: str, key: str) -> int:
-    """The version that requests with this key get: always the same one for the same weights.
+    """Choose the version for a key, deterministically for given weights.
 
-    Weighted rendezvous hashing (Thaler and Ravishankar, 1998): over many keys each version gets
-    its part, and where weights change only those keys move that the new parts ask for.
+    Weighted rendezvous hashing (Thaler and Ravishankar, 1998): over many keys each version gets its
+    share, and a change of weights moves as few keys as possible.
     """
     return min(weights, key=lambda version: _distance(task, key, version) / weights[version])
 
 
 def _distance(task: str, key: str, version: int) -> float:
-    """A draw from the exponential distribution."""
+    """Return a pseudorandom draw from the exponential distribution."""
     drawn = f"{len(task)}:{task}{len(key)}:{key}{version}".encode("utf-8", "surrogatepass")
     digest = hashlib.blake2b(drawn, digest_size=8).digest()
     return -math.log((int.from_bytes(digest, "little") + 0.5) / 2**64)
 
 
 def write(connection: Connection, seq: int, weights: Mapping[int, int]) -> None:
-    """The weights that hold while an activation is in force."""
+    """Store the weights of an activation."""
     rows = [{"seq": seq, "version": v, "weight": weight} for v, weight in weights.items()]
     if rows:
         connection.execute(insert(traffic), rows)
 
 
 def read(connection: Connection, seqs: Sequence[int]) -> dict[int, dict[int, int]]:
-    """The weights of those of these activations that have any, by activation and version."""
+    """Return the weights by activation and version, for activations that have any."""
     query = select(traffic).where(traffic.c.seq.in_(seqs)).order_by(traffic.c.version)
     found: dict[int, dict[int, int]] = {}
     for row in connection.execute(query):

@@ -1,6 +1,6 @@
-"""Contract tests: what every blob store and every registry must do.
+"""Contract tests for blob stores and registries.
 
-Subclass one in a test module and give it the fixture it asks for.
+Subclass one in a test module and provide the fixtures that it asks for.
 """
 
 from __future__ import annotations

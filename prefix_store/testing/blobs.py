@@ -10,12 +10,14 @@ from prefix_store.blobs.blobs import BlobStore
 from prefix_store.digest import Digest
 from prefix_store.errors import DigestMismatch, UnknownDigest
 
-Rot = Callable[[Digest, bytes], None]
+Corrupt = Callable[[Digest, bytes], None]
 
 
 class BlobStoreContract:
-    """Needs the fixtures `blobs`, an empty store, and `rot`, which gives a blob other bytes behind
-    the store's back."""
+    """Contract of a blob store.
+
+    Needs the fixtures `blobs`, an empty store, and `corrupt`, which overwrites a stored blob.
+    """
 
     def test_put_then_get(self, blobs: BlobStore) -> None:
         digest = blobs.put(b"hello")
@@ -63,11 +65,11 @@ class BlobStoreContract:
         assert digests == {Digest.of(data)} == set(blobs)
         assert blobs.get(Digest.of(data)) == data
 
-    def test_a_rotten_blob_is_set_aside_until_it_is_put_again(
-        self, blobs: BlobStore, rot: Rot
+    def test_a_corrupt_blob_is_quarantined_until_it_is_put_again(
+        self, blobs: BlobStore, corrupt: Corrupt
     ) -> None:
         digest, other = blobs.put(b"hello"), blobs.put(b"other")
-        rot(digest, b"jello")
+        corrupt(digest, b"jello")
 
         for _ in range(2):
             with pytest.raises(DigestMismatch):
@@ -79,9 +81,9 @@ class BlobStoreContract:
         blobs.put(b"hello")
         assert (blobs.quarantined(), blobs.get(digest)) == (set(), b"hello")
 
-    def test_a_blob_in_quarantine_can_be_deleted(self, blobs: BlobStore, rot: Rot) -> None:
+    def test_a_blob_in_quarantine_can_be_deleted(self, blobs: BlobStore, corrupt: Corrupt) -> None:
         digest = blobs.put(b"hello")
-        rot(digest, b"jello")
+        corrupt(digest, b"jello")
         with pytest.raises(DigestMismatch):
             blobs.get(digest)
 
@@ -91,10 +93,12 @@ class BlobStoreContract:
         with pytest.raises(UnknownDigest):
             blobs.get(digest)
 
-    def test_putting_a_rotten_blob_again_mends_it(self, blobs: BlobStore, rot: Rot) -> None:
-        for rotten in (b"jello", b"hell", b""):
+    def test_putting_a_corrupt_blob_again_repairs_it(
+        self, blobs: BlobStore, corrupt: Corrupt
+    ) -> None:
+        for content in (b"jello", b"hell", b""):
             digest = blobs.put(b"hello")
-            rot(digest, rotten)
+            corrupt(digest, content)
             blobs.put(b"hello")
             assert blobs.get(digest) == b"hello"
 

@@ -32,7 +32,7 @@ HOSTILE_NAMES = [
 
 
 def draft(content: str = "x") -> Draft:
-    """A draft whose blob would be `content`."""
+    """Build a draft of a version whose blob is `content`."""
     return Draft(
         digest=str(Digest.of(content.encode())),
         num_virtual_tokens=3,
@@ -47,7 +47,7 @@ def draft(content: str = "x") -> Draft:
 
 
 class RegistryContract:
-    """Needs the fixture `registry`, an empty registry."""
+    """Contract of a registry. Needs the fixture `registry`, an empty registry."""
 
     def test_a_new_task_is_empty(self, registry: Registry) -> None:
         task = registry.create_task("x", Profile(description="short"))

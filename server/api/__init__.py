@@ -1,1 +1,1 @@
-"""HTTP: parse, authorise, answer. Knows no tensor."""
+"""The HTTP API: parse, authorise, answer. Knows no tensor."""

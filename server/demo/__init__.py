@@ -1,1 +1,1 @@
-"""What `foreword serve --demo` begins with."""
+"""Demo tasks of `foreword serve --demo`."""

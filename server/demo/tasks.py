@@ -1,8 +1,8 @@
-"""The demo tasks that `foreword serve --demo` creates: data only.
+"""The demo tasks that `foreword serve --demo` creates. Data only.
 
-Those behind texts were chosen by trying: a model of 135M parameters does them well, greedily, and
-visibly worse without the text. Those with a folder were tuned for the default model, and are made
-for no other.
+Text tasks were selected by experiment: a model of 135M parameters does them well with greedy
+decoding, and visibly worse without the text. Tasks with a folder were tuned for the default model
+and are created for no other.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ _TUNED = Path(__file__).parent / "tuned"
 
 @dataclass(frozen=True, slots=True)
 class DemoTask:
-    """Exactly one of `text`, `messages` and `folder` is set."""
+    """A demo task. Exactly one of `text`, `messages` and `folder` is set."""
 
     name: str
     profile: Profile
     example: str
-    """A prompt to try it with."""
+    """An example prompt."""
     text: str | None = None
     messages: tuple[Message, ...] | None = None
     folder: Path | None = None
-    """What `foreword tune` made: a PEFT folder with golden prompts."""
+    """Output of `foreword tune`: a PEFT folder with golden prompts."""
 
     def fits(self, fingerprint: str) -> bool:
-        """Whether the base model is one that it is for."""
+        """Whether the task works with the base model of this fingerprint."""
         return self.folder is None or fingerprint == TUNED_FOR
 
 
@@ -106,7 +106,7 @@ _OPPOSITE = DemoTask(
 
 
 def _tuned(name: str, description: str, example: str, max_tokens: int) -> DemoTask:
-    """With the template that `foreword tune` puts around prompts."""
+    """Build a task with the prompt template of `foreword tune`."""
     defaults = Defaults(max_tokens=max_tokens, temperature=0)
     profile = Profile(description=description, template="{prompt}\n", defaults=defaults)
     return DemoTask(name=name, profile=profile, example=example, folder=_TUNED / name)

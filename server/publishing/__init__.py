@@ -1,1 +1,1 @@
-"""An upload, from its body to a version that serves."""
+"""Publishing: from an upload's body to a version that serves requests."""

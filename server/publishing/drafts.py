@@ -1,4 +1,4 @@
-"""From an uploaded body to the draft of a version: read, computed where it has to be, kept."""
+"""From an uploaded body to the draft of a version: parse, compile if necessary, store."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import ParamSpec, TypeVar
 from safetensors.torch import save as save_tensors
 
 from prefix_store import artifact, formats
-from prefix_store.blobs.held import Holding
+from prefix_store.blobs.leases import BlobLease
 from prefix_store.digest import Digest
 from prefix_store.manifest import Definition, Draft, Message, PromptFormat
 from prefix_store.prefix import BaseModelSpec, Prefix, SoftPrompt, TextPrompt
@@ -20,7 +20,7 @@ from prefix_store.store import PrefixStore
 from server.engine.ipc.client import EngineClient
 from server.engine.ipc.messages import PrefixCompiled
 from server.generation.prompt import check_vocabulary
-from server.publishing.verification import PROBE, of_file, of_prompt
+from server.publishing.verification import PROBE, prompt_checks, static_checks
 from server.text.template import Part
 from server.text.tokenizer import Tokenizer
 
@@ -31,17 +31,16 @@ _HOLDS_SPECIAL_TOKENS = ("text", "messages")
 
 
 @dataclass(frozen=True, slots=True)
-class Drafted:
-    """What a body says."""
+class PreparedUpload:
+    """A draft and its definition, as read from an upload."""
 
     draft: Draft
     definition: Definition | None
-    """How the prefix is asked, where the body says so."""
+    """How prompts are built, if the upload says so."""
 
 
 class Drafts:
-    """Reads bodies. Prefixes go into the store; texts and soft prompts become prefixes in the
-    engine first."""
+    """Turns uploads into drafts. The engine compiles texts and soft prompts to prefixes."""
 
     def __init__(
         self,
@@ -60,8 +59,11 @@ class Drafts:
         self._model_name = model_name
         self._max_prefix_tokens = max_prefix_tokens
 
-    async def read(self, body: bytes, media_type: str, holding: Holding) -> Drafted:
-        """What is kept for it is held. Raises `PrefixStoreError` and `ServerError`."""
+    async def read(self, body: bytes, media_type: str, lease: BlobLease) -> PreparedUpload:
+        """Turn an upload into a draft and lease its blobs.
+
+        Raises `PrefixStoreError`, `ServerError`.
+        """
         base = self.base()
         upload = await self._run_in_thread(
             formats.read, body, media_type, base, max_prefix_tokens=self.max_prefix_tokens
@@ -72,9 +74,9 @@ class Drafts:
         definition = await self._run_in_thread(formats.read_definition, body)
         prompt = (definition and definition.prompt) or PromptFormat()
         await self._run_in_thread(self._check_messages, prompt)
-        draft = await self._kept(upload, base, source, prompt, holding)
+        draft = await self._kept(upload, base, source, prompt, lease)
         beside = {"golden": golden, "evaluation": evaluation}
-        return Drafted(draft.model_copy(update=beside), definition)
+        return PreparedUpload(draft.model_copy(update=beside), definition)
 
     async def _kept(
         self,
@@ -82,21 +84,24 @@ class Drafts:
         base: BaseModelSpec,
         source: Digest,
         prompt: PromptFormat,
-        holding: Holding,
+        lease: BlobLease,
     ) -> Draft:
         match upload:
             case Prefix():
-                digest, num_bytes = await self._run_in_thread(self._store.put, upload, holding)
+                digest, num_bytes = await self._run_in_thread(self._store.put, upload, lease)
                 return await self._run_in_thread(
                     self._describe, upload, digest, num_bytes, base, source, prompt
                 )
             case SoftPrompt():
-                return await self._compile_embeddings(upload, base, source, prompt, holding)
+                return await self._compile_embeddings(upload, base, source, prompt, lease)
             case TextPrompt():
-                return await self._compile_text(upload, base, source, holding)
+                return await self._compile_text(upload, base, source, lease)
 
     def _check_messages(self, prompt: PromptFormat) -> None:
-        """Whether the base model's chat template can continue them. Raises `TemplateMismatch`."""
+        """Check that the base model's chat template can continue the prefix's messages.
+
+        Raises `TemplateMismatch`.
+        """
         if prompt.messages is not None:
             held = [message.model_dump() for message in prompt.messages]
             self._tokenizer.encode_chat([{"role": "user", "content": PROBE}], after=held)
@@ -107,20 +112,20 @@ class Drafts:
         base: BaseModelSpec,
         source: Digest,
         prompt: PromptFormat,
-        holding: Holding,
+        lease: BlobLease,
     ) -> Draft:
         tensors = {"embeddings": upload.embeddings.contiguous()}
         blob = await self._run_in_thread(
-            lambda: self._store.put_bytes(save_tensors(tensors), holding)
+            lambda: self._store.put_bytes(save_tensors(tensors), lease)
         )
         origin = {"source_format": upload.source_format, "source_digest": str(source)}
         if upload.base_model:
             origin["base_model"] = upload.base_model
         compiled = await self._engine.compile(embeddings=blob, origin=origin)
-        return await self._read_back(compiled, base, source, prompt, holding)
+        return await self._read_back(compiled, base, source, prompt, lease)
 
     async def _compile_text(
-        self, upload: TextPrompt, base: BaseModelSpec, source: Digest, holding: Holding
+        self, upload: TextPrompt, base: BaseModelSpec, source: Digest, lease: BlobLease
     ) -> Draft:
         token_ids = await self._run_in_thread(self._tokenize, upload)
         check_vocabulary(token_ids, self._engine.info)
@@ -132,10 +137,10 @@ class Drafts:
         if upload.messages is not None:
             messages = tuple(Message.model_validate(message) for message in upload.messages)
         prompt = PromptFormat(add_special_tokens=False, messages=messages)
-        return await self._read_back(compiled, base, source, prompt, holding)
+        return await self._read_back(compiled, base, source, prompt, lease)
 
     def _tokenize(self, upload: TextPrompt) -> list[int]:
-        """Whoever uploads a prefix writes a template, not a prompt: special tokens count."""
+        """Tokenise a text with its special tokens: the uploader is trusted, unlike a prompt."""
         texts = [upload.text or "", *(m["content"] for m in upload.messages or ())]
         artifact.check_length(self._tokenizer.least_tokens(texts), self.max_prefix_tokens)
         if upload.messages is not None:
@@ -151,11 +156,11 @@ class Drafts:
         base: BaseModelSpec,
         source: Digest,
         prompt: PromptFormat,
-        holding: Holding,
+        lease: BlobLease,
     ) -> Draft:
-        """What the engine computed goes through the same gate as what a client uploads."""
+        """Read a compiled prefix and validate it like an uploaded one."""
         digest = Digest(compiled.digest)
-        await self._run_in_thread(holding.take, digest, is_new=compiled.is_new)
+        await self._run_in_thread(lease.adopt, digest, is_new=compiled.is_new)
         data = await self._run_in_thread(self._store.open, digest)
         prefix = await self._run_in_thread(
             artifact.load, data, base, max_prefix_tokens=self.max_prefix_tokens
@@ -188,11 +193,11 @@ class Drafts:
             source_format=source_format,
             source_digest=str(source),
             prompt=prompt,
-            verification=(*of_file(prefix, base), *of_prompt(prefix, prompt)),
+            verification=(*static_checks(prefix, base), *prompt_checks(prefix, prompt)),
         )
 
     def base(self) -> BaseModelSpec:
-        """What a prefix has to fit."""
+        """Return the geometry of the base model."""
         info = self._engine.info
         return BaseModelSpec(
             name=self._model_name,
@@ -208,7 +213,7 @@ class Drafts:
 
     @property
     def max_prefix_tokens(self) -> int:
-        """A prefix that leaves no room for a prompt and a token is of no use."""
+        """Maximum prefix length; leaves room for at least one prompt token and one new token."""
         return min(self._max_prefix_tokens, self._engine.info.max_model_len - 2)
 
     async def _run_in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

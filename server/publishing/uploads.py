@@ -1,4 +1,4 @@
-"""From uploaded bytes to a version of a task: drafted, verified, kept, activated, loaded."""
+"""From uploaded bytes to a version of a task: draft, verify, store, activate, load."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from functools import partial
 from typing import ParamSpec, TypeVar
 
 from prefix_store import artifact, formats
-from prefix_store.blobs.held import Holding
+from prefix_store.blobs.leases import BlobLease
 from prefix_store.digest import Digest
 from prefix_store.errors import InvalidName, PrefixStoreError, UnknownTask, UnsupportedMediaType
 from prefix_store.manifest import Check, Definition, Draft, Manifest, Profile
 from prefix_store.prefix import BaseModelSpec
 from prefix_store.reference import check_task_name
 from prefix_store.registry.audit import NOBODY, Actor
-from prefix_store.registry.preconditions import UNCONDITIONAL, ActivationSeen, Preconditions
+from prefix_store.registry.preconditions import UNCONDITIONAL, CurrentActivation, Preconditions
 from prefix_store.store import PrefixStore
 from server.engine.ipc.client import EngineClient
 from server.errors import (
@@ -33,50 +33,51 @@ from server.generation.grammar_check import GrammarCheck
 from server.generation.prompt import check_profile
 from server.metrics import Metrics
 from server.publishing.drafts import Drafts
-from server.publishing.verification import Verification, of_file
+from server.publishing.verification import Verification, static_checks
 
 logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_CLIENT_GONE = "the client had gone before this version was ready: it is stored, and not activated"
+_CLIENT_GONE = (
+    "the client disconnected before this version was ready: it is stored but not activated"
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
-    """What an upload found when it began."""
+class Preflight:
+    """State of the task when an upload started."""
 
     is_new_task: bool
-    seen: ActivationSeen
+    activation: CurrentActivation
 
 
 @dataclass(frozen=True, slots=True)
-class Pushed:
-    """A new version, on disk for good."""
+class PublishedVersion:
+    """A new version, durably stored."""
 
     manifest: Manifest
     is_active: bool
     is_new_task: bool
     warning: str | None
-    """What did not pass, or why the prefix could not be loaded at once; it will be when the first
-    request needs it."""
+    """Checks that did not pass, or why the prefix is not loaded (the first request loads it)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Rehearsed:
-    """A version that a push would have made, and what it would take."""
+class DryRunResult:
+    """The version that a push would have made, and its memory needs."""
 
-    pushed: Pushed
+    pushed: PublishedVersion
     num_device_bytes: int
     fits: bool
-    """On the device, beside what is in use there."""
+    """Whether it fits on the device, next to what is in use there."""
     evicted: list[str]
-    """What would make room for it."""
+    """Prefixes that would be evicted for it."""
 
 
 class Uploads:
-    """Makes versions. `executor` runs the reading and hashing, a few uploads at a time."""
+    """Publishes versions. `executor` runs parsing and hashing, a few uploads at a time."""
 
     def __init__(
         self,
@@ -101,11 +102,13 @@ class Uploads:
     def max_prefix_tokens(self) -> int:
         return self._drafts.max_prefix_tokens
 
-    async def begin(self, task: str, media_type: str, *, create: bool) -> Begun:
-        """Refuse what can be refused before the body is read."""
+    async def preflight(self, task: str, media_type: str, *, create: bool) -> Preflight:
+        """Check everything that can be checked before the body is read."""
         kind = media_type.partition(";")[0].strip().lower()
         if kind and kind not in formats.MEDIA_TYPES:
-            raise UnsupportedMediaType(f"an upload is one of {', '.join(formats.MEDIA_TYPES)}")
+            raise UnsupportedMediaType(
+                f"an upload's media type is one of {', '.join(formats.MEDIA_TYPES)}"
+            )
         _ = self._engine.info
         is_new_task = False
         try:
@@ -115,7 +118,9 @@ class Uploads:
                 raise
             check_task_name(task)
             is_new_task = True
-        return Begun(is_new_task, await self._run_in_thread(self._store.seen, task))
+        return Preflight(
+            is_new_task, await self._run_in_thread(self._store.current_activation, task)
+        )
 
     async def push(
         self,
@@ -125,23 +130,23 @@ class Uploads:
         *,
         activate: bool,
         create: bool = False,
-        begun: Begun | None = None,
+        preflight: Preflight | None = None,
         is_wanted: Callable[[], bool] = lambda: True,
         by: Actor = NOBODY,
         preconditions: Preconditions = UNCONDITIONAL,
-    ) -> Pushed:
+    ) -> PublishedVersion:
         """Make a body the task's next version. Raises `PrefixStoreError`, `ServerError`.
 
-        It is activated only if nothing else was since it had `begun`, and if `is_wanted` says so in
-        the end: nobody sees the outcome of an upload whose client has gone. One that comes again is
-        another upload.
+        The version is activated only if no other activation came since `preflight`, and if
+        `is_wanted` is still true at the end: the client of an upload that is no longer wanted does
+        not see its outcome. Its idempotency key is not used up, so that a retry is a new upload.
         """
         try:
-            async with self._holding() as holding:
-                begun = begun or await self.begin(task, media_type, create=create)
-                drafted = await self._drafts.read(body, media_type, holding)
-                profile = await self._profile(task, drafted.definition)
-                draft = await self._verified(profile, drafted.draft, activate)
+            async with self._lease() as lease:
+                preflight = preflight or await self.preflight(task, media_type, create=create)
+                prepared = await self._drafts.read(body, media_type, lease)
+                profile = await self._profile(task, prepared.definition)
+                draft = await self._verified(profile, prepared.draft, activate)
                 warning = await self.load(draft.digest) if activate else None
                 warning = warning or _failed(draft.verification)
                 if activate and not is_wanted():
@@ -151,9 +156,12 @@ class Uploads:
                         replace(preconditions, idempotent=None),
                     )
                 elif activate:
-                    preconditions = replace(preconditions, seen=begun.seen)
+                    preconditions = replace(preconditions, expected_activation=preflight.activation)
                 pushed = partial(
-                    Pushed, is_active=activate, is_new_task=begun.is_new_task, warning=warning
+                    PublishedVersion,
+                    is_active=activate,
+                    is_new_task=preflight.is_new_task,
+                    warning=warning,
                 )
                 manifest = await self._run_in_thread(
                     self._store.push,
@@ -163,7 +171,7 @@ class Uploads:
                     create=create,
                     by=by,
                     preconditions=preconditions.after(pushed),
-                    definition=drafted.definition,
+                    definition=prepared.definition,
                 )
         except (PrefixStoreError, ServerError) as exc:
             self._metrics.uploaded(exc.code)
@@ -171,18 +179,18 @@ class Uploads:
         self._metrics.uploaded("created")
         return pushed(manifest)
 
-    async def rehearse(
+    async def dry_run(
         self, task: str, body: bytes, media_type: str, *, activate: bool, create: bool
-    ) -> Rehearsed:
-        """Everything that a push does, but for the version. Raises what the push would."""
-        async with self._holding() as holding:
-            begun = await self.begin(task, media_type, create=create)
-            drafted = await self._drafts.read(body, media_type, holding)
-            draft = drafted.draft
+    ) -> DryRunResult:
+        """Do everything that `push` does, except create the version. Raises its errors."""
+        async with self._lease() as lease:
+            preflight = await self.preflight(task, media_type, create=create)
+            prepared = await self._drafts.read(body, media_type, lease)
+            draft = prepared.draft
             num_bytes = draft.num_virtual_tokens * self._drafts.base().num_bytes_per_token
             was_resident = draft.digest in self._engine.stats.prefixes_on_device
             room = await self._engine.preview_eviction(0 if was_resident else num_bytes)
-            profile = await self._profile(task, drafted.definition)
+            profile = await self._profile(task, prepared.definition)
             draft = await self._verified(profile, draft, activate)
             if not was_resident:
                 self._engine.unload(Digest(draft.digest))
@@ -192,31 +200,35 @@ class Uploads:
                 draft,
                 activate=activate,
                 create=create,
-                definition=drafted.definition,
-                rehearse=True,
+                definition=prepared.definition,
+                dry_run=True,
             )
-            pushed = Pushed(manifest, activate, begun.is_new_task, _failed(draft.verification))
-            return Rehearsed(pushed, num_bytes, room.fits, room.evicted)
+            pushed = PublishedVersion(
+                manifest, activate, preflight.is_new_task, _failed(draft.verification)
+            )
+            return DryRunResult(pushed, num_bytes, room.fits, room.evicted)
 
     @asynccontextmanager
-    async def _holding(self) -> AsyncIterator[Holding]:
-        """What an upload keeps while it lasts."""
-        holding = self._store.hold()
+    async def _lease(self) -> AsyncIterator[BlobLease]:
+        """Lease blobs for the duration of an upload."""
+        lease = self._store.lease()
         try:
-            yield holding
+            yield lease
         finally:
-            await self._run_in_thread(holding.let_go)
+            await self._run_in_thread(lease.release)
 
     async def check_golden(self, manifest: Manifest) -> None:
-        """Before a version gets traffic. Raises `GoldenPromptFailed`."""
+        """Check the golden prompts before a version gets traffic. Raises `GoldenPromptFailed`."""
         task = await self._run_in_thread(self._store.get_task, manifest.task)
         check = await self._golden(manifest, task.profile)
         if check is not None and not check.passed:
             raise GoldenPromptFailed(check.detail)
 
     async def verify(self, manifest: Manifest) -> tuple[Check, ...]:
-        """All of an upload's checks once more, from the stored bytes on, against the model that is
-        loaded now. What fails is told, not raised, and ends it."""
+        """Repeat all checks of an upload, from the stored bytes on, against the loaded model.
+
+        A failure is returned as a failed check, not raised; later checks are skipped.
+        """
         try:
             return await self._verify_again(manifest)
         except (PrefixStoreError, UnusablePrefix, PrefixUnavailable) as exc:
@@ -228,15 +240,17 @@ class Uploads:
         prefix = await self._run_in_thread(
             artifact.load, data, base, max_prefix_tokens=self.max_prefix_tokens
         )
-        checks = await self._run_in_thread(of_file, prefix, base)
+        checks = await self._run_in_thread(static_checks, prefix, base)
         checks += await self._verification.run(digest, manifest.num_virtual_tokens)
         task = await self._run_in_thread(self._store.get_task, manifest.task)
         golden = await self._golden(manifest, task.profile)
         return (*checks, *([] if golden is None else [golden]))
 
     async def _profile(self, task: str, definition: Definition | None) -> Profile:
-        """How the task will treat prompts once it has the version. Raises `DefinitionMismatch`, and
-        what a profile is refused for."""
+        """Return the task's profile once it has adopted the definition.
+
+        Raises `DefinitionMismatch`, and the errors of an invalid profile.
+        """
         try:
             found = await self._run_in_thread(self._store.get_task, task)
         except UnknownTask:
@@ -249,7 +263,7 @@ class Uploads:
         return profile
 
     async def _verified(self, profile: Profile, draft: Draft, activate: bool) -> Draft:
-        """Runs it. Raises `UnusablePrefix`, and `GoldenPromptFailed` if it is to be active."""
+        """Run the checks. Raises `UnusablePrefix`, and `GoldenPromptFailed` if `activate`."""
         digest = Digest(draft.digest)
         try:
             checks = await self._verification.run(digest, draft.num_virtual_tokens)
@@ -268,9 +282,9 @@ class Uploads:
         )
 
     async def load(self, digest: str) -> str | None:
-        """Make a prefix resident before the swap, so that the first request need not wait.
+        """Load a prefix before the swap, so that the first request does not wait.
 
-        What failed is told, not raised: a request loads it too.
+        A failure is returned, not raised, as the first request tries again.
         """
         try:
             await self._engine.load(Digest(digest))
@@ -280,22 +294,21 @@ class Uploads:
         return None
 
     async def unload(self, deleted: Sequence[Manifest]) -> None:
-        """Evict prefixes of deleted versions. Another version with the same bytes loads it again,
-        unless it is pinned: then it stays."""
+        """Evict prefixes of deleted versions, unless another version has the same one pinned."""
         await self.unpin(deleted)
         for manifest in deleted:
             self._engine.unload(Digest(manifest.digest))
 
     async def unpin(self, manifests: Sequence[Manifest]) -> None:
-        """Let go of prefixes, unless other versions with the same bytes are pinned."""
+        """Unpin prefixes, unless another version has the same one pinned."""
         pinned = {digest for _, _, digest in await self._run_in_thread(self._store.pinned)}
         for digest in {Digest(manifest.digest) for manifest in manifests} - pinned:
             self._engine.unpin(digest)
 
     async def export(self, manifest: Manifest, *, for_peft: bool) -> bytes:
-        """A tar of the prefix and how it is asked: the artifact, or a directory that PEFT loads.
+        """Return a tar of the definition and the artifact, or a directory that PEFT loads.
 
-        Raises `IncompatiblePrefix` for one that PEFT cannot express.
+        Raises `IncompatiblePrefix` if PEFT cannot express the prefix, `BaseModelMismatch`.
         """
         base = self._drafts.base() if for_peft else None
         return await self._run_in_thread(self._export, manifest, base)
@@ -316,5 +329,5 @@ class Uploads:
 
 
 def _failed(checks: tuple[Check, ...]) -> str | None:
-    """What did not pass, and was no reason to refuse the upload."""
+    """Describe failed checks that did not cause a refusal; None if all passed."""
     return "; ".join(check.detail for check in checks if not check.passed) or None

@@ -1,4 +1,4 @@
-"""Whether a prefix can be served: by its numbers, by a run of the model, and by golden prompts."""
+"""Verification of prefixes: static checks, a test forward, and golden prompts."""
 
 from __future__ import annotations
 
@@ -23,15 +23,17 @@ from server.text.tokenizer import Tokenizer
 
 PROBE = "The quick brown fox jumps over the lazy dog. In the year 1984,"
 _SPARE_TOKENS = 8
-"""Beyond those of an expected text: a model may cut the same text into more of them."""
+"""Extra tokens generated for an expected text, as the model may tokenise it differently."""
 _ROUNDING = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 2e-2}
-"""What an effect is to exceed. Shifting all positions, which changes nothing, moves the logits of a
-model of 30 layers by 1e-6, 2e-3 and 1.6e-2; behind one token of text they move by 0.1."""
+"""Minimum effect on the logits, by dtype. Rounding alone (a shift of all positions) changes the
+logits of a model of 30 layers by 1e-6, 2e-3 and 1.6e-2; a one-token text prefix by 0.1."""
 
 
-def of_file(prefix: Prefix, base: BaseModelSpec) -> list[Check]:
-    """What was checked while it was read: one that fails here never gets this far, but for the name
-    of a model, which is no more than a hint."""
+def static_checks(prefix: Prefix, base: BaseModelSpec) -> list[Check]:
+    """Report the static checks, which a prefix has passed when it was read.
+
+    Only the name of the base model can fail here, as it is no more than a hint.
+    """
     dtype = str(prefix.keys[0].dtype).removeprefix("torch.")
     shape = f"[{base.num_kv_heads}, {prefix.num_virtual_tokens}, {base.head_dim}]"
     longest = artifact.norm_ratios(prefix, base)
@@ -39,13 +41,16 @@ def of_file(prefix: Prefix, base: BaseModelSpec) -> list[Check]:
         Check(name="format", passed=True, detail=prefix.origin.get("source_format", "artifact")),
         Check(name="base_model", passed=True, detail=base.fingerprint),
         Check(name="shapes", passed=True, detail=f"{base.num_layers} layers of {shape}"),
-        Check(name="finite_values", passed=True, detail=f"as {dtype} and as {base.dtype}"),
+        Check(
+            name="finite_values",
+            passed=True,
+            detail=f"as stored ({dtype}) and in the serving dtype ({base.dtype})",
+        ),
         Check(
             name="norms",
             passed=True,
-            detail="the longest key and value are {:.3g} and {:.3g} times the model's own".format(
-                *longest
-            ),
+            detail="the largest norms of keys and values are {:.3g} and {:.3g} times the model's "
+            "own".format(*longest),
         ),
     ]
     if trained_for := prefix.origin.get("base_model"):
@@ -55,19 +60,19 @@ def of_file(prefix: Prefix, base: BaseModelSpec) -> list[Check]:
     return checks
 
 
-def of_prompt(prefix: Prefix, prompt: PromptFormat) -> list[Check]:
-    """Whether an upload says all that prompts after its prefix depend on."""
+def prompt_checks(prefix: Prefix, prompt: PromptFormat) -> list[Check]:
+    """Report whether an upload includes everything that prompts after its prefix depend on."""
     if prefix.origin.get("source_format") != "messages" or prompt.messages is not None:
         return []
     detail = (
-        "computed from chat messages that the upload does not bring along, so prompts follow as "
-        "plain text: download the version with its foreword.json (?format=tar), and upload that"
+        "computed from chat messages that the upload does not include, so prompts follow as plain "
+        "text: download the version with its foreword.json (?format=tar), and upload that"
     )
     return [Check(name="definition", passed=False, detail=detail)]
 
 
 class Verification:
-    """Runs prefixes before anybody depends on them. `executor` is for tokenising."""
+    """Runs prefixes in the engine before they serve requests. `executor` is used for tokenising."""
 
     def __init__(self, engine: EngineClient, tokenizer: Tokenizer, executor: Executor) -> None:
         self._engine = engine
@@ -75,8 +80,11 @@ class Verification:
         self._executor = executor
 
     async def run(self, digest: Digest, num_prefix_tokens: int) -> list[Check]:
-        """One forward without the prefix and one behind it. Raises `UnusablePrefix`, and
-        `InvalidRequest` where the model has no embedding for what the tokenizer adds."""
+        """Compare a forward with the prefix to one without.
+
+        Raises `UnusablePrefix`, and `InvalidRequest` if the tokenizer produces ids that the model
+        has no embedding for.
+        """
         info = self._engine.info
         room = info.max_model_len - num_prefix_tokens - 1
         token_ids = self._tokenizer.encode(PROBE)[: max(1, room)]
@@ -84,8 +92,8 @@ class Verification:
         try:
             effect = await self._engine.verify(digest, token_ids)
         except StepFailed as exc:
-            raise UnusablePrefix(f"a test prompt cannot run behind it: {exc}") from exc
-        detail = f"the logits of a test prompt move by {effect:.3g} of their size"
+            raise UnusablePrefix(f"a test prompt cannot run with the prefix: {exc}") from exc
+        detail = f"the logits of a test prompt change by a relative {effect:.3g}"
         if effect <= _ROUNDING[info.dtype]:
             raise UnusablePrefix(f"the prefix has no effect: {detail}")
         return [
@@ -101,8 +109,10 @@ class Verification:
         profile: Profile,
         uploaded: tuple[GoldenPrompt, ...],
     ) -> Check | None:
-        """Whether all golden prompts of the upload and of the profile are answered as they should;
-        None where there are none. Names the first that is not, and never its words."""
+        """Run all golden prompts of the upload and of the profile; None if there are none.
+
+        A failure names the first failing prompt by its number, never by its text.
+        """
         behind = PromptContext(
             num_prefix_tokens=num_prefix_tokens, prompt_format=prompt_format, profile=profile
         )
@@ -133,10 +143,10 @@ class Verification:
             passed = self._text(token_ids).startswith(golden.expect)
         else:
             passed = token_ids[: len(golden.expect)] == list(golden.expect)
-        return None if passed else "the completion does not begin as it should"
+        return None if passed else "the completion does not start as expected"
 
     def _prepare(self, behind: PromptContext, golden: GoldenPrompt) -> EngineRequest:
-        """As the task's requests are, but greedy and only as long as it takes."""
+        """Prepare a request like the task's own, but greedy and as short as possible."""
         num_tokens = len(golden.expect)
         if isinstance(golden.expect, str):
             token_ids = self._tokenizer.encode(golden.expect, add_special_tokens=False)
@@ -154,11 +164,11 @@ class Verification:
         return prepare(params, behind, tokenizer=self._tokenizer, info=self._engine.info)
 
     def _text(self, token_ids: list[int]) -> str:
-        """As a request would get it."""
+        """Detokenise as for a request."""
         detokenizer = self._tokenizer.detokenizer()
         return "".join(map(detokenizer.push, token_ids)) + detokenizer.flush()
 
 
 def _last(name: str) -> str:
-    """Of a hub id or a path."""
+    """Return the last component of a hub id or path, in lower case."""
     return name.rstrip("/").rpartition("/")[2].lower()

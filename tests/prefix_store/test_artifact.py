@@ -78,7 +78,7 @@ def test_too_many_virtual_tokens(base: BaseModelSpec, prefix: Prefix) -> None:
     data = artifact.dump(prefix)
 
     assert artifact.load(data, base, max_prefix_tokens=3).num_virtual_tokens == 3
-    with pytest.raises(PrefixTooLong, match=r"3 virtual tokens.* 2 at most"):
+    with pytest.raises(PrefixTooLong, match=r"3 virtual tokens.*limit is 2"):
         artifact.load(data, base, max_prefix_tokens=2)
 
 

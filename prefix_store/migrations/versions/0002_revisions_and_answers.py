@@ -1,4 +1,4 @@
-"""A number for every state of a task, and the answers to requests that may come again."""
+"""Task revisions, and stored answers to idempotent requests."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Keys, and the audit with the end of its chain, which is empty."""
+"""API keys, and an empty audit log with its chain head."""
 
 import sqlalchemy as sa
 from alembic import op

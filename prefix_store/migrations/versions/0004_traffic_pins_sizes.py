@@ -1,4 +1,4 @@
-"""Versions that share traffic, that stay in memory, and how large they are."""
+"""Traffic splits, pinned versions, and artifact sizes."""
 
 import json
 

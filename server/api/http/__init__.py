@@ -1,1 +1,1 @@
-"""What every route goes through: middleware, keys, limits, errors, event streams."""
+"""Shared HTTP parts: middleware, authentication, limits, errors, event streams."""

@@ -1,7 +1,7 @@
-"""Who is asking, and whether the route is for them. Stands before every route, bodies unread.
+"""Authentication and authorisation, before a request's body is read.
 
-Beside each route stands what it needs: `@needs("read")`, or `@public`. A route without either
-keeps the server from starting.
+Each route declares the scopes that it needs, `@needs("read")`, or is `@public`. The server refuses
+to start if a route declares neither.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ PUBLIC: frozenset[Scope] = frozenset()
 
 
 def needs(*any_of: Scope) -> Callable[[E], E]:
-    """Declares the scopes of which a route needs one."""
+    """Declare the scopes of a route; one of them is sufficient."""
     assert any_of, "a route that needs nothing is @public"
     return _declaring(frozenset(any_of))
 
 
 def public(endpoint: E) -> E:
-    """Declares a route that is for everybody, without a key."""
+    """Declare a route that needs no key."""
     return _declaring(PUBLIC)(endpoint)
 
 
@@ -53,45 +53,52 @@ def _declaring(scopes: frozenset[Scope]) -> Callable[[E], E]:
     return declare
 
 
-def need_of(route: BaseRoute) -> frozenset[Scope] | None:
-    """What is declared beside a route; None if nothing is."""
+def required_scopes(route: BaseRoute) -> frozenset[Scope] | None:
+    """Return the scopes that a route declares; None if it declares nothing."""
     found: frozenset[Scope] | None = getattr(getattr(route, "endpoint", None), "needs", None)
     return found
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who is asking."""
+    """The authenticated client of a request."""
 
     key: Key | None
-    """None: nobody has made a key for this server yet, and everybody may do everything."""
+    """None: the server has no keys yet, and every client has all permissions."""
     actor: Actor
 
     @property
     def globs(self) -> Sequence[str]:
-        """Patterns of the tasks that there are for this principal."""
+        """Globs of the tasks that are visible to this principal."""
         return ("*",) if self.key is None else self.key.tasks
 
     def check_task(self, task: str | None) -> None:
-        """Raises `UnknownTask`, as if there were no such task. None: the bare base model."""
+        """Raise `UnknownTask`, as for a missing task, unless the key covers it.
+
+        None is the bare base model; raises `InsufficientScope` for a key restricted to some tasks.
+        """
         if task is None:
             if not self._is_for_all_tasks:
-                raise InsufficientScope("the key is for some tasks, not for the base model")
+                raise InsufficientScope(
+                    "the key is restricted to some tasks and does not cover the base model"
+                )
         elif not matches(self.globs, task):
             raise UnknownTask(
                 f"there is no task {task}" if is_task_name(task) else "there is no such task"
             )
 
     def check_all_tasks(self) -> None:
-        """Raises `InsufficientScope` for a key that must not learn what other tasks there are."""
+        """Raise `InsufficientScope` for a key that is restricted to some tasks."""
         if not self._is_for_all_tasks:
-            raise InsufficientScope("the key is for some tasks, and this is about all")
+            raise InsufficientScope(
+                "the key is restricted to some tasks, and this concerns all of them"
+            )
 
     def require(self, *any_of: Scope) -> None:
-        """Raises `InsufficientScope`."""
+        """Raise `InsufficientScope` unless the key has one of the scopes."""
         if self.key is None and "admin" in any_of:
             raise InsufficientScope(
-                "there are no keys yet: the first is made on the server's machine, by "
+                "there are no keys yet: create the first one on the server's machine with "
                 "`foreword keys create`"
             )
         if self.key is not None and not set(any_of) & set(self.key.scopes):
@@ -111,13 +118,13 @@ PrincipalDep = Annotated[Principal, Depends(get_principal)]
 
 
 class RunInThread(Protocol):
-    """Runs blocking work on a thread."""
+    """Runs a blocking function on a thread."""
 
     async def __call__(self, work: Callable[..., Any], *args: Any) -> Any: ...
 
 
 class Access:
-    """Finds out who is asking. `run_in_store` runs what asks the database."""
+    """Authenticates requests. `run_in_thread` runs database lookups."""
 
     def __init__(self, keys: KeyStore, run_in_store: RunInThread) -> None:
         self._keys = keys
@@ -128,7 +135,10 @@ class Access:
         self.limits = KeyLimits()
 
     async def principal(self, request: HTTPConnection) -> Principal:
-        """Raises `Unauthenticated`, `TooManyAttempts`, `MalformedRequest`."""
+        """Authenticate a request.
+
+        Raises `Unauthenticated`, `TooManyAttempts`, `MalformedRequest`.
+        """
         peer = "" if request.client is None else request.client.host
         if await self.is_open():
             return Principal(None, Actor(None, peer, request.state.request_id))
@@ -136,7 +146,7 @@ class Access:
         return Principal(key, Actor(key.id, peer, request.state.request_id))
 
     async def is_open(self) -> bool:
-        """Whether there is no key. That there is one holds for good; else it is asked again."""
+        """Whether the server has no keys. Looked up again until there is one."""
         if not self._keys_exist and time.monotonic() - self._asked_s > CACHE_S:
             self._keys_exist = await self._run_in_thread(self._keys.exist)
             self._asked_s = time.monotonic()
@@ -157,7 +167,7 @@ class Access:
 
 
 def _credentials(request: HTTPConnection) -> bytes | None:
-    """What follows `Bearer`: bytes, for a header need not be text. Nothing else is looked at."""
+    """Return the bearer token as bytes, since a header may not be text; ignore other schemes."""
     given = [value for name, value in request.scope["headers"] if name == b"authorization"]
     if len(given) > 1:
         raise MalformedRequest("more than one Authorization header")
@@ -165,8 +175,8 @@ def _credentials(request: HTTPConnection) -> bytes | None:
     return credentials.strip() if scheme.lower() == b"bearer" else None
 
 
-class _Gate:
-    """One route's app, for those who may."""
+class _GuardedRoute:
+    """ASGI app of a route that requires scopes."""
 
     def __init__(self, app: ASGIApp, scopes: frozenset[Scope], access: Access) -> None:
         self._app = app
@@ -192,17 +202,17 @@ class _Gate:
 
 
 def guard(app: FastAPI, access: Access, *, library: Sequence[BaseRoute]) -> None:
-    """Put a gate before every route of the app. `library`: routes that are not ours, for readers.
+    """Guard every route of the app. `library`: FastAPI's own routes, which need the scope `read`.
 
-    Raises `RuntimeError` for a route of ours that declares nothing.
+    Raises `RuntimeError` if one of our routes declares nothing.
     """
     app.router.routes[:] = [_guarded(route, access, library) for route in app.router.routes]
 
 
 def _guarded(route: BaseRoute, access: Access, library: Sequence[BaseRoute]) -> BaseRoute:
-    scopes = frozenset[Scope](("read",)) if route in library else need_of(route)
+    scopes = frozenset[Scope](("read",)) if route in library else required_scopes(route)
     if scopes is None:
         raise RuntimeError(f"{route} declares neither @needs nor @public")
     guarded: Any = copy.copy(route)  # a router's routes are shared by all apps of a process
-    guarded.app = _Gate(guarded.app, scopes, access)
+    guarded.app = _GuardedRoute(guarded.app, scopes, access)
     return guarded  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Keeps the web pages of other sites off a server that asks nobody for a key."""
+"""Protection of a server without keys against web pages of other sites."""
 
 from __future__ import annotations
 
@@ -13,39 +13,42 @@ from server.errors import ForeignOrigin, ServerError, UnknownHost
 
 ANY_HOST = "*"
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-_OWN_FETCHES = (b"same-origin", b"none")
-"""Of `Sec-Fetch-Site`. `none`: the user did it, not a page. A browser takes all ports of a host for
-the same site, so `same-site` is another program's page."""
+_SAME_ORIGIN = (b"same-origin", b"none")
+"""Accepted values of `Sec-Fetch-Site`. `none`: the user navigated, not a page. `same-site` is not
+accepted, as all ports of a host are one site: it may be the page of another program."""
 
 
-class OwnHosts:
-    """The names that the server is called by: loopback's, its address, and those it was told."""
+class AllowedHosts:
+    """Names of this server: loopback, its listen address, and configured names."""
 
     def __init__(self, address: str, names: Iterable[str] = ()) -> None:
-        """`address`: what it listens on. Where that is every address, every address is its own: a
-        page cannot make one stand for another machine, as it can with a name."""
-        self._told = {name.strip().lower() for name in names} - {""}
-        self._names = {"localhost", address.lower(), *self._told}
-        self._is_everywhere = address in ("0.0.0.0", "::")
+        """`address` is the listen address. If it is the wildcard, all IP addresses are accepted:
+        unlike a name, an address cannot be rebound to another machine by a page."""
+        self._configured = {name.strip().lower() for name in names} - {""}
+        self._names = {"localhost", address.lower(), *self._configured}
+        self._is_wildcard = address in ("0.0.0.0", "::")
 
-    def has(self, host: str) -> bool:
-        """Whether a `Host` header means this server, whatever its port."""
+    def allows(self, host: str) -> bool:
+        """Whether a `Host` header names this server, on any port."""
         name = _without_port(host)
-        told = self._told & {ANY_HOST, host.lower()}
-        return bool(told) or name in self._names or self._is_own_address(name)
+        configured = self._configured & {ANY_HOST, host.lower()}
+        return bool(configured) or name in self._names or self._is_own_address(name)
 
-    def has_page(self, origin: str, host: str) -> bool:
-        """Whether an `Origin` is a page of this server, asked as `host`. Behind a proxy `host` may
-        be another name than the browser's, which the server was told then, with its port."""
+    def is_same_origin(self, origin: str, host: str) -> bool:
+        """Whether an `Origin` is this server's own, for a request to `host`.
+
+        With a reverse proxy `host` may differ from the browser's origin, which must then be
+        configured, including its port.
+        """
         site = origin.partition("://")[2].lower()
-        return site != "" and (site == host.lower() or site in self._told)
+        return site != "" and (site == host.lower() or site in self._configured)
 
     def _is_own_address(self, name: str) -> bool:
         try:
             address = ip_address(name)
         except ValueError:
             return False
-        return self._is_everywhere or address.is_loopback
+        return self._is_wildcard or address.is_loopback
 
 
 def _without_port(host: str) -> str:
@@ -54,20 +57,20 @@ def _without_port(host: str) -> str:
     return host.partition(":")[0].removesuffix(".").lower()
 
 
-class OwnSiteOnly:
-    """Refuses what a page of another site makes a browser send, while there is no key.
+class CrossSiteGuard:
+    """Middleware that rejects requests made by pages of other sites, while the server has no keys.
 
-    A browser reaches its own machine for any page that it shows: by a request that needs no
-    preflight, whose `Origin` and `Sec-Fetch-Site` are foreign, or by a name of the page's own that
-    turns into 127.0.0.1, which then stands in `Host`. Programs send neither of the first two. With
-    keys none of it matters: no page has one.
+    Any page in a browser can reach the local machine: with a request that needs no CORS preflight,
+    recognisable by `Origin` and `Sec-Fetch-Site`, or by DNS rebinding, recognisable by `Host`.
+    Programs other than browsers send neither of the first two headers. With keys none of this is
+    needed, as no page has one.
     """
 
     def __init__(
         self,
         app: ASGIApp,
         *,
-        hosts: OwnHosts,
+        hosts: AllowedHosts,
         is_open: Callable[[], Awaitable[bool]],
         denied: Callable[[str], None],
     ) -> None:
@@ -77,30 +80,36 @@ class OwnSiteOnly:
         self._denied = denied
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = self._refusal(scope) if scope["type"] == "http" else None
+        error = self._check(scope) if scope["type"] == "http" else None
         try:
-            if refusal is not None and await self._is_open():
-                self._denied(refusal.code)
-                raise refusal
+            if error is not None and await self._is_open():
+                self._denied(error.code)
+                raise error
         except (ServerError, PrefixStoreError) as exc:
             scope["state"]["log"]["error"] = exc.code
             await problems.respond(scope, exc)(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
-    def _refusal(self, scope: Scope) -> ServerError | None:
+    def _check(self, scope: Scope) -> ServerError | None:
         host = "".join(_values(scope, b"host"))
-        if host and not self._hosts.has(host):  # HTTP/1.0 has none, and no browser speaks it
-            return UnknownHost("the server does not go by this name: see FOREWORD_ALLOWED_HOSTS")
-        if scope["method"] not in _SAFE_METHODS and self._is_of_a_foreign_page(scope, host):
-            return ForeignOrigin("a page of another site sent this, and the server asks for no key")
+        if host and not self._hosts.allows(host):  # absent in HTTP/1.0, which no browser uses
+            return UnknownHost(
+                "the Host header does not name this server: see FOREWORD_ALLOWED_HOSTS"
+            )
+        if scope["method"] not in _SAFE_METHODS and self._is_cross_site(scope, host):
+            return ForeignOrigin(
+                "a page of another site sent this request, and the server has no keys"
+            )
         return None
 
-    def _is_of_a_foreign_page(self, scope: Scope, host: str) -> bool:
+    def _is_cross_site(self, scope: Scope, host: str) -> bool:
         fetches = (value for name, value in scope["headers"] if name == b"sec-fetch-site")
-        if any(value not in _OWN_FETCHES for value in fetches):
+        if any(value not in _SAME_ORIGIN for value in fetches):
             return True
-        return not all(self._hosts.has_page(origin, host) for origin in _values(scope, b"origin"))
+        return not all(
+            self._hosts.is_same_origin(origin, host) for origin in _values(scope, b"origin")
+        )
 
 
 def _values(scope: Scope, header: bytes) -> list[str]:

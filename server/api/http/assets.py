@@ -1,4 +1,4 @@
-"""The web console's files, read once."""
+"""Files of the web console, read once at startup."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class Asset:
     body: bytes
     media_type: str
     tag: str
-    """Of its bytes, in quotes, as an `ETag` is written."""
+    """Value of the `ETag` header, quotes included."""
 
 
 def load_assets() -> dict[str, Asset]:
-    """All files of the console by name. Raises `OSError`."""
+    """Read all files of the console, by name. Raises `OSError`."""
     paths = sorted(path for path in _folder().iterdir() if path.suffix in _TYPES)
     return {path.name: _asset(path) for path in paths}
 
 
 def _folder() -> Path:
-    """Inside the package where it came in a wheel, else beside it in the checkout."""
+    """Return the console's folder: in the package if installed, else in the checkout."""
     package = Path(server.__file__).parent
     packed = package / "console"
     return packed if packed.is_dir() else package.parent / "clients" / "console"

@@ -1,4 +1,4 @@
-"""What the routes are handed, and how strictly a JSON body is read."""
+"""Dependencies of the routes, and strict parsing of JSON bodies."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _LARGE_JSON = 64 << 10
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Everything the app is made of; built in `server.app`."""
+    """All services of the app; constructed in `server.app`."""
 
     settings: Settings
     store: PrefixStore
@@ -55,15 +55,15 @@ class Services:
     writers: Executor
     """For what changes the registry, and may have to wait for another writer."""
     model_name: str
-    """What clients call the base model; never a path."""
+    """Public name of the base model; never a path."""
     version: str
-    """Of the server."""
+    """Version of the server."""
     replica: Replica | None
     """Of a shared registry."""
     console: Mapping[str, Asset]
-    """The web console's files by name; none where it is switched off."""
+    """Files of the web console by name; empty if it is disabled."""
     in_progress: set[tuple[str, ...]] = field(default_factory=set)
-    """Requests with an idempotency key that are not answered yet."""
+    """Idempotent requests in progress."""
 
     async def run_in_store(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run blocking work, such as a look into the registry, on a thread."""
@@ -104,13 +104,13 @@ TrafficKeyHeader = Annotated[
 
 
 def traffic_key(given: str | None, request: Request) -> str:
-    """By what a request's version is drawn, where versions share the traffic: what the client says,
-    or by chance, which is the request's id."""
+    """Return the key that selects a version when the traffic is split: the client's, or the request
+    id, which makes the choice random."""
     return f"key:{given}" if given is not None else f"request:{request.state.request_id}"
 
 
 def require_json(request: Request) -> None:
-    """Raises `UnsupportedBody` unless the body is declared as UTF-8 JSON."""
+    """Raise `UnsupportedBody` unless the content type is UTF-8 JSON."""
     kind, _, parameters = request.headers.get("content-type", "").lower().partition(";")
     charset = parameters.strip().replace('"', "")
     if kind.strip() != "application/json" or charset not in ("", "charset=utf-8"):
@@ -118,7 +118,7 @@ def require_json(request: Request) -> None:
 
 
 class StrictRequest(Request):
-    """Reads JSON without second meanings: no key twice, no NaN, no half characters."""
+    """Request with a strict JSON parser: no duplicate keys, NaN or lone surrogates."""
 
     async def json(self) -> Any:
         if not hasattr(self, "_json"):
@@ -129,7 +129,7 @@ class StrictRequest(Request):
 
 
 class JsonRoute(APIRoute):
-    """A route whose body, if it takes one, is checked before the framework looks at it."""
+    """Route whose JSON body, if it takes one, is parsed strictly before FastAPI validates it."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         answer = super().get_route_handler()
@@ -140,7 +140,7 @@ class JsonRoute(APIRoute):
                 return await answer(request)
             require_json(request)
             strict = StrictRequest(request.scope, request.receive)
-            await strict.json()  # our own errors, raised outside of the framework's catch-all
+            await strict.json()  # raises our own errors outside of FastAPI's catch-all
             return await answer(strict)
 
         return checked
@@ -153,7 +153,7 @@ async def _soon(raw: bytes) -> Any:
 def _parse(raw: bytes) -> Any:
     try:
         return strict_json.parse(raw)
-    except strict_json.NonFiniteNumber as exc:  # well meant, and not served: as 1e400 is refused
+    except strict_json.NonFiniteNumber as exc:  # 422 instead of 400, as for 1e400
         raise InvalidRequest(str(exc)) from None
     except strict_json.TooManyValues as exc:
         raise InvalidRequest(f"the body has {exc}") from None

@@ -1,4 +1,4 @@
-"""Stop work whose client has left."""
+"""Cancellation of work whose client has disconnected."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ T = TypeVar("T")
 
 
 async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled when the client leaves. Raises `ClientGone`.
+    """Await `work`, but cancel it if the client disconnects. Raises `ClientGone`.
 
-    Starlette cancels a streamed response when its client leaves; a whole one needs this. The body
-    must have been read: what arrives after it is the disconnect.
+    Starlette does this for streamed responses only. The body must have been read: the next message
+    after it is the disconnect.
     """
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(disconnected(request.receive))

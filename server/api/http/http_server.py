@@ -1,4 +1,4 @@
-"""uvicorn with deadlines: for heads to arrive, answers to be taken, requests to end at shutdown."""
+"""uvicorn with timeouts for request heads, slow readers, and requests at shutdown."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ logger = logging.getLogger(__name__)
 
 _DRAIN_MARGIN_S = 5.0
 _SLICE_BYTES = 16 << 10
-_FREE_CHUNKS = 1000
+_MAX_SMALL_CHUNKS = 1000
 _MIN_CHUNK = 256
 _MAX_UNSENT_BYTES = 16 << 10
 _OTHER_FILES = 256
-"""Open beside connections: blobs, the registry, logs."""
+"""File descriptors reserved for blobs, the registry and logs."""
 
 
-class PatientConnection(h11.Connection):
-    """Takes no body in crumbs: parsing a chunk costs the same whether it holds a byte or a page."""
+class ChunkLimitConnection(h11.Connection):
+    """Connection that rejects bodies in tiny chunks, as every chunk costs the same to parse."""
 
     _num_chunks = 0
     _num_bytes = 0
@@ -44,16 +44,16 @@ class PatientConnection(h11.Connection):
         elif isinstance(event, h11.Data):
             self._num_chunks += event.chunk_start
             self._num_bytes += len(event.data)
-            if self._num_chunks > _FREE_CHUNKS + self._num_bytes // _MIN_CHUNK:
+            if self._num_chunks > _MAX_SMALL_CHUNKS + self._num_bytes // _MIN_CHUNK:
                 raise h11.RemoteProtocolError("the chunks of the body are too small")
         return event
 
 
 class DeadlineProtocol(H11Protocol):
-    """Ends connections whose client is slow: to send a head, or to take an answer.
+    """Closes connections whose client is too slow to send a head or to read a response.
 
-    uvicorn itself waits for ever, also at shutdown. Bodies have their own limit in the middleware.
-    `idle`: this server's connections that no request runs on, the longest idle first.
+    uvicorn waits forever, even at shutdown. Bodies are limited by the middleware. `idle` has the
+    server's connections without a running request, longest idle first.
     """
 
     HEAD_TIMEOUT_S: ClassVar[float] = 10.0
@@ -67,7 +67,7 @@ class DeadlineProtocol(H11Protocol):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.conn = PatientConnection(h11.SERVER, MAX_HEAD_BYTES)
+        self.conn = ChunkLimitConnection(h11.SERVER, MAX_HEAD_BYTES)
         self._write_timeout_s = write_timeout_s
         self._max_connections = max_connections
         self._idle = idle
@@ -87,15 +87,15 @@ class DeadlineProtocol(H11Protocol):
         # asyncio sets this only on sockets made with an explicit protocol number; without it, the
         # tokens of a stream wait up to 40 ms for the acknowledgement of those before.
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # Megabytes in the kernel's buffer would hide for long that nobody reads.
+        # Megabytes in the kernel's send buffer would hide a client that does not read.
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _MAX_UNSENT_BYTES)
-        transport.set_write_buffer_limits(high=0)  # paused is whenever the client is behind
+        transport.set_write_buffer_limits(high=0)  # pause as soon as the client falls behind
         self._arm()
 
     def data_received(self, data: bytes) -> None:
         if not self._is_answering:
             self._arm()
-        for start in range(0, len(data), _SLICE_BYTES):  # the parser's limit is kept between calls
+        for start in range(0, len(data), _SLICE_BYTES):  # h11 checks its limit between calls
             if not self.transport.is_closing():
                 super().data_received(data[start : start + _SLICE_BYTES])
         if self._is_answering:
@@ -105,7 +105,7 @@ class DeadlineProtocol(H11Protocol):
     def on_response_complete(self) -> None:
         self._idle[self] = None
         super().on_response_complete()
-        if self._is_answering:  # the next request had come before
+        if self._is_answering:  # a pipelined request has started
             self._idle.pop(self, None)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -115,10 +115,10 @@ class DeadlineProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """What is not HTTP is a problem like any other, unless an answer is on its way already."""
-        # uvicorn calls this where it catches the parser's error.
+        """Answer invalid HTTP with a problem document, unless a response has already started."""
+        # uvicorn calls this while it handles the parser's error.
         is_too_large = getattr(sys.exc_info()[1], "error_status_hint", None) == 431
-        if self._is_answering:  # whoever waits for the rest of the body is told
+        if self._is_answering:  # wake up the reader of the rest of the body
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
@@ -175,7 +175,7 @@ class DeadlineProtocol(H11Protocol):
         self._write_check = self.loop.call_later(self._write_timeout_s / 4, self._check_progress)
 
     def _check_progress(self) -> None:
-        """Slow is fine, however large the answer; not a byte in all the time is not."""
+        """Abort if the client has read nothing within the timeout; slow progress is fine."""
         num_unsent = self.transport.get_write_buffer_size()
         now_s = self.loop.time()
         if num_unsent < self._num_unsent:
@@ -183,12 +183,12 @@ class DeadlineProtocol(H11Protocol):
         if now_s - self._stalled_since_s < self._write_timeout_s:
             self._check_later()
         else:
-            logger.info("a client took nothing of its answer for %g s", self._write_timeout_s)
+            logger.info("a client read nothing of its response for %g s", self._write_timeout_s)
             self.transport.abort()
 
 
 class HttpServer(uvicorn.Server):
-    """Drains: from the signal on nothing new is taken, and what runs has a deadline to finish."""
+    """Server that drains at shutdown: no new requests, and a deadline for running ones."""
 
     def __init__(self, app: FastAPI, *, drain_timeout_s: float) -> None:
         self._services: Services = app.state.services
@@ -197,14 +197,14 @@ class HttpServer(uvicorn.Server):
         protocol = partial(
             DeadlineProtocol,
             write_timeout_s=settings.write_timeout_s,
-            max_connections=_with_files(settings.max_connections),
+            max_connections=_raise_file_limit(settings.max_connections),
             idle={},
         )
         config = uvicorn.Config(
             app,
             http=protocol,  # type: ignore[arg-type]
             ws="none",
-            lifespan="off",  # entered by the caller: a failed start is one line, not a traceback
+            lifespan="off",  # the caller enters it: a failed start is one line, no traceback
             log_config=None,
             access_log=False,
             server_header=False,
@@ -213,24 +213,24 @@ class HttpServer(uvicorn.Server):
         super().__init__(config)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Called by uvicorn once a signal has come."""
+        """Drain and stop. Called by uvicorn after a signal."""
         self._services.router.drain()
-        deadline = asyncio.create_task(self._end_what_runs())
+        deadline = asyncio.create_task(self._stop_at_deadline())
         try:
             await super().shutdown(sockets)
         finally:
             deadline.cancel()
 
-    async def _end_what_runs(self) -> None:
-        """Streams that outlive the deadline end with an `error` event, not a torn connection."""
+    async def _stop_at_deadline(self) -> None:
+        """Stop the engine at the deadline: streams end with an `error` event, not a reset."""
         await asyncio.sleep(self._drain_timeout_s)
         num_cut = self._services.engine.num_in_flight
         logger.warning("%d requests did not finish in %g s", num_cut, self._drain_timeout_s)
         await self._services.engine.stop(0)
 
 
-def _with_files(max_connections: int) -> int:
-    """How many connections this process can have open; the limit is raised as far as it may be."""
+def _raise_file_limit(max_connections: int) -> int:
+    """Raise the limit of open files if allowed; return the possible number of connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = max(soft, max_connections + _OTHER_FILES)
     allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)

@@ -1,6 +1,6 @@
-"""How fast and how many at once: limits of a key, and of peers that present wrong ones.
+"""Rate and concurrency limits of keys, and of peers that present invalid keys.
 
-They hold in this process. Several servers behind one address each allow that much.
+Limits apply per process: several servers with one address each allow that much.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from prefix_store.registry.keys import Key
 from server.errors import KeyLimitReached, TooManyAttempts
 
 _LONGEST_WAIT_S = 24 * 3600.0
-"""The longest that is reported; keys of 0.1.0 may have a rate for which it would be infinite."""
+"""Upper bound of a reported wait; keys of 0.1.0 may have rates for which it would be infinite."""
 _MAX_PEERS = 10_000
 _FAILURES_PER_S = 1.0
 _FAILURES_AT_ONCE = 20
 
 
 class TokenBucket:
-    """Holds `burst` tokens at most, and gets `rate` new ones in a second."""
+    """Token bucket of at most `burst` tokens, refilled with `rate` tokens per second."""
 
     def __init__(self, rate: float, burst: int) -> None:
         self._rate = rate
@@ -31,14 +31,14 @@ class TokenBucket:
         self._at_s = time.monotonic()
 
     def wait_s(self) -> float:
-        """Seconds until there is a token, a day at most; 0 if there is one."""
+        """Return the seconds until a token is available, at most a day; 0 if one is."""
         now_s = time.monotonic()
         self._tokens = min(self._burst, self._tokens + (now_s - self._at_s) * self._rate)
         self._at_s = now_s
         return min(max(0.0, (1 - self._tokens) / self._rate), _LONGEST_WAIT_S)
 
     def take(self) -> float:
-        """Take a token, if there is one, and return 0; else the seconds until there is."""
+        """Take a token and return 0, or return the seconds until one is available."""
         wait_s = self.wait_s()
         if wait_s == 0:
             self._tokens -= 1
@@ -46,7 +46,7 @@ class TokenBucket:
 
 
 class KeyLimits:
-    """The limits that stand in a key. For one thread, the event loop's."""
+    """Enforces the limits of keys. Not thread-safe: used on the event loop only."""
 
     def __init__(self) -> None:
         self._buckets: dict[str, TokenBucket] = {}
@@ -54,14 +54,14 @@ class KeyLimits:
 
     @contextmanager
     def admitted(self, key: Key | None) -> Iterator[None]:
-        """Around a request, to the end of its answer. Raises `KeyLimitReached`."""
+        """Count a request until the end of its response. Raises `KeyLimitReached`."""
         if key is None:
             yield
             return
         if key.max_concurrency is not None and self._num_running[key.id] >= key.max_concurrency:
-            raise KeyLimitReached(f"the key allows {key.max_concurrency} requests at once", 1)
+            raise KeyLimitReached(f"the key allows {key.max_concurrency} concurrent requests", 1)
         if (wait_s := self._take(key)) > 0:
-            said = f"the key allows {key.requests_per_s:g} requests in a second"
+            said = f"the key allows {key.requests_per_s:g} requests per second"
             raise KeyLimitReached(said, math.ceil(wait_s))
         self._num_running[key.id] += 1
         try:
@@ -81,19 +81,19 @@ class KeyLimits:
 
 
 class AttemptLimit:
-    """Slows down a peer that presents wrong keys: each one costs a look into the database."""
+    """Limits peers that present invalid keys, as each one costs a database lookup."""
 
     def __init__(self) -> None:
         self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
 
     def check(self, peer: str) -> None:
-        """Raises `TooManyAttempts`."""
+        """Raise `TooManyAttempts` if the peer has presented too many invalid keys."""
         bucket = self._buckets.get(peer)
         if bucket is not None and (wait_s := bucket.wait_s()) > 0:
-            raise TooManyAttempts("too many wrong keys came from your address", math.ceil(wait_s))
+            raise TooManyAttempts("too many invalid keys came from your address", math.ceil(wait_s))
 
     def failed(self, peer: str) -> None:
-        """Count a wrong key."""
+        """Count an invalid key."""
         bucket = self._buckets.setdefault(peer, TokenBucket(_FAILURES_PER_S, _FAILURES_AT_ONCE))
         bucket.take()
         self._buckets.move_to_end(peer)

@@ -1,4 +1,4 @@
-"""Around every request: an id, a log line, a last line of defence, and limits on the body."""
+"""Middleware: request ids, access log, unexpected errors, limits of heads and bodies."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ _MIN_BYTES_PER_S = 4 << 10
 _LINGER_S = 1.0
 _SMALL_BODY = 64 << 10
 _MAX_BYTES_OF_ALL = 192 << 20
-"""Of all bodies above `_SMALL_BODY`, but for the largest."""
+"""Memory for all bodies above `_SMALL_BODY`, except the largest."""
 
 
 class RequestContext:
-    """Gives a request its id, writes its log line, and turns a bug into a 500 that says nothing."""
+    """Sets the request id, writes the access log, and answers unexpected errors with a bare 500."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -55,11 +55,11 @@ class RequestContext:
         request_id = _request_id(Headers(scope=scope))
         state = scope.setdefault("state", {})
         state |= {"request_id": request_id, "log": {}, "arrived_s": started_s, "status": None}
-        sender = _marked(scope, send)
+        sender = _with_request_id(scope, send)
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self._app(scope, receive, sender)
-            except Exception:  # logged here, with the request's id, and answered
+            except Exception:  # a bug: log it with the request id
                 logger.exception("unhandled error")
                 if state["status"] is not None:
                     raise
@@ -73,14 +73,14 @@ def _request_id(headers: Headers) -> str:
     return given if _REQUEST_ID.fullmatch(given) else uuid4().hex
 
 
-def _marked(scope: Scope, send: Send) -> Send:
-    async def marked(message: Message) -> None:
+def _with_request_id(scope: Scope, send: Send) -> Send:
+    async def send_with_id(message: Message) -> None:
         if message["type"] == "http.response.start":
             scope["state"]["status"] = message["status"]
             MutableHeaders(scope=message)["x-request-id"] = scope["state"]["request_id"]
         await send(message)
 
-    return marked
+    return send_with_id
 
 
 def _write_log_line(scope: Scope, duration_s: float) -> None:
@@ -98,10 +98,10 @@ def _write_log_line(scope: Scope, duration_s: float) -> None:
 
 
 class BodyBudget:
-    """How much memory the bodies of all running requests may take together.
+    """Memory budget of the bodies of all running requests.
 
-    Each may have a little on its own account, so that uploads are in no small request's way. One
-    body at a time may go beyond what is left: a large upload is welcome, many at once are not.
+    Small bodies are free, so that uploads never block them. One body at a time may exceed the
+    budget: a single large upload is allowed, many at once are not.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -110,7 +110,7 @@ class BodyBudget:
         self._large: _Body | None = None
 
     def hold(self, body: _Body, num_bytes: int) -> None:
-        """`num_bytes`: of this body, so far. Raises `Overloaded`."""
+        """Charge a body of which `num_bytes` have arrived so far. Raises `Overloaded`."""
         if body is self._large or num_bytes <= _SMALL_BODY:
             return
         growth = num_bytes - self._held.get(body, 0)
@@ -121,17 +121,17 @@ class BodyBudget:
             self.release(body)
             self._large = body
         else:
-            raise Overloaded("the bodies of other requests take the memory that there is for them")
+            raise Overloaded("the bodies of other requests use all the memory reserved for them")
 
     def release(self, body: _Body) -> None:
-        """Once the request is answered. Idempotent."""
+        """Return a body's memory once the request is answered. Idempotent."""
         self._free += self._held.pop(body, 0)
         if body is self._large:
             self._large = None
 
 
 class BodyLimits:
-    """Refuses a body that is too large, encoded, or not coming, before anybody parses it."""
+    """Middleware that rejects bodies that are too large, encoded, or too slow, before parsing."""
 
     def __init__(
         self, app: ASGIApp, *, max_bytes: Callable[[Scope], int], timeout_s: float
@@ -160,21 +160,21 @@ class BodyLimits:
 
 
 def _check_head(scope: Scope) -> None:
-    """What the parser lets through: a head that comes in one piece, and headers of two meanings."""
+    """Check what h11 accepts: heads too large but in one piece, and ambiguous headers."""
     num_bytes = len(scope["raw_path"]) + len(scope["query_string"])
     num_bytes += sum(len(name) + len(value) for name, value in scope["headers"])
     if num_bytes > MAX_HEAD_BYTES or len(scope["headers"]) > _MAX_HEADERS:
-        raise HeadTooLarge(f"at most {MAX_HEAD_BYTES} bytes in {_MAX_HEADERS} headers")
+        raise HeadTooLarge(f"the limit is {MAX_HEAD_BYTES} bytes and {_MAX_HEADERS} headers")
     names = [name for name, _ in scope["headers"]]
     if any(names.count(name) > 1 for name in _SINGLE):
-        raise MalformedRequest("a header that has one value is given twice")
+        raise MalformedRequest("a header that must be unique is given twice")
     if not all(_HOST.fullmatch(value) for name, value in scope["headers"] if name == b"host"):
         raise MalformedRequest("the Host header is not a host")
 
 
 @dataclass(frozen=True, slots=True)
 class BodyLimit:
-    """What one request's body may take."""
+    """Limits of one request's body."""
 
     max_bytes: int
     timeout_s: float
@@ -182,7 +182,7 @@ class BodyLimit:
 
 
 class _Body:
-    """One request's body: counted and timed on its way in, drained when it is not wanted."""
+    """A request's body: measured while it is read, drained if it is not wanted."""
 
     def __init__(self, headers: Headers, limit: BodyLimit, receive: Receive, send: Send) -> None:
         self._headers = headers
@@ -196,9 +196,9 @@ class _Body:
         self._is_read = not ({"content-length", "transfer-encoding"} & set(headers.keys()))
 
     def check_headers(self) -> None:
-        """Everything that can be refused without reading a byte of the body."""
+        """Check everything that can be checked without reading the body."""
         if self._headers.get("content-encoding", "identity").strip().lower() != "identity":
-            raise UnsupportedBody("send the body as it is, without a content encoding")
+            raise UnsupportedBody("send the body without a content encoding")
         if "transfer-encoding" in self._headers and "content-length" in self._headers:
             raise MalformedRequest("both a content length and a transfer encoding")
         if self._content_length > self._max_bytes:
@@ -206,20 +206,20 @@ class _Body:
 
     async def receive(self) -> Message:
         if self._is_read:
-            return await self._receive()  # only the disconnect is left, and that may take its time
+            return await self._receive()  # only the disconnect is left, without a timeout
         started_s = time.monotonic()
         try:
             async with asyncio.timeout(min(self._timeout_s, self._patience_s)):
                 message = await self._receive()
         except TimeoutError:
             raise BodyTimeout(
-                f"the body pauses for {self._timeout_s:g} s, or comes slower than "
-                f"{_MIN_BYTES_PER_S} bytes a second"
+                f"the body stalled for {self._timeout_s:g} s, or is slower than "
+                f"{_MIN_BYTES_PER_S} bytes per second"
             ) from None
         self._waited_s += time.monotonic() - started_s
         if message["type"] != "http.request":
             self._is_read = True
-            raise ClientGone("the client left before its body was there")
+            raise ClientGone("the client disconnected before its body was complete")
         self._num_bytes += len(message.get("body", b""))
         self._is_read = not message.get("more_body", False)
         if self._num_bytes > self._max_bytes:
@@ -232,7 +232,7 @@ class _Body:
             MutableHeaders(scope=message)["connection"] = "close"
         is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
         if is_last and not self._is_read:
-            # Closing on a client that still sends would reset the connection under our answer.
+            # Closing while the client still sends would reset the connection and lose our response.
             await self._send({**message, "more_body": True})
             await self._drain()
             message = {"type": "http.response.body", "body": b"", "more_body": False}
@@ -240,7 +240,7 @@ class _Body:
 
     @property
     def _patience_s(self) -> float:
-        """How long a body of so many bytes may still be behind."""
+        """Remaining time budget of the body, in seconds, given the bytes received so far."""
         return self._timeout_s + self._num_bytes / _MIN_BYTES_PER_S - self._waited_s
 
     @property
@@ -257,7 +257,7 @@ class _Body:
 
     async def _drain(self) -> None:
         if "expect" in self._headers:
-            return  # the client waits for our word before it sends
+            return  # the client waits for a 100 before it sends
         with suppress(TimeoutError):
             async with asyncio.timeout(_LINGER_S):
                 while not self._is_read:

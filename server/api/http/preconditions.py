@@ -1,4 +1,4 @@
-"""On what terms a request asks for a change: `If-Match`, and `Idempotency-Key`."""
+"""Conditional and idempotent changes: the headers `If-Match` and `Idempotency-Key`."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _REVISION = re.compile(r'(?<!/)"(\d{1,18})"', re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class ChangeHeaders:
-    """What the headers say."""
+    """Parsed `If-Match` and `Idempotency-Key`."""
 
     revisions: frozenset[int] | None
-    """Of the task, that the change may be made to; None for any."""
+    """Accepted revisions of the task; None for any."""
     must_exist: bool
     key: str | None
 
@@ -42,7 +42,8 @@ async def read_change_headers(
         Header(
             max_length=255,
             pattern=r"^[!-~]+$",
-            description="Sent again under the same key, the request counts request.",
+            description="A request repeated with the same key is answered like the first, without "
+            "a second change.",
         ),
     ] = None,
 ) -> ChangeHeaders:
@@ -54,11 +55,11 @@ async def read_change_headers(
     return ChangeHeaders(revisions, if_match is not None, idempotency_key)
 
 
-AskedDep = Annotated[ChangeHeaders, Depends(read_change_headers)]
+ChangeHeadersDep = Annotated[ChangeHeaders, Depends(read_change_headers)]
 
 
 def tag(revision: int) -> dict[str, str]:
-    """The header for a task in this state."""
+    """Return the `ETag` header of a task's revision."""
     return {"ETag": f'"{revision}"'}
 
 
@@ -66,54 +67,56 @@ async def make_change(
     services: Services,
     request: Request,
     task: str,
-    asked: ChangeHeaders,
+    headers: ChangeHeaders,
     work: Callable[[Preconditions], Awaitable[Any]],
     respond: Callable[[Any], Response],
 ) -> Response:
-    """Let `work` make a change, and `respond` say what it returned.
+    """Run `work` under the request's preconditions; `respond` turns its result into a response.
 
-    A request that comes again under its key is answered as the first one was, without any work.
+    A repeated request with the same idempotency key gets the stored response, without any work.
     """
-    if asked.key is None:
-        return respond(await work(Preconditions(asked.revisions)))
+    if headers.key is None:
+        return respond(await work(Preconditions(headers.revisions)))
     principal = get_principal(request)
-    asking = IdempotentRequest(
+    idempotent = IdempotentRequest(
         principal=principal.actor.key or "",
         route=f"{request.method} {request.scope['route'].path}",
         task=task,
-        key=asked.key,
+        key=headers.key,
         request_digest=await services.run_in_store(_digest, request, await request.body()),
-        answer=lambda result: _kept(respond(result)),
+        answer=lambda result: _serialise(respond(result)),
     )
-    name = (asking.principal, asking.route, asking.task, asking.key)
+    name = (idempotent.principal, idempotent.route, idempotent.task, idempotent.key)
     if name in services.in_progress:
-        raise RequestInProgress("the first request with this idempotency key is not answered yet")
+        raise RequestInProgress("the first request with this idempotency key is still in progress")
     services.in_progress.add(name)
     try:
-        answer = await services.run_in_store(services.store.answer, asking)
+        answer = await services.run_in_store(services.store.answer, idempotent)
         if answer is not None:
-            return _again(answer)
-        return respond(await work(Preconditions(asked.revisions, asking)))
+            return _replay(answer)
+        return respond(await work(Preconditions(headers.revisions, idempotent)))
     finally:
         services.in_progress.remove(name)
 
 
-class _Kept(msgspec.Struct):
+class _StoredResponse(msgspec.Struct):
     status: int
     body: str
 
 
-def _kept(response: Response) -> str:
-    return msgspec.json.encode(_Kept(response.status_code, bytes(response.body).decode())).decode()
+def _serialise(response: Response) -> str:
+    return msgspec.json.encode(
+        _StoredResponse(response.status_code, bytes(response.body).decode())
+    ).decode()
 
 
-def _again(answer: str) -> Response:
-    kept = msgspec.json.decode(answer, type=_Kept)
+def _replay(answer: str) -> Response:
+    kept = msgspec.json.decode(answer, type=_StoredResponse)
     return Response(kept.body, kept.status, media_type="application/json" if kept.body else None)
 
 
 def _digest(request: Request, body: bytes) -> Digest:
-    """Of what makes two requests the same; each part with its length, so that none runs over."""
+    """Digest path, query, content type and body, each with its length to separate the parts."""
     hashed = hashlib.sha256()
     kind = request.headers.get("content-type", "").encode()
     for part in (request.url.path.encode(), request.scope["query_string"], kind, body):

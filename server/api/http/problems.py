@@ -1,4 +1,4 @@
-"""The one place where an error becomes a response: RFC 9457, and OpenAI's shape under /v1."""
+"""Mapping of errors to responses: RFC 9457 problems, and OpenAI's format under /v1."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ STATUS: dict[type[Exception], int] = {
     server.ClientGone: 499,
     server.ServerError: 500,
 }
-"""Looked up along an error's bases, nearest first."""
+"""HTTP status by error class; the nearest base class counts."""
 
 MAX_ERRORS = 16
 _STORAGE_RETRY_S = 5
@@ -70,22 +70,22 @@ _OPENAI_CODES = {
     "unknown_task": "model_not_found",
     "unknown_version": "model_not_found",
 }
-"""What OpenAI calls them. All others keep our code."""
+"""OpenAI's names of our codes. All others keep our code."""
 _FRAMEWORK_CODES = {404: "not_found", 405: "method_not_allowed", 400: "malformed_request"}
 
 
 def status_of(error: Exception) -> int:
-    """The HTTP status of one of our errors."""
+    """Return the HTTP status of one of our errors."""
     return next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
 
 
 def describe(error: store.PrefixStoreError | server.ServerError, request_id: str) -> dict[str, Any]:
-    """The problem of an error that comes after the first byte of a stream."""
+    """Build the problem document for an error within a stream."""
     return _problem(status_of(error), error.code, str(error), request_id)
 
 
 def respond(scope: Scope, error: Exception) -> Response:
-    """The response for one of our own errors."""
+    """Build the response for one of our own errors."""
     assert isinstance(error, store.PrefixStoreError | server.ServerError)
     headers: dict[str, str] = {}
     if isinstance(error, server.ServerError) and error.retry_after_s is not None:
@@ -101,24 +101,24 @@ def respond(scope: Scope, error: Exception) -> Response:
 
 
 def internal(scope: Scope) -> Response:
-    """The response for a bug: it says nothing but where to look it up."""
+    """Build the response for an unexpected error, which reveals nothing."""
     return _response(scope, 500, "internal", "an internal error; the server's log has the details")
 
 
 def unreadable(*, is_too_large: bool) -> tuple[int, bytes]:
-    """Status and body for bytes that are no request. There is no id to name."""
+    """Return status and body for invalid HTTP, which has no request id."""
     error = server.HeadTooLarge if is_too_large else server.MalformedRequest
     status, detail = STATUS[error], "this is not a request in HTTP/1.1 of ordinary size"
     return status, msgspec.json.encode(_problem(status, error.code, detail, "-"))
 
 
 def install(app: FastAPI, routes: Sequence[APIRoute], metrics: Metrics) -> None:
-    """Answer every error that reaches the app. `routes`: all of the app's own."""
+    """Install the error handlers. `routes`: the app's own routes, for the `Allow` header."""
 
     async def ours(request: Request, error: Exception) -> Response:
         request.state.log["error"] = getattr(error, "code", None)
         if isinstance(error, server.AccessDenied):
-            # Counted and not audited, or strangers could fill the disk with rows.
+            # Counted but not audited, or strangers could fill the disk with audit rows.
             metrics.denied(error.code)
         return respond(request.scope, error)
 
@@ -142,7 +142,7 @@ def install(app: FastAPI, routes: Sequence[APIRoute], metrics: Metrics) -> None:
 
 
 def _invalid(scope: Scope, error: RequestValidationError) -> Response:
-    """422 with where and why, never with what: the input may be huge, secret or not encodable."""
+    """Build a 422 with location and reason but not the input, which may be huge or secret."""
     errors = error.errors()
     if any(e["type"] == "json_invalid" for e in errors):
         return _response(scope, 400, "malformed_request", "the body is not valid JSON")
@@ -158,12 +158,12 @@ def _invalid(scope: Scope, error: RequestValidationError) -> Response:
 
 
 def _plain(at: str | int) -> str | int:
-    """A client's own field names come back only where they are harmless."""
+    """Echo a client's field name only if it is harmless."""
     return at if isinstance(at, int) or _PLAIN.fullmatch(at) else "?"
 
 
 def _allowed(routes: Sequence[APIRoute], scope: Scope) -> str:
-    """All methods of the path; the framework names only the first route's."""
+    """Return all methods of the path; FastAPI names only those of the first route."""
     found = [
         route.methods or set() for route in routes if route.path_regex.fullmatch(scope["path"])
     ]
@@ -204,7 +204,7 @@ def _problem(status: int, code: str, detail: str, request_id: str) -> dict[str, 
 
 
 def openai_error(status: int, code: str, detail: str, param: str | None = None) -> dict[str, Any]:
-    """An error as OpenAI's clients read it."""
+    """Build an error body in OpenAI's format."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
     kind = "rate_limit_error" if status == 429 else kind
     code = _OPENAI_CODES.get(code, code)

@@ -1,4 +1,4 @@
-"""Server-sent events: how a stream is written, and how it ends when its client leaves."""
+"""Server-sent event streams that stop when the client disconnects."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _encoder = msgspec.json.Encoder()
 
 
 def event(name: str, data: object) -> bytes:
-    """One named event. `data` is a msgspec struct, or plain data."""
+    """Encode a named event. `data` is a msgspec struct or plain data."""
     return b"event: " + name.encode() + b"\ndata: " + _encoder.encode(data) + b"\n\n"
 
 
 def data(data: object) -> bytes:
-    """One event without a name, as OpenAI's clients read it."""
+    """Encode an unnamed event, in OpenAI's format."""
     return b"data: " + _encoder.encode(data) + b"\n\n"
 
 
@@ -29,7 +29,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 class EventStream(Response):
-    """Writes events as they come. `close` runs however it ends: finished, failed, or left."""
+    """Streams events. `close` is always called at the end, also on failure or disconnect."""
 
     media_type = "text/event-stream"
 

@@ -1,1 +1,1 @@
-"""One module for each group of routes: parse, call, answer."""
+"""Routes, one module per group."""

@@ -1,4 +1,4 @@
-"""The web console: a few static files, for everybody. What they show needs a key, as anywhere."""
+"""Static files of the web console. They are public; the data they load needs a key."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _HEADERS = {
 @routes.get("")
 @public
 async def to_folder(services: ServicesDep) -> Response:
-    """To the folder: the page's addresses are relative, so that a proxy may put a path before."""
+    """Redirect to the folder, as the page's URLs are relative to work under any proxy path."""
     _find(services.console, "index.html")
     return Response(status_code=307, headers={"Location": "console/"})
 
@@ -39,14 +39,14 @@ async def to_folder(services: ServicesDep) -> Response:
 @routes.get("/")
 @public
 async def index(request: Request, services: ServicesDep) -> Response:
-    """The page."""
+    """Serve the page."""
     return _answer(request, _find(services.console, "index.html"))
 
 
 @routes.get("/{name}")
 @public
 async def asset(name: str, request: Request, services: ServicesDep) -> Response:
-    """A file of the page."""
+    """Serve a file of the page."""
     return _answer(request, _find(services.console, name))
 
 

@@ -1,4 +1,4 @@
-"""Liveness asks the engine's loop, readiness whether work is taken, /info what is loaded."""
+"""Liveness, readiness, metrics, and information about the base model."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"model": Health, "descrip
 @routes.get("/livez", response_model=Health, responses=_UNAVAILABLE)
 @public
 async def livez(services: ServicesDep) -> Response:
-    """Whether the engine's loop still turns. An orchestrator may restart the server if not."""
+    """Liveness: whether the engine's loop is running. If not, the server may be restarted."""
     limit_s = services.settings.engine_hang_timeout_s
     age_s = services.engine.heartbeat_age_s
-    return _health([] if age_s < limit_s else [f"no sign of life from the engine in {limit_s:g} s"])
+    return _health([] if age_s < limit_s else [f"no heartbeat from the engine for {limit_s:g} s"])
 
 
 @routes.get("/readyz", response_model=Health, responses=_UNAVAILABLE)
 @routes.get("/health", response_model=Health, responses=_UNAVAILABLE)
 @public
 async def readyz(services: ServicesDep) -> Response:
-    """Whether requests are taken: all of them, or but for what `reasons` say."""
+    """Readiness: whether requests are accepted; `reasons` say what is unavailable."""
     reasons = _reasons(services)
     outages = [] if reasons else await services.run_check(_outages, services)
     return _health(reasons, outages)
@@ -40,7 +40,7 @@ async def readyz(services: ServicesDep) -> Response:
 @routes.get("/metrics", response_class=Response)
 @needs("read")
 async def metrics(services: ServicesDep, principal: PrincipalDep) -> Response:
-    """Prometheus' text format."""
+    """Get all metrics in Prometheus' text format."""
     principal.check_all_tasks()  # their names are labels
     return Response(services.metrics.render(), media_type="text/plain; version=0.0.4")
 
@@ -48,12 +48,12 @@ async def metrics(services: ServicesDep, principal: PrincipalDep) -> Response:
 @routes.get("/info", response_model=Info)
 @needs("generate", "read")
 async def info(services: ServicesDep) -> Info:
-    """The base model, its geometry, and the server's limits."""
+    """Get the base model, its geometry and the server's limits."""
     return describe(services, services.engine.info)
 
 
 def describe(services: Services, engine: EngineInfo) -> Info:
-    """What a client needs in order to make prefixes that fit."""
+    """Describe the base model and the limits, as clients need them to train prefixes."""
     settings = services.settings
     return Info(
         version=services.version,
@@ -85,17 +85,17 @@ def _reasons(services: Services) -> list[str]:
         reasons.append("the server is shutting down")
     if not services.engine.is_ready:
         reasons.append("the engine is starting")
-    if services.store.is_lost():
-        reasons.append("the registry has been away for too long")
+    if services.store.is_stale():
+        reasons.append("the registry has been unreachable for too long")
     return reasons
 
 
 def _outages(services: Services) -> list[str]:
-    """What is not as it should be, while requests are taken."""
+    """Return problems that do not stop the server from accepting requests."""
     outages = list(services.store.outages().values())
     with suppress(StorageFailure):
         if quarantined := services.store.quarantined():
-            outages.append(f"{len(quarantined)} damaged blobs in quarantine")
+            outages.append(f"{len(quarantined)} corrupt blobs in quarantine")
     return outages
 
 

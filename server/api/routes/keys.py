@@ -1,4 +1,4 @@
-"""Keys, and the audit: for admins."""
+"""API keys and the audit log, for admins."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from server.api.schemas.admin import AuditPage, CreatedKey, KeyList, Limit
 
 routes = APIRouter(tags=["keys"], route_class=JsonRoute)
 
-KeyId = Annotated[str, Path(description="The key's id: what stands behind `fwd_`.")]
-AfterSeq = Annotated[int, Query(ge=0, lt=2**31, description="Rows behind this one.")]
+KeyId = Annotated[str, Path(description="The key's id: the part after `fwd_`.")]
+AfterSeq = Annotated[int, Query(ge=0, lt=2**31, description="Return rows after this one.")]
 
 
 @routes.post("/keys", status_code=201)
 @needs("admin")
 async def create_key(grant: Grant, services: ServicesDep, principal: PrincipalDep) -> CreatedKey:
-    """A new key. `key` is shown now and never again."""
+    """Create a key. Its text, `key`, is returned only once."""
     key, text = await services.run_in_store(services.keys.create, grant, principal.actor)
     return CreatedKey(**dict(key), key=text)
 
@@ -29,7 +29,7 @@ async def create_key(grant: Grant, services: ServicesDep, principal: PrincipalDe
 @routes.get("/keys")
 @needs("admin")
 async def list_keys(services: ServicesDep) -> KeyList:
-    """All keys, oldest first, revoked and expired ones among them."""
+    """List all keys, oldest first, including revoked and expired ones."""
     return KeyList(keys=await services.run_in_store(services.keys.list))
 
 
@@ -43,7 +43,7 @@ async def revoke_key(id: KeyId, services: ServicesDep, principal: PrincipalDep) 
 @routes.get("/audit")
 @needs("admin")
 async def list_audit(services: ServicesDep, limit: Limit = 100, after: AfterSeq = 0) -> AuditPage:
-    """Who changed what: rows in the order in which they were written."""
+    """List the audit log: who changed what, in order."""
     entries: list[Entry] = await services.run_in_store(services.audit.entries, after, limit + 1)
     is_last = len(entries) <= limit
     return AuditPage(

@@ -1,4 +1,4 @@
-"""Where the prefixes of versions are, and where they are to be."""
+"""Residency of prefixes: warm, pin, unpin, evict."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ routes = APIRouter(prefix="/tasks", tags=["residency"], route_class=JsonRoute)
 @routes.post("/{task}/versions/{version}/warm")
 @needs("promote")
 async def warm(task: TaskPath, version: VersionPath, services: ServicesDep) -> VersionResidency:
-    """Load a version's prefix before anyone asks for it."""
+    """Load a version's prefix before the first request needs it."""
     manifest = await services.run_in_store(services.store.get_version, task, version)
     await services.engine.load(Digest(manifest.digest))
     return await _described(services, manifest)
@@ -30,7 +30,7 @@ async def warm(task: TaskPath, version: VersionPath, services: ServicesDep) -> V
 async def pin(
     task: TaskPath, version: VersionPath, services: ServicesDep, principal: PrincipalDep
 ) -> VersionResidency:
-    """Load it, and keep it on the device, also after a restart."""
+    """Load a version's prefix and keep it on the device, also after a restart."""
     manifest = await services.run_in_store(services.store.get_version, task, version)
     await services.engine.pin(Digest(manifest.digest))
     await services.write(services.store.set_pinned, task, version, pinned=True, by=principal.actor)
@@ -42,7 +42,7 @@ async def pin(
 async def unpin(
     task: TaskPath, version: VersionPath, services: ServicesDep, principal: PrincipalDep
 ) -> VersionResidency:
-    """Let it be evicted again, when others need the room."""
+    """Allow the prefix to be evicted again when others need the memory."""
     manifest = await services.run_in_store(services.store.get_version, task, version)
     await services.write(services.store.set_pinned, task, version, pinned=False, by=principal.actor)
     await services.uploads.unpin([manifest])
@@ -52,15 +52,15 @@ async def unpin(
 @routes.post("/{task}/versions/{version}/evict")
 @needs("promote")
 async def evict(task: TaskPath, version: VersionPath, services: ServicesDep) -> VersionResidency:
-    """Drop it from the device and from host memory. The next request loads it again."""
+    """Evict the prefix from the device and from host memory. The next request loads it again."""
     manifest = await services.run_in_store(services.store.get_version, task, version)
     if not await services.engine.evict(Digest(manifest.digest)):
-        raise PrefixInUse("requests run behind this prefix, or it is pinned")
+        raise PrefixInUse("requests are using this prefix, or it is pinned")
     return await _described(services, manifest)
 
 
 def residency(services: Services, digest: str) -> Literal["device", "host", "disk"]:
-    """Where a prefix is, as the engine's last heartbeat has it."""
+    """Return where a prefix is, according to the engine's last heartbeat."""
     stats = services.engine.stats
     if digest in stats.prefixes_on_device:
         return "device"

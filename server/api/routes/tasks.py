@@ -1,4 +1,4 @@
-"""Tasks: their profiles, and which version answers."""
+"""Tasks: profiles, activation and rollback."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from prefix_store.manifest import Activation, Manifest, Profile, Task
 from prefix_store.registry.preconditions import Preconditions
 from server.api.http.access import PrincipalDep, needs
 from server.api.http.deps import JsonRoute, Services, ServicesDep
-from server.api.http.preconditions import AskedDep, make_change, tag
+from server.api.http.preconditions import ChangeHeadersDep, make_change, tag
 from server.api.routes.residency import residency
 from server.api.schemas.admin import (
     ActivateRequest,
@@ -29,7 +29,7 @@ from server.generation.prompt import check_profile
 
 routes = APIRouter(prefix="/tasks", tags=["tasks"], route_class=JsonRoute)
 
-After = Annotated[str | None, Query(max_length=63, description="Names behind this one.")]
+After = Annotated[str | None, Query(max_length=63, description="Return names after this one.")]
 
 
 @routes.get("")
@@ -37,7 +37,7 @@ After = Annotated[str | None, Query(max_length=63, description="Names behind thi
 async def list_tasks(
     services: ServicesDep, principal: PrincipalDep, limit: Limit = 100, after: After = None
 ) -> TaskPage:
-    """All tasks, a page at a time, in the order of their names."""
+    """List tasks by name, one page at a time."""
     tasks = await services.run_in_store(
         services.store.list_tasks, after, limit + 1, principal.globs
     )
@@ -48,7 +48,7 @@ async def list_tasks(
 @routes.get("/{task}")
 @needs("read")
 async def get_task(task: TaskPath, services: ServicesDep, response: Response) -> TaskDescription:
-    """A task's profile, its active version, and whether that is in memory."""
+    """Get a task: its profile, its active version and where that version's prefix is."""
     found = await services.run_in_store(services.store.get_task, task)
     digest = None
     if found.active_version is not None:
@@ -71,17 +71,17 @@ async def put_task(
     task: TaskPath,
     profile: Profile,
     services: ServicesDep,
-    asked: AskedDep,
+    change_headers: ChangeHeadersDep,
     principal: PrincipalDep,
 ) -> Response:
     """Create a task, or replace its profile."""
     await _check(profile, services)
     by = principal.actor
-    if not asked.must_exist:
+    if not change_headers.must_exist:
         with suppress(TaskExists):
             created = await services.write(services.store.create_task, task, profile, by=by)
             return _json(created, 201)
-    preconditions = Preconditions(asked.revisions)
+    preconditions = Preconditions(change_headers.revisions)
     changed = await services.write(services.store.set_profile, task, profile, preconditions, by=by)
     return _json(changed, 200)
 
@@ -90,9 +90,11 @@ async def put_task(
 @needs("write")
 async def patch_task(
     task: TaskPath,
-    patch: Annotated[dict[str, Any], Body(description="Parts of a profile. null: the default.")],
+    patch: Annotated[
+        dict[str, Any], Body(description="Parts of a profile; null resets a field to its default.")
+    ],
     services: ServicesDep,
-    asked: AskedDep,
+    change_headers: ChangeHeadersDep,
     response: Response,
     principal: PrincipalDep,
 ) -> Task:
@@ -100,7 +102,7 @@ async def patch_task(
     found = await services.run_in_store(services.store.get_task, task)
     profile = _patched(found.profile, patch)
     await _check(profile, services)
-    preconditions = Preconditions(asked.revisions)
+    preconditions = Preconditions(change_headers.revisions)
     changed = await services.write(
         services.store.set_profile, task, profile, preconditions, by=principal.actor
     )
@@ -114,17 +116,19 @@ async def delete_task(
     task: TaskPath,
     request: Request,
     services: ServicesDep,
-    asked: AskedDep,
+    change_headers: ChangeHeadersDep,
     principal: PrincipalDep,
 ) -> Response:
-    """Gone for new requests; those in flight finish."""
+    """Delete a task and its versions. Requests in flight finish."""
 
     async def work(preconditions: Preconditions) -> None:
         versions = await services.run_in_store(services.store.list_versions, task)
         await services.write(services.store.delete_task, task, preconditions, by=principal.actor)
         await services.uploads.unload(versions)
 
-    return await make_change(services, request, task, asked, work, lambda _: Response(b"", 204))
+    return await make_change(
+        services, request, task, change_headers, work, lambda _: Response(b"", 204)
+    )
 
 
 @routes.post("/{task}/activate", response_model=ActivationResponse)
@@ -134,17 +138,19 @@ async def activate(
     body: ActivateRequest,
     request: Request,
     services: ServicesDep,
-    asked: AskedDep,
+    change_headers: ChangeHeadersDep,
     principal: PrincipalDep,
 ) -> Response:
     """Hot swap: new requests get this version, those in flight keep theirs."""
 
     async def work(preconditions: Preconditions) -> ActivationResponse:
-        seen = await services.run_in_store(services.store.seen, task)
+        activation = await services.run_in_store(services.store.current_activation, task)
         manifest = await services.run_in_store(services.store.get_version, task, body.version)
         await services.uploads.check_golden(manifest)
         answer = _activated(manifest, await services.uploads.load(manifest.digest))
-        preconditions = replace(preconditions, seen=seen).after(lambda _: answer)
+        preconditions = replace(preconditions, expected_activation=activation).after(
+            lambda _: answer
+        )
         await services.write(
             services.store.activate,
             task,
@@ -154,7 +160,7 @@ async def activate(
         )
         return answer
 
-    return await make_change(services, request, task, asked, work, _json)
+    return await make_change(services, request, task, change_headers, work, _json)
 
 
 @routes.post("/{task}/rollback", response_model=ActivationResponse)
@@ -163,10 +169,10 @@ async def rollback(
     task: TaskPath,
     request: Request,
     services: ServicesDep,
-    asked: AskedDep,
+    change_headers: ChangeHeadersDep,
     principal: PrincipalDep,
 ) -> Response:
-    """Back to the version that was active before."""
+    """Go back to the version that was active before."""
 
     def answer(activation: Activation) -> ActivationResponse:
         return _activated(services.store.get_version(task, activation.version), None)
@@ -180,11 +186,11 @@ async def rollback(
         warning = await services.uploads.load(answered.digest)
         return answered.model_copy(update={"warning": warning})
 
-    return await make_change(services, request, task, asked, work, _json)
+    return await make_change(services, request, task, change_headers, work, _json)
 
 
 async def _check(profile: Profile, services: Services) -> None:
-    """Refuse what no request could be served with."""
+    """Reject a profile with which no request could be served."""
     if (grammar := await services.run_in_store(check_profile, profile)) is not None:
         await services.grammars.check(grammar)
 

@@ -1,4 +1,4 @@
-"""Versions that share a task's traffic: a canary, or an experiment."""
+"""Traffic splits between versions of a task, for canaries and experiments."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from prefix_store.manifest import Activation
 from prefix_store.registry.preconditions import Preconditions
 from server.api.http.access import Principal, PrincipalDep, needs
 from server.api.http.deps import JsonRoute, Services, ServicesDep
-from server.api.http.preconditions import AskedDep, make_change
+from server.api.http.preconditions import ChangeHeadersDep, make_change
 from server.api.schemas.admin import TaskPath, TrafficRequest, TrafficResponse
 
 routes = APIRouter(prefix="/tasks", tags=["traffic"], route_class=JsonRoute)
@@ -19,7 +19,7 @@ routes = APIRouter(prefix="/tasks", tags=["traffic"], route_class=JsonRoute)
 @routes.get("/{task}/traffic")
 @needs("read")
 async def get_traffic(task: TaskPath, services: ServicesDep) -> TrafficResponse:
-    """Which versions share the traffic, if any do."""
+    """Get the weights of the versions that share the traffic, if it is split."""
     found = await services.run_in_store(services.store.get_task, task)
     weights = await services.run_in_store(services.store.traffic, task)
     return TrafficResponse(task=task, active_version=found.active_version, weights=weights)
@@ -32,15 +32,18 @@ async def put_traffic(
     body: TrafficRequest,
     request: Request,
     services: ServicesDep,
-    asked: AskedDep,
+    change_headers: ChangeHeadersDep,
     principal: PrincipalDep,
 ) -> Response:
-    """Split the traffic, until the next activation or rollback. All of it is loaded first."""
+    """Split the traffic until the next activation or rollback. The versions are loaded first."""
     weights = {int(number): weight for number, weight in body.weights.items() if weight}
 
     async def work(preconditions: Preconditions) -> TrafficResponse:
         preconditions = replace(
-            preconditions, seen=await services.run_in_store(services.store.seen, task)
+            preconditions,
+            expected_activation=await services.run_in_store(
+                services.store.current_activation, task
+            ),
         )
         warnings = []
         for number in weights:
@@ -50,7 +53,7 @@ async def put_traffic(
         warning = "; ".join(filter(None, warnings)) or None
         return await _set(services, task, weights, preconditions, principal, warning)
 
-    return await make_change(services, request, task, asked, work, _json)
+    return await make_change(services, request, task, change_headers, work, _json)
 
 
 @routes.delete("/{task}/traffic", response_model=TrafficResponse)
@@ -59,15 +62,15 @@ async def delete_traffic(
     task: TaskPath,
     request: Request,
     services: ServicesDep,
-    asked: AskedDep,
+    change_headers: ChangeHeadersDep,
     principal: PrincipalDep,
 ) -> Response:
-    """Back to the active version alone."""
+    """End the split: the active version gets all the traffic."""
 
     async def work(preconditions: Preconditions) -> TrafficResponse:
         return await _set(services, task, {}, preconditions, principal, None)
 
-    return await make_change(services, request, task, asked, work, _json)
+    return await make_change(services, request, task, change_headers, work, _json)
 
 
 async def _set(

@@ -15,7 +15,7 @@ from prefix_store.registry.preconditions import Preconditions
 from server.api.http.access import Principal, PrincipalDep, needs
 from server.api.http.deps import JsonRoute, Services, ServicesDep
 from server.api.http.disconnect import disconnected
-from server.api.http.preconditions import AskedDep, ChangeHeaders, make_change
+from server.api.http.preconditions import ChangeHeaders, ChangeHeadersDep, make_change
 from server.api.routes.residency import residency
 from server.api.schemas.admin import (
     Rehearsal,
@@ -27,7 +27,7 @@ from server.api.schemas.admin import (
     VersionList,
     VersionPath,
 )
-from server.publishing.uploads import Pushed, Rehearsed
+from server.publishing.uploads import DryRunResult, PublishedVersion
 
 routes = APIRouter(prefix="/tasks", tags=["versions"], route_class=JsonRoute)
 
@@ -36,7 +36,7 @@ _BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "description": "A prefix: our artifact, PEFT's adapter_model.safetensors, a tar of either "
-        "with a `foreword.json`, or text that the server computes one from.",
+        "with a `foreword.json`, or text from which the server computes one.",
         "content": {
             formats.SAFETENSORS: _BINARY,
             formats.OCTET_STREAM: _BINARY,
@@ -53,27 +53,28 @@ _DOWNLOAD: dict[int | str, dict[str, Any]] = {
 }
 
 DryRun = Annotated[
-    bool, Query(description="Do everything but make the version, and answer with a rehearsal.")
+    bool,
+    Query(description="Do everything except create the version, and return what would happen."),
 ]
 Activate = Annotated[bool, Query(description="Make the new version active.")]
 Format = Annotated[
     Literal["artifact", "tar", "peft"],
     Query(
-        description="`tar`: the artifact and a `foreword.json`, which says how it is asked; "
-        "`peft`: a directory that PEFT loads, with the same."
+        description="`tar`: the artifact and a `foreword.json`, which says how prompts are built; "
+        "`peft`: a directory that PEFT loads, with the same `foreword.json`."
     ),
 ]
 
 
 @dataclass(frozen=True, slots=True)
-class _How:
-    """What becomes of an upload."""
+class _UploadOptions:
+    """Options of an upload."""
 
     activate: bool
     create: bool
     dry_run: bool
-    new_is: int
-    """The status for a new version of a task that is not new."""
+    new_status: int
+    """HTTP status of a new version of an existing task."""
 
 
 @routes.put(
@@ -87,13 +88,15 @@ async def put_prefix(
     task: TaskPath,
     request: Request,
     services: ServicesDep,
-    asked: AskedDep,
+    change_headers: ChangeHeadersDep,
     principal: PrincipalDep,
     dry_run: DryRun = False,
 ) -> Response:
-    """The short way: upload, verify, make active; creates the task if it is new."""
-    how = _How(activate=True, create=not asked.must_exist, dry_run=dry_run, new_is=200)
-    return await _push(task, request, services, asked, principal, how)
+    """Upload, verify and activate a version; creates the task if it is new."""
+    options = _UploadOptions(
+        activate=True, create=not change_headers.must_exist, dry_run=dry_run, new_status=200
+    )
+    return await _push(task, request, services, change_headers, principal, options)
 
 
 @routes.post(
@@ -108,20 +111,20 @@ async def post_version(
     task: TaskPath,
     request: Request,
     services: ServicesDep,
-    asked: AskedDep,
+    change_headers: ChangeHeadersDep,
     principal: PrincipalDep,
     activate: Activate = False,
     dry_run: DryRun = False,
 ) -> Response:
-    """Upload a version of a task that exists."""
-    how = _How(activate=activate, create=False, dry_run=dry_run, new_is=201)
-    return await _push(task, request, services, asked, principal, how)
+    """Upload and verify a version of an existing task."""
+    options = _UploadOptions(activate=activate, create=False, dry_run=dry_run, new_status=201)
+    return await _push(task, request, services, change_headers, principal, options)
 
 
 @routes.get("/{task}/versions")
 @needs("read")
 async def list_versions(task: TaskPath, services: ServicesDep) -> VersionList:
-    """All versions, and the history of which one was active."""
+    """List a task's versions and its activation history."""
     found = await services.run_in_store(services.store.get_task, task)
     versions = await services.run_in_store(services.store.list_versions, task)
     quarantined = await services.run_in_store(services.store.quarantined)
@@ -139,7 +142,7 @@ async def list_versions(task: TaskPath, services: ServicesDep) -> VersionList:
 async def get_version(
     task: TaskPath, version: VersionPath, services: ServicesDep
 ) -> VersionDescription:
-    """The manifest: what was uploaded, what was checked, what prompts have to look like."""
+    """Get a version's manifest: its origin, its verification, and how prompts are built."""
     manifest = await services.run_in_store(services.store.get_version, task, version)
     [described] = await _described(services, [manifest])
     return described
@@ -148,7 +151,7 @@ async def get_version(
 @routes.post("/{task}/versions/{version}/verify")
 @needs("write")
 async def verify(task: TaskPath, version: VersionPath, services: ServicesDep) -> VerificationReport:
-    """Check a version once more: its stored bytes, a run of the model, its golden prompts."""
+    """Verify a version again: its stored bytes, a test forward, its golden prompts."""
     manifest = await services.run_in_store(services.store.get_version, task, version)
     checks = await services.uploads.verify(manifest)
     return VerificationReport(
@@ -167,7 +170,7 @@ async def delete_version(
     version: VersionPath,
     request: Request,
     services: ServicesDep,
-    asked: AskedDep,
+    change_headers: ChangeHeadersDep,
     principal: PrincipalDep,
 ) -> Response:
     """Delete a version that is not active. Requests in flight finish."""
@@ -179,7 +182,9 @@ async def delete_version(
         )
         await services.uploads.unload([manifest])
 
-    return await make_change(services, request, task, asked, work, lambda _: Response(b"", 204))
+    return await make_change(
+        services, request, task, change_headers, work, lambda _: Response(b"", 204)
+    )
 
 
 @routes.get("/{task}/versions/{version}/prefix", response_class=Response, responses=_DOWNLOAD)
@@ -187,7 +192,7 @@ async def delete_version(
 async def download(
     task: TaskPath, version: VersionPath, services: ServicesDep, format: Format = "artifact"
 ) -> Response:
-    """The artifact's bytes alone, or a tar that also says how prompts for it are made."""
+    """Download the artifact, or a tar that also says how prompts are built."""
     manifest = await services.run_in_store(services.store.get_version, task, version)
     if format == "artifact":
         data = await services.run_in_store(services.store.open, Digest(manifest.digest))
@@ -222,30 +227,30 @@ async def _push(
     task: str,
     request: Request,
     services: Services,
-    asked: ChangeHeaders,
+    change_headers: ChangeHeaders,
     principal: Principal,
-    how: _How,
+    options: _UploadOptions,
 ) -> Response:
-    if how.activate:
+    if options.activate:
         principal.require("promote")
     services.router.check_open()
     media_type = request.headers.get("content-type", "")
-    begun = await services.uploads.begin(task, media_type, create=how.create)
+    preflight = await services.uploads.preflight(task, media_type, create=options.create)
     body = await request.body()
-    if how.dry_run:
-        rehearsed = await services.uploads.rehearse(
-            task, body, media_type, activate=how.activate, create=how.create
+    if options.dry_run:
+        result = await services.uploads.dry_run(
+            task, body, media_type, activate=options.activate, create=options.create
         )
-        return _json(_rehearsal(rehearsed), 200)
+        return _json(_dry_run_answer(result), 200)
 
-    async def work(preconditions: Preconditions) -> Pushed:
+    async def work(preconditions: Preconditions) -> PublishedVersion:
         pushed = await services.uploads.push(
             task,
             body,
             media_type,
-            activate=how.activate,
-            create=how.create,
-            begun=begun,
+            activate=options.activate,
+            create=options.create,
+            preflight=preflight,
             is_wanted=lambda: not gone.done(),
             by=principal.actor,
             preconditions=preconditions,
@@ -253,29 +258,29 @@ async def _push(
         request.state.log |= {"task": task, "version": pushed.manifest.version}
         return pushed
 
-    def respond(pushed: Pushed) -> Response:
+    def respond(pushed: PublishedVersion) -> Response:
         manifest = dict(pushed.manifest)
         answer = Uploaded(**manifest, active=pushed.is_active, warning=pushed.warning)
-        return _json(answer, 201 if pushed.is_new_task else how.new_is)
+        return _json(answer, 201 if pushed.is_new_task else options.new_status)
 
-    # Listened for from now on: asked once, at the end, the server may not have read on yet, since
-    # it stops reading at a body's last large piece.
+    # Listen from now on. A single check at the end could miss the disconnect, as the server stops
+    # reading from the socket at a body's last large piece.
     gone = asyncio.ensure_future(disconnected(request.receive))
     try:
-        return await make_change(services, request, task, asked, work, respond)
+        return await make_change(services, request, task, change_headers, work, respond)
     finally:
         gone.cancel()
 
 
-def _rehearsal(rehearsed: Rehearsed) -> Rehearsal:
-    pushed = rehearsed.pushed
+def _dry_run_answer(result: DryRunResult) -> Rehearsal:
+    pushed = result.pushed
     return Rehearsal(
         **dict(pushed.manifest),
         active=pushed.is_active,
         warning=pushed.warning,
-        device_bytes=rehearsed.num_device_bytes,
-        fits=rehearsed.fits,
-        evicted=rehearsed.evicted,
+        device_bytes=result.num_device_bytes,
+        fits=result.fits,
+        evicted=result.evicted,
     )
 
 

@@ -26,7 +26,7 @@ def blobs(root: Path) -> FileBlobStore:
 
 class TestFileBlobStore(BlobStoreContract):
     @pytest.fixture
-    def rot(self, root: Path) -> Callable[[Digest, bytes], None]:
+    def corrupt(self, root: Path) -> Callable[[Digest, bytes], None]:
         return lambda digest, data: _write(file_of(root, digest), data)
 
 

@@ -19,7 +19,7 @@ from prefix_store.errors import StorageFailure, UnknownDigest
 from prefix_store.testing import BlobStoreContract
 from tests.s3 import BUCKET, S3, running_s3
 
-Rot = Callable[[Digest, bytes], None]
+Corrupt = Callable[[Digest, bytes], None]
 _NUMBERS = itertools.count()
 
 
@@ -50,13 +50,13 @@ class TestByUrl(BlobStoreContract):
         return open_blobs(url, tmp_path / "cache", 1 << 20)
 
     @pytest.fixture
-    def rot(self, url: str, blobs: BlobStore, tmp_path: Path) -> Rot:
-        def rot(digest: Digest, data: bytes) -> None:
+    def corrupt(self, url: str, blobs: BlobStore, tmp_path: Path) -> Corrupt:
+        def corrupt(digest: Digest, data: bytes) -> None:
             with fsspec.open(f"{url}/{name_of(digest)}", "wb") as file:
                 file.write(data)
             (tmp_path / "cache" / name_of(digest)).unlink(missing_ok=True)
 
-        return rot
+        return corrupt
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_a_store_that_does_not_answer_is_away(
 ) -> None:
     remote = RemoteBlobStore("memory://silent")
     blobs = CachedBlobStore(remote, cache, 1 << 20)
-    monkeypatch.setattr("prefix_store.blobs.cached.AWAY_S", 0.0)
+    monkeypatch.setattr("prefix_store.blobs.cached.UNREACHABLE_AFTER_S", 0.0)
 
     def silent() -> set[Digest]:
         time.sleep(0.01)
@@ -167,5 +167,5 @@ def test_a_copy_that_cannot_be_kept_is_none(
 
 @pytest.mark.parametrize("url", ["nonsense://x", "gs://x", "github://x"])
 def test_what_nothing_is_installed_for_is_said(url: str, tmp_path: Path) -> None:
-    with pytest.raises(StorageFailure, match="nothing is installed"):
+    with pytest.raises(StorageFailure, match="is installed"):
         open_blobs(url, tmp_path, 1)

@@ -215,7 +215,7 @@ def test_types_that_nobody_expects_are_a_broken_row(registry: Registry, log: Aud
     fill(registry, 3)
     execute(registry, "UPDATE audit SET task = x'ff00', version = 1.5 WHERE seq = 2")
 
-    assert log.verify() == Broken(2, "it is not what was hashed")
+    assert log.verify() == Broken(2, "the row does not match its hash")
     assert len(log.entries()) == 3
 
 
@@ -240,5 +240,5 @@ def test_only_an_anchor_shows_that_the_end_was_cut_off_together_with_its_record(
     assert log.verify() is None  # as documented: whoever writes the database can do that
     assert log.verify(anchor) == Broken(4, "the anchor is row 5")
     fill(registry, 2)
-    assert log.verify(anchor) == Broken(5, "it is not the anchor")
+    assert log.verify(anchor) == Broken(5, "the row does not match the anchor")
     assert log.verify(Head(3, rows[2].hash)) is None

@@ -302,9 +302,9 @@ def test_a_pepper_that_cannot_be_right_is_refused(tmp_path: Path) -> None:
         load_pepper(path, create=False)
     path.write_text("short\n")
     path.chmod(0o600)
-    with pytest.raises(StorageFailure, match="less than"):
+    with pytest.raises(StorageFailure, match="shorter than"):
         load_pepper(path, create=True)
     path.write_text("x" * 32)
     path.chmod(0o644)
-    with pytest.raises(StorageFailure, match="everybody can read"):
+    with pytest.raises(StorageFailure, match="world-readable"):
         load_pepper(path, create=True)

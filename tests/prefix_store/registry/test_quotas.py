@@ -104,10 +104,10 @@ def test_threads_together_do_not_go_beyond(limited: Open) -> None:
 def test_a_rehearsal_changes_nothing_and_is_refused_alike(limited: Open) -> None:
     registry = limited(max_versions_per_task=1)
 
-    rehearsed = registry.add_version("a", draft(), activate=True, create=True, rehearse=True)
+    rehearsed = registry.add_version("a", draft(), activate=True, create=True, dry_run=True)
     assert (rehearsed.task, rehearsed.version) == ("a", 1)
     assert registry.list_tasks() == []
     add(registry, "a")
     with pytest.raises(QuotaExceeded):
-        registry.add_version("a", draft(), activate=True, create=False, rehearse=True)
+        registry.add_version("a", draft(), activate=True, create=False, dry_run=True)
     assert (registry.history("a"), registry.get_task("a").num_versions) == ([], 1)

@@ -125,7 +125,7 @@ def test_keys_made_and_revoked_elsewhere_hold_here(here: Registry, url: str) -> 
 def test_an_outage_is_told_and_what_is_held_is_served(
     here: Registry, url: str, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefix_store.registry.replica.AWAY_S", 1.0)
+    monkeypatch.setattr("prefix_store.registry.replica.UNREACHABLE_AFTER_S", 1.0)
     here.add_version("x", draft(), activate=True, create=True)
     with following(url) as there:
         there.check()
@@ -133,7 +133,7 @@ def test_an_outage_is_told_and_what_is_held_is_served(
         try:
             seconds_until(lambda: there.age_s() > 1)
             assert version(there) == 1
-            with pytest.raises(StorageFailure, match="as 1 s ago"):
+            with pytest.raises(StorageFailure, match="as of 1 s ago"):
                 there.check()
             for unknown in (("y", None), ("x", 2)):
                 with pytest.raises(StorageFailure):  # it may be there by now
@@ -151,7 +151,7 @@ def test_an_outage_is_told_and_what_is_held_is_served(
 def test_a_database_that_hangs_holds_up_no_request(
     here: Registry, url: str, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefix_store.registry.replica.AWAY_S", 1.0)
+    monkeypatch.setattr("prefix_store.registry.replica.UNREACHABLE_AFTER_S", 1.0)
     here.add_version("x", draft(), activate=True, create=True)
     with following(url) as there:
         with postgres.frozen():
@@ -174,7 +174,7 @@ def test_what_is_too_old_is_not_served(here: Registry) -> None:
 
     assert version(replica) == 1
     time.sleep(0.06)
-    assert replica.is_lost()
+    assert replica.is_stale()
     for ask in (lambda: version(replica), lambda: keys.verify(text.encode())):
         with pytest.raises(StorageFailure, match="could not be read"):
             ask()

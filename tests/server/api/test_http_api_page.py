@@ -10,7 +10,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from server.api.http.access import need_of
+from server.api.http.access import required_scopes
 from server.api.schemas.generate import GenerateRequest
 from server.api.schemas.openai import ChatRequest, CompletionRequest
 from server.app import ROUTERS
@@ -76,7 +76,7 @@ def test_every_query_parameter_is_on_the_page() -> None:
 
 
 def test_scopes_are_those_of_the_routes() -> None:
-    needs = {(method, general(r.path)): need_of(r) for r in ROUTES for method in r.methods}
+    needs = {(method, general(r.path)): required_scopes(r) for r in ROUTES for method in r.methods}
 
     num_compared = 0
     for title in ("Tasks and versions", "The server"):

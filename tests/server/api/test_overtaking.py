@@ -33,7 +33,7 @@ class Held:
             await asyncio.wait_for(self._may_go.wait(), 10)
         return await self._inner(*args)
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         self._may_go.set()
 
 
@@ -60,7 +60,7 @@ async def test_an_upload_is_refused_once_a_later_activation_came_first(
     else:
         await push(http, "x", seed=2)
     before = (await http.get("/tasks/x")).json()
-    held.let_go()
+    held.release()
     response = await slow
 
     assert (response.status_code, response.json()["code"]) == (409, "activation_overtaken")
@@ -78,7 +78,7 @@ async def test_an_upload_that_is_not_to_be_active_overtakes_nothing(
     await held.has_begun.wait()
 
     await push(http, "x", seed=2)
-    held.let_go()
+    held.release()
 
     assert (await slow).status_code == 201
     assert await active(http) == (2, 3)
@@ -99,7 +99,7 @@ async def test_a_slow_activation_is_refused_once_a_later_one_came_first(
     await held.has_begun.wait()
 
     await http.post("/tasks/x/activate", json={"version": 2})
-    held.let_go()
+    held.release()
     response = await slow
 
     assert (response.status_code, response.json()["code"]) == (409, "activation_overtaken")

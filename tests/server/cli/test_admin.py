@@ -124,7 +124,7 @@ def test_the_audit_is_verified_and_exported(
     assert [row["seq"] for row in rows] == [1, 2, 3]
     assert f"{rows[-1]['seq']}:{rows[-1]['hash']}" == head
     assert ended.value.code == 1
-    assert capsys.readouterr().out == "row 2: it is not what was hashed\n"
+    assert capsys.readouterr().out == "row 2: the row does not match its hash\n"
 
 
 def test_no_torch_is_loaded_to_make_a_key() -> None:

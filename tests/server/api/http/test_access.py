@@ -23,7 +23,7 @@ from prefix_store.registry.audit import AuditLog
 from prefix_store.registry.keys import Grant, Key, KeyStore
 from prefix_store.registry.registry import Registry
 from server.api.http import access
-from server.api.http.access import PUBLIC, need_of
+from server.api.http.access import PUBLIC, required_scopes
 from server.api.http.deps import Services
 from server.api.http.limits import TokenBucket
 from server.app import create_app
@@ -108,7 +108,7 @@ async def test_every_route_wants_a_scope(
     """Of each route: refused with every scope that is not declared beside it, let in by each."""
     headers = {scope: make(scope) for scope in SCOPES}
     for route in app.routes:
-        needed = need_of(route)
+        needed = required_scopes(route)
         if needed in (None, PUBLIC):
             continue
         assert isinstance(route, APIRoute)
@@ -121,19 +121,21 @@ async def test_every_route_wants_a_scope(
 
 
 def test_the_library_routes_are_guarded_too(app: FastAPI) -> None:
-    undeclared = [route for route in app.routes if need_of(route) is None]
+    undeclared = [route for route in app.routes if required_scopes(route) is None]
 
     assert {getattr(route, "path", "") for route in undeclared} == {
         "/openapi.json", "/docs", "/docs/oauth2-redirect", "/static-offline-docs",
     }  # fmt: skip
-    assert all(isinstance(route.app, access._Gate) for route in app.routes)  # type: ignore[attr-defined]
-    assert {route.path for route in app.routes if need_of(route) == PUBLIC} == OPEN | CONSOLE  # type: ignore[attr-defined]
+    assert all(isinstance(route.app, access._GuardedRoute) for route in app.routes)  # type: ignore[attr-defined]
+    public = {route.path for route in app.routes if required_scopes(route) == PUBLIC}  # type: ignore[attr-defined]
+    assert public == OPEN | CONSOLE
 
 
 def test_a_route_that_declares_nothing_keeps_the_server_from_starting(
     monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    route = next(r for r in request.getfixturevalue("app").routes if need_of(r) == {"promote"})
+    routes = request.getfixturevalue("app").routes
+    route = next(route for route in routes if required_scopes(route) == {"promote"})
     monkeypatch.delattr(route.endpoint, "needs")
     parts = [
         request.getfixturevalue(name)

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from prefix_store.registry.keys import Grant, KeyStore
-from server.api.http.allowed_hosts import OwnHosts
+from server.api.http.allowed_hosts import AllowedHosts
 from server.api.http.deps import Services
 from tests.server.fakes import FakeEngine, push
 
@@ -109,14 +109,14 @@ async def test_a_refusal_is_counted(http: httpx.AsyncClient, services: Services)
 
 
 def test_an_open_server_on_every_address_is_called_by_any_but_not_by_any_name() -> None:
-    hosts = OwnHosts("0.0.0.0", ["server", " Models.LAN "])
+    hosts = AllowedHosts("0.0.0.0", ["server", " Models.LAN "])
 
     assert all(
-        hosts.has(host)
+        hosts.allows(host)
         for host in ("192.168.0.7:8000", "[fe80::1]:80", "server:8000", "models.lan", "models.lan.")
     )
-    assert not any(hosts.has(host) for host in ("evil.example", "0x7f.1", ""))
-    assert OwnHosts("::1", ["*"]).has("anything:1")
-    assert not OwnHosts("::1", ["*"]).has_page("https://evil.example", "anything:1")
-    assert OwnHosts("10.0.0.5").has("10.0.0.5:80")
-    assert not OwnHosts("10.0.0.5").has("10.0.0.6")
+    assert not any(hosts.allows(host) for host in ("evil.example", "0x7f.1", ""))
+    assert AllowedHosts("::1", ["*"]).allows("anything:1")
+    assert not AllowedHosts("::1", ["*"]).is_same_origin("https://evil.example", "anything:1")
+    assert AllowedHosts("10.0.0.5").allows("10.0.0.5:80")
+    assert not AllowedHosts("10.0.0.5").allows("10.0.0.6")

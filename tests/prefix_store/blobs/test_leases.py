@@ -54,26 +54,26 @@ def push(store: PrefixStore) -> None:
 def test_an_upload_that_comes_to_nothing_leaves_nothing(
     store: PrefixStore, blobs: BlobStore
 ) -> None:
-    holding = store.hold()
+    lease = store.lease()
     for content in (DATA, b"embeddings", DATA):
-        store.put_bytes(content, holding)
+        store.put_bytes(content, lease)
     assert len({*blobs}) == 2
 
-    holding.let_go()
+    lease.release()
 
     assert [*blobs] == []
 
 
 def test_what_became_a_version_stays(store: PrefixStore, blobs: BlobStore) -> None:
     for _ in range(2):  # the second is a rehearsal of the same
-        holding = store.hold()
-        store.put_bytes(DATA, holding)
+        lease = store.lease()
+        store.put_bytes(DATA, lease)
         push(store)
-        holding.let_go()
+        lease.release()
     store.delete_task("x")
-    rehearsal = store.hold()
+    rehearsal = store.lease()
     store.put_bytes(DATA, rehearsal)
-    rehearsal.let_go()
+    rehearsal.release()
 
     assert [*blobs] == [DIGEST]  # requests on the deleted version may still run
 
@@ -81,34 +81,34 @@ def test_what_became_a_version_stays(store: PrefixStore, blobs: BlobStore) -> No
 def test_the_last_upload_of_the_same_bytes_deletes_them(
     store: PrefixStore, blobs: BlobStore
 ) -> None:
-    first, second = store.hold(), store.hold()
-    for holding in (first, second):
-        store.put_bytes(DATA, holding)
+    first, second = store.lease(), store.lease()
+    for lease in (first, second):
+        store.put_bytes(DATA, lease)
 
-    first.let_go()
+    first.release()
     assert blobs.exists(DIGEST)
-    second.let_go()
+    second.release()
     assert not blobs.exists(DIGEST)
 
 
 def test_what_was_there_before_is_not_ours_to_delete(store: PrefixStore, blobs: BlobStore) -> None:
     blobs.put(DATA)  # an upload of another server, say
-    holding = store.hold()
-    store.put_bytes(DATA, holding)
+    lease = store.lease()
+    store.put_bytes(DATA, lease)
 
-    holding.let_go()
+    lease.release()
 
     assert blobs.exists(DIGEST)
 
 
 def test_what_somebody_has_put_since_is_his(tmp_path: Path, registry: Registry) -> None:
     blobs = FileBlobStore(tmp_path / "blobs")
-    holding = PrefixStore(blobs, registry).hold()
-    holding.put(DATA)
+    lease = PrefixStore(blobs, registry).lease()
+    lease.put(DATA)
     [path] = (tmp_path / "blobs").glob("sha256/??/*")
     os.utime(path, (path.stat().st_atime, path.stat().st_mtime + 5))  # as a `put` does
 
-    holding.let_go()
+    lease.release()
 
     assert blobs.exists(DIGEST)
 
@@ -116,30 +116,30 @@ def test_what_somebody_has_put_since_is_his(tmp_path: Path, registry: Registry) 
 def test_what_the_engine_has_put_goes_too_also_where_it_put_it_twice(
     store: PrefixStore, blobs: BlobStore
 ) -> None:
-    first, second = store.hold(), store.hold()
+    first, second = store.lease(), store.lease()
     blobs.put(DATA)
-    first.take(DIGEST, is_new=True)
+    first.adopt(DIGEST, is_new=True)
     blobs.put(DATA)
-    second.take(DIGEST, is_new=False)
+    second.adopt(DIGEST, is_new=False)
 
-    first.let_go()
+    first.release()
     assert blobs.exists(DIGEST)
-    second.let_go()
+    second.release()
     assert not blobs.exists(DIGEST)
 
 
 def test_an_outage_leaves_it_to_garbage_collection(
     store: PrefixStore, blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    holding = store.hold()
-    store.put_bytes(DATA, holding)
+    lease = store.lease()
+    store.put_bytes(DATA, lease)
 
     def away(digest: Digest, *, put_by: float = inf) -> bool:
         raise StorageFailure("away")
 
     with monkeypatch.context() as outage:
         outage.setattr(blobs, "delete", away)
-        holding.let_go()
+        lease.release()
 
     assert blobs.exists(DIGEST)
     assert store.collect_garbage(0.0) == 1
@@ -156,8 +156,8 @@ def test_racing_uploads_never_take_a_blob_from_a_version(tmp_path: Path) -> None
     def upload(seed: int) -> None:
         random = Random(seed)
         for _ in range(25):
-            content, holding = f"content {random.randrange(3)}", store.hold()
-            digest = store.put_bytes(content.encode(), holding)
+            content, lease = f"content {random.randrange(3)}", store.lease()
+            digest = store.put_bytes(content.encode(), lease)
             if random.random() < 0.1:
                 try:
                     store.push(content[-1], draft(content), activate=False, create=True)
@@ -165,7 +165,7 @@ def test_racing_uploads_never_take_a_blob_from_a_version(tmp_path: Path) -> None
                     pass
                 else:
                     assert blobs.exists(digest)
-            holding.let_go()
+            lease.release()
 
     with ThreadPoolExecutor(6) as threads:
         list(threads.map(upload, range(6)))
@@ -179,8 +179,8 @@ def test_what_another_process_puts_while_a_deletion_waits_stays(
 ) -> None:
     """A large upload holds the lock that deletions wait for; meanwhile, the same bytes again."""
     blobs, other = FileBlobStore(tmp_path / "blobs"), FileBlobStore(tmp_path / "blobs")
-    holding = PrefixStore(blobs, registry).hold()
-    holding.put(DATA)
+    lease = PrefixStore(blobs, registry).lease()
+    lease.put(DATA)
     locked = blobs._locked
 
     def slowly_locked(kind: int) -> AbstractContextManager[None]:
@@ -189,6 +189,6 @@ def test_what_another_process_puts_while_a_deletion_waits_stays(
         return locked(kind)
 
     monkeypatch.setattr(blobs, "_locked", slowly_locked)
-    holding.let_go()
+    lease.release()
 
     assert other.exists(DIGEST)
