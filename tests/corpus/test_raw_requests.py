@@ -145,7 +145,7 @@ def test_the_corpus_against_a_server_of_its_own(
     with fake_server(tmp_path, head_timeout_s=1.0) as server:
         setup(server.url)
         with live_traffic(server.url) as idle:
-            time.sleep(3)
+            time.sleep(2)
         requests = corpus()
         started_s = time.monotonic()
         with live_traffic(server.url) as busy:
@@ -176,7 +176,7 @@ def test_a_sample_of_the_corpus_against_the_real_model(
             f"{server.url}/tasks/x/prefix", json={"text": "Be brief.\n"}, timeout=60
         ).raise_for_status()
         with live_traffic(server.url) as idle:
-            time.sleep(3)
+            time.sleep(2)
         started_s = time.monotonic()
         port = int(server.url.rpartition(":")[2])
         with live_traffic(server.url) as busy:

@@ -9,6 +9,7 @@ import torch
 from prefix_store.prefix import BaseModelSpec, Prefix
 from prefix_store.registry.registry import Registry
 from tests.postgres import Postgres, running_postgres
+from tests.sqlite import new_sqlite
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +22,7 @@ def postgres() -> Iterator[Postgres]:
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Of a registry that nobody has used before; in turn of each kind there is."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'registry.db'}"
+        return new_sqlite(tmp_path)
     server: Postgres = request.getfixturevalue("postgres")
     return server.new_database()
 

@@ -22,6 +22,7 @@ from prefix_store.registry.audit import Actor
 from prefix_store.registry.registry import Registry
 from prefix_store.store import PrefixStore
 from prefix_store.testing import draft
+from tests.sqlite import new_sqlite
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def blobs(root: Path) -> FileBlobStore:
 
 @pytest.fixture
 def store(root: Path, blobs: FileBlobStore) -> Iterator[PrefixStore]:
-    registry = Registry(f"sqlite:///{root}/registry.db")
+    registry = Registry(new_sqlite(root))
     yield PrefixStore(blobs, registry)
     registry.close()
 

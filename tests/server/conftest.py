@@ -24,6 +24,7 @@ from server.settings import Settings
 from server.text.tokenizer import Tokenizer
 from tests.server.fakes import INFO, FakeEngine, make_prefix, make_transformers_tokenizer
 from tests.server.live import LiveServer, serve
+from tests.sqlite import new_sqlite
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[Registry]:
-    registry = Registry(f"sqlite:///{tmp_path / 'registry.db'}")
+    registry = Registry(new_sqlite(tmp_path))
     yield registry
     registry.close()
 

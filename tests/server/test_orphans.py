@@ -35,12 +35,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextlib.contextmanager
 def streams(url: str, num: int) -> Iterator[None]:
     """Run `num` streaming clients, each past its first tokens when the block starts."""
-    begun = threading.Barrier(num + 1, timeout=60)
+    begun = threading.Barrier(num + 1, timeout=300)
 
     def read() -> None:
         with (
             contextlib.suppress(httpx.TransportError),
-            httpx.stream("POST", f"{url}/generate", json=BODY, timeout=60) as response,
+            httpx.stream("POST", f"{url}/generate", json=BODY, timeout=300) as response,
         ):
             lines = response.iter_lines()
             next(lines)
@@ -57,7 +57,7 @@ def streams(url: str, num: int) -> Iterator[None]:
         thread.join(10)
 
 
-def wait_until(read: Callable[[], int], timeout_s: float = 60.0) -> int:
+def wait_until(read: Callable[[], int], timeout_s: float = 300.0) -> int:
     """Return the result of `read`, retried until it raises no error."""
     deadline_s = time.monotonic() + timeout_s
     while True:
@@ -117,11 +117,11 @@ async def test_the_engine_ends_when_its_socket_is_reset(model: Path, tmp_path: P
     )  # fmt: skip
     process = await EngineProcess.spawn(config)
     try:
-        assert isinstance(await asyncio.wait_for(process.read(), 60), m.Ready)
+        assert isinstance(await asyncio.wait_for(process.read(), 300), m.Ready)
         process.send(
             m.Submit(1, None, [5, 6, 7], SamplingParams(max_tokens=15_000, ignore_eos=True))
         )
-        assert isinstance(await asyncio.wait_for(process.read(), 60), m.Heartbeat | m.Tokens)
+        assert isinstance(await asyncio.wait_for(process.read(), 300), m.Heartbeat | m.Tokens)
         transport = process._writer.transport
         assert isinstance(transport, asyncio.ReadTransport)
         transport.pause_reading()

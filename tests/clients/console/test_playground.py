@@ -66,8 +66,8 @@ def test_a_task_beside_the_bare_base_model(
     run(page, "hi")
 
     expect(page.locator(".stats").nth(1)).to_contain_text("none")
-    digests = {digest for digest, *_ in engine.submitted[-2:]}
-    assert digests == {None, Digest(http.get("/tasks/alpha").json()["digest"])}
+    digests = {None, Digest(http.get("/tasks/alpha").json()["digest"])}
+    wait_until(lambda: {digest for digest, *_ in engine.submitted[-2:]} == digests)
 
 
 def test_stop_ends_the_streams_on_the_server_too(

@@ -22,6 +22,7 @@ from prefix_store.registry.quotas import Quotas
 from prefix_store.registry.registry import Registry
 from prefix_store.store import PrefixStore
 from prefix_store.testing import draft
+from tests.sqlite import new_sqlite
 
 CONTENT = "content"
 DATA = CONTENT.encode()
@@ -37,7 +38,7 @@ def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> BlobStore:
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[Registry]:
-    registry = Registry(f"sqlite:///{tmp_path}/registry.db")
+    registry = Registry(new_sqlite(tmp_path))
     yield registry
     registry.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
@@ -24,6 +25,7 @@ from prefix_store.manifest import Profile
 from prefix_store.registry.registry import Registry, ServingVersion
 from prefix_store.registry.replica import Replica
 from prefix_store.testing import draft
+from tests.sqlite import new_sqlite
 
 NAMES = st.sampled_from(["a", "b"])
 NUMBERS = st.integers(1, 5)
@@ -52,7 +54,7 @@ class RegistryMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
-        self.registry = Registry(f"sqlite:///{self.folder.name}/registry.db")
+        self.registry = Registry(new_sqlite(Path(self.folder.name)))
         self.replica = Replica(self.registry, max_age_s=3600)
         self.late_replica = Replica(self.registry, max_age_s=3600)
         self.registry.database.after_write = self.replica.refresh
