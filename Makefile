@@ -13,7 +13,7 @@ BY_TEST := --numprocesses 2 --dist load --maxschedchunk 1
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1: /p' Makefile
 
-install: $(INSTALLED) ## Make .venv with everything, if it is not there or not up to date.
+install: $(INSTALLED) ## Set up .venv with everything, if it is missing or out of date.
 
 serve: $(INSTALLED) ## Serve the demo tasks on http://127.0.0.1:8000 (ARGS="--port 9000").
 	@$(BIN)/foreword serve --demo $(ARGS)
@@ -21,36 +21,36 @@ serve: $(INSTALLED) ## Serve the demo tasks on http://127.0.0.1:8000 (ARGS="--po
 test: $(INSTALLED) ## Run the tests, in two processes; with ARGS="-k store -x" in one.
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -m "not crash and not install" $(or $(ARGS),$(BY_FILE))
 
-test-crash: $(INSTALLED) ## Kill, cut and starve the store at every system call (minutes).
+test-crash: $(INSTALLED) ## Crash tests: kills, power cuts and disk errors at every system call of the store (minutes).
 	@command -v strace > /dev/null || echo "The crash tests need strace and are skipped without it: apt-get install strace"
 	@$(BIN)/pytest -m crash -rs tests/crash $(or $(ARGS),$(BY_TEST))
 
-test-install: $(INSTALLED) ## Build the wheels, install them into an empty environment, serve from it (minutes).
+test-install: $(INSTALLED) ## Build the wheels, install them into an empty environment and serve from there (minutes).
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -m install tests/integration/test_wheels.py $(ARGS)
 
-screenshots: $(INSTALLED) ## Take the pictures in docs/images (minutes; chromium and, for the same look, fonts-inter).
+screenshots: $(INSTALLED) ## Take the pictures in docs/images again (minutes; needs chromium and fonts-inter).
 	@$(BIN)/python -m tests.clients.console.screenshots
 
-bench-gpu: ## On a CUDA machine: GPU checks and benchmarks into bench-gpu.json. Uses python3 as it is.
+bench-gpu: ## On a CUDA machine: run GPU checks and benchmarks, with the python3 that is there.
 	@$(PYTHON) -m tests.gpu.benchmarks $(ARGS)
 
 lint: $(INSTALLED) ## Check style and format.
 	@$(BIN)/ruff check && $(BIN)/ruff format --check
 
-format: $(INSTALLED) ## Mend style and format.
+format: $(INSTALLED) ## Fix style and format.
 	@$(BIN)/ruff check --fix && $(BIN)/ruff format
 
 type: $(INSTALLED) ## Check the types.
 	@$(BIN)/mypy
 
-contracts: $(INSTALLED) ## Check who imports whom.
+contracts: $(INSTALLED) ## Check which module may import which.
 	@$(BIN)/lint-imports
 
 docker-lint: $(INSTALLED) ## Check the Dockerfile, compose files, manifests, alerts and the dashboard.
 	@$(BIN)/hadolint Dockerfile
 	@$(BIN)/pytest -q -rs tests/docker/test_deployment.py
 
-check: lint type contracts docker-lint test test-crash test-install ## All of the above.
+check: lint type contracts docker-lint test test-crash test-install ## Run all checks and tests: what CI runs.
 
 bench: $(INSTALLED) ## Measure the CPU tables of docs/benchmarks.md (VLLM=DIR with vLLM, ARGS="--rounds 5").
 	@$(BIN)/foreword bench compare $(if $(VLLM),--vllm $(VLLM)) --output build/bench.json $(ARGS)

@@ -34,6 +34,36 @@ def test_every_path_that_a_page_names_exists() -> None:
     assert lost | {(doc, path) for doc, path in paths if not (ROOT / path).exists()} == set()
 
 
+@pytest.mark.parametrize("doc", DOCS, ids=lambda doc: str(doc.relative_to(ROOT)))
+def test_links_to_sections_lead_to_headings(doc: Path) -> None:
+    targets = re.findall(r"\]\(([^)\s#]*)#([^)\s]+)\)", doc.read_text("utf-8"))
+    local = [(doc.parent / path if path else doc, section) for path, section in targets]
+    local = [(path, section) for path, section in local if ":/" not in str(path)]
+
+    assert [(path.name, section) for path, section in local if section not in slugs(path)] == []
+
+
+def slugs(page: Path) -> set[str]:
+    """Headings as GitHub names them in links."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_lines_of_pages_are_short() -> None:
+    """Rows of tables cannot be broken."""
+    pages = [
+        doc for doc in DOCS if doc.name != "architecture.md" and doc.parent.name != "decisions"
+    ]
+    long = [
+        f"{doc.name}:{number}"
+        for doc in pages
+        for number, line in enumerate(doc.read_text("utf-8").splitlines(), 1)
+        if len(line) > 100 and not line.startswith("|")
+    ]
+
+    assert long == []
+
+
 def test_symptoms_in_troubleshooting_are_texts_of_the_code() -> None:
     """Those in backticks in the first column of a table; `...` is what differs."""
     page = read("docs/troubleshooting.md")

@@ -1,4 +1,4 @@
-"""The code blocks of a page, and how each is run, as a reader would, against a running server."""
+"""Finds the code blocks of a page, and runs each as a reader would, against a running server."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ PAGES = (
         "SECURITY.md",
     ),
 )
-"""Every page for readers. Decisions and the change log have no commands."""
+"""Every page with commands: all but the decisions and the change log."""
 REASONS = {
-    "another environment": "it has a virtual environment of its own; its last run stands there",
-    "another server": "it is what is typed into that server, or to it, today",
+    "another environment": "it has its own virtual environment; the page has its last result",
+    "another server": "it is for another server",
     "installs": "it changes the environment that the tests run in",
     "minutes": "it measures, or tests, and takes minutes or hours",
-    "needs a key": "the server of the tests is open",
-    "needs an engine for containers": "there is none here",
-    "starts it": "the server that the other blocks talk to is started so",
+    "needs a key": "the tests' server has no keys",
+    "needs an engine for containers": "the tests have none",
+    "starts it": "the tests have started the server that the other blocks use",
 }
-"""Why a block is not run: after its language it says `not-run="..."`, with one of these."""
+"""Reasons for not running a block, which names one after its language: `not-run="..."`."""
 SHELL = {"console", "sh"}
 DRAWN = {"", "text"}
 
@@ -73,9 +73,9 @@ def all_blocks() -> list[Block]:
 
 
 def run(block: Block, port: int, model: Path, folder: Path) -> str:
-    """What it writes. Raises `AssertionError` for a block that fails, with the end of its output.
+    """Run a block, and return its output. Raises `AssertionError` with the end of it on failure.
 
-    The port, and the name of the model on the hub, are replaced by what is here.
+    The port is replaced by `port`, and the name of the model on the hub by the folder `model`.
     """
     if block.language == "json":
         return json.dumps(json.loads(block.text))
@@ -103,7 +103,7 @@ def run(block: Block, port: int, model: Path, folder: Path) -> str:
 
 
 def _environment(port: int, folder: Path) -> dict[str, str]:
-    """Our commands first on the path; a server's store and a client's server are those here."""
+    """Our commands first on the path, this server for clients, this folder for stores."""
     return os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "FOREWORD_URL": f"http://127.0.0.1:{port}",

@@ -1,5 +1,5 @@
-"""Every code block of the documentation runs: against a server that `make serve` started, as the
-README says, with the real SmolLM2."""
+"""Runs every code block of the documentation against a server that `make serve` started, with the
+real SmolLM2."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TO_RUN = [page for page in PAGES if any(b.page == page and b.language not in DRA
 
 @pytest.fixture(scope="module")
 def port(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """The README's first command, on a port and a store of its own."""
+    """Run the README's first command with its own port and store; yields the port."""
     port, folder = free_port(), tmp_path_factory.mktemp("docs")
     command = ["make", "--old-file=.venv/.installed", "serve"]
     command += [f"ARGS=--port {port} --store {folder / 'store'} --num-threads 1"]
@@ -53,8 +53,8 @@ def _wait_ready(process: subprocess.Popen[bytes], port: int) -> None:
     raise AssertionError("the server was not ready in time")
 
 
-def put_what_readers_have(folder: Path, port: int) -> None:
-    """A folder that PEFT saved, under the names that the pages call it; a text; what `make serve`
+def prepare_folder(folder: Path, port: int) -> None:
+    """Put there what the pages assume: folders that PEFT saved, a text, and what `make serve`
     installed."""
     (folder / ".venv").symlink_to(sys.prefix)
     (folder / "article.txt").write_text("The harbour was closed because of a storm.\n")
@@ -70,33 +70,33 @@ def put_what_readers_have(folder: Path, port: int) -> None:
 def test_every_block_of_a_page_runs(
     page: str, port: int, smollm2: Path, tmp_path: Path, note: Callable[[str], None]
 ) -> None:
-    put_what_readers_have(tmp_path, port)
-    told, began_s, num_run, skipped = "", time.monotonic(), 0, []
+    prepare_folder(tmp_path, port)
+    printed, began_s, num_run, skipped = "", time.monotonic(), 0, []
 
     for block in (block for block in BLOCKS if block.page == page):
         if block.not_run is not None:
             skipped.append(f"line {block.line}, {block.not_run}")
         elif block.language in DRAWN:
-            assert_told(block.text, told)
+            assert_printed(block.text, printed)
         else:
-            told = run(block, port, smollm2, tmp_path)
+            printed = run(block, port, smollm2, tmp_path)
             num_run += 1
     seconds = time.monotonic() - began_s
     note(f"{page}: {num_run} blocks run in {seconds:.1f} s; not run: {skipped}")
 
 
-def assert_told(expected: str, told: str) -> None:
-    """A block without a language that begins with `>` shows what the one before it writes; `...` is
-    anything. Other such blocks are drawings."""
+def assert_printed(expected: str, printed: str) -> None:
+    """Check the lines of a block without a language that begin with `>` against the output of the
+    block before it; `...` matches anything. Blocks without such lines are drawings."""
     for line in (line[2:] for line in expected.splitlines() if line.startswith("> ")):
         pattern = ".*".join(re.escape(part) for part in line.split("..."))
-        assert re.search(pattern, told), f"not {line!r} but {told[-500:]!r}"
+        assert re.search(pattern, printed), f"not {line!r} but {printed[-500:]!r}"
 
 
 def test_blocks_that_are_not_run_say_why() -> None:
-    untold = [b.name for b in BLOCKS if b.not_run is not None and b.not_run not in REASONS]
+    unexplained = [b.name for b in BLOCKS if b.not_run is not None and b.not_run not in REASONS]
 
-    assert untold == []
+    assert unexplained == []
     assert {block.not_run for block in BLOCKS} - {None} == set(REASONS)
 
 
@@ -109,7 +109,7 @@ def test_no_page_and_no_block_is_forgotten() -> None:
 
 
 def test_the_newcomers_path_takes_three_commands_at_most() -> None:
-    """From `make serve` to the first streamed answer of an own prefix: the quickstart's section."""
+    """Count the quickstart's commands from `make serve` to a streamed answer of an own task."""
     page = (ROOT / "docs/quickstart.md").read_text("utf-8")
     section = page.partition("## A task of your own")[2].partition("\n## ")[0]
     shell = [block.text for block in blocks_of("", section) if block.language == "console"]
