@@ -49,7 +49,7 @@ ANSWERS = {
     "VersionList": types.Versions,
     "VersionResidency": types.Residency,
     "prefix_store__manifest__Limits": types.TaskLimits,
-    "server__api__schemas__Limits": types.ServerLimits,
+    "server__api__schemas__admin__Limits": types.ServerLimits,
 }
 REQUESTS = {
     "GenerateRequest": (types.GenerateOptions, {"prompt", "stream"}),
