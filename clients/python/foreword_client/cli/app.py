@@ -64,9 +64,9 @@ def _options(
             show_default=False,
         ),
     ] = None,
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version of this client.")
-    ] = (False),
+    version: Annotated[bool, typer.Option("--version", help="Print the client's version.")] = (
+        False
+    ),
 ) -> None:
     ctx.obj = url, api_key
     if version:

@@ -211,9 +211,7 @@ def download(
     """Download a version's prefix and prompt format, as a tar that `push` accepts."""
     bare = bare or (to is not None and to.suffix == ".safetensors")
     if peft and bare:
-        raise typer.BadParameter(
-            "--peft writes a tar: it excludes --bare and a .safetensors output"
-        )
+        raise typer.BadParameter("--peft writes a tar, not --bare or a .safetensors file")
     with arguments.connect(ctx) as client:
         data = client.download(task, version, format=None if bare else "peft" if peft else "tar")
         manifest = client.version(task, version) if as_json else None
