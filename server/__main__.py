@@ -1,4 +1,4 @@
-"""`python -m server`: the same as `foreword serve`."""
+"""`python -m server` is `foreword serve`."""
 
 from server.cli.serve import main
 

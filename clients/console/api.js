@@ -1,4 +1,4 @@
-// Every call to the server. The address is relative to the page, and the key lives in this tab only.
+// All calls to the server. Addresses are relative to the page; the key is kept in this tab only.
 
 const ROOT = new URL("../", document.baseURI);
 const KEY = "foreword.key";
@@ -8,12 +8,12 @@ export const key = {
   set: (value) => (value ? sessionStorage.setItem(KEY, value) : sessionStorage.removeItem(KEY)),
 };
 
-/** What the server refused, in its own words (RFC 9457). */
+/** An error of the server, with its problem details (RFC 9457). */
 export class Problem extends Error {
   constructor(status, body = {}, retryAfter = null) {
     super(body.detail ?? "");
     this.status = status;
-    this.title = body.title ?? (status ? `Status ${status}` : "No answer");
+    this.title = body.title ?? (status ? `Status ${status}` : "No response");
     this.detail = body.detail ?? "";
     this.code = body.code ?? "";
     this.requestId = body.request_id ?? "";
@@ -22,7 +22,7 @@ export class Problem extends Error {
   }
 }
 
-/** JSON in, JSON out. `revision`: the change is refused if the task is no longer in this state. */
+/** Send JSON, return JSON. With `revision`, the change fails if the task has changed since. */
 export async function call(method, path, { json, revision, signal } = {}) {
   const headers = {};
   if (json !== undefined) headers["Content-Type"] = "application/json";
@@ -41,7 +41,7 @@ export async function blob(path) {
   return (await send("GET", path, {})).blob();
 }
 
-/** An answer with a 2xx; everything else is thrown as a `Problem`. */
+/** Return a 2xx response. Throws a `Problem` for any other. */
 export async function send(method, path, { headers = {}, body, signal }) {
   const response = await answered(method, path, { headers, body, signal });
   if (response.ok) return response;
@@ -54,13 +54,13 @@ async function answered(method, path, { headers, body, signal }) {
     return await fetch(new URL(path, ROOT), { ...init, cache: "no-store", credentials: "omit" });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Problem(0, { detail: "The server cannot be reached. It may be starting, or gone." });
+    throw new Problem(0, { detail: "The server is unreachable. It may be starting, or stopped." });
   }
 }
 
 async function problemOf(response) {
   let body = await response.json().catch(() => ({}));
-  if (body.error) body = { detail: body.error.message, code: body.error.code }; // as OpenAI has it
+  if (body.error) body = { detail: body.error.message, code: body.error.code }; // OpenAI's format
   return new Problem(response.status, body, response.headers.get("Retry-After"));
 }
 
@@ -69,19 +69,19 @@ function noticed(problem) {
   return problem;
 }
 
-/** An upload with progress, which `fetch` does not tell. `onProgress`: from 0 to 1. */
-export function upload(method, path, { body, type, once, onProgress, signal }) {
+/** Upload with progress, which `fetch` does not report. `onProgress` gets a share from 0 to 1. */
+export function upload(method, path, { body, type, idempotencyKey, onProgress, signal }) {
   const request = new XMLHttpRequest();
   request.open(method, new URL(path, ROOT));
   request.setRequestHeader("Content-Type", type);
-  request.setRequestHeader("Idempotency-Key", once);
+  request.setRequestHeader("Idempotency-Key", idempotencyKey);
   for (const [name, value] of Object.entries(authorization())) request.setRequestHeader(name, value);
   request.upload.addEventListener("progress", (e) => e.lengthComputable && onProgress(e.loaded / e.total));
   request.upload.addEventListener("load", () => onProgress(1));
   signal.addEventListener("abort", () => request.abort());
   return new Promise((resolve, reject) => {
     request.addEventListener("load", () => settle(request, resolve, reject));
-    request.addEventListener("error", () => reject(new Problem(0, { detail: "The connection broke." })));
+    request.addEventListener("error", () => reject(new Problem(0, { detail: "The connection was lost." })));
     request.addEventListener("abort", () => reject(new DOMException("cancelled", "AbortError")));
     request.send(body);
   });
@@ -92,7 +92,7 @@ function settle(request, resolve, reject) {
   try {
     body = JSON.parse(request.responseText);
   } catch {
-    // Not from Foreword, but from something before it: the status says what there is to say.
+    // The response of a proxy: only its status is known.
   }
   if (request.status >= 200 && request.status < 300) resolve(body);
   else reject(noticed(new Problem(request.status, body, request.getResponseHeader("Retry-After"))));
@@ -102,11 +102,11 @@ function authorization() {
   return key.get() ? { Authorization: `Bearer ${key.get()}` } : {};
 }
 
-/** For `Idempotency-Key`. `crypto.randomUUID` is missing where there is no TLS. */
+/** A new `Idempotency-Key`. `crypto.randomUUID` is not available without TLS. */
 export function freshKey() {
   const bytes = crypto.getRandomValues(new Uint8Array(16));
   return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-/** A segment of a path. */
+/** Encode a segment of a path. */
 export const seg = encodeURIComponent;

@@ -1,4 +1,4 @@
-// Small drawings of what changes over time.
+// Time series charts.
 
 import { h, setText, svg } from "./dom.js";
 import { clock } from "./format.js";
@@ -12,9 +12,9 @@ const MIN_SPAN_MS = 60_000;
 const MAX_SPAN_MS = 5 * 60_000;
 
 /**
- * A chart of the last one to five minutes. `series`: `{name, get}`, the first one drawn strongest; `get`
- * takes a point and returns a number, or null where there is none. `format` writes a value in the
- * legend, `axis` one beside the drawing.
+ * A chart of the last one to five minutes. `series`: `{name, get}`, the first one drawn boldest; `get`
+ * takes a point and returns a number, or null if unknown. `format` formats a value of the legend,
+ * `axis` one of the axis.
  */
 export function chart({ title, hint, series, format, axis }) {
   const values = series.map(() => h("output", { class: "value" }));
@@ -60,7 +60,7 @@ function scaled(points, series, width) {
   return { width, top, x, y, end, spanMs };
 }
 
-/** To 1, 2 or 5 times a power of ten: marks on the axis are then numbers that people say. */
+/** Round up to 1, 2 or 5 times a power of ten, for readable marks on the axis. */
 function roundUp(value) {
   if (value <= 0) return 1;
   const power = 10 ** Math.floor(Math.log10(value));
@@ -95,7 +95,7 @@ function lines(points, series, { x, y }) {
   });
 }
 
-/** Stretches of points with a value: a line over a pause would be made up. */
+/** Runs of consecutive points with a value: no line is drawn over a pause. */
 function unbroken(points, get) {
   const runs = [[]];
   for (const point of points) {
@@ -118,7 +118,7 @@ function marker(point, pointedAt, { x }) {
   return [svg("line", { class: "marker", x1: at, x2: at, y1: TOP, y2: HEIGHT - BOTTOM })];
 }
 
-/** A line without axes, of the last readings. Decoration: the number stands beside it. */
+/** A line of the last readings, without axes. Decorative: the number is next to it. */
 export function sparkline(values, width = 72, height = 20) {
   const canvas = svg("svg", { class: "spark", width, height, "aria-hidden": "true" });
   const top = Math.max(...values.map((value) => value ?? 0), 1e-9);

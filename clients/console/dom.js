@@ -1,14 +1,14 @@
-// Elements are made here and nowhere else. A string becomes a text node, always: what a task's
-// description or a completion says is shown and never parsed.
+// All elements are created here. A string always becomes a text node: a task's description or a
+// completion is shown, never parsed as HTML.
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** An element. Props: `class`, `on` (listeners by event), DOM properties, else attributes. */
+/** Create an element. Props: `class`, `on` (listeners by event), DOM properties, else attributes. */
 export function h(tag, props = {}, ...children) {
   return filled(document.createElement(tag), props, children);
 }
 
-/** An element of a drawing; its props are attributes. */
+/** Create an SVG element. */
 export function svg(tag, attributes = {}, ...children) {
   const element = document.createElementNS(SVG, tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
@@ -35,7 +35,7 @@ function set(element, name, value) {
   }
 }
 
-/** Put new children in, and the focus back where it was: on the child with the same `data-key`. */
+/** Replace all children. The focus returns to the child with the same `data-key`. */
 export function replace(parent, ...children) {
   const focused = parent.contains(document.activeElement) ? document.activeElement : null;
   parent.replaceChildren(...children.flat(Infinity).filter(Boolean));
@@ -45,14 +45,14 @@ export function replace(parent, ...children) {
   if (again) again.focus();
 }
 
-/** Set a text only where it differs, so that nothing is announced or laid out twice. */
+/** Set a text only if it differs, so that nothing is announced or laid out twice. */
 export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
 let nextId = 0;
 
-/** An id for a label or a description to point at. */
+/** A new id for a label or a description. */
 export function freshId() {
   nextId += 1;
   return `id-${nextId}`;
@@ -74,7 +74,7 @@ export function button(text, listener, props = {}) {
   return h("button", { type: "button", on: { click: listener }, ...props }, text);
 }
 
-/** Say something in passing: shown for a while, and read out. */
+/** Show a message for five seconds, and have screen readers read it. */
 export function announce(text) {
   const toast = document.getElementById("toast");
   toast.textContent = text;

@@ -1,4 +1,4 @@
-// Readings of /metrics, every two seconds, for all views: five minutes of points for the charts.
+// Polls /metrics every two seconds for all views, and keeps five minutes of points for the charts.
 
 import { text } from "./api.js";
 import { parse, quantile, rate, total } from "./metrics.js";
@@ -14,13 +14,13 @@ const readings = [];
 let stop = null;
 
 export const feed = {
-  /** One for each reading but the first; null marks a pause, in which nobody looked. */
+  /** One for each reading but the first. One with `isGap` marks a pause: the page was hidden. */
   points: [],
-  /** Why there are none. */
+  /** Why the last reading failed; null if it did not. */
   problem: null,
 };
 
-/** Calls `listener` after each reading. Returns what ends that. */
+/** Call `listener` after each reading. Returns a function that ends it. */
 export function watch(listener) {
   listeners.add(listener);
   stop ??= every(EVERY_MS, read);
@@ -28,7 +28,7 @@ export function watch(listener) {
   return () => listeners.delete(listener);
 }
 
-/** Read anew, as after a change of keys. */
+/** Restart polling, for example after a change of keys. */
 export function restart() {
   stop?.();
   feed.problem = null;
@@ -87,20 +87,20 @@ export function current(name, labels) {
   return now ? total(now.metrics, name, labels) : null;
 }
 
-/** How fast a counter grew in the last ten seconds; null where that is not known yet. */
+/** A counter's rate per second over the last ten seconds; null if not known yet. */
 export function speed(name, labels) {
   const now = readings.at(-1);
   return readings.length < 2 ? null : rate(since(now.atMs - WINDOW_MS), now, name, labels);
 }
 
-/** How much a counter grew while it was watched, five minutes at most. */
+/** A counter's growth while it was watched, over five minutes at most. */
 export function growth(name, labels) {
   if (readings.length < 2) return 0;
   const grown = total(readings.at(-1).metrics, name, labels) - total(readings[0].metrics, name, labels);
   return Math.max(0, grown);
 }
 
-/** A counter's speed from reading to reading, for a sparkline. */
+/** A counter's rate between successive readings, for a sparkline. */
 export function speeds(name, labels, count) {
   const recent = readings.slice(-count - 1);
   return recent.slice(1).map((reading, i) => rate(recent[i], reading, name, labels));

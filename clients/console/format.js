@@ -1,4 +1,4 @@
-// Numbers and times as people read them.
+// Numbers and times for people.
 
 export const DASH = "–";
 
@@ -12,7 +12,7 @@ export function bytes(count) {
   return `${unit === 0 || count >= 100 ? Math.round(count) : count.toFixed(1)} ${units[unit]}`;
 }
 
-/** A rate or another measured number with as many digits as help. null: unknown. */
+/** Format a measured number with three significant digits. null: unknown. */
 export function figure(value) {
   if (value === null || value === undefined || Number.isNaN(value)) return DASH;
   if (value === 0) return "0";
@@ -20,7 +20,7 @@ export function figure(value) {
   return value.toFixed(value >= 10 ? 1 : 2);
 }
 
-/** With three digits at most, as on an axis. */
+/** Format a number with three digits at most, for an axis. */
 export function short(value) {
   return String(Number(value.toPrecision(3)));
 }
@@ -35,7 +35,7 @@ export function percent(part) {
   return `${Math.round(part * 100)} %`;
 }
 
-/** `sha256:` and the first digits: enough to compare by eye. */
+/** `sha256:` and the first digits, to compare by eye. */
 export function shortDigest(digest) {
   return digest ? digest.slice(0, 19) : DASH;
 }

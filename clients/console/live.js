@@ -1,4 +1,4 @@
-// How the server is doing, as it goes.
+// Live charts of the server's load.
 
 import { chart } from "./charts.js";
 import { h, replace } from "./dom.js";
@@ -12,7 +12,7 @@ const count = (value) => (value === null ? DASH : String(value));
 const CHARTS = [
   {
     title: "Throughput",
-    hint: "Tokens that the engine computes in a second.",
+    hint: "Tokens computed per second.",
     format: perS,
     axis: short,
     series: [
@@ -22,7 +22,7 @@ const CHARTS = [
   },
   {
     title: "Queue",
-    hint: "Requests in the batch, and those that wait for room in it.",
+    hint: "Requests in the batch, and requests waiting for a place in it.",
     format: count,
     axis: short,
     series: [
@@ -32,12 +32,12 @@ const CHARTS = [
   },
   {
     title: "Time to first token",
-    hint: "Of the requests that ended in the last ten seconds.",
+    hint: "For requests that finished in the last ten seconds.",
     format: millis,
     axis: millis,
     series: [
-      { name: "Half below", get: (point) => point.ttft50Ms },
-      { name: "95 % below", get: (point) => point.ttft95Ms },
+      { name: "p50", get: (point) => point.ttft50Ms },
+      { name: "p95", get: (point) => point.ttft95Ms },
     ],
   },
 ];
@@ -54,7 +54,7 @@ export function live(view) {
   }
 
   view.append(
-    h("div", { class: "heading" }, h("h1", {}, "Live"), h("p", { class: "hint" }, "The last five minutes that this page was looked at, read every two seconds.")),
+    h("div", { class: "heading" }, h("h1", {}, "Live"), h("p", { class: "hint" }, "The last five minutes while this page was visible, read every two seconds.")),
     problems,
     h("div", { class: "charts" }, drawn.map(({ element }) => element), facts),
   );
@@ -68,7 +68,7 @@ export function live(view) {
 
 function totals() {
   const engine = (name) => current(`foreword_engine_${name}`);
-  if (engine("kv_pages") === null) return [["State", "nothing read yet"]];
+  if (engine("kv_pages") === null) return [["State", "no reading yet"]];
   return [
     ["KV pool", `${engine("kv_pages_used")} of ${plural(engine("kv_pages"), "page")} in use`],
     ["Prefixes on the device", `${engine("prefixes_on_device")}, ${bytes(engine("prefix_device_bytes"))}`],

@@ -1,4 +1,4 @@
-// The frame around the views: which one is shown, the server's state, the key, light and dark.
+// The frame around the views: navigation, the server's state, the key, the theme.
 
 import { call, key } from "./api.js";
 import { h, replace, setText } from "./dom.js";
@@ -20,14 +20,14 @@ let leave = () => {};
 let server = null;
 let hasAsked = false;
 
-/** `#/task/pirate?x=1`: the view, its argument, its parameters. */
+/** Parse `#/task/pirate?x=1` into the view, its argument and its parameters. */
 function parts() {
   const [path, query] = location.hash.slice(2).split("?");
   const [name, argument] = path.split("/");
   return { name: name || "tasks", argument: decodeURIComponent(argument ?? ""), query: new URLSearchParams(query) };
 }
 
-/** Views put themselves into their element and return what ends them. */
+/** Show the view of the address. A view fills its element and returns a function that ends it. */
 function show() {
   leave();
   const { name, argument, query } = parts();
@@ -50,10 +50,10 @@ function mark(name) {
   document.title = heading ? `${heading} · Foreword` : "Foreword";
 }
 
-/** The server's model and whether it takes requests. A key is not needed for the latter. */
-async function lookAtServer() {
+/** Show the server's model, and whether it accepts requests. The latter needs no key. */
+async function showServer() {
   const place = document.getElementById("server");
-  const health = await fetch("../readyz").then((r) => r.json()).catch(() => ({ status: "gone", reasons: ["it does not answer"] }));
+  const health = await fetch("../readyz").then((r) => r.json()).catch(() => ({ status: "gone", reasons: ["the server is unreachable"] }));
   server ??= await describeServer();
   const state = health.status === "ok" ? "ready" : `${health.status}: ${health.reasons.join("; ")}`;
   const words = server ? `${server}, ${state}` : state;
@@ -61,7 +61,7 @@ async function lookAtServer() {
   place.dataset.words = words;
 }
 
-/** Empty where this key may not know, and not asked again until there is another one. */
+/** Returns "" if the key lacks the permission: it is not asked again until the key changes. */
 async function describeServer() {
   try {
     const info = await call("GET", "info");
@@ -105,7 +105,7 @@ function start() {
     showKey();
     restart();
     show();
-    lookAtServer();
+    showServer();
   });
   window.addEventListener("hashchange", () => {
     show();
@@ -113,7 +113,7 @@ function start() {
   });
   showKey();
   show();
-  every(5000, lookAtServer);
+  every(5000, showServer);
 }
 
 start();

@@ -1,10 +1,10 @@
-// Prometheus' text format, and what two readings of it say about the time between them.
+// A parser of the Prometheus text format, and rates and quantiles between two readings.
 
 const LINE = /^([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)$/;
 const LABEL = /(\w+)="((?:[^"\\]|\\.)*)"/g;
 const ESCAPES = { "\\n": "\n", '\\"': '"', "\\\\": "\\" };
 
-/** By metric: a list of `{labels, value}`. */
+/** Parse into a map from metric to a list of `{labels, value}`. */
 export function parse(text) {
   const found = new Map();
   for (const line of text.split("\n")) {
@@ -25,7 +25,7 @@ function labelsOf(text) {
   return labels;
 }
 
-/** The sum over all series of a metric whose labels are these; 0 where there is none. */
+/** Sum over all series of a metric with these labels; 0 if there is none. */
 export function total(reading, name, labels = {}) {
   const wanted = Object.entries(labels);
   let sum = 0;
@@ -35,14 +35,14 @@ export function total(reading, name, labels = {}) {
   return sum;
 }
 
-/** Per second; null after a restart, which sets counters back to 0. */
+/** A counter's rate per second; null after a restart, which resets counters. */
 export function rate(before, after, name, labels) {
   const grown = total(after.metrics, name, labels) - total(before.metrics, name, labels);
   const s = (after.atMs - before.atMs) / 1000;
   return grown < 0 || s <= 0 ? null : grown / s;
 }
 
-/** A quantile of what a histogram saw between two readings, linear within a bucket. null: nothing. */
+/** A quantile of a histogram's growth between two readings, linear within a bucket; null if none. */
 export function quantile(before, after, name, q) {
   const buckets = (after.metrics.get(`${name}_bucket`) ?? []).map(({ labels, value }) => ({
     upTo: labels.le === "+Inf" ? Infinity : Number(labels.le),

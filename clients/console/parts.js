@@ -1,4 +1,4 @@
-// What several views show: badges, problems, dialogs.
+// Parts shared by several views: badges, problems, dialogs.
 
 import { announce, button, field, h } from "./dom.js";
 import { key } from "./api.js";
@@ -6,17 +6,17 @@ import { DASH } from "./format.js";
 
 const WHERE = { device: "on the device", host: "in host memory", disk: "on disk" };
 
-/** Where a prefix is. undefined: not known; null: there is none. */
+/** A badge with the residency of a prefix. undefined: unknown; null: there is no prefix. */
 export function residency(where) {
   if (where === undefined) return DASH;
-  return h("span", { class: `badge ${where ?? "none"}` }, WHERE[where] ?? "nothing yet");
+  return h("span", { class: `badge ${where ?? "none"}` }, WHERE[where] ?? "no prefix");
 }
 
 export function badge(text, kind = "") {
   return h("span", { class: `badge ${kind}` }, text);
 }
 
-/** How the traffic is split, as a bar and in words. `weights`: by version. */
+/** The traffic split as a bar and in words. `weights`: by version. */
 export function split(weights) {
   const all = Object.values(weights).reduce((sum, weight) => sum + weight, 0) || 1;
   const parts = Object.entries(weights).map(([version, weight], i) => {
@@ -28,13 +28,13 @@ export function split(weights) {
   return h("span", { class: "splitting" }, bar, parts.map(({ words }) => words).join(" · "));
 }
 
-/** A list of names and values; those without a value are left out. */
+/** A list of names and values. Empty values are omitted. */
 export function definitions(facts) {
   const known = facts.filter(([, value]) => value);
   return h("dl", {}, known.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
 }
 
-/** A problem as the server put it, and what can be done about it. */
+/** A problem in the server's words, and what to do about it. */
 export function problemBox(problem, retry = null) {
   const listed = problem.errors?.length > 1 ? problem.errors.map((e) => h("li", {}, `${e.loc.join(".")}: ${e.msg}`)) : [];
   const small = [problem.code, problem.requestId && `request ${problem.requestId}`].filter(Boolean).join(" · ");
@@ -52,12 +52,12 @@ export function problemBox(problem, retry = null) {
 }
 
 function advice(problem) {
-  if (problem.status === 401) return "This server asks for a key.";
+  if (problem.status === 401) return "This server requires a key.";
   if (problem.status === 403) {
-    return "The key in use does not allow this. Ask an admin for one that does, or go on with what this one allows.";
+    return "Your key does not allow this. Ask an admin for one that does.";
   }
-  if (problem.status === 412) return "Somebody has changed the task in the meantime. Look at it again, then decide.";
-  if (problem.status === 429 && problem.retryAfterS) return `Come back in ${problem.retryAfterS} s.`;
+  if (problem.status === 412) return "Someone else changed the task in the meantime. Review it and try again.";
+  if (problem.status === 429 && problem.retryAfterS) return `Try again in ${problem.retryAfterS} s.`;
   return "";
 }
 
@@ -65,7 +65,7 @@ export function empty(title, text, ...next) {
   return h("div", { class: "empty" }, h("p", { class: "title" }, title), h("p", {}, text), next);
 }
 
-/** A dialog that asks first. Resolves to whether it was confirmed. */
+/** Ask for confirmation. Resolves to whether it was given. */
 export function confirm({ title, text, verb }) {
   return ask(title, (close) => [
     h("p", {}, text),
@@ -78,7 +78,7 @@ export function confirm({ title, text, verb }) {
   ]);
 }
 
-/** Asks for the server's key; one dialog at a time. */
+/** Ask for the server's key, in one dialog at a time. */
 export function askForKey() {
   if (document.querySelector("dialog[open]")) return Promise.resolve(false);
   const input = h("input", { type: "password", autocomplete: "off", spellcheck: "false", required: true });
@@ -87,23 +87,23 @@ export function askForKey() {
       event.preventDefault();
       key.set(input.value.trim());
       close(true);
-      announce("The key is kept until this tab is closed.");
+      announce("The key is stored until this tab is closed.");
       window.dispatchEvent(new CustomEvent("key-changed"));
     }
     function forget() {
       key.set("");
       close(true);
-      announce("The key is forgotten.");
+      announce("The key was removed.");
       window.dispatchEvent(new CustomEvent("key-changed"));
     }
     return h(
       "form",
       { on: { submit: keep } },
-      field("Key", input, "Begins with fwd_. Kept in this tab only, and sent to this server only."),
+      field("Key", input, "Starts with fwd_. Stored in this tab only, and sent to this server only."),
       h(
         "div",
         { class: "buttons" },
-        key.get() && button("Forget the key", forget),
+        key.get() && button("Remove the key", forget),
         button("Cancel", () => close(false)),
         h("button", { type: "submit", class: "primary" }, "Use this key"),
       ),

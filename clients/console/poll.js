@@ -1,6 +1,9 @@
-// Work that is done again and again while somebody looks.
+// Polling while the page is visible.
 
-/** Run `work` now and `ms` after it ended, not while the page is hidden. Returns what stops it. */
+/**
+ * Run `work` now and again `ms` after each run ends, except while the page is hidden.
+ * Returns a function that stops it.
+ */
 export function every(ms, work) {
   let timer = 0;
   let isOver = false;
@@ -10,7 +13,7 @@ export function every(ms, work) {
     clearTimeout(timer);
     if (isOver || isRunning || document.hidden) return;
     isRunning = true;
-    const waitMs = await work().then(() => 0, patience);
+    const waitMs = await work().then(() => 0, backoff);
     isRunning = false;
     if (!isOver) timer = setTimeout(run, Math.max(ms, waitMs));
   }
@@ -24,8 +27,8 @@ export function every(ms, work) {
   };
 }
 
-/** A server that is away, or has enough of this key, is asked less often; a new key starts anew. */
-function patience(problem) {
+/** Milliseconds to back off after an error: longer if the key is refused. */
+function backoff(problem) {
   const isRefused = problem.status === 401 || problem.status === 403;
   return Math.max(isRefused ? 30_000 : 5000, (problem.retryAfterS ?? 0) * 1000);
 }

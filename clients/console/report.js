@@ -1,22 +1,22 @@
-// What came out of a verification.
+// The report of a verification.
 
 import { h } from "./dom.js";
 
 const NAMES = {
   format: "Format",
   base_model: "Base model",
-  base_model_name: "Model it was trained for",
+  base_model_name: "Base model's name",
   shapes: "Shapes",
   finite_values: "Finite values",
   norms: "Norms",
-  forward: "A run of the model",
+  forward: "Forward pass",
   effect: "Effect",
   golden: "Golden prompts",
   stored_bytes: "Stored bytes",
 };
 
 export function checks(verification) {
-  if (!verification.length) return h("p", { class: "hint" }, "Nothing is written down: it was uploaded before there was a report.");
+  if (!verification.length) return h("p", { class: "hint" }, "No report: this version was uploaded before reports were kept.");
   return h(
     "table",
     { class: "checks" },

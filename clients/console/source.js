@@ -1,20 +1,20 @@
-// What was dropped, chosen or written, as the body of an upload.
+// Turns dropped, chosen or typed content into the body of an upload.
 
 import { tar } from "./tar.js";
 
 const WEIGHTS = "adapter_model.safetensors";
 const CONFIG = "adapter_config.json";
-const BESIDE = ["golden.jsonl", "foreword.json", "evaluation.json"];
+const OPTIONAL = ["golden.jsonl", "foreword.json", "evaluation.json"];
 
-/** `{body, type, words}` of files with their paths. Throws an `Error` that says what to do. */
+/** Make `{body, type, words}` of files with their paths. Throws an `Error` that says what to do. */
 export async function ofFiles(files) {
   if (files.length === 1) return ofFile(files[0].file);
   const found = inOutermost(files);
   if (!found.has(WEIGHTS)) throw new Error(missing(files));
-  const wanted = [CONFIG, WEIGHTS, ...BESIDE].filter((name) => found.has(name));
+  const wanted = [CONFIG, WEIGHTS, ...OPTIONAL].filter((name) => found.has(name));
   if (!found.has(CONFIG)) return ofFile(found.get(WEIGHTS));
   const body = tar(wanted.map((name) => ({ name, blob: found.get(name) })));
-  return { body, type: "application/x-tar", words: `PEFT directory: ${wanted.join(", ")}` };
+  return { body, type: "application/x-tar", words: `PEFT folder: ${wanted.join(", ")}` };
 }
 
 async function ofFile(file) {
@@ -23,7 +23,7 @@ async function ofFile(file) {
   if (name.endsWith(".tar")) return { body: file, type: "application/x-tar", words: file.name };
   if (name.endsWith(".json")) return ofJson(await file.text(), file.name);
   if (name.endsWith(".txt") || name.endsWith(".md")) return ofText(await file.text());
-  throw new Error(`${file.name} is no prefix. Take a .safetensors, a .tar, a PEFT directory, a .txt or a .json.`);
+  throw new Error(`${file.name} is not a prefix. Choose a .safetensors, a .tar, a PEFT folder, a .txt or a .json.`);
 }
 
 function ofJson(text, name) {
@@ -32,7 +32,7 @@ function ofJson(text, name) {
 }
 
 export function ofText(text) {
-  if (!text) throw new Error("Write the text first.");
+  if (!text) throw new Error("Enter a text first.");
   return { ...ofJson(JSON.stringify({ text }), "text"), words: `text of ${text.length} characters` };
 }
 
@@ -43,11 +43,11 @@ export function ofMessages(text) {
   } catch (error) {
     throw new Error(`The messages are not JSON: ${error.message}`);
   }
-  if (!Array.isArray(messages)) throw new Error("Write a list of messages: [{\"role\": \"system\", \"content\": \"...\"}]");
+  if (!Array.isArray(messages)) throw new Error("Enter a list of messages: [{\"role\": \"system\", \"content\": \"...\"}]");
   return { ...ofJson(JSON.stringify({ messages }), "messages"), words: `${messages.length} chat messages` };
 }
 
-/** Files of the folder nearest to the top that has any we know: trainings keep checkpoints below. */
+/** Files of the outermost folder with an adapter: trainings keep checkpoints in subfolders. */
 function inOutermost(files) {
   const known = files.filter(({ file }) => [WEIGHTS, CONFIG].includes(file.name));
   const depth = ({ path }) => path.split("/").length;
@@ -61,18 +61,18 @@ function inOutermost(files) {
 function missing(files) {
   const isPickled = files.some(({ file }) => /\.(bin|pt|pth|ckpt)$/i.test(file.name));
   return isPickled
-    ? `There is no ${WEIGHTS}, but a pickle, which is never opened here: save with safe_serialization=True.`
+    ? `There is a pickle but no ${WEIGHTS}. Pickles are never loaded: save with safe_serialization=True.`
     : `There is no ${WEIGHTS} among these ${files.length} files.`;
 }
 
-/** All files of a drop, folders walked through: a list of `{file, path}`. */
+/** All files of a drop, including those in folders: a list of `{file, path}`. */
 export async function dropped(transfer) {
   const files = [...transfer.items].filter((item) => item.kind === "file");
-  const entries = files.map((item) => item.webkitGetAsEntry()).filter(Boolean); // now: it is empty later
+  const entries = files.map((item) => item.webkitGetAsEntry()).filter(Boolean); // read now: the list is cleared after the event
   return (await Promise.all(entries.map((entry) => walked(entry)))).flat();
 }
 
-/** All files of an `<input type="file">`, with `webkitdirectory` or without. */
+/** All files of an `<input type="file">`, with or without `webkitdirectory`. */
 export function picked(input) {
   return [...input.files].map((file) => ({ file, path: file.webkitRelativePath || file.name }));
 }
@@ -87,7 +87,7 @@ async function walked(entry, depth = 0) {
   return (await Promise.all(inside.map((child) => walked(child, depth + 1)))).flat();
 }
 
-/** A reader gives a hundred entries at a time. */
+/** List a folder. A reader returns at most a hundred entries per call. */
 async function listed(reader) {
   const all = [];
   for (;;) {

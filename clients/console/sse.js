@@ -1,6 +1,6 @@
-// Server-sent events out of a `fetch`, which unlike EventSource can send a body and a key.
+// Server-sent events from a `fetch`, which unlike EventSource can send a body and a key.
 
-/** Yields `{event, data}` of a response, `data` parsed from JSON. */
+/** Yield the `{event, data}` of a response, with `data` parsed from JSON. */
 export async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let pending = "";

@@ -1,14 +1,14 @@
-// A tar archive of a few files, without copying them: the parts of a Blob.
+// A tar archive of a few files as a Blob, without copying their content.
 
 const BLOCK = 512;
 
-/** `files`: a list of `{name, blob}`; names of 100 bytes at most. */
+/** Make a tar of `files`, a list of `{name, blob}`. Names have at most 100 bytes. */
 export function tar(files) {
   const parts = files.flatMap(({ name, blob }) => [header(name, blob.size), blob, new Uint8Array(-blob.size & (BLOCK - 1))]);
   return new Blob([...parts, new Uint8Array(2 * BLOCK)], { type: "application/x-tar" });
 }
 
-/** POSIX ustar. */
+/** A POSIX ustar header. */
 function header(name, size) {
   const block = new Uint8Array(BLOCK);
   const write = (at, text) => block.set(new TextEncoder().encode(text), at);

@@ -1,4 +1,4 @@
-// One task: who answers, its versions, how its prompts are made, what happened.
+// One task: its traffic, versions, prompt format and history.
 
 import { call, seg } from "./api.js";
 import { announce, button, h, replace } from "./dom.js";
@@ -33,7 +33,7 @@ export function task(view, name) {
       unread.replaceChildren();
       if (!hasLeft) render(found, listed);
     } catch (problem) {
-      replace(unread, problemBox(problem, restart)); // what is shown may have changed since
+      replace(unread, problemBox(problem, restart)); // the view below may be stale
       throw problem;
     }
   }
@@ -43,7 +43,7 @@ export function task(view, name) {
     if (!hasLeft) stop = every(EVERY_MS, load);
   }
 
-  /** Parts are made anew only where they say something else: a form in use stays as it is. */
+  /** Rebuild only the parts that changed, so that a form in use keeps its input. */
   function render(found, listed) {
     const part = (key, value, make) => {
       const said = JSON.stringify(value);
@@ -60,7 +60,7 @@ export function task(view, name) {
     updateShares(view, found);
   }
 
-  /** Do something to the task, say so, and look again. `work` gets the revision that is shown. */
+  /** Run a change of the task, announce it, and reload. */
   async function act(said, work) {
     problems.replaceChildren();
     try {
@@ -88,9 +88,9 @@ export function task(view, name) {
     ];
 
     async function remove() {
-      const text = `${name} with its ${plural(found.num_versions, "version")} is gone for new requests. Requests that run finish.`;
+      const text = `${name} with its ${plural(found.num_versions, "version")} will be deleted. Requests in progress will finish.`;
       if (!(await confirm({ title: `Delete ${name}?`, text, verb: "Delete the task" }))) return;
-      const gone = await act(`${name} is deleted.`, async () => {
+      const gone = await act(`${name} was deleted.`, async () => {
         await call("DELETE", `tasks/${seg(name)}`, { revision });
         return {};
       });
@@ -121,7 +121,7 @@ function heading(name, description, actions) {
 function prompts(profile) {
   const { defaults, limits } = profile;
   const facts = [
-    ["Prompt", profile.chat ? "one user message of the model's chat template" : "text, as it is"],
+    ["Prompt", profile.chat ? "a user message of the model's chat template" : "plain text"],
     ["Template", profile.template && h("pre", {}, profile.template)],
     ["Defaults", listed(defaults)],
     ["Limits", listed(limits)],
@@ -142,6 +142,6 @@ function history(activations) {
     const words = { activate: `v${version} activated`, rollback: `rolled back to v${version}`, traffic: split ? `traffic ${split}` : `all traffic to v${version}` };
     return h("li", {}, h("span", {}, words[action]), h("time", { datetime: at }, ago(at)));
   });
-  const list = lines.length ? h("ol", { class: "history" }, lines) : empty("Nothing yet", "Activate a version, and it answers.");
+  const list = lines.length ? h("ol", { class: "history" }, lines) : empty("Nothing yet", "Activate a version to make it live.");
   return h("section", { class: "card" }, h("h2", {}, "History"), list);
 }

@@ -1,4 +1,4 @@
-// All tasks: which version answers, where its prefix is, how much it is asked.
+// All tasks: live version, residency of its prefix, request rate.
 
 import { call, seg } from "./api.js";
 import { sparkline } from "./charts.js";
@@ -73,7 +73,7 @@ export function tasks(view) {
   };
 }
 
-/** With residency and split, which the list does not have. A few at a time: keys have limits. */
+/** Add residency and split, which the list lacks. Four at a time: keys have rate limits. */
 async function described(found, known) {
   const waiting = found.filter((task) => isStale(task, known.get(task.name)));
   async function work() {
@@ -91,12 +91,12 @@ function isStale({ revision }, last) {
 }
 
 function table(found) {
-  const heads = ["Task", "Answers", "Prefix", "Versions", "Requests / s", "Tokens / s"];
+  const heads = ["Task", "Live", "Prefix", "Versions", "Requests / s", "Tokens / s"];
   const head = heads.map((text, i) => h("th", { scope: "col", class: i > 2 ? "number" : "" }, text));
   return h(
     "table",
     { class: "list" },
-    h("caption", { class: "unseen" }, "Tasks and how they are doing"),
+    h("caption", { class: "unseen" }, "Tasks with live version, residency and rates"),
     h("thead", {}, h("tr", {}, head)),
     h("tbody", {}, found.map(row)),
   );
@@ -108,7 +108,7 @@ function row(task) {
     "tr",
     { "data-task": task.name },
     h("th", { scope: "row" }, link, h("span", { class: "description" }, task.profile.description)),
-    h("td", { "data-head": "Answers" }, answers(task)),
+    h("td", { "data-head": "Live" }, liveVersions(task)),
     h("td", { "data-head": "Prefix" }, residency(task.residency)),
     h("td", { class: "number", "data-head": "Versions" }, String(task.num_versions)),
     h("td", { class: "number requests", "data-head": "Requests / s" }, DASH),
@@ -116,7 +116,7 @@ function row(task) {
   );
 }
 
-function answers(task) {
+function liveVersions(task) {
   if (task.weights) return split(task.weights);
   return task.active_version === null ? badge("no version yet", "none") : `v${task.active_version}`;
 }
@@ -146,7 +146,7 @@ function nothing(isLaterPage) {
   if (isLaterPage) return empty("No more tasks", "This is the end of the list.");
   return empty(
     "No tasks yet",
-    "A task is a name with a prefix behind it. Upload one that was trained with PEFT, or let the server compute one from a text.",
+    "A task is a name with a prefix. Upload a prefix trained with PEFT, or have the server compute one from a text.",
     h("a", { class: "button primary", href: "#/upload" }, "Upload a prefix"),
   );
 }

@@ -1,4 +1,4 @@
-// Which versions share a task's traffic: a canary beside the active one.
+// The traffic split of a task: a canary next to the active version.
 
 import { call, seg } from "./api.js";
 import { button, field, h, setText } from "./dom.js";
@@ -9,11 +9,11 @@ export function trafficForm(context) {
   const candidates = listed.versions.map((v) => v.version).filter((v) => v !== listed.active_version);
   const title = h("h2", {}, "Traffic");
   if (listed.active_version === null) {
-    return [title, h("p", { class: "hint" }, "No version is active, so nobody is answered. Activate one below.")];
+    return [title, h("p", { class: "hint" }, "No version is active, so requests are refused. Activate one below.")];
   }
   const now = split(task.weights ?? { [listed.active_version]: 1 });
   if (!candidates.length) {
-    return [title, now, h("p", { class: "hint" }, "With a second version, some of the traffic can go there first: upload one without making it active.")];
+    return [title, now, h("p", { class: "hint" }, "To try a second version on part of the traffic, upload one without activating it.")];
   }
   return [title, now, canary(context, candidates.reverse())];
 }
@@ -47,7 +47,7 @@ function canary({ task, listed, act }, candidates) {
     "form",
     { class: "canary", on: { submit: apply } },
     field("Canary", select),
-    h("div", { class: "grow" }, field("Part of the traffic", slider), words),
+    h("div", { class: "grow" }, field("Share of the traffic", slider), words),
     h(
       "div",
       { class: "buttons" },
@@ -57,7 +57,7 @@ function canary({ task, listed, act }, candidates) {
   );
 }
 
-/** Where the slider stands for the split in force. */
+/** The slider's position for the current split. */
 function present(weights, active, candidates) {
   const others = Object.keys(weights ?? {}).map(Number).filter((v) => v !== active);
   if (!others.length) return { chosen: candidates[0], part: weights ? 0 : 10 };

@@ -1,4 +1,4 @@
-// A prefix on its way in, and the report on it.
+// Upload of a prefix, and the report on it.
 
 import { call, freshKey, seg, upload as send } from "./api.js";
 import { announce, button, field, freshId, h, replace } from "./dom.js";
@@ -10,8 +10,8 @@ import { dropped, ofFiles, ofMessages, ofText, picked } from "./source.js";
 const EXAMPLE = '[{"role": "system", "content": "Answer in one short sentence."}]';
 const NAME = "[a-z0-9][a-z0-9_\\-]{0,62}";
 const BEFORE =
-  "Each upload is verified before it is a version: its file, its shapes, its numbers, and a run of the model behind it. " +
-  "What came out is written here. “Check only” changes nothing.";
+  "Each upload is verified before it becomes a version: its file, its shapes, its values, and a forward pass. " +
+  "The report appears here. “Check only” stores nothing.";
 const KINDS = [["files", "File or folder"], ["text", "Text"], ["messages", "Chat messages"]];
 
 export function upload(view, _, query) {
@@ -29,7 +29,7 @@ export function upload(view, _, query) {
     try {
       show(await push(form, { isDry: event.submitter?.value === "dry", onProgress: progress.onProgress, signal }));
     } catch (problem) {
-      if (problem.name === "AbortError") announce("The upload is cancelled.");
+      if (problem.name === "AbortError") announce("The upload was cancelled.");
       else show(failed(problem));
     }
     cancelling = null;
@@ -55,16 +55,16 @@ export function upload(view, _, query) {
   };
 }
 
-/** Send it on its way, and return the report. */
+/** Send the upload, and return the report. */
 async function push(form, { isDry, onProgress, signal }) {
   const { body, type } = await form.source();
   const name = form.task();
   const isNew = !form.isActive() && (await isMissing(name));
   if (isNew && !isDry) await call("PUT", `tasks/${seg(name)}`, { json: {} });
-  const isShort = form.isActive() || (isNew && isDry); // the way that needs no task to exist
+  const isShort = form.isActive() || (isNew && isDry); // this route works for a task that does not exist
   const path = `tasks/${seg(name)}/${isShort ? "prefix" : "versions"}${isDry ? "?dry_run=true" : ""}`;
-  const once = isDry ? freshKey() : form.once();
-  const answer = await send(isShort ? "PUT" : "POST", path, { body, type, once, onProgress, signal });
+  const idempotencyKey = isDry ? freshKey() : form.idempotencyKey();
+  const answer = await send(isShort ? "PUT" : "POST", path, { body, type, idempotencyKey, onProgress, signal });
   form.renew();
   return isDry ? rehearsed(answer) : uploaded(answer);
 }
@@ -79,7 +79,7 @@ function uploadForm(name) {
   const zone = dropZone();
   const panels = {
     files: zone.element,
-    text: field("Text", text, "Computed once, by one forward pass. It costs no prompt tokens after that."),
+    text: field("Text", text, "The prefix is computed once, in one forward pass. Requests then pay no prompt tokens for it."),
     messages: field("Chat messages, as JSON", messages, "Requests of the task continue this chat."),
   };
   const sources = { files: zone.source, text: () => ofText(text.value), messages: () => ofMessages(messages.value) };
@@ -88,16 +88,16 @@ function uploadForm(name) {
     h("button", { type: "submit", value: "dry" }, "Check only"),
     h("button", { type: "submit", value: "go", class: "primary" }, "Upload"),
   ];
-  let once = freshKey(); // the same for the same content, so that trying again counts once
-  const renew = () => (once = freshKey());
+  let idempotencyKey = freshKey(); // kept for the same content, so that a retry counts once
+  const renew = () => (idempotencyKey = freshKey());
   const element = h(
     "form",
     { class: "card", on: { input: renew } },
-    field("Task", task, "A new name makes a new task. 1 to 63 of a-z, 0-9, _ and -."),
+    field("Task", task, "A new name creates a new task. 1 to 63 characters of a-z, 0-9, _ and -."),
     names,
     kinds.element,
     Object.values(panels),
-    h("label", { class: "check" }, activate, "Make it the active version at once"),
+    h("label", { class: "check" }, activate, "Activate it right away"),
     h("div", { class: "buttons" }, buttons),
   );
   suggest(names);
@@ -106,7 +106,7 @@ function uploadForm(name) {
     renew,
     task: () => task.value,
     isActive: () => activate.checked,
-    once: () => once,
+    idempotencyKey: () => idempotencyKey,
     source: async () => sources[kinds.value()](),
     busy: (isBusy) => buttons.forEach((one) => (one.disabled = isBusy)),
     drop(files) {
@@ -124,7 +124,7 @@ function progressBar() {
   function onProgress(part) {
     element.hidden = false;
     progress.value = part;
-    doing.textContent = part < 1 ? `Sending, ${percent(part)}` : "The server reads it and runs the model behind it";
+    doing.textContent = part < 1 ? `Sending, ${percent(part)}` : "The server is verifying it";
   }
   return { element, onProgress, end: () => (element.hidden = true) };
 }
@@ -153,7 +153,7 @@ function dropZone() {
   const element = h(
     "div",
     { class: "drop" },
-    h("p", {}, "Drop a .safetensors, a .tar or a PEFT directory here"),
+    h("p", {}, "Drop a .safetensors, a .tar or a PEFT folder here"),
     h("div", { class: "buttons" }, button("Choose a file", () => files.click()), button("Choose a folder", () => folder.click())),
     files,
     folder,
@@ -176,7 +176,7 @@ function dropZone() {
   return { element, take, source: () => source ?? Promise.reject(new Error("Drop or choose a file first.")) };
 }
 
-/** Files may be dropped anywhere: missing the zone would make the browser open them. */
+/** Accept drops on the whole page: the browser would open a file dropped outside the zone. */
 function wholePage(take) {
   const page = document.body;
   function over(event) {
@@ -195,7 +195,7 @@ function wholePage(take) {
   };
 }
 
-/** Whether there is no such task; a key that may not look gets the server's word on the upload. */
+/** Whether the task does not exist. False if the key may not read it: the upload will fail. */
 async function isMissing(name) {
   return call("GET", `tasks/${seg(name)}`).then(() => false, (problem) => problem.status === 404);
 }
@@ -216,19 +216,19 @@ function uploaded(answer) {
       "div",
       { class: "buttons" },
       h("a", { class: "button primary", href: `#/playground?a=${place}` }, "Try it"),
-      h("a", { class: "button", href: `#/task/${seg(answer.task)}` }, answer.active ? "See the task" : "Activate it, or send it some traffic"),
+      h("a", { class: "button", href: `#/task/${seg(answer.task)}` }, answer.active ? "See the task" : "Activate it or give it traffic"),
     ),
   );
 }
 
 function rehearsed(answer) {
-  const room = answer.evicted.length ? `yes, ${plural(answer.evicted.length, "other prefix", "other prefixes")} would make room` : "yes";
+  const room = answer.evicted.length ? `yes, evicting ${plural(answer.evicted.length, "other prefix", "other prefixes")}` : "yes";
   const facts = [["On the device", `${bytes(answer.device_bytes)}, fits: ${answer.fits ? room : "no"}`]];
   return h(
     "section",
     { class: "card" },
-    h("h2", {}, `It would be v${answer.version} of ${answer.task}`),
-    h("p", { class: "hint" }, "Nothing was changed."),
+    h("h2", {}, `It would become v${answer.version} of ${answer.task}`),
+    h("p", { class: "hint" }, "Nothing was stored."),
     definitions(facts),
     body(answer),
   );

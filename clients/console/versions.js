@@ -1,4 +1,4 @@
-// A task's versions, and what can be done with each.
+// A task's versions, and the actions on each.
 
 import { blob, call, seg } from "./api.js";
 import { announce, button, h, setText } from "./dom.js";
@@ -12,7 +12,7 @@ export function versionList(context) {
   const newest = [...listed.versions].sort((a, b) => b.version - a.version);
   const none = empty(
     "No versions yet",
-    "Upload a prefix, and this task can answer.",
+    "Upload a prefix to make this task usable.",
     h("a", { class: "button primary", href: `#/upload?task=${seg(task.name)}` }, "Upload a version"),
   );
   return [h("h2", {}, "Versions"), newest.length ? newest.map((version) => article(context, version)) : none];
@@ -65,7 +65,7 @@ function figures(version) {
   );
 }
 
-/** Live: requests of each version, and which part of the traffic they are. */
+/** Update the request rate of each version, and its share of the traffic. */
 export function updateShares(view, found) {
   if (found) view.dataset.task = found.name;
   const task = view.dataset.task;
@@ -82,7 +82,7 @@ function activateButton({ task, listed, act }, version) {
   if (version.version === listed.active_version && !task.weights) return null;
   const json = { version: version.version };
   const activate = () =>
-    act(`v${version.version} answers now.`, () => call("POST", `tasks/${seg(task.name)}/activate`, { json, revision: task.revision }));
+    act(`v${version.version} is now live.`, () => call("POST", `tasks/${seg(task.name)}/activate`, { json, revision: task.revision }));
   return button("Activate", activate, { "aria-label": `Activate v${version.version}`, "data-key": `activate-${version.version}` });
 }
 
@@ -111,7 +111,7 @@ function doings({ task, act, reports }, version, report) {
     event.target.disabled = true;
     try {
       const again = await call("POST", `${path}/verify`);
-      reports.set(number, again.verification); // it stays when the version is drawn anew
+      reports.set(number, again.verification); // kept when the version is rendered again
       report.replaceChildren(checks(again.verification));
       announce(again.passed ? `v${number} passed every check.` : `v${number} failed a check.`);
     } catch (problem) {
@@ -121,9 +121,9 @@ function doings({ task, act, reports }, version, report) {
   }
 
   async function remove() {
-    const text = "Its number is not used again. Requests that run on it finish.";
+    const text = "Its number is not reused. Requests in progress will finish.";
     if (!(await confirm({ title: `Delete v${number} of ${task.name}?`, text, verb: "Delete the version" }))) return;
-    act(`v${number} is deleted.`, () => call("DELETE", path, { revision: task.revision }));
+    act(`v${number} was deleted.`, () => call("DELETE", path, { revision: task.revision }));
   }
 
   return h(
@@ -132,15 +132,15 @@ function doings({ task, act, reports }, version, report) {
     h("a", { class: "button", href: `#/playground?a=${seg(task.name)}@${number}` }, "Try it"),
     button("Verify again", verify, { "data-key": `verify-${number}` }),
     post("warm", `v${number} is loaded.`),
-    version.pinned ? post("unpin", `v${number} may be evicted again.`) : post("pin", `v${number} stays on the device.`),
-    post("evict", `v${number} is out of memory.`),
+    version.pinned ? post("unpin", `v${number} may be evicted again.`) : post("pin", `v${number} is pinned to the device.`),
+    post("evict", `v${number} was evicted.`),
     button("Download", () => act("Downloaded.", () => download(`${path}/prefix?format=tar`, `${task.name}-${number}.tar`))),
     button("Download for PEFT", () => act("Downloaded.", () => download(`${path}/prefix?format=peft`, `${task.name}-${number}.tar`))),
     button("Delete", remove, { class: "danger", "aria-label": `Delete v${number}`, "data-key": `delete-${number}` }),
   );
 }
 
-/** Through a `blob:` address: a plain link could not send the key. */
+/** Download through a `blob:` address: a plain link could not send the key. */
 async function download(path, filename) {
   const address = URL.createObjectURL(await blob(path));
   h("a", { href: address, download: filename }).click();

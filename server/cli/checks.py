@@ -1,4 +1,4 @@
-"""What `foreword doctor` looks at, one function each. None of them raises, none leaves a trace."""
+"""Checks of `foreword doctor`, one function each. None raises, and none leaves a trace."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ _TIMEOUT_S = 5.0
 
 
 def packages() -> Iterator[Finding]:
-    """Python and what the engine is made of."""
-    yield Finding("python", "ok", ".".join(map(str, sys.version_info[:3])))  # pip saw to it
+    """Check the versions of Python and of the engine's main packages."""
+    yield Finding("python", "ok", ".".join(map(str, sys.version_info[:3])))  # pip enforces it
     for name, needed in _NEEDED.items():
         try:
             found = version(name)
@@ -50,16 +50,16 @@ def packages() -> Iterator[Finding]:
             yield Finding(name, "fail", "not installed", f"pip install {name}")
             continue
         is_old = tuple(int(part) for part in found.split(".")[:2]) < needed
-        todo = f"pip install --upgrade {name}; from {needed[0]}.{needed[1]} on" if is_old else ""
+        todo = f"pip install --upgrade '{name}>={needed[0]}.{needed[1]}'" if is_old else ""
         yield Finding(name, "fail" if is_old else "ok", found, todo)
 
 
 def device(settings: Settings) -> Finding:
-    """Where the model would run, and in which dtype."""
+    """Choose device and dtype as a start would."""
     try:
         chosen = choose_device(settings.device)
     except ValueError as exc:
-        return Finding("device", "fail", str(exc), "leave --device out, or say --device cpu")
+        return Finding("device", "fail", str(exc), "omit --device, or pass --device cpu")
     dtype = choose_dtype(settings.dtype, chosen)
     if chosen == "cuda":
         return Finding("device", "ok", f"{torch.cuda.get_device_name()}, {dtype}")
@@ -67,7 +67,7 @@ def device(settings: Settings) -> Finding:
 
 
 def compiler(settings: Settings) -> Finding:
-    """Whether the compiled layers can be had, where they would be used."""
+    """Check that the compiled layers can be built, if they would be used."""
     if settings.attention not in ("auto", "native") or settings.device == "cuda":
         return Finding("compiler", "ok", f"not needed with attention={settings.attention}")
     if settings.device == "auto" and torch.cuda.is_available():
@@ -79,13 +79,12 @@ def compiler(settings: Settings) -> Finding:
         return Finding("compiler", "ok", f"layers compiled: {Path(library()._name).name}")
     except NativeUnavailable as exc:
         is_needed = settings.attention == "native"
-        todo = "install g++ (or: pip install ziglang); without, the engine is a few times slower"
+        todo = "install g++ or `pip install ziglang`; without one the engine is a few times slower"
         return Finding("compiler", "fail" if is_needed else "warn", str(exc), todo)
 
 
 def model(settings: Settings) -> Finding:
-    """Whether the base model is here, and of a family that is served. That its weights are right
-    shows at the start."""
+    """Check that the base model is present and of a supported family. Its weights are not read."""
     if settings.model != "default":
         return _own_model(settings.model)
     folder = default_folder(settings.cache)
@@ -94,51 +93,59 @@ def model(settings: Settings) -> Finding:
     free = shutil.disk_usage(_existing(settings.cache)).free
     if free < MIN_FREE_BYTES:
         detail = f"{free // 10**6} MB free in {settings.cache}, {MIN_FREE_BYTES // 10**6} needed"
-        return Finding("model", "fail", detail, "make room, or name a folder with --cache")
-    todo = "the first start fetches it (93 MB); without a network: --model FOLDER"
-    return Finding("model", "warn", "SmolLM2-135M-Instruct is not here yet", todo)
+        return Finding(
+            "model", "fail", detail, "free some space, or pass another folder with --cache"
+        )
+    todo = "the first start fetches it (93 MB); without a network, pass --model FOLDER"
+    return Finding("model", "warn", "SmolLM2-135M-Instruct is not fetched yet", todo)
 
 
 def _own_model(name: str) -> Finding:
     path = Path(name)
     if not path.is_dir():
         if name.startswith(("/", ".", "~")):
-            return Finding("model", "fail", f"no such folder: {name}", "say --model FOLDER")
-        todo = "the first start fetches it from the hub; name a folder to be sure"
-        return Finding("model", "warn", f"{name} is not a folder here", todo)
+            return Finding("model", "fail", f"no such folder: {name}", "pass --model FOLDER")
+        todo = "the first start fetches it from the hub; pass a folder to avoid that"
+        return Finding("model", "warn", f"{name} is not a local folder", todo)
     files = ("config.json", "tokenizer_config.json")
     missing = [name for name in files if not (path / name).exists()]
     if not _weights(path):
         missing.append("*.safetensors")
     if missing:
         detail = f"{name} has no {', '.join(missing)}"
-        return Finding("model", "fail", detail, "save model and tokenizer there: save_pretrained")
+        return Finding(
+            "model", "fail", detail, "save model and tokenizer there with save_pretrained"
+        )
     try:
         check_supported(read_config(name))
     except (UnsupportedModel, OSError) as exc:
-        return Finding("model", "fail", first_line(exc), "say --model with another one")
+        return Finding("model", "fail", first_line(exc), "pass another model with --model")
     return Finding("model", "ok", name)
 
 
 def _weights(folder: Path) -> int:
-    """Bytes of all weights in a folder."""
+    """Return the size of all weights in a folder, in bytes."""
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
 def memory(settings: Settings) -> Finding:
-    """Free memory against the weights and the pool that was asked for."""
+    """Compare free memory with the weights and the configured KV pool."""
     is_default = settings.model == "default"
     folder = default_folder(settings.cache) if is_default else Path(settings.model)
     needed = _weights(folder) + (settings.kv_cache_bytes or 0)
     free = _free_bytes(settings)
     if free is None:
-        return Finding("memory", "warn", "how much is free is not known here")
+        return Finding(
+            "memory", "warn", "free memory is unknown on this system", "check it yourself"
+        )
     detail = f"{free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB for weights"
     detail += " and pool" if settings.kv_cache_bytes else ""
     if free < needed:
-        return Finding("memory", "fail", detail, "a smaller model, or a smaller --kv-cache-bytes")
+        return Finding(
+            "memory", "fail", detail, "use a smaller model, or a smaller --kv-cache-bytes"
+        )
     if free < 2 * needed:
-        return Finding("memory", "warn", detail, "leave as much again for steps and prefixes")
+        return Finding("memory", "warn", detail, "keep as much again free for steps and prefixes")
     return Finding("memory", "ok", detail)
 
 
@@ -154,34 +161,36 @@ def _free_bytes(settings: Settings) -> int | None:
 
 
 def store(settings: Settings) -> Finding:
-    """Whether the store's folder is there, or can be made, and takes files."""
+    """Check that the store's folder exists or can be created, and is writable."""
     place = _existing(settings.store)
     try:
         with tempfile.TemporaryFile(dir=place) as file:
             file.write(b"foreword doctor")
     except OSError as exc:
-        todo = "give this user the folder, or name another with --store"
+        todo = "let this user write there, or pass another folder with --store"
         return Finding("store", "fail", f"cannot write in {place}: {exc.strerror}", todo)
     free = shutil.disk_usage(place).free
     detail = f"{settings.store}, {free / 1e9:.1f} GB free"
     if free < _LOW_DISK_BYTES:
-        return Finding("store", "warn", detail, "make room: full, it takes no uploads")
-    return Finding("store", "ok", detail if place == settings.store else f"{detail}; not made yet")
+        return Finding("store", "warn", detail, "free some space: a full store refuses uploads")
+    return Finding(
+        "store", "ok", detail if place == settings.store else f"{detail}; not created yet"
+    )
 
 
 def _existing(path: Path) -> Path:
-    """The nearest folder that is there."""
+    """Return the folder, or its nearest ancestor that exists."""
     return next(place for place in (path, *path.absolute().parents) if place.is_dir())
 
 
 def registry(settings: Settings) -> Finding:
-    """Whether this version can open the registry, read without touching it."""
+    """Check that this version can open the registry. Opens it read-only."""
     path = settings.store / "registry.db"
     if not path.is_file():
         if any((settings.store / "blobs").glob("sha256/*/*")):
-            todo = "put registry.db back; or move the blobs away to begin anew"
-            return Finding("registry", "fail", "missing, though there are blobs", todo)
-        return Finding("registry", "ok", "none yet; the first start makes it")
+            todo = "restore registry.db, or move the blobs elsewhere to start afresh"
+            return Finding("registry", "fail", "missing, but there are blobs", todo)
+        return Finding("registry", "ok", "none yet; the first start creates it")
     engine = create_engine(f"sqlite:///file:{path}?mode=ro&uri=true")
     try:
         with engine.connect() as connection:
@@ -194,33 +203,36 @@ def registry(settings: Settings) -> Finding:
     finally:
         engine.dispose()
     if not is_current:
-        todo = "back it up: the next start upgrades it, and there is no way back"
-        return Finding("registry", "warn", "of an older version", todo)
+        todo = "back it up: the next start upgrades it, which cannot be undone"
+        return Finding("registry", "warn", "written by an older version", todo)
     return Finding("registry", "ok", f"schema {migrations.known()[-1]}")
 
 
 def keys(settings: Settings) -> Finding:
-    """Whether strangers would be kept out."""
+    """Check that the server would not be open to everyone."""
     path = settings.key_pepper_file or settings.store / "pepper"
     if path.exists():
         try:
             load_pepper(path, create=False)
         except PrefixStoreError as exc:
-            return Finding("keys", "fail", str(exc), f"put {path} back as it was, for its owner")
+            return Finding("keys", "fail", str(exc), f"restore {path}, readable by its owner only")
     try:
         check_not_open(settings, settings.host if settings.host != "localhost" else "127.0.0.1")
     except (StartError, PrefixStoreError) as exc:
         return Finding("keys", "fail", str(exc), "foreword keys create --name admin --scope admin")
     except ValueError:
-        return Finding("keys", "warn", f"{settings.host} is no address", "say --host ADDRESS")
+        return Finding(
+            "keys", "warn", f"{settings.host} is not an IP address", "pass --host ADDRESS"
+        )
     if settings.insecure_no_auth:
-        todo = "make a key, and take --insecure-no-auth out"
-        return Finding("keys", "warn", "whoever reaches the port may do everything", todo)
+        todo = "create a key, and remove --insecure-no-auth"
+        detail = "everyone who can reach the port has full access to everything"
+        return Finding("keys", "warn", detail, todo)
     return Finding("keys", "ok", f"listens on {settings.host}")
 
 
 def port(settings: Settings) -> Finding:
-    """Whether the port can be had."""
+    """Check that the port is free."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -235,28 +247,28 @@ def port(settings: Settings) -> Finding:
 def _no_port(settings: Settings, error: OSError) -> Finding:
     where = f"{settings.host}:{settings.port}"
     if error.errno == errno.EADDRINUSE and _ask(f"http://{where}/livez") is not None:
-        todo = f"nothing, if it is yours; ask it with --url http://{where}"
-        return Finding("port", "fail", f"a server answers at {where} already", todo)
-    return Finding("port", "fail", f"{where}: {error.strerror}", "say --port with another one")
+        todo = f"if it is yours, check it with --url http://{where}; else pass another --port"
+        return Finding("port", "fail", f"a server already answers at {where}", todo)
+    return Finding("port", "fail", f"{where}: {error.strerror}", "pass another --port")
 
 
 def server(url: str) -> Finding:
-    """Whether a running server takes requests."""
+    """Check that a running server accepts requests."""
     url = (url if "://" in url else f"http://{url}").rstrip("/")
     health: Any = _ask(f"{url}/readyz")
     if not isinstance(health, dict) or "status" not in health:
-        todo = "start it: foreword serve; or say where it is"
+        todo = "start it with `foreword serve`, or pass its address with --url"
         return Finding("server", "fail", f"no Foreword server answers at {url}", todo)
     reasons = "; ".join(health.get("reasons", [])) or url
     if health["status"] == "unavailable":
-        return Finding("server", "fail", reasons, "wait while it loads; then look into its log")
+        return Finding("server", "fail", reasons, "wait while it loads; then check its log")
     if health["status"] == "degraded":
         return Finding("server", "warn", reasons, "see docs/operations.md, durability")
     return Finding("server", "ok", f"ready at {url}")
 
 
 def _ask(url: str) -> object:
-    """The JSON that is answered, whatever the status; None if nobody does."""
+    """Return the JSON of a response of any status; None if there is no response."""
     try:
         return httpx.get(url, timeout=_TIMEOUT_S, trust_env=False).json()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError):

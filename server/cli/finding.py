@@ -1,4 +1,4 @@
-"""What a check of `foreword doctor` found."""
+"""The result of a check of `foreword doctor`."""
 
 from __future__ import annotations
 
@@ -16,4 +16,4 @@ class Finding:
     status: Status
     detail: str
     todo: str = ""
-    """What to do; empty where all is well."""
+    """What to do; empty if `status` is ok."""

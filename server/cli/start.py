@@ -65,7 +65,7 @@ def _build(settings: Settings, address: str) -> FastAPI:
 
 
 def check_not_open(settings: Settings, address: str) -> None:
-    """Raises `StartError` where strangers could reach a server that asks nobody for a key."""
+    """Refuse to listen beyond loopback without any key. Raises `StartError`."""
     if settings.insecure_no_auth or ipaddress.ip_address(address).is_loopback:
         return
     registry = open_registry(settings)
@@ -75,15 +75,15 @@ def check_not_open(settings: Settings, address: str) -> None:
     finally:
         registry.close()
     raise StartError(
-        f"there is no key, and {address} is not loopback: make one with `foreword keys create "
-        "--name admin --scope admin`, or, where something else keeps strangers out, start with "
+        f"there is no key, and {address} is not loopback: create one with `foreword keys create "
+        "--name admin --scope admin`, or, if access is restricted otherwise, start with "
         "--insecure-no-auth"
     )
 
 
 @contextlib.contextmanager
 def _listening(settings: Settings) -> Iterator[socket.socket]:
-    """A bound socket, taken before minutes are spent on loading a model."""
+    """Bind the socket, before minutes are spent on loading a model."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -96,7 +96,7 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
 
 
 def _ignore_signals() -> None:
-    """uvicorn raises a signal once more when it has shut down; ours is to clean up and exit 0."""
+    """Ignore the signal that uvicorn raises again after shutdown: we clean up and exit with 0."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
 
@@ -113,4 +113,4 @@ async def _announce(services: Services, listener: socket.socket) -> None:
         console.print(f"Console: {url}/console", markup=False)
     console.print(f"API: {url}/docs", markup=False)
     if not await services.run_in_store(services.keys.exist):
-        console.print("Keys: none, so everybody who can connect may do everything", markup=False)
+        console.print("Keys: none, so everyone who can connect has full access", markup=False)

@@ -1,4 +1,4 @@
-"""`foreword bench`: measures Foreword and its alternatives with one code."""
+"""`foreword bench`: benchmarks of Foreword and its alternatives with the same code."""
 
 from __future__ import annotations
 

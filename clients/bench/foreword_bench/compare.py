@@ -1,5 +1,5 @@
-"""Foreword and what it is compared with, in one run and in turn, so that both meet the same
-machine: ours, theirs, ours, theirs. Each ratio is of two neighbours."""
+"""Comparison of Foreword with its peers in one run, alternating, so that both see the same
+conditions: ours, theirs, ours, theirs. Each ratio is of two adjacent measurements."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from foreword_bench.workload import Workload
 
 Figures = dict[str, Any]
 Side = Callable[[int], Figures]
-"""One measurement of one side, in the round of that number."""
+"""Measures one side once. Takes the number of the round."""
 
 
 def run(peers: Peers, rows: Iterable[Row], *, num_rounds: int) -> Iterator[Figures]:
-    """The result so far after every row, so that an interrupted run has measured something."""
+    """Yield the result so far after every row, so that an interrupted run leaves one."""
     roofline = measured_roofline(peers)
     result: Figures = {
         "kind": "compare",
@@ -45,7 +45,7 @@ def run(peers: Peers, rows: Iterable[Row], *, num_rounds: int) -> Iterator[Figur
     for row in rows:
         if reason := _missing(peers, row):
             result["left_out"].append({"title": row.title, "reason": reason})
-            report.note(f"left out: {row.title}: {reason}")
+            report.note(f"skipped: {row.title}: {reason}")
             continue
         report.note(f"{row.title}: {num_rounds} rounds ...")
         result["rows"].append(_run_row(peers, row, num_rounds, roofline))
@@ -56,16 +56,16 @@ def run(peers: Peers, rows: Iterable[Row], *, num_rounds: int) -> Iterator[Figur
 
 def _missing(peers: Peers, row: Row) -> str | None:
     if row.against == "vllm" and not peers.choice.has_peer:
-        return "there is no vLLM; name its virtual environment with --vllm DIR"
+        return "no vLLM; pass its virtual environment with --vllm DIR"
     if row.against in ("peft", "lora") and importlib.util.find_spec("peft") is None:
         return "peft is not installed"
     if row.resident is not None and peers.choice.foreword_url is not None:
-        return "needs a server of its own, and --foreword-url names one"
+        return "needs a server of its own, but --foreword-url was given"
     return None
 
 
 def measured_roofline(peers: Peers) -> Roofline | None:
-    """Measured in a process of its own, before any server works."""
+    """Measure the machine in a process of its own, before any server is busy."""
     if not peers.choice.roofline:
         return None
     if importlib.util.find_spec("torch") is None:
@@ -75,12 +75,12 @@ def measured_roofline(peers: Peers) -> Roofline | None:
 
 
 def _own_process(*arguments: str) -> Figures:
-    """A command of ours whose memory and threads end with it; what it measured."""
-    command = [sys.executable, "-m", "foreword_bench", *arguments, "--json", "-"]
+    """Run a command of ours in a process, which frees its memory and threads. Return its result."""
+    command = [sys.executable, "-m", "foreword_bench", *arguments, "--json"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1:] or ["nothing"]
-        raise BenchError(f"{arguments[0]} did not run: {last[0]}")
+        raise BenchError(f"{arguments[0]} failed: {last[0]}")
     result: Figures = json.loads(done.stdout)["result"]
     return result
 
@@ -164,7 +164,7 @@ def _peft(peers: Peers, row: Row, round_: int) -> Figures:
 
 @contextmanager
 def _watching_others(peers: Peers, server: Server | None) -> Iterator[Figures]:
-    """Only one should be working: notes what share of a core the others took meanwhile."""
+    """Record the share of a core that other servers use meanwhile: only one should be busy."""
     before_s, started_s = peers.others_cpu_s(server), time.monotonic()
     figures: Figures = {"server": server.name} if server else {}
     with peers.peer_stopped(server):

@@ -1,4 +1,4 @@
-"""What can go wrong before there is anything to measure."""
+"""Errors of the benchmarks."""
 
 
 class BenchError(Exception):

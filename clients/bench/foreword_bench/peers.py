@@ -18,14 +18,14 @@ from foreword_bench.servers import Server
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """Which servers, as the user says it."""
+    """The user's choice of servers."""
 
     model: Path | None = None
-    """None: the server's default model."""
+    """None for the server's default model."""
     folder: Path | None = None
-    """For logs and prefix stores. None: a temporary one."""
+    """Folder for logs and prefix stores. None for a temporary one."""
     foreword_url: str | None = None
-    """One that runs already; None: it is started."""
+    """A running server. None to start one."""
     peer_url: str | None = None
     vllm: Path | None = None
     """vLLM's virtual environment."""
@@ -33,7 +33,7 @@ class Choice:
     vllm_flags: Sequence[str] = ()
     vllm_env: Mapping[str, str] = field(default_factory=dict)
     roofline: bool = True
-    """Whether to measure what the machine allows, first."""
+    """Whether to measure the machine's limits first."""
 
     @property
     def has_peer(self) -> bool:
@@ -42,7 +42,7 @@ class Choice:
 
 @dataclass(slots=True)
 class Peers:
-    """What runs, and ends with `stack`."""
+    """The running servers, which end with `stack`."""
 
     choice: Choice
     model: Path
@@ -56,19 +56,19 @@ class Peers:
         return self._start("foreword", lambda: self._foreword("foreword", ()))
 
     def peer(self) -> Server:
-        """Raises `BenchError` if none was chosen."""
+        """Start or return the peer. Raises `BenchError` if none was chosen."""
         choice = self.choice
         if choice.peer_url is not None:
             return Server("peer", choice.peer_url)
         if choice.vllm is None:
-            raise BenchError("there is no peer: name one with --vllm or --peer-url")
+            raise BenchError("there is no peer: pass one with --vllm or --peer-url")
         log, venv = self.folder / "vllm.log", choice.vllm
         flags, env = choice.vllm_flags, choice.vllm_env
         return self._start("vllm", lambda: servers.vllm(venv, self.model, log, flags, env))
 
     @contextmanager
     def with_budget(self, num_bytes: int) -> Iterator[Server]:
-        """A further Foreword server whose device holds only so much of prefixes."""
+        """Start another Foreword server whose device cache holds `num_bytes` of prefixes."""
         name = "foreword-budget"
         with self._foreword(name, ("--device-prefix-bytes", str(num_bytes))) as server:
             self.running[name] = server
@@ -77,9 +77,10 @@ class Peers:
 
     @contextmanager
     def peer_stopped(self, server: Server | None) -> Iterator[None]:
-        """While another server is measured: vLLM's idle processes take up to a fifth of a core.
+        """Pause vLLM while another server is measured: idle, it uses up to a fifth of a core.
 
-        Foreword's take nothing to speak of, and would take a long stop for a hung engine.
+        Foreword is not paused: idle, it uses almost none, and it would take a long pause for a hung
+        engine.
         """
         peer = self.running.get("vllm")
         if peer is None or peer is server:
@@ -92,7 +93,7 @@ class Peers:
             peer.signal(signal.SIGCONT)
 
     def others_cpu_s(self, server: Server | None) -> float:
-        """Processor time so far of the servers that should be idle."""
+        """Return the CPU time so far of the servers that should be idle, in seconds."""
         return sum(other.cpu_s() for other in self.running.values() if other is not server)
 
     def _foreword(self, name: str, flags: Sequence[str]) -> AbstractContextManager[Server]:
@@ -123,5 +124,5 @@ def _default_model() -> Path:
     command = [sys.executable, "-m", "server.default_model"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
-        raise BenchError("Foreword's server is not installed here; name a model with --model DIR")
+        raise BenchError("Foreword's server is not installed here; pass a model with --model DIR")
     return Path(done.stdout.strip())

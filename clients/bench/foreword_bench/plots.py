@@ -1,4 +1,4 @@
-"""Plots of results: sweeps as lines, comparisons as ratios beside their goals."""
+"""Plots of results: sweeps as lines, comparisons as ratios with their goals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _COLOURS = ("#2458a6", "#c2571a", "#3a7d44", "#7b4b94")
 
 
 def draw(results: Iterable[dict[str, Any]], folder: Path) -> list[Path]:
-    """Every plot that the results have figures for; the files that were written."""
+    """Draw all plots that the results have data for. Return the files written."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for result in results:
@@ -40,14 +40,14 @@ def _plots(result: dict[str, Any]) -> list[tuple[str, Callable[[Figure], None]]]
 
 
 def _caption(result: dict[str, Any]) -> str:
-    """What was measured, and on what."""
+    """Describe what was measured, and on which machine."""
     machine = result["machine"]
     where = f"{result['model']}, {machine['processor']}, {machine['cores']} cores"
     if result["kind"] == "compare":
         return f"{where}, {result['num_rounds']} rounds in turn"
     load = result["workload"]
     tasks = f"{load['num_tasks']} tasks" if result["over"] == "concurrency" else ""
-    at_a_time = f"{load['concurrency']} at a time" if result["over"] == "tasks" else ""
+    at_a_time = f"{load['concurrency']} concurrent requests" if result["over"] == "tasks" else ""
     lengths = "/".join(map(str, load["prompt_lengths"]))
     return (
         f"{where}\n{tasks or at_a_time}, prefixes of {load['num_prefix_tokens']} tokens, "
@@ -69,12 +69,12 @@ def _throughput(figure: Figure, points: Sequence[Point], over: str) -> None:
     axes = figure.add_subplot()
     _lines(axes, points, over, lambda point: point["result"]["out_tok_s"])
     _limit(axes, points, over, "roofline_tok_s")
-    label = "requests at a time" if over == "concurrency" else "tasks, each with its prefix"
+    label = "concurrent requests" if over == "concurrency" else "tasks, each with its prefix"
     _finish(axes, points, over, label, "output tokens per second")
 
 
 def _latency(figure: Figure, points: Sequence[Point]) -> None:
-    """Two panels; the median as a line, up to p99 as a shade with p90 dotted in it."""
+    """Draw two panels: p50 as a line, p90 dotted, and the range from p50 to p99 shaded."""
     for i, (key, title) in enumerate(
         (("ttft_ms", "time to first token, ms"), ("tpot_ms", "time per output token, ms"))
     ):
@@ -87,7 +87,7 @@ def _latency(figure: Figure, points: Sequence[Point]) -> None:
             axes.plot(x, p50, "o-", color=colour, label=f"{name}, p50")
             axes.plot(x, p90, ":", color=colour, label="p90")
             axes.fill_between(x, p50, p99, color=colour, alpha=0.15, label="to p99", linewidth=0)
-        _finish(axes, points, "concurrency", "requests at a time", title)
+        _finish(axes, points, "concurrency", "concurrent requests", title)
 
 
 def _step_time(figure: Figure, points: Sequence[Point]) -> None:
@@ -98,13 +98,13 @@ def _step_time(figure: Figure, points: Sequence[Point]) -> None:
         axes,
         points,
         "concurrency",
-        "requests at a time",
+        "concurrent requests",
         "decode step (time per output token, p50), ms",
     )
 
 
 def _compare(figure: Figure, rows: Sequence[dict[str, Any]]) -> None:
-    """Each ratio as a dot with its spread, and its goal as a stroke."""
+    """Draw each ratio as a dot with its spread, and its goal as a black mark."""
     axes = figure.add_subplot()
     figure.set_figheight(1.7 + 0.35 * len(rows))
     for i, row in enumerate(rows):
@@ -152,7 +152,7 @@ def _finish(axes: Axes, points: Sequence[Point], over: str, x: str, y: str) -> N
 
 
 def _by_server(points: Sequence[Point]) -> dict[str, list[Point]]:
-    """In order of their first points."""
+    """Group points by server, in order of their first points."""
     found: dict[str, list[Point]] = {}
     for point in points:
         found.setdefault(point["server"], []).append(point)

@@ -1,4 +1,4 @@
-"""Results: what they are of, and where they go."""
+"""Results with their context, and their output."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 from rich.console import Console
 
 _WIDE = 200
-"""Of a pipe: no table is folded."""
+"""Columns of output to a pipe: no table is folded."""
 
 
 def result(kind: str, figures: dict[str, Any], **context: Any) -> dict[str, Any]:
-    """Figures, and what they are of."""
+    """Combine figures with what they were measured on."""
     return {"kind": kind, "machine": machine()} | context | {"result": figures}
 
 
@@ -49,7 +49,7 @@ def _json(result: dict[str, Any]) -> str:
 
 
 def note(text: str) -> None:
-    """An aside, on standard error."""
+    """Print a remark on standard error."""
     Console(stderr=True, highlight=False).print(text, style="dim", soft_wrap=True, markup=False)
 
 
@@ -58,7 +58,7 @@ def console() -> Console:
 
 
 def machine() -> dict[str, Any]:
-    """Where and when something was measured."""
+    """Describe this machine, and the time."""
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "processor": _processor(),

@@ -1,18 +1,18 @@
-"""What the machine allows: how fast a step could be if only memory or only arithmetic limited it.
+"""Roofline model: how fast a step could be if only memory or only arithmetic limited it.
 
-The model of a decode step of B requests behind T different prefixes of P tokens, each request with
-c tokens of its own so far:
+The model of a decode step of B requests with T different prefixes of P tokens, each request with c
+tokens of its own so far:
 
     bytes = weights once + B * c * kv + T * P * kv            kv: keys and values of one token
     flops = B * (2 * weights + 4 * layers * heads * head_dim * (P + c))
     step  = max(bytes / read rate, flops / GEMM rate)
 
-A prefix is read once a step however many requests share it; weights are those that are multiplied
-with (the output head once, the embedding's lookup not). A wave of B requests is one pass over all
-their prompts, max(weights' bytes / read rate, prompts' flops / GEMM rate), which also gives the
-first token, then a step for each further token, c growing. The roofline of a row is B * new tokens
-/ wave. Not counted: activations, sampling, the server around the model, the client. Rates are
-measured on all cores, at their best.
+A prefix is read once per step however many requests share it. Weights are those used in products
+(the output head, not the embedding lookup). A wave of B requests is one pass over all their
+prompts, max(weights' bytes / read rate, prompts' flops / GEMM rate), which also yields the first
+token, then one step per further token, with growing c. The roofline of a row is B * new tokens /
+wave. Not included: activations, sampling, the server around the model, the client. Rates are the
+best of several measurements on all cores.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from foreword_bench.errors import BenchError
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What was measured, in bytes and operations a second."""
+    """Measured rates, in bytes and operations per second."""
 
     copy: float
     """Bytes read plus bytes written."""
@@ -42,7 +42,7 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What of a model the roofline depends on."""
+    """The parameters of a model that its roofline depends on."""
 
     num_layer_weights: int
     num_head_weights: int
@@ -58,24 +58,25 @@ class Model:
 
     @property
     def kv_bytes(self) -> int:
-        """Keys and values of one token."""
+        """Size of the keys and values of one token, in bytes."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.bytes_per_value
 
     def attention_flops(self, num_seen: float) -> float:
-        """Of one token that attends to `num_seen` tokens."""
+        """Return the operations of one token that attends to `num_seen` tokens."""
         return 4 * self.num_layers * self.num_heads * self.head_dim * num_seen
 
     @classmethod
     def load(cls, folder: Path) -> Model:
-        """From a model folder: its config, and the shapes in its safetensors files."""
+        """Read a model folder: its config, and the shapes in its safetensors files. Raises
+        `BenchError`."""
         try:
             config = json.loads((folder / "config.json").read_text("utf-8"))
         except OSError:
-            raise BenchError(f"{folder} is no model folder: it has no config.json") from None
+            raise BenchError(f"{folder} is not a model folder: it has no config.json") from None
         layers = embedding = head = 0
         for path in sorted(folder.glob("*.safetensors")):
             with safe_open(path, "np") as file:
-                for name in file.keys():  # noqa: SIM118, it is no dict
+                for name in file.keys():  # noqa: SIM118, it is not a dict
                     shape = file.get_slice(name).get_shape()
                     if len(shape) != 2:
                         continue
@@ -99,11 +100,11 @@ class Model:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """A load of waves: so many requests at a time, all alike."""
+    """A load in waves of `num_requests` equal requests."""
 
     num_requests: int
     num_tasks: int
-    """0: the base model without a prefix."""
+    """0 for the base model without a prefix."""
     num_prefix_tokens: int
     num_prompt_tokens: float
     num_new_tokens: int
@@ -127,7 +128,7 @@ class Roofline:
     rates: Rates
 
     def step_s(self, shape: Shape, num_own_tokens: float) -> float:
-        """The shortest decode step when each request has so many tokens of its own."""
+        """Return the shortest decode step if each request has `num_own_tokens` of its own."""
         model = self.model
         num_read = shape.num_requests * num_own_tokens + shape.num_prefix_read
         num_bytes = model.weight_bytes + num_read * model.kv_bytes
@@ -137,14 +138,14 @@ class Roofline:
         return max(num_bytes / self.rates.read, num_flops / self.rates.gemm)
 
     def mean_step_s(self, shape: Shape) -> float:
-        """Of a wave's decode steps, in which the requests' own tokens grow."""
+        """Return the mean over a wave's decode steps, in which the requests' own tokens grow."""
         steps_s = [
             self.step_s(shape, shape.num_prompt_tokens + i) for i in range(1, shape.num_new_tokens)
         ]
         return sum(steps_s) / max(1, len(steps_s))
 
     def prefill_s(self, shape: Shape) -> float:
-        """The shortest pass over a wave's prompts. It gives each request its first token."""
+        """Return the shortest pass over a wave's prompts, which yields each first token."""
         model = self.model
         num_seen = shape.num_prefix_seen + shape.num_prompt_tokens / 2
         a_token = 2 * model.num_layer_weights + model.attention_flops(num_seen)
@@ -153,7 +154,7 @@ class Roofline:
         return max(model.weight_bytes / self.rates.read, num_flops / self.rates.gemm)
 
     def tok_s(self, shape: Shape) -> float:
-        """The most tokens a second."""
+        """Return the max throughput in tokens/s."""
         decode_s = (shape.num_new_tokens - 1) * self.mean_step_s(shape)
         return shape.num_requests * shape.num_new_tokens / (self.prefill_s(shape) + decode_s)
 
@@ -161,8 +162,8 @@ class Roofline:
 def measure(
     num_threads: int, *, num_bytes: int = 1 << 30, num_times: int = 25, gemm_size: int = 2048
 ) -> Rates:
-    """The best of several tries of each, in huge pages, as a good server would. Needs torch."""
-    os.environ["THP_MEM_ALLOC_ENABLE"] = "1"  # torch reads it when it first allocates
+    """Measure the best of several tries of each rate, in huge pages. Needs torch."""
+    os.environ["THP_MEM_ALLOC_ENABLE"] = "1"  # torch reads it at its first allocation
     import torch
 
     torch.set_num_threads(num_threads)

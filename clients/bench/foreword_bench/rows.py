@@ -1,4 +1,4 @@
-"""The tables of docs/benchmarks.md for a CPU: what is measured, and what it should come to."""
+"""The CPU tables of docs/benchmarks.md: the measured loads and their goals."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ Against = Literal["vllm", "one task", "peft", "lora"]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """So many requests at a time over so many tasks, against something else."""
+    """One comparison: a load of `concurrency` requests over `tasks` tasks against a peer."""
 
     concurrency: int
     tasks: int
     prefix_tokens: int
     requests: int
     goal: float
-    """At least so many times the throughput of what it is compared with."""
+    """Minimum ratio of our throughput to the peer's."""
     against: Against = "vllm"
     resident: float | None = None
-    """The share of the prefixes that the device's budget holds. None: all of them."""
+    """Share of the prefixes that the device's budget holds. None for all of them."""
     prompt_tokens: int = 32
     new_tokens: int = 64
 
@@ -31,7 +31,7 @@ class Row:
 
     @property
     def title(self) -> str:
-        """Unlike any other row's."""
+        """Unique name of the row."""
         tasks = f"{self.tasks}x{self.prefix_tokens}" if self.tasks else "none"
         part = f", {self.resident:.0%} resident" if self.resident else ""
         return f"{self.concurrency}, {tasks}{part} / {self.against}"

@@ -1,4 +1,4 @@
-"""Servers of a comparison: started on ports of their own, ready, and gone at the end."""
+"""Start, readiness and stop of the servers of a comparison, each on a free port."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _STOP_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """One that answers. Without a process group it is somebody else's."""
+    """A running server. Without a process group it was not started here."""
 
     name: str
     url: str
     group: int | None = None
 
     def signal(self, number: int) -> None:
-        """To all its processes, if it was started here."""
+        """Send a signal to all its processes, if it was started here."""
         if self.group is not None:
             os.killpg(self.group, number)
 
     def cpu_s(self) -> float:
-        """Processor time so far of all its processes."""
+        """Return the CPU time of all its processes so far, in seconds."""
         if self.group is None:
             return 0.0
         ticks = 0
@@ -51,7 +51,7 @@ class Server:
 def foreword(
     model: Path, store: Path, log: Path, flags: Sequence[str] = (), *, name: str = "foreword"
 ) -> Iterator[Server]:
-    """`foreword serve` of this environment."""
+    """Run `foreword serve` of this environment."""
     command = [sys.executable, "-m", "server", "--model", str(model), "--store", str(store)]
     command += ["--log-level", "warning", *flags]
     with _started(name, command, {}, log) as server:
@@ -66,11 +66,11 @@ def vllm(
     flags: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
-    """`vllm serve` of another environment, as its CPU build is to be run. Its prefix cache is on by
-    default, and 4 GiB hold every prefix of the table several times."""
+    """Run `vllm serve` of another environment, with the settings recommended for its CPU build. Its
+    prefix cache is on by default; 4 GiB hold every prefix of the table several times."""
     program = venv / "bin" / "vllm"
     if not program.exists():
-        raise BenchError(f"{program} is not there: --vllm wants vLLM's virtual environment")
+        raise BenchError(f"{program} does not exist: --vllm takes vLLM's virtual environment")
     command = [str(program), "serve", str(model)]
     command += ["--max-model-len", "4096", "--dtype", "bfloat16", *flags]
     environment = {
@@ -88,7 +88,7 @@ def _started(
     name: str, command: list[str], environment: Mapping[str, str], log: Path
 ) -> Iterator[Server]:
     port = _free_port()
-    # How many threads a server runs is its own affair, not that of whoever started us.
+    # A server chooses its own number of threads, not our environment.
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("OMP_")}
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
@@ -112,7 +112,7 @@ def _wait_ready(server: Server, process: subprocess.Popen[bytes], log: Path) -> 
     while time.monotonic() < deadline_s:
         if process.poll() is not None:
             last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["nothing"]
-            raise BenchError(f"{server.name} ended before it was ready; {log} says: {last[0]}")
+            raise BenchError(f"{server.name} exited before it was ready; {log}: {last[0]}")
         with contextlib.suppress(httpx.TransportError):
             if httpx.get(f"{server.url}/health", timeout=5).status_code == 200:
                 return
@@ -121,7 +121,7 @@ def _wait_ready(server: Server, process: subprocess.Popen[bytes], log: Path) -> 
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask, wait, and then end what is left of its process group."""
+    """Send SIGTERM, wait, and then kill what is left of its process group."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):

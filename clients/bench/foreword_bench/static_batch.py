@@ -1,8 +1,8 @@
-"""PEFT without a server, as its users run it, with all requests there from the start.
+"""PEFT without a server, as its users run it, with all requests known from the start.
 
-Prefixes: PEFT puts the active adapter's before every row of a batch, so requests of several tasks
-need a batch for each, one after the other. LoRA: `adapter_names` gives every row of one batch its
-own adapter (mixed-adapter batches).
+Prefixes: PEFT puts the active adapter's prefix before every row of a batch, so each task needs a
+batch of its own, one after another. LoRA: `adapter_names` gives every row of one batch its own
+adapter (mixed-adapter batches).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def run(
     num_prefix_tokens: int,
     num_threads: int,
 ) -> dict[str, Any]:
-    """All requests of the workload, in as few batches as can be, after one to warm up."""
+    """Run all requests of the workload in as few batches as possible, after a warm-up batch."""
     torch.set_num_threads(num_threads)
     torch.manual_seed(workload.seed)
     model = _model_of(folder, _config(method, num_prefix_tokens), num_tasks)

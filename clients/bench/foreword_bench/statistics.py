@@ -16,7 +16,7 @@ PERCENTILES = (50, 90, 99)
 
 
 def percentiles_ms(seconds: Iterable[float]) -> dict[str, float | None]:
-    """p50, p90 and p99 in milliseconds, between neighbours where none is exact."""
+    """Return p50, p90 and p99 in milliseconds, interpolated linearly."""
     values = np.fromiter(seconds, float)
     if not values.size:
         return {f"p{p}": None for p in PERCENTILES}
@@ -25,14 +25,14 @@ def percentiles_ms(seconds: Iterable[float]) -> dict[str, float | None]:
 
 
 def gaps_s(answers: Iterable[Answer]) -> list[float]:
-    """Times between one event with tokens and the next of the same stream."""
+    """Return the times between successive events with tokens of the same stream."""
     return [b - a for answer in answers for a, b in pairwise(answer.token_s)]
 
 
 def summary(run: Run) -> dict[str, Any]:
-    """Throughput from the first request sent to the last token received, and latencies.
+    """Compute throughput, from the first request sent to the last token received, and latencies.
 
-    Only whole answers count. What failed is told by reason.
+    Only complete answers count. Failures are counted by reason.
     """
     good = run.good
     num_tokens = sum(answer.num_tokens for answer in good)
@@ -55,7 +55,7 @@ def summary(run: Run) -> dict[str, Any]:
 
 
 def _span_s(answers: Sequence[Answer]) -> float:
-    """An open loop's first request counts from when it was due."""
+    """Return the duration of the run. It begins when the first request was due."""
     if not answers:
         return 0.0
     first_s = min(answer.due_s for answer in answers)

@@ -1,4 +1,4 @@
-"""A streamed completion: what its events say, and when they came."""
+"""Streamed completions: the content and arrival times of their events."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from foreword_bench.wire import Exchange
 
 
 class EventSplitter:
-    """Bytes of an event stream in, whole events out: (name, data), wherever reads may cut them."""
+    """Incremental parser of an event stream: bytes in, complete events (name, data) out."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -34,21 +34,21 @@ class EventSplitter:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One request as its sender saw it. Times are of `time.perf_counter`."""
+    """One request as seen by its sender. Times are of `time.perf_counter`."""
 
     model: str
     due_s: float
-    """When it was to be sent. What waits in the client has waited."""
+    """When it should have been sent. Waiting in the client counts."""
     sent_s: float
     head_s: float = 0.0
     version: int | None = None
-    """The version of the task that answered, if the server says."""
+    """The version of the task that answered, if the server names it."""
     token_s: tuple[float, ...] = ()
-    """When events with tokens came: often one a token, but that is up to the server."""
+    """Arrival times of events with tokens. The server decides how many tokens an event has."""
     num_tokens: int = 0
     num_prompt_tokens: int | None = None
     error: str | None = None
-    """Why this is no measurement."""
+    """Why the request failed; None if it succeeded."""
 
     @property
     def ttft_s(self) -> float:
@@ -65,16 +65,16 @@ class Answer:
 
 
 def read(exchange: Exchange, *, model: str, due_s: float, num_new_tokens: int) -> Answer:
-    """What an exchange was: an answer of as many tokens as were asked for, or an error."""
-    told = _Told()
+    """Parse an exchange. An answer with another number of tokens than requested is an error."""
+    events = _Events()
     if exchange.status != 200:
-        told.error = _refusal(exchange)
+        events.error = _refusal(exchange)
     else:
         splitter = EventSplitter()
         for at_s, data in exchange.parts():
             for name, event in splitter.feed(data):
-                told.take(at_s, name, event)
-        told.check(num_new_tokens)
+                events.add(at_s, name, event)
+        events.check(num_new_tokens)
     version = exchange.headers.get("x-task-version")
     return Answer(
         model,
@@ -82,15 +82,15 @@ def read(exchange: Exchange, *, model: str, due_s: float, num_new_tokens: int) -
         exchange.sent_s,
         head_s=exchange.head_s,
         version=int(version) if version else None,
-        token_s=tuple(told.token_s),
-        num_tokens=told.usage.get("completion_tokens", len(told.token_s)),
-        num_prompt_tokens=told.usage.get("prompt_tokens"),
-        error=told.error,
+        token_s=tuple(events.token_s),
+        num_tokens=events.usage.get("completion_tokens", len(events.token_s)),
+        num_prompt_tokens=events.usage.get("prompt_tokens"),
+        error=events.error,
     )
 
 
-class _Told:
-    """What the events of a stream have told so far, in OpenAI's words or in Foreword's."""
+class _Events:
+    """The events of a stream so far, in OpenAI's format or Foreword's."""
 
     def __init__(self) -> None:
         self.token_s: list[float] = []
@@ -98,7 +98,7 @@ class _Told:
         self.error: str | None = None
         self._is_done = False
 
-    def take(self, at_s: float, name: str, data: bytes) -> None:
+    def add(self, at_s: float, name: str, data: bytes) -> None:
         if data == b"[DONE]":
             self._is_done = True
             return
@@ -118,17 +118,17 @@ class _Told:
     def check(self, num_new_tokens: int) -> None:
         num_tokens = self.usage.get("completion_tokens", len(self.token_s))
         if self.error is None and not self._is_done:
-            self.error = "the stream has no end"
+            self.error = "the stream ended early"
         if self.error is None and (num_tokens != num_new_tokens or not self.token_s):
             self.error = f"{num_tokens} tokens instead of {num_new_tokens}"
 
 
 def _refusal(exchange: Exchange) -> str:
-    """The status, and the server's code or its first words."""
+    """Format the status and the server's error code or message."""
     text = exchange.body().decode(errors="replace")
     try:
-        told = json.loads(text)
-        about = told["error"] if isinstance(told.get("error"), dict) else told
+        body = json.loads(text)
+        about = body["error"] if isinstance(body.get("error"), dict) else body
         said = about.get("code") or about.get("message") or ""
         if isinstance(said, int):  # vLLM repeats the status
             said = about.get("message", "")

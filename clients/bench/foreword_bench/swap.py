@@ -1,14 +1,14 @@
-"""Hot swaps under load: how soon a new version answers, and whether running streams notice.
+"""Hot swaps under load: how soon a new version is live, and whether running streams stall.
 
-Every so often a task under load gets another version: one uploaded and made active in one call, or
-one of two that are there already. When its 200 is there, requests for the task are sent one after
-the other until one names that version; "visible" is when that answer's head arrives. Besides, no
-request of the load that was sent after the 200 may name another one.
+At an interval a task under load gets another version: one uploaded and activated in one call, or
+one of two existing ones. After the 200, requests for the task are sent one after another until one
+names that version; it is "visible" when the head of that response arrives. In addition, no request
+of the load that was sent after the 200 may name another version.
 
-A stream notices a swap if its tokens come further apart while the call is under way or within
-`_AFTER_S` of its end than they do at other times. Other requests' prompts make longest gaps too, so
-the same is measured in windows just as long, halfway between swaps; the stall is the difference of
-the two medians, in usual gaps: the median over streams of the time per output token.
+A stream stalls at a swap if the gaps between its tokens are longer during the call, or within
+`_AFTER_S` of its end, than at other times. Prompts of other requests cause long gaps too, so the
+longest gap is also measured in windows of the same length halfway between swaps. The stall is the
+difference of the two medians, divided by the usual gap: the median time per output token.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from foreword_bench.workload import Workload
 VISIBLE_GOAL_MS = 50.0
 _AFTER_S = 0.1
 _NUM_PROBES = 500
-"""Sent at most until a version must be visible."""
+"""Max requests until a version must be visible."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +46,10 @@ class Swap:
     version: int
     sent_s: float
     done_s: float
-    """When the 200 was there."""
+    """When the 200 arrived."""
     visible_s: float
     first_token_s: float
-    """Of the first answer by the new version."""
+    """When the first token from the new version arrived."""
     num_stale: int
     """Answers by another version to requests sent after the 200."""
 
@@ -58,8 +58,8 @@ By = Literal["upload", "activate"]
 
 
 class Swapper:
-    """Swaps the first of a target's tasks again and again, while a load runs: by uploading a
-    version each time, or by activating one of two in turn."""
+    """Background task that swaps the version of a target's first task at an interval: it uploads a
+    version each time, or activates one of two in turn."""
 
     def __init__(
         self, target: Target, every_s: float, *, by: By = "upload", api_key: str | None = None
@@ -98,7 +98,7 @@ class Swapper:
         said = json.loads(swapped.body())
         version: int = said["version" if self._by == "upload" else "active_version"]
         done_s = swapped.reads[-1][0]
-        # Another workload than the load's, so that no probe's prompt is one of its prompts.
+        # A seed of its own, so that no probe has a prompt of the load.
         probe = Workload(num_requests=1, num_new_tokens=1, seed=-1_000_000 - len(self.swaps))
         for num_stale in range(_NUM_PROBES):
             answer = await http.exchange(self._target.request(http, probe, 0))
@@ -124,20 +124,20 @@ class Swapper:
         return http.request("POST", f"/tasks/{model}/activate", body, "application/json")
 
     def _new_prefix(self) -> bytes:
-        """Other values at the end make another digest, which no cache knows."""
+        """Change the last values, so that the digest is new and in no cache."""
         self._prefix[-64:] = self._rng.standard_normal(16, np.float32).tobytes()
         return bytes(self._prefix)
 
 
 def summary(swaps: Sequence[Swap], answers: Sequence[Answer]) -> dict[str, Any]:
-    """What the swaps took, and what the streams beside them noticed. Raises `BenchError`."""
+    """Compute how long swaps took, and how much streams stalled. Raises `BenchError`."""
     if not swaps:
-        raise BenchError("no swap was done in time: ask for more requests")
+        raise BenchError("no swap finished in time: send more requests")
     good = [answer for answer in answers if answer.error is None]
     near_s = longest_gaps_s([(swap.sent_s, swap.done_s + _AFTER_S) for swap in swaps], good)
-    away_s = longest_gaps_s(list(_windows_between(swaps)), good)
-    if not away_s:
-        raise BenchError("the swaps leave no time between them to compare with: ask for fewer")
+    between_s = longest_gaps_s(list(_windows_between(swaps)), good)
+    if not between_s:
+        raise BenchError("the swaps leave no time between them to compare with: make them rarer")
     usual_s = float(np.median([answer.tpot_s for answer in good]))
     return {
         "swaps": len(swaps),
@@ -148,8 +148,8 @@ def summary(swaps: Sequence[Swap], answers: Sequence[Answer]) -> dict[str, Any]:
         "stale_answers": sum(swap.num_stale for swap in swaps) + num_stale(swaps, good),
         "usual_gap_ms": round(usual_s * 1e3, 3),
         "longest_gap_near_a_swap_ms": _with_max(near_s),
-        "longest_gap_between_swaps_ms": _with_max(away_s),
-        "stall": round(float(np.median(near_s) - np.median(away_s)) / max(usual_s, 1e-6), 2),
+        "longest_gap_between_swaps_ms": _with_max(between_s),
+        "stall": round(float(np.median(near_s) - np.median(between_s)) / max(usual_s, 1e-6), 2),
     }
 
 
@@ -158,12 +158,12 @@ def _with_max(seconds: Sequence[float]) -> dict[str, float | None]:
 
 
 def num_stale(swaps: Sequence[Swap], answers: Iterable[Answer]) -> int:
-    """Answers of the load by another version than one that was active while they were asked for."""
+    """Count answers of the load by a version that was not active during their request."""
     return sum(_is_stale(answer, swaps) for answer in answers)
 
 
 def _is_stale(answer: Answer, swaps: Sequence[Swap]) -> bool:
-    """Before the first 200 any version may answer: nobody has asked which one was active."""
+    """Whether an answer is by an outdated version. Before the first 200 any version may answer."""
     of_task = [swap for swap in swaps if swap.model == answer.model]
     done = [swap for swap in of_task if swap.done_s < answer.sent_s]
     if not done:
@@ -175,8 +175,8 @@ def _is_stale(answer: Answer, swaps: Sequence[Swap]) -> bool:
 def longest_gaps_s(
     windows: Sequence[tuple[float, float]], answers: Iterable[Answer]
 ) -> list[float]:
-    """The longest gap between two tokens of any stream that overlaps with each window (begin, end);
-    0 where no stream ran."""
+    """Return for each window (begin, end) the longest gap between two tokens of any stream that
+    overlaps with it; 0 if there is none."""
     longest_s = [0.0] * len(windows)
     for answer in answers:
         for a, b in pairwise(answer.token_s):
@@ -187,7 +187,7 @@ def longest_gaps_s(
 
 
 def _windows_between(swaps: Sequence[Swap]) -> Iterator[tuple[float, float]]:
-    """Halfway to the next swap, as long as what is near this one; none where it does not fit."""
+    """Yield windows halfway between swaps, as long as the previous swap's window, if they fit."""
     for swap, following in pairwise(swaps):
         begin_s, length_s = swap.done_s + _AFTER_S, swap.done_s + _AFTER_S - swap.sent_s
         spare_s = following.sent_s - begin_s - length_s

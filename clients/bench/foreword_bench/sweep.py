@@ -1,4 +1,4 @@
-"""The same load at several concurrencies, or over several numbers of tasks; servers in turn."""
+"""Sweeps of a load over concurrency or over the number of tasks, alternating between servers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEFAULT: dict[Over, tuple[int, ...]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Points:
-    """What is measured: `values` in place of the concurrency, or of the number of tasks."""
+    """The points of a sweep: `values` replace the concurrency or the number of tasks."""
 
     over: Over
     values: tuple[int, ...]
@@ -44,7 +44,7 @@ class Points:
         )
 
     def workload(self, value: int) -> Workload:
-        """Whole waves, and every task at least once."""
+        """Make a workload of whole waves in which every task occurs at least once."""
         shape = self.shape(value)
         num_waves = max(self.num_waves, -(-shape.num_tasks // shape.num_requests))
         return Workload(
@@ -57,7 +57,7 @@ class Points:
 
 
 def run(peers: Peers, points: Points) -> Iterator[dict[str, Any]]:
-    """The result so far after every point."""
+    """Yield the result so far after every point."""
     roofline = measured_roofline(peers)
     result: dict[str, Any] = {
         "kind": "sweep",

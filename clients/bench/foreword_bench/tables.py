@@ -1,4 +1,4 @@
-"""Results as tables, and what makes a figure doubtful in red beneath them."""
+"""Results as tables, with warnings about doubtful figures in red below."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from rich.table import Table
 from foreword_bench import report
 
 _IDLE_SHARE = 0.05
-"""Of a core: what an idle server may take while another is measured."""
+"""Max share of a core that an idle server may use while another is measured."""
 
 
 def show_load(result: dict[str, Any]) -> None:
-    """One run: throughput, then latencies by percentile."""
+    """Print a run: latencies by percentile, then throughput."""
     figures, workload, where = result["result"], result["workload"], result["target"]
     rate, num_tasks = workload["rate"], where["num_tasks"]
-    how = f"{rate:g} requests/s" if rate else f"{workload['concurrency']} at a time"
+    how = f"{rate:g} requests/s" if rate else f"concurrency {workload['concurrency']}"
     prefix = f"{num_tasks} tasks" if num_tasks else "no task"
     lengths = "/".join(map(str, workload["prompt_lengths"]))
     lengths += f" + {workload['num_new_tokens']} tokens"
@@ -36,8 +36,8 @@ def show_load(result: dict[str, Any]) -> None:
     out = report.console()
     out.print(
         f"[bold]{figures['out_tok_s']:,.1f} tokens/s[/bold], {figures['req_s']:.2f} requests/s "
-        f"over {figures['duration_s']:.1f} s; the client took "
-        f"{figures['client_cpu_us_per_token']:.0f} µs of processor time a token"
+        f"over {figures['duration_s']:.1f} s; the client used "
+        f"{figures['client_cpu_us_per_token']:.0f} µs of CPU time per token"
     )
     for reason, count in figures["errors"].items():
         _doubt(f"{count} of {figures['requests']} requests failed: {reason}")
@@ -54,27 +54,27 @@ def _show_swaps(swaps: dict[str, Any]) -> None:
             for name, key in (
                 ("call to its 200, ms", "call_ms"),
                 ("visible after the 200, ms", "visible_after_ms"),
-                ("first token by the other version after the 200, ms", "first_token_after_ms"),
+                ("first token from the new version after the 200, ms", "first_token_after_ms"),
                 ("longest gap in a stream near a swap, ms", "longest_gap_near_a_swap_ms"),
                 ("longest gap between swaps, ms", "longest_gap_between_swaps_ms"),
             )
         ],
     )
     report.console().print(
-        f"{swaps['stale_answers']} answers by the wrong version after a 200; streams' usual gap "
-        f"{_ms(swaps['usual_gap_ms'])} ms, a swap costs them {swaps['stall']:g} of it"
+        f"{swaps['stale_answers']} answers by the wrong version after a 200; usual gap between "
+        f"tokens {_ms(swaps['usual_gap_ms'])} ms, stall at a swap {swaps['stall']:g} of it"
     )
     if swaps["stale_answers"]:
         _doubt("the wrong version answered after a swap")
     if swaps["visible_after_ms"]["max"] > swaps["visible_goal_ms"]:
-        _doubt(f"a swap took longer than {swaps['visible_goal_ms']:g} ms to show")
+        _doubt(f"a swap took longer than {swaps['visible_goal_ms']:g} ms to become visible")
 
 
 def show_rates(result: dict[str, Any]) -> None:
-    """What the machine allows."""
+    """Print the machine's limits."""
     copy, read, gemm = (result["result"][key] / 1e9 for key in ("copy", "read", "gemm"))
     _show(
-        "What this machine allows",
+        "Limits of this machine",
         ("", "GB/s or GFLOP/s"),
         [
             ("memory, copied (read + written)", f"{copy:.1f}"),
@@ -85,17 +85,17 @@ def show_rates(result: dict[str, Any]) -> None:
 
 
 def show_static_batch(result: dict[str, Any]) -> None:
-    """One line."""
+    """Print the throughput in one line."""
     figures = result["result"]
     report.console().print(f"{figures['requests']} requests: {figures['out_tok_s']:,.1f} tokens/s")
 
 
 def show_compare(result: dict[str, Any]) -> None:
-    """Medians, ratios and goals of all rows; then what makes a figure doubtful."""
+    """Print medians, ratios and goals of all rows, then warnings about doubtful figures."""
     machine = result["machine"]
     _show(
         f"{result['model']} on {machine['processor']}, {machine['cores']} cores, "
-        f"{result['num_rounds']} rounds in turn, {machine['at']}",
+        f"{result['num_rounds']} alternating rounds, {machine['at']}",
         (
             "concurrency, tasks / against",
             "ours tok/s", "theirs tok/s", "ratio", "spread", "goal", "",
@@ -109,9 +109,9 @@ def show_compare(result: dict[str, Any]) -> None:
                 _doubt(f"{row['title']}: {side['errors']} requests of {side['server']} failed")
             if side["others_cpu_share"] > _IDLE_SHARE:
                 share = f"{side['others_cpu_share']:.0%} of a core"
-                _doubt(f"{row['title']}: beside {side['server']}, idle servers took {share}")
+                _doubt(f"{row['title']}: while {side['server']} ran, idle servers used {share}")
     for left in result["left_out"]:
-        _doubt(f"left out: {left['title']}: {left['reason']}")
+        _doubt(f"skipped: {left['title']}: {left['reason']}")
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -132,7 +132,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def row_line(row: dict[str, Any]) -> str:
-    """A row that is done, in short."""
+    """Format a finished row in one line."""
     sides = row["median"]
     ratios = ", ".join(f"{ratio:.2f}" for ratio in row["ratios"])
     return (
@@ -142,7 +142,7 @@ def row_line(row: dict[str, Any]) -> str:
 
 
 def show_sweep(result: dict[str, Any]) -> None:
-    """All points, in the order they were measured."""
+    """Print all points, in the order they were measured."""
     over = result["over"]
     _show(
         f"{result['model']} over {over}, {result['machine']['at']}",
@@ -176,7 +176,7 @@ def _of_roofline(point: dict[str, Any]) -> float | None:
 
 
 def _show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """One table; figures stand to the right."""
+    """Print a table. All columns but the first are right-aligned."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
@@ -188,7 +188,7 @@ def _show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 
 def _ms(value: float | None) -> str:
-    """Milliseconds for a table."""
+    """Format milliseconds for a table."""
     if value is None:
         return "-"
     return f"{value:.1f}" if value < 100 else f"{value:,.0f}"

@@ -1,4 +1,4 @@
-"""Where requests go, and what one looks like there."""
+"""The server under load, and the format of its requests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Api = Literal["openai", "native"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """Requests go in turn over `models`, and over text prefixes where there are any."""
+    """A server. Requests rotate over `models`, and over text prefixes if there are any."""
 
     url: str
     base: str
@@ -30,13 +30,13 @@ class Target:
     num_prefix_tokens: int = 0
     api: Api = "openai"
     as_text: bool = False
-    """Prompts as text, for servers that take no token ids: lengths are no longer exact."""
+    """Whether prompts are text, for servers that accept no token ids. Lengths are then inexact."""
 
     def model(self, request: int) -> str:
         return self.models[request % len(self.models)]
 
     def prefix(self, request: int) -> list[int]:
-        """The text prefix of a request's turn, as tokens."""
+        """Return the text prefix of a request, as token ids; [] if there are none."""
         if not self.num_text_prefixes:
             return []
         turn = request % self.num_text_prefixes
@@ -44,12 +44,12 @@ class Target:
 
     @property
     def num_tasks(self) -> int:
-        """Requests after which every task was asked once. 0: the base model alone."""
+        """Number of tasks that requests rotate over. 0 for the base model alone."""
         is_base = self.models == (self.base,)
         return max(0 if is_base else len(self.models), self.num_text_prefixes)
 
     def request(self, http: Http, workload: Workload, request: int) -> bytes:
-        """The bytes of one request of a workload."""
+        """Build the bytes of one request of a workload."""
         token_ids = self.prefix(request) + workload.prompt(request)
         body: dict[str, Any] = {
             "prompt": " ".join(f"w{i}" for i in token_ids) if self.as_text else token_ids,
@@ -79,10 +79,8 @@ def find(
     as_text: bool = False,
     api_key: str | None = None,
 ) -> Target:
-    """A server as a target. Tasks: trained prefixes on a Foreword server, text ones elsewhere.
-
-    Raises `BenchError`.
-    """
+    """Inspect a server, and upload tasks with random prefixes if it is a Foreword server. Other
+    servers get prefixes as text before each prompt. Raises `BenchError`."""
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     base_url = url.rstrip("/")
     try:

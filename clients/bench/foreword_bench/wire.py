@@ -1,7 +1,7 @@
-"""One HTTP/1.1 exchange, at little cost to the server beside us.
+"""A minimal HTTP/1.1 client that uses little CPU time.
 
-Client and server share the cores, so what the client takes, the server lacks. While an answer
-comes in, only what was read and when is kept; it is parsed when it is whole.
+Client and server share the cores, so the client's CPU time is missing from the server's. While a
+response arrives, only the bytes and their arrival times are kept; it is parsed when it is complete.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from urllib.parse import urlsplit
 
 _LAST_CHUNK = b"0\r\n\r\n"
 _IDLE_S = 1.0
-"""A connection unused for longer may be closed by the server any moment."""
+"""A connection that has been idle for longer is not reused: the server may be closing it."""
 
 
 class WireError(Exception):
-    """No whole answer came."""
+    """The response was incomplete."""
 
 
 @dataclass(slots=True)
 class Exchange:
-    """A request sent and what came back, as it came."""
+    """A request sent, and its response as it arrived."""
 
     sent_s: float
     status: int = 0
     head_s: float = 0.0
     headers: dict[str, str] = field(default_factory=dict)
     reads: list[tuple[float, bytes]] = field(default_factory=list)
-    """Of the body, raw."""
+    """Raw reads of the body: (time, bytes)."""
 
     @property
     def is_chunked(self) -> bool:
         return self.headers.get("transfer-encoding", "").lower() == "chunked"
 
     def parts(self) -> Iterator[tuple[float, bytes]]:
-        """The body, piece by piece, each with the time it arrived."""
+        """Yield the body in pieces, each with its arrival time."""
         chunks = Dechunker()
         for at_s, data in self.reads:
             yield at_s, chunks.feed(data) if self.is_chunked else data
@@ -46,7 +46,7 @@ class Exchange:
         return b"".join(data for _, data in self.parts())
 
     def is_whole(self) -> bool:
-        """Whether the body is all there. False where only the end of the connection tells."""
+        """Return whether the body is complete. False if only the connection's end can show it."""
         if self.is_chunked:
             chunks = Dechunker()
             for _, data in self.reads:
@@ -57,7 +57,7 @@ class Exchange:
 
 
 class Dechunker:
-    """Takes the chunked transfer encoding off, wherever reads may cut it."""
+    """Incremental decoder of the chunked transfer encoding."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -65,7 +65,7 @@ class Dechunker:
         self.is_done = False
 
     def feed(self, data: bytes) -> bytes:
-        """What of the body these bytes bring."""
+        """Return the part of the body in these bytes."""
         self._rest += data
         out = []
         while not self.is_done:
@@ -88,7 +88,7 @@ class Dechunker:
 
 
 class Connection(asyncio.Protocol):
-    """One exchange at a time."""
+    """A connection with one exchange at a time."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -104,7 +104,7 @@ class Connection(asyncio.Protocol):
         return self._transport is not None and not self._transport.is_closing()
 
     async def exchange(self, request: bytes) -> Exchange:
-        """Send, and wait for the whole answer. Raises `WireError`."""
+        """Send, and wait for the complete response. Raises `WireError`."""
         assert self._transport is not None
         self._head = self._tail = b""
         self._done = self._loop.create_future()
@@ -130,7 +130,7 @@ class Connection(asyncio.Protocol):
         at_s = time.perf_counter()
         exchange = self._exchange
         if exchange is None:
-            self.close()  # an answer that nobody asked for
+            self.close()  # a response without a request
             return
         if not exchange.status:
             self._head += data
@@ -152,7 +152,7 @@ class Connection(asyncio.Protocol):
         if exchange.status and exc is None and until_close:
             self._finish(exchange)
         else:
-            self._done.set_exception(WireError("the connection was lost before the answer's end"))
+            self._done.set_exception(WireError("the connection was lost in mid-response"))
 
     def _finish(self, exchange: Exchange) -> None:
         self._exchange = None
@@ -171,7 +171,7 @@ def _read_head(head: bytes, exchange: Exchange) -> None:
 
 
 class Http:
-    """Connections to one server, as many as there are requests at a time."""
+    """A pool of connections to one server, one per concurrent request."""
 
     def __init__(self, url: str, *, api_key: str | None = None, timeout_s: float = 600.0) -> None:
         parts = urlsplit(url)
@@ -186,7 +186,7 @@ class Http:
         self._free: list[Connection] = []
 
     def request(self, method: str, path: str, body: bytes, media_type: str) -> bytes:
-        """The bytes to send."""
+        """Build the bytes to send."""
         head = (
             f"{method} {self._base}{path} HTTP/1.1\r\n{self._common}"
             f"Content-Type: {media_type}\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -194,13 +194,13 @@ class Http:
         return head.encode() + body
 
     async def exchange(self, request: bytes) -> Exchange:
-        """Send bytes and wait for the whole answer. Raises `WireError`."""
+        """Send bytes and wait for the complete response. Raises `WireError`."""
         try:
             async with asyncio.timeout(self._timeout_s):
                 connection = await self._connection()
                 exchange = await connection.exchange(request)
         except TimeoutError:
-            raise WireError(f"no whole answer in {self._timeout_s:g} s") from None
+            raise WireError(f"no complete response in {self._timeout_s:g} s") from None
         except OSError as exc:
             raise WireError(f"cannot connect: {exc.strerror or exc}") from None
         self._free.append(connection)

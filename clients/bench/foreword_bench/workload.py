@@ -1,4 +1,4 @@
-"""What is asked for, the same for every system that is measured."""
+"""Workloads, identical for every system that is measured."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 _FIRST_TOKEN_ID, _LAST_TOKEN_ID = 100, 40_000
-"""Ordinary tokens in every vocabulary of the size of SmolLM2's or larger."""
+"""Regular tokens in any vocabulary at least as large as SmolLM2's."""
 
 SCHEMA = {
     "type": "array",
@@ -23,30 +23,30 @@ SCHEMA = {
     },
     "minItems": 100_000,
 }
-"""JSON that is longer than any completion: all are of the same length."""
+"""JSON longer than any completion, so that all completions have the same length."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
     """`num_requests` completions of `num_new_tokens` each.
 
-    A closed loop keeps `concurrency` requests running: one ends, the next begins. An open loop
-    sends `rate` requests a second at random times (Poisson), however many are running.
+    A closed loop keeps `concurrency` requests running. An open loop sends `rate` requests per
+    second at random times (Poisson), however many are running.
     """
 
     num_requests: int
     concurrency: int = 1
     rate: float | None = None
     prompt_lengths: tuple[int, ...] = (32,)
-    """Each prompt has one of these, drawn at random."""
+    """Lengths of prompts, in tokens, drawn at random."""
     num_new_tokens: int = 64
     json_share: float = 0.0
-    """Of the requests: so many want JSON of `SCHEMA`, evenly spread."""
+    """Share of the requests that want JSON of `SCHEMA`, evenly spread."""
     seed: int = 0
-    """Another seed, other prompts: no server finds prompts of an earlier run in a cache."""
+    """With a new seed all prompts are new, so that none is cached from an earlier run."""
 
     def prompt(self, request: int) -> list[int]:
-        """Random token ids, another prompt for each request."""
+        """Return random token ids, which differ between requests."""
         length = random.Random(f"length/{self.seed}/{request}").choice(self.prompt_lengths)
         return random_token_ids(length, f"{self.seed}/{request}")
 
@@ -54,7 +54,7 @@ class Workload:
         return int((request + 1) * self.json_share) > int(request * self.json_share)
 
     def arrivals_s(self) -> list[float]:
-        """When an open loop sends its requests, from the start."""
+        """Return when an open loop sends its requests, in seconds from the start."""
         assert self.rate is not None
         rng = random.Random(f"arrivals/{self.seed}")
         return list(accumulate(rng.expovariate(self.rate) for _ in range(self.num_requests)))

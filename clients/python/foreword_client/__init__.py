@@ -1,4 +1,4 @@
-"""Talk to a Foreword server: one frozen model, a prefix for every task."""
+"""Python SDK of Foreword: one frozen model, a prefix for every task."""
 
 from foreword_client._version import __version__
 from foreword_client.async_client import AsyncClient

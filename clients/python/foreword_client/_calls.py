@@ -1,4 +1,4 @@
-"""One function per method of the client: what the call sends, and how its answer is read."""
+"""One function per method of the client: it builds the request and names the response's type."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def push(
     body = replace(_body.of_prefix(source, text, messages, golden), progress=progress)
     verb, path = _upload(task, activate)
     parse = _as(types.Uploaded)
-    return Call(verb, path, parse, body=body, once=_new_key(), if_match=if_match)
+    return Call(verb, path, parse, body=body, idempotency_key=_new_key(), if_match=if_match)
 
 
 def rehearse(
@@ -102,7 +102,7 @@ def update_task(name: str, profile: Mapping[str, Any], if_match: int | None) -> 
 
 def delete_task(name: str, if_match: int | None) -> Call[None]:
     path = _path("tasks", name)
-    return Call("DELETE", path, _nothing, once=_new_key(), if_match=if_match)
+    return Call("DELETE", path, _nothing, idempotency_key=_new_key(), if_match=if_match)
 
 
 def versions(task: str) -> Call[types.Versions]:
@@ -117,12 +117,12 @@ def version(task: str, number: int) -> Call[types.Version]:
 def activate(task: str, number: int, if_match: int | None) -> Call[types.Activated]:
     body = _body.of_json({"version": number})
     path, parse = _path("tasks", task, "activate"), _as(types.Activated)
-    return Call("POST", path, parse, body=body, once=_new_key(), if_match=if_match)
+    return Call("POST", path, parse, body=body, idempotency_key=_new_key(), if_match=if_match)
 
 
 def rollback(task: str, if_match: int | None) -> Call[types.Activated]:
     path, parse = _path("tasks", task, "rollback"), _as(types.Activated)
-    return Call("POST", path, parse, once=_new_key(), if_match=if_match)
+    return Call("POST", path, parse, idempotency_key=_new_key(), if_match=if_match)
 
 
 def traffic(task: str) -> Call[types.Traffic]:
@@ -132,9 +132,9 @@ def traffic(task: str) -> Call[types.Traffic]:
 def set_traffic(task: str, weights: Mapping[int, int], if_match: int | None) -> Call[types.Traffic]:
     path, parse = _path("tasks", task, "traffic"), _as(types.Traffic)
     if not weights:
-        return Call("DELETE", path, parse, once=_new_key(), if_match=if_match)
+        return Call("DELETE", path, parse, idempotency_key=_new_key(), if_match=if_match)
     body = _body.of_json({"weights": {str(number): weight for number, weight in weights.items()}})
-    return Call("PUT", path, parse, body=body, once=_new_key(), if_match=if_match)
+    return Call("PUT", path, parse, body=body, idempotency_key=_new_key(), if_match=if_match)
 
 
 def verify(task: str, number: int) -> Call[types.Report]:
@@ -151,7 +151,7 @@ def place(
 
 def delete_version(task: str, number: int, if_match: int | None) -> Call[None]:
     path = _path("tasks", task, "versions", number)
-    return Call("DELETE", path, _nothing, once=_new_key(), if_match=if_match)
+    return Call("DELETE", path, _nothing, idempotency_key=_new_key(), if_match=if_match)
 
 
 def download(task: str, number: int, format: str | None) -> Call[bytes]:
@@ -207,10 +207,11 @@ def _as(kind: type[A]) -> Callable[[httpx.Response], A]:
 
 
 def _artifact(response: httpx.Response) -> bytes:
-    """The bytes, if they are those that the server names."""
+    """Return the body, checked against the digest in its header. Raises
+    `UnexpectedAnswerError`."""
     named = response.headers.get("x-prefix-digest")
     if named is not None and named != f"sha256:{sha256(response.content).hexdigest()}":
-        raise UnexpectedAnswerError("the bytes that came do not hash to the version's digest")
+        raise UnexpectedAnswerError("the download does not match the version's digest")
     return response.content
 
 

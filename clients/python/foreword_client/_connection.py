@@ -61,7 +61,11 @@ class Connection:
 
     def _send(self, call: Call[Any]) -> httpx.Response:
         """Return the response of the first attempt that succeeds, with its body not yet read."""
-        retries = Retries(self._max_retries, repeatable=call.repeatable, once=call.once is not None)
+        retries = Retries(
+            self._max_retries,
+            repeatable=call.repeatable,
+            idempotent=call.idempotency_key is not None,
+        )
         while True:
             try:
                 return self._attempt(call)
@@ -129,7 +133,11 @@ class AsyncConnection:
 
     async def _send(self, call: Call[Any]) -> httpx.Response:
         """Return the response of the first attempt that succeeds, with its body not yet read."""
-        retries = Retries(self._max_retries, repeatable=call.repeatable, once=call.once is not None)
+        retries = Retries(
+            self._max_retries,
+            repeatable=call.repeatable,
+            idempotent=call.idempotency_key is not None,
+        )
         while True:
             try:
                 return await self._attempt(call)

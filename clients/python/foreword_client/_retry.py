@@ -1,4 +1,4 @@
-"""Which failures are tried again, and after how long."""
+"""Retry policy: which failures are retried, and after how long."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from foreword_client.errors import (
 FIRST_DELAY_S = 0.1
 IN_PROGRESS_S = 1.0
 MAX_WAIT_S = 30.0
-"""A server that asks for more patience gets none: the caller decides."""
+"""A longer `Retry-After` is not waited for: the caller decides."""
 
 
 class Retries:
-    """The attempts of one call. Asked after each failure, it says how long to wait, or None.
+    """Retry state of one call.
 
-    A connection that was never made is always worth another attempt: nothing was sent. A 429 or
-    503 is, if the call is `repeatable` and the server said when to come back. A connection that was
-    lost, or an answer that did not come in time, is if the call counts `once`: then it may have
-    been done, and is not done again.
+    * A connection that was never made: always retried, as nothing was sent.
+    * A 429 or 503: retried if the call is `repeatable` and the server sent `Retry-After`.
+    * A lost connection or a timeout: retried if the call is `idempotent`, that is, carries an
+      idempotency key, so that the server does it once.
     """
 
-    def __init__(self, max_retries: int, *, repeatable: bool, once: bool = False) -> None:
+    def __init__(self, max_retries: int, *, repeatable: bool, idempotent: bool = False) -> None:
         self._num_left = max_retries
-        self._repeatable = repeatable or once
-        self._once = once
+        self._repeatable = repeatable or idempotent
+        self._idempotent = idempotent
         self._delay_s = FIRST_DELAY_S
 
     def delay_s(self, failure: Exception) -> float | None:
-        """Seconds until the next attempt, or None: give up."""
+        """Return the seconds until the next attempt, or None to give up."""
         if self._num_left <= 0:
             return None
         self._num_left -= 1
         match failure:
             case NoServerError():
                 return self._backoff_s()
-            case ConnectionLostError() | TimedOutError() if self._once:
+            case ConnectionLostError() | TimedOutError() if self._idempotent:
                 return self._backoff_s()
-            case ConflictError(code="request_in_progress") if self._once:
+            case ConflictError(code="request_in_progress") if self._idempotent:
                 return _spread(IN_PROGRESS_S)
             case OverloadedError() | UnavailableError() if self._repeatable:
                 asked_s = failure.retry_after_s
@@ -60,12 +60,12 @@ class Retries:
 
 
 def _spread(delay_s: float) -> float:
-    """A little longer, so that many refused clients do not come back as one."""
+    """Add jitter, so that many refused clients do not retry at the same moment."""
     return delay_s * random.uniform(1.0, 1.25)
 
 
 def retry_after_s(header: str | None) -> float | None:
-    """The value of a `Retry-After` header: seconds, or a date."""
+    """Parse a `Retry-After` header, which holds seconds or a date. None if it is malformed."""
     if header is None:
         return None
     if header.isascii() and header.isdigit():

@@ -1,4 +1,4 @@
-"""Server-sent events as the WHATWG specification reads them. Bytes in, events out, no I/O."""
+"""A parser of server-sent events as WHATWG specifies them. Bytes in, events out, no I/O."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Event:
 
 
 class Decoder:
-    """Chunks of any size in, whole events out. An event that is never finished never comes out."""
+    """Incremental decoder: chunks of any size in, complete events out. A partial one is dropped."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -29,7 +29,7 @@ class Decoder:
         self._data: list[str] = []
 
     def feed(self, chunk: bytes) -> Iterator[Event]:
-        """The events that this chunk completes."""
+        """Yield the events that this chunk completes."""
         for line in self._lines(chunk):
             if line:
                 self._field(line)
@@ -41,7 +41,7 @@ class Decoder:
     def _lines(self, chunk: bytes) -> list[bytes]:
         if not chunk:
             return []
-        if self._after_cr:  # the second half of a CR LF is no line of its own
+        if self._after_cr:  # the second half of a CR LF
             chunk = chunk.removeprefix(b"\n")
         self._after_cr = chunk.endswith(b"\r")
         *lines, self._rest = _LINE_END.split(self._rest + chunk)

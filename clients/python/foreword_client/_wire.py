@@ -1,4 +1,4 @@
-"""What the sync and the async client share without I/O: the target, calls, answers, errors."""
+"""The wire without I/O, for the sync and the async client: target, calls, answers, errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from foreword_client._version import __version__
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT = httpx.Timeout(connect=5.0, read=600.0, write=60.0, pool=None)
-"""Seconds. A whole completion is one read."""
+"""In seconds. A whole completion is one read."""
 
 NOT_READY = (
     errors.NoServerError,
@@ -34,18 +34,18 @@ A = TypeVar("A", bound=types.Answer)
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where the server is and what it is told with every request. Raises `SetupError`."""
+    """The server's URL, and the headers of every request."""
 
     url: httpx.URL
     headers: dict[str, str]
 
     @classmethod
     def of(cls, base_url: str | None, api_key: str | None) -> Target:
-        """None is looked up in FOREWORD_URL and FOREWORD_API_KEY."""
+        """Read what is None from FOREWORD_URL and FOREWORD_API_KEY. Raises `SetupError`."""
         given = base_url or os.environ.get("FOREWORD_URL") or DEFAULT_URL
         key = (api_key or os.environ.get("FOREWORD_API_KEY") or "").strip()
         if not (key.isascii() and key.isprintable()) or " " in key:
-            raise errors.SetupError("the API key has characters that no key has")
+            raise errors.SetupError("the API key has characters that are invalid in a key")
         headers = {"User-Agent": f"foreword-client/{__version__}"}
         if key:
             headers["Authorization"] = f"Bearer {key}"
@@ -56,7 +56,7 @@ class Target:
 
     @property
     def is_loopback(self) -> bool:
-        """Then no proxy stands between, whatever the environment says."""
+        """Whether the server is local. Then proxies of the environment are ignored."""
         try:
             return ipaddress.ip_address(self.url.host).is_loopback
         except ValueError:
@@ -64,7 +64,7 @@ class Target:
 
     @contextmanager
     def translated(self) -> Iterator[None]:
-        """Errors of the transport, as this package's own. Never what was sent: it may be secret."""
+        """Translate httpx errors to ours, without what was sent: it may be secret."""
         try:
             yield
         except (httpx.ConnectError, httpx.ConnectTimeout) as exc:
@@ -88,7 +88,7 @@ def _url(given: str) -> httpx.URL:
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
-    """One request, and how to read its answer."""
+    """One request, and the parser of its response."""
 
     method: str
     path: str
@@ -96,19 +96,19 @@ class Call(Generic[T]):
     params: dict[str, str | int] = field(default_factory=dict)
     body: Body | None = None
     repeatable: bool = False
-    """Sending it again after a 429 or 503 does no harm."""
-    once: str | None = None
-    """Under this idempotency key it counts once, however often it is sent."""
+    """Whether it may be sent again after a 429 or 503."""
+    idempotency_key: str | None = None
+    """With a key the server does it once, however often it is sent."""
     if_match: int | None = None
-    """The revision of the task that the change is meant for."""
+    """The change applies only while the task is at this revision."""
     timeout_s: float | None = None
-    """None: the client's."""
+    """None for the client's timeout."""
 
     @property
     def headers(self) -> dict[str, str]:
         headers = {} if self.body is None else self.body.headers
-        if self.once is not None:
-            headers["Idempotency-Key"] = self.once
+        if self.idempotency_key is not None:
+            headers["Idempotency-Key"] = self.idempotency_key
         if self.if_match is not None:
             headers["If-Match"] = f'"{self.if_match}"'
         return headers
@@ -119,15 +119,15 @@ class Call(Generic[T]):
 
 
 def error_of(response: httpx.Response) -> errors.APIStatusError:
-    """The error that an answer with another status than 2xx stands for."""
+    """Return the error for a response whose status is not 2xx."""
     problem = _ProblemBody()
-    with suppress(ValidationError):  # if something in between answered, the status must do
+    with suppress(ValidationError):  # a proxy's response has only a status
         problem = _ProblemBody.model_validate_json(response.content)
     return _error(problem, response)
 
 
 class _ProblemBody(types.Answer):
-    """RFC 9457 as it is sent."""
+    """RFC 9457 problem details as JSON."""
 
     status: int = 500
     code: str = "unknown"
@@ -150,16 +150,16 @@ def _error(problem: _ProblemBody, response: httpx.Response) -> errors.APIStatusE
 
 
 def error_in_stream(data: str, response: httpx.Response) -> errors.APIStatusError:
-    """The error of a stream's `error` event."""
+    """Return the error of a stream's `error` event."""
     return _error(read(_ProblemBody, data), response)
 
 
 def read(kind: type[A], data: str | bytes) -> A:
-    """JSON as one of our types. Raises `UnexpectedAnswerError`."""
+    """Parse JSON as one of our types. Raises `UnexpectedAnswerError`."""
     try:
         return kind.model_validate_json(data)
     except ValidationError as exc:
         where = ".".join(str(at) for at in exc.errors()[0]["loc"]) or "the body"
         raise errors.UnexpectedAnswerError(
-            f"the answer is no {kind.__name__} of a Foreword server ({where} does not fit)"
+            f"the response is not a {kind.__name__} of a Foreword server: {where} is invalid"
         ) from exc

@@ -14,7 +14,7 @@ class Client(Connection):
     """A connection to a Foreword server. Close it, or use it as a context manager.
 
     `base_url` defaults to FOREWORD_URL, then http://127.0.0.1:8000; `api_key` to FOREWORD_API_KEY.
-    Every method raises a `ForewordError` when it cannot do what it says.
+    Methods raise `ForewordError`.
 
     >>> client = Client()
     >>> text = "sky -> blue\\ngrass -> green\\n"
@@ -52,7 +52,8 @@ class Client(Connection):
         version: int | None = None,
         **options: Unpack[types.GenerateOptions],
     ) -> types.Generation:
-        """Complete a prompt (text or token ids) behind a task's prefix; no task: the base model."""
+        """Complete a prompt (text or token ids) with a task's prefix; without a task, with the bare
+        base model."""
         return self._call(_calls.generate(prompt, task, version, options, stream=False))
 
     def stream(
@@ -63,7 +64,7 @@ class Client(Connection):
         version: int | None = None,
         **options: Unpack[types.GenerateOptions],
     ) -> Stream:
-        """The same, token by token. Leaving the stream early cancels the request."""
+        """Stream a completion token by token. Leaving the stream early cancels the request."""
         call = _calls.generate(prompt, task, version, options, stream=True)
         return Stream(self._target, lambda: self._send(call))
 
@@ -80,13 +81,18 @@ class Client(Connection):
         progress: Progress | None = None,
         **profile: Unpack[types.ProfileFields],
     ) -> types.Uploaded:
-        """Upload a version; `activate` makes it answer, and creates the task if it is new.
+        """Upload a prefix as the next version of a task.
 
-        `source` is a PEFT folder, a .safetensors or .tar file, or its bytes; from `text` or
-        `messages` the server computes the prefix. `golden_prompts`, `{"prompt": ..., "expect":
-        ...}`, are answered so before the version may be active. Parts of the `profile` are changed
-        afterwards. `if_match`: only if the task is still at this `revision`; else, here and in all
-        that follows, `PreconditionFailedError`. `progress` is told bytes sent, and bytes in all.
+        Args:
+            source: a PEFT folder, a .safetensors or .tar file, or the bytes of one.
+            text, messages: in place of `source`; the server computes the prefix from them.
+            golden_prompts: `{"prompt": ..., "expect": ...}`, which the version must answer as
+                expected before it may be active.
+            activate: make the version live. Creates the task if it does not exist.
+            if_match: upload only if the task is still at this `revision`, else raise
+                `PreconditionFailedError`. Other methods take it too.
+            progress: called with the bytes sent and the total.
+            profile: fields of the task's profile to change after the upload.
         """
         call = _calls.push(
             task,
@@ -113,12 +119,12 @@ class Client(Connection):
         golden_prompts: Sequence[Mapping[str, Any]] = (),
         activate: bool = True,
     ) -> types.Rehearsal:
-        """What `push` would do: its checks, what it would take, and what would make room for it."""
+        """Run `push` without storing anything: its checks, its size, and what it would evict."""
         call = _calls.rehearse(task, source, text, messages, golden_prompts, activate=activate)
         return self._call(call)
 
     def tasks(self) -> list[types.Task]:
-        """All tasks, in the order of their names."""
+        """List all tasks, sorted by name."""
         page = self._call(_calls.tasks(None))
         tasks = list(page.tasks)
         while page.next_after is not None:
@@ -127,71 +133,71 @@ class Client(Connection):
         return tasks
 
     def task(self, name: str) -> types.Task:
-        """One task: its profile, active version, and where its prefix is."""
+        """Get a task: its profile, active version, and where its prefix is."""
         return self._call(_calls.task(name))
 
     def create_task(self, name: str, **profile: Unpack[types.ProfileFields]) -> types.Task:
-        """Create a task without a version, or replace the whole profile of one."""
+        """Create a task without a version, or replace the whole profile of an existing one."""
         return self._call(_calls.create_task(name, profile))
 
     def update_task(
         self, name: str, *, if_match: int | None = None, **profile: Unpack[types.ProfileFields]
     ) -> types.Task:
-        """Change parts of a task's profile; None clears a part, one left out stays."""
+        """Change fields of a task's profile. None clears a field; an omitted one stays."""
         return self._call(_calls.update_task(name, profile, if_match))
 
     def delete_task(self, name: str, *, if_match: int | None = None) -> None:
-        """Delete a task with all its versions. Requests that run already finish."""
+        """Delete a task with all its versions. Requests in progress will finish."""
         self._call(_calls.delete_task(name, if_match))
 
     def versions(self, task: str) -> types.Versions:
-        """All versions of a task, and the history of its active one."""
+        """List all versions of a task, and the history of its active version."""
         return self._call(_calls.versions(task))
 
     def version(self, task: str, number: int) -> types.Version:
-        """One version's manifest, and where its prefix is."""
+        """Get a version's manifest, and where its prefix is."""
         return self._call(_calls.version(task, number))
 
     def activate(self, task: str, number: int, *, if_match: int | None = None) -> types.Activated:
-        """Let a version answer from now on. Requests that run already finish on theirs."""
+        """Make a version live. Requests in progress finish on the version they started with."""
         return self._call(_calls.activate(task, number, if_match))
 
     def rollback(self, task: str, *, if_match: int | None = None) -> types.Activated:
-        """Back to the version that was active before."""
+        """Activate the version that was active before."""
         return self._call(_calls.rollback(task, if_match))
 
     def traffic(self, task: str) -> types.Traffic:
-        """Which versions share a task's traffic, if any do."""
+        """Get the weights by which versions share a task's traffic, if they do."""
         return self._call(_calls.traffic(task))
 
     def set_traffic(
         self, task: str, weights: Mapping[int, int], *, if_match: int | None = None
     ) -> types.Traffic:
-        """Let versions share the traffic: `{3: 90, 4: 10}`. `{}`: all of it to the active one.
+        """Split a task's traffic by weight: `{3: 90, 4: 10}`. `{}` sends all to the active version.
 
-        It holds until the next activation or rollback. Requests with the same `traffic_key` get the
-        same version.
+        The split ends at the next activation or rollback. Requests with the same `traffic_key` get
+        the same version.
         """
         return self._call(_calls.set_traffic(task, weights, if_match))
 
     def verify(self, task: str, number: int) -> types.Report:
-        """Check a stored version once more: its bytes, a run of the model, golden prompts."""
+        """Verify a stored version again: its bytes, a run of the model, golden prompts."""
         return self._call(_calls.verify(task, number))
 
     def warm(self, task: str, number: int) -> types.Residency:
-        """Load a version's prefix before anyone asks for it."""
+        """Load a version's prefix before the first request for it."""
         return self._call(_calls.place(task, number, "warm"))
 
     def pin(self, task: str, number: int) -> types.Residency:
-        """Keep a version's prefix on the device, also after a restart."""
+        """Keep a version's prefix on the device, across restarts too."""
         return self._call(_calls.place(task, number, "pin"))
 
     def unpin(self, task: str, number: int) -> types.Residency:
-        """Let it be evicted again, when others need the room."""
+        """Allow a version's prefix to be evicted again."""
         return self._call(_calls.place(task, number, "unpin"))
 
     def evict(self, task: str, number: int) -> types.Residency:
-        """Drop it from memory now. The next request loads it again."""
+        """Evict a version's prefix from memory. The next request loads it again."""
         return self._call(_calls.place(task, number, "evict"))
 
     def delete_version(self, task: str, number: int, *, if_match: int | None = None) -> None:
@@ -201,12 +207,16 @@ class Client(Connection):
     def download(
         self, task: str, number: int, *, format: Literal["tar", "peft"] | None = None
     ) -> bytes:
-        """A version's artifact (safetensors) alone; or a tar of it, or of a folder that PEFT loads,
-        with a `foreword.json` that says how it is asked."""
+        """Download a version's prefix.
+
+        `format`: None for the artifact (safetensors) alone; `tar` for a tar of it, `peft` for a tar
+        of a folder that PEFT loads, both with a `foreword.json` that describes the prompt format.
+        """
         return self._call(_calls.download(task, number, format))
 
     def keys(self) -> list[types.Key]:
-        """All keys of the server, oldest first. Needs the scope `admin`, as the next three do."""
+        """List all keys of the server, oldest first. Needs the scope `admin`, like all that follow
+        about keys and the audit log."""
         return self._call(_calls.keys()).keys
 
     def create_key(
@@ -216,34 +226,34 @@ class Client(Connection):
         tasks: Sequence[str] = ("*",),
         **options: Unpack[types.KeyOptions],
     ) -> types.CreatedKey:
-        """Make a key for some scopes and tasks. Its `key` is shown this once."""
+        """Create a key for some scopes and tasks. Its `key` is returned only this once."""
         return self._call(_calls.create_key(name, scopes, tasks, options))
 
     def revoke_key(self, id: str) -> None:
-        """Make a key invalid, for good, within ten seconds."""
+        """Revoke a key, irrevocably. It takes effect within ten seconds."""
         self._call(_calls.revoke_key(id))
 
     def audit(self, after: int = 0) -> list[types.AuditEntry]:
-        """Who changed what: at most 1000 rows behind the row `after`, in order."""
+        """Read the audit log: at most 1000 rows after row `after`, in order."""
         return self._call(_calls.audit(after)).entries
 
     def info(self) -> types.Info:
-        """The base model and the server around it."""
+        """Get the base model, its geometry and the server's limits."""
         return self._call(_calls.info())
 
     def metrics(self) -> str:
-        """The server's metrics, in Prometheus' text format."""
+        """Get the server's metrics in the Prometheus text format."""
         return self._call(_calls.metrics())
 
     def is_alive(self) -> bool:
-        """Whether a server answers and its engine turns. Does not raise when it does not."""
+        """Return whether a server answers and its engine runs. False rather than an error."""
         try:
             return self._call(_calls.is_alive())
         except NOT_READY:
             return False
 
     def is_ready(self) -> bool:
-        """Whether a server answers and can generate. Does not raise when it cannot."""
+        """Return whether a server answers and can generate. False rather than an error."""
         try:
             return self._call(_calls.is_ready())
         except NOT_READY:

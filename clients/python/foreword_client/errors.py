@@ -1,15 +1,15 @@
 """
-What can go wrong between this client and a server.
+Errors of the client.
 
 * ForewordError
   x SetupError                 the URL or the API key cannot be used
-  x SourceError                what `push` was given is no prefix
-  x NoServerError              nothing answers at the URL
-  x ConnectionLostError        the connection ended before the answer did
-  x TimedOutError              the server took longer than this client waits
-  x UnexpectedAnswerError      something answered, and it is not Foreword
-  x UnfinishedStreamError      the result of a stream that is not at its end
-  x APIStatusError             the server refused or failed, and says why
+  x SourceError                the source given to `push` is not a prefix
+  x NoServerError              the URL is unreachable
+  x ConnectionLostError        the connection broke before the response was complete
+  x TimedOutError              the response took longer than the client's timeout
+  x UnexpectedAnswerError      the response is not from Foreword
+  x UnfinishedStreamError      the stream has not ended, so it has no result
+  x APIStatusError             the server returned a 4xx or 5xx with its reason
     + BadRequestError          400
     + AuthenticationError      401
     + PermissionDeniedError    403
@@ -39,40 +39,40 @@ from dataclasses import dataclass
 
 
 class ForewordError(Exception):
-    """Base class of every error this client raises on purpose."""
+    """Base class of all errors of this client."""
 
 
 class SetupError(ForewordError):
-    """The URL or the API key that the client was given cannot be used."""
+    """The URL or the API key cannot be used."""
 
 
 class SourceError(ForewordError):
-    """What `push` was given is no prefix. Nothing was sent."""
+    """The source given to `push` is not a prefix. Nothing was sent."""
 
 
 class NoServerError(ForewordError):
-    """Nothing answers at the URL. Nothing was sent."""
+    """The URL is unreachable. Nothing was sent."""
 
 
 class ConnectionLostError(ForewordError):
-    """The connection ended before the answer did; whether the call took effect is unknown."""
+    """The connection broke before the response was complete. The call may have taken effect."""
 
 
 class TimedOutError(ForewordError):
-    """The server took longer than this client waits; whether the call took effect is unknown."""
+    """The response took longer than the client's timeout. The call may have taken effect."""
 
 
 class UnexpectedAnswerError(ForewordError):
-    """Something answered, and it does not speak Foreword's protocol."""
+    """The response does not follow Foreword's protocol."""
 
 
 class UnfinishedStreamError(ForewordError):
-    """The result of a stream was asked for before its end."""
+    """The result of a stream was read before the stream ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What a server says about a refusal or a failure (RFC 9457)."""
+    """Problem details of a refusal or a failure (RFC 9457)."""
 
     status: int
     code: str
@@ -83,7 +83,7 @@ class Problem:
 
 
 class APIStatusError(ForewordError):
-    """The server answered with a 4xx or 5xx, or gave up in the middle of a stream."""
+    """The server returned a 4xx or 5xx, or an error in the middle of a stream."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
@@ -98,7 +98,7 @@ class APIStatusError(ForewordError):
 
     @property
     def code(self) -> str:
-        """Stable, for programs: such as `unknown_task`."""
+        """Stable identifier for programs, such as `unknown_task`."""
         return self.problem.code
 
     @property
@@ -111,29 +111,29 @@ class APIStatusError(ForewordError):
 
     @property
     def request_id(self) -> str | None:
-        """Names the request in the server's log."""
+        """Id of the request in the server's log."""
         return self.problem.request_id
 
     @property
     def retry_after_s(self) -> float | None:
-        """When the server suggests to come back."""
+        """Seconds after which the server suggests a retry."""
         return self.problem.retry_after_s
 
 
 class BadRequestError(APIStatusError):
-    """The request cannot be read unambiguously."""
+    """The request is malformed or ambiguous."""
 
 
 class AuthenticationError(APIStatusError):
-    """No API key, or one that the server does not know."""
+    """There is no API key, or the server does not know it."""
 
 
 class PermissionDeniedError(APIStatusError):
-    """The API key is known, and may not do this."""
+    """The API key is valid but lacks the permission."""
 
 
 class NotFoundError(APIStatusError):
-    """The server holds nothing under that name."""
+    """The named resource does not exist."""
 
 
 class UnknownTaskError(NotFoundError):
@@ -141,7 +141,7 @@ class UnknownTaskError(NotFoundError):
 
 
 class UnknownVersionError(NotFoundError):
-    """The task exists, this version of it does not."""
+    """The task has no such version."""
 
 
 class ConflictError(APIStatusError):
@@ -149,59 +149,59 @@ class ConflictError(APIStatusError):
 
 
 class TaskExistsError(ConflictError):
-    """A task of this name exists already."""
+    """A task of this name already exists."""
 
 
 class VersionActiveError(ConflictError):
-    """The active version cannot be deleted: activate another one first."""
+    """The version is active and cannot be deleted: activate another one first."""
 
 
 class NothingActiveError(ConflictError):
-    """The task exists and has no active version."""
+    """The task has no active version."""
 
 
 class NothingToRollBackError(ConflictError):
-    """No earlier activation is left to go back to."""
+    """There is no earlier activation to roll back to."""
 
 
 class BaseModelMismatchError(ConflictError):
-    """The version was made for another base model than the one the server runs."""
+    """The version was made for a different base model than the server's."""
 
 
 class GoldenPromptFailedError(ConflictError):
-    """The version does not answer a golden prompt as expected, so it gets no traffic."""
+    """The version fails a golden prompt, so it gets no traffic."""
 
 
 class PreconditionFailedError(APIStatusError):
-    """The task has changed since the `revision` that `if_match` named. Nothing was done."""
+    """The task has changed since the `revision` in `if_match`. Nothing was changed."""
 
 
 class TooLargeError(APIStatusError):
-    """The body exceeds what the server takes."""
+    """The body exceeds the server's limit."""
 
 
 class UnprocessableError(APIStatusError):
-    """The request can be read, and still cannot be served."""
+    """The request is well-formed but cannot be served."""
 
 
 class InvalidUploadError(UnprocessableError):
-    """The bytes cannot become a prefix of the server's base model. The detail says why."""
+    """The upload is not a prefix for the server's base model. The detail gives the reason."""
 
 
 class PromptTooLongError(UnprocessableError):
-    """Prefix, prompt and completion together exceed the context."""
+    """Prefix, prompt and completion exceed the context length."""
 
 
 class OverloadedError(APIStatusError):
-    """The server's queue is full: come back in `retry_after_s`."""
+    """The server's queue is full: retry after `retry_after_s`."""
 
 
 class ServerFailureError(APIStatusError):
-    """The server failed; the request was fine. The request id finds the cause in its log."""
+    """The server failed on a valid request. Its log has the cause under the request id."""
 
 
 class UnavailableError(ServerFailureError):
-    """Not now: the same request may succeed in `retry_after_s`."""
+    """The server is temporarily unavailable: retry after `retry_after_s`."""
 
 
 BY_CODE: dict[str, type[APIStatusError]] = {
@@ -239,7 +239,7 @@ BY_STATUS: dict[int, type[APIStatusError]] = {
 
 
 def of_problem(problem: Problem) -> APIStatusError:
-    """The most telling error for a problem: by its code, else by its status."""
+    """Return the most specific error for a problem: by its code, else by its status."""
     any_of_status = ServerFailureError if problem.status >= 500 else APIStatusError
     kind = BY_CODE.get(problem.code) or BY_STATUS.get(problem.status, any_of_status)
     return kind(problem)

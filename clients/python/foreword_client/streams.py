@@ -1,4 +1,4 @@
-"""A completion while it is being written."""
+"""Streamed completions, sync and async."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from foreword_client._wire import Target, error_in_stream, read
 
 
 class _Reader:
-    """What both streams know, without I/O: bytes in, tokens out, and the result at the end."""
+    """The part of both streams without I/O: bytes in, tokens out, and the result at the end."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
@@ -25,25 +25,26 @@ class _Reader:
 
     @property
     def version(self) -> int | None:
-        """The version that answers; None for the base model. Known once the stream is open."""
+        """Version of the task; None for the base model. Known once the stream is open."""
         given = self._header("x-task-version")
         return int(given) if given.isascii() and given.isdigit() else None
 
     @property
     def digest(self) -> str | None:
-        """The prefix that answers; None for the base model. Known once the stream is open."""
+        """Digest of the prefix; None for the base model. Known once the stream is open."""
         return self._header("x-prefix-digest") or None
 
     @property
     def request_id(self) -> str | None:
-        """Names the request in the server's log. Known once the stream is open."""
+        """Id of the request in the server's log. Known once the stream is open."""
         return self._header("x-request-id") or None
 
     @property
     def result(self) -> types.Generation:
-        """The whole completion, its usage and timings. Known when the stream is at its end."""
+        """The whole completion, its usage and timings. Raises `UnfinishedStreamError` until the
+        stream has ended."""
         if self._result is None:
-            raise errors.UnfinishedStreamError("the stream is not at its end: read all its tokens")
+            raise errors.UnfinishedStreamError("the stream has not ended: read all its tokens")
         return self._result
 
     def _header(self, name: str) -> str:
@@ -52,7 +53,7 @@ class _Reader:
         return str(self._headers.get(name, ""))
 
     def _begin(self, response: httpx.Response) -> bool:
-        """Whether the response is a stream at all."""
+        """Keep the headers. Return whether the response is a stream."""
         self._headers = response.headers
         return str(response.headers.get("content-type", "")).startswith("text/event-stream")
 
@@ -81,7 +82,7 @@ class _Reader:
 
 
 class _Ending(types.Generation):
-    """A `done` event: the answer without its text, which has already come."""
+    """A `done` event: the generation without its text, which was streamed."""
 
     text: str = ""
 
@@ -90,7 +91,7 @@ class _Ending(types.Generation):
 
 
 class Stream(_Reader):
-    """The tokens of one completion, as they come. Leaving it early cancels the request.
+    """Iterator over the tokens of a completion. Leaving it early cancels the request.
 
     Usage:
         with client.stream("Once upon a time", task="stories") as stream:
@@ -124,7 +125,7 @@ class Stream(_Reader):
         return next(self._tokens)
 
     def close(self) -> None:
-        """Close the connection, which cancels what is not generated yet. Idempotent."""
+        """Close the connection, which cancels the rest of the completion. Idempotent."""
         self._tokens.close()
         if self._response is not None:
             self._response.close()
@@ -149,7 +150,7 @@ class Stream(_Reader):
 
 
 class AsyncStream(_Reader):
-    """The tokens of one completion, as they come. Leaving it early cancels the request.
+    """Iterator over the tokens of a completion. Leaving it early cancels the request.
 
     Usage:
         async with client.stream("Once upon a time", task="stories") as stream:
@@ -183,7 +184,7 @@ class AsyncStream(_Reader):
         return await anext(self._tokens)
 
     async def close(self) -> None:
-        """Close the connection, which cancels what is not generated yet. Idempotent."""
+        """Close the connection, which cancels the rest of the completion. Idempotent."""
         await self._tokens.aclose()
         if self._response is not None:
             await self._response.aclose()

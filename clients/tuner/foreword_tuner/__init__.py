@@ -1,1 +1,1 @@
-"""From a data file to a served task: trains a prefix on a frozen base model and pushes it."""
+"""Trains a prefix on a frozen base model and pushes it: from a data file to a served task."""

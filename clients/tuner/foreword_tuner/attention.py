@@ -1,8 +1,8 @@
-"""Attention for training behind a prefix that the whole batch shares.
+"""Attention for training with a prefix that the whole batch shares.
 
-PEFT copies the prefix for every row of a batch into a cache. Here all rows' queries meet the one
-prefix in a single product per layer and head, and its gradient is that product's: no copies, and no
-sum over them.
+PEFT copies the prefix into a cache for every row of a batch. Here the queries of all rows are
+multiplied with the one prefix in a single product per layer and head, and so is its gradient: no
+copies, and no sum over them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from foreword_tuner.errors import TunerError
 
 
 class SharedPrefixAttention:
-    """What the layers of one model call. `name` is its `attn_implementation`."""
+    """The attention function of a model's layers. `name` is its `attn_implementation`."""
 
     def __init__(self) -> None:
         self.name = f"foreword_tuner_{id(self):x}"
@@ -37,13 +37,14 @@ class SharedPrefixAttention:
         s_aux: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
-        """Causal, in float32 inside: bfloat16's backward of small products is slower than that."""
+        """Causal attention, [B, T, num_heads, head_dim]. Computes in float32: the backward pass of
+        small products is slower in bfloat16."""
         if s_aux is not None:
-            raise TunerError("a model with attention sinks cannot be trained behind a prefix")
+            raise TunerError("a model with attention sinks cannot be trained with a prefix")
         num_rows, num_heads, num_tokens, head_dim = query.shape
         num_kv_heads = key.shape[1]
         scale = scaling if scaling is not None else head_dim**-0.5
-        # Query heads that share keys are more queries of one head.
+        # Query heads that share a KV head are treated as further queries of it.
         q = (query * scale).float().reshape(num_rows, num_kv_heads, -1, head_dim)
         scores = q @ key.float().transpose(-1, -2)  # [B, num_kv_heads, group * T, S]
         num_prefix_tokens = 0
@@ -65,7 +66,7 @@ class SharedPrefixAttention:
 
 
 def _shared(rows: Tensor, matrix: Tensor) -> Tensor:
-    """`rows` [B, H, N, a] times `matrix` [H, a, b], which all of the batch shares."""
+    """Multiply `rows` [B, H, N, a] with `matrix` [H, a, b], which the batch shares."""
     num_rows, num_heads, num, width = rows.shape
     flat = rows.transpose(0, 1).reshape(num_heads, num_rows * num, width)
     return torch.bmm(flat, matrix).view(num_heads, num_rows, num, -1).transpose(0, 1)
@@ -74,7 +75,7 @@ def _shared(rows: Tensor, matrix: Tensor) -> Tensor:
 def _hidden(
     num_tokens: int, num_keys: int, sliding_window: int | None, device: torch.device
 ) -> Tensor:
-    """Which keys a query does not see: [T, num_keys]. The prefix takes the first positions."""
+    """Return the mask of keys that a query does not see, [T, num_keys]. The prefix comes first."""
     at = torch.arange(num_keys, device=device)
     distance = at[num_keys - num_tokens :, None] - at[None]
     hidden = distance < 0

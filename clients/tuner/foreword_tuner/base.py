@@ -1,4 +1,4 @@
-"""The frozen base model, with our attention in it, and its tokenizer."""
+"""The frozen base model with our attention, and its tokenizer."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from foreword_tuner.settings import DType
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """What training needs of a base model."""
+    """A base model as training uses it."""
 
     name: str
     model: PreTrainedModel
     tokenizer: Any
     attention: SharedPrefixAttention | None
-    """Of decoders; encoder-decoders run as PEFT runs them."""
+    """None for an encoder-decoder, which runs with PEFT's own forward."""
     eos_id: int
     pad_id: int
 
 
 def load(name: str, dtype: DType) -> Base:
-    """From a folder or a hub id. Raises `TunerError`."""
+    """Load a base model from a folder or a hub id. Raises `TunerError`."""
     try:
         config = AutoConfig.from_pretrained(name)
         tokenizer = AutoTokenizer.from_pretrained(name)
@@ -43,11 +43,11 @@ def load(name: str, dtype: DType) -> Base:
         model, found = kind.from_pretrained(
             name, dtype=getattr(torch, dtype), output_loading_info=True, **options
         )
-    except Exception as exc:  # families fail in ways of their own, where they cannot be loaded
+    except Exception as exc:  # each family fails to load in its own way
         said = str(exc).strip().splitlines()
         reason = said[0] if said else repr(exc)
         raise TunerError(f"cannot load the base model {name}: {reason}") from None
-    if missing := sorted(found["missing_keys"]):  # transformers made them up
+    if missing := sorted(found["missing_keys"]):  # transformers initialized them at random
         raise TunerError(f"the base model {name} lacks the weights {missing[0]}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.eval().requires_grad_(requires_grad=False).to(device)
@@ -57,12 +57,13 @@ def load(name: str, dtype: DType) -> Base:
 
 
 def _eos_id(model: PreTrainedModel, tokenizer: Any) -> int:
-    """The token that ends an answer on the server, which reads the same field."""
+    """Return the token that ends an answer. The server reads the same field. Raises
+    `TunerError`."""
     found = model.generation_config.eos_token_id if model.generation_config else None
     if found is None:
         found = tokenizer.eos_token_id
     if isinstance(found, list):
         found = found[0] if found else None
     if found is None:
-        raise TunerError("the base model names no token that ends a text")
+        raise TunerError("the base model has no end-of-sequence token")
     return int(found)

@@ -1,4 +1,4 @@
-"""Batches of examples of like length, the same ones for the same seed and epoch."""
+"""Batches of examples of similar length, deterministic in seed and epoch."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _BATCHES_SORTED_TOGETHER = 32
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Right-padded rows, and the places in them at which a completion's token is predicted."""
+    """Right-padded rows, and the positions at which a token of a completion is predicted."""
 
     token_ids: Tensor  # [B, T]
-    rows: Tensor  # [N], into the B * T places
+    rows: Tensor  # [N], indices into the B * T positions
     targets: Tensor  # [N]
-    owners: Tensor  # [N], which of the B examples
+    owners: Tensor  # [N], indices into the B examples
     numbers: list[int]
-    """Of the examples."""
+    """The examples' line numbers."""
     lengths: list[int]
-    """Of the rows, padding left out."""
+    """Lengths of the rows, without padding."""
 
     @property
     def num_examples(self) -> int:
@@ -42,7 +42,7 @@ class Batch:
 
 
 def pack(examples: Sequence[Example], pad_id: int) -> Batch:
-    """Padding stands behind, where a causal model's tokens never look."""
+    """Make a batch. Padding is on the right, where a causal model does not attend to it."""
     width = max(example.num_tokens for example in examples)
     token_ids = torch.full((len(examples), width), pad_id)
     rows: list[int] = []
@@ -66,14 +66,14 @@ def pack(examples: Sequence[Example], pad_id: int) -> Batch:
 
 
 def in_order(examples: Sequence[Example], max_tokens: int) -> Iterator[list[Example]]:
-    """All of them once, shortest first, for measuring."""
+    """Yield batches of all examples, shortest first, for evaluation."""
     return _cut(sorted(examples, key=_length), max_tokens)
 
 
 def epoch(
     examples: Sequence[Example], max_tokens: int, *, seed: int, number: int
 ) -> list[list[Example]]:
-    """All of them once, shuffled, in batches of at most so many tokens, padding counted."""
+    """Make shuffled batches of all examples, of at most `max_tokens` tokens with padding."""
     order = random.Random(f"{seed} {number}")
     shuffled = list(examples)
     order.shuffle(shuffled)
@@ -91,7 +91,7 @@ def _length(example: Example) -> int:
 
 
 def _cut(examples: Sequence[Example], max_tokens: int) -> Iterator[list[Example]]:
-    """Sorted by length, so the newest is the widest. A batch has at least one example."""
+    """Split examples, sorted by length, into batches. A batch has at least one example."""
     batch: list[Example] = []
     for example in examples:
         if batch and (len(batch) + 1) * example.num_tokens > max_tokens:

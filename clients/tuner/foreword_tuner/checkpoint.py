@@ -1,4 +1,4 @@
-"""A training's state in one safetensors file, replaced as a whole: no pickle, never half a file."""
+"""Checkpoints: a training's state in one safetensors file, replaced atomically."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _STATE = "state"
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Atomic and durable: after a kill there is this checkpoint or the one before."""
+    """Write a checkpoint, atomically and durably: after a kill there is this one or the last."""
     temp = path.with_suffix(".tmp")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, temp, {_STATE: json.dumps(state)})
@@ -29,34 +29,36 @@ def save(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) ->
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Raises `TunerError` for a file that is not one of ours."""
+    """Read a checkpoint. Raises `TunerError` for a file that is not one."""
     try:
         with safe_open(path, "pt") as file:
             state: dict[str, Any] = json.loads(file.metadata()[_STATE])
             return {name: file.get_tensor(name) for name in file.keys()}, state  # noqa: SIM118
     except (SafetensorError, KeyError, TypeError, ValueError) as exc:
-        raise TunerError(f"{path} is no checkpoint: {exc}; --restart begins anew") from None
+        raise TunerError(
+            f"{path} is not a checkpoint: {exc}; pass --restart to start over"
+        ) from None
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What is trained, by name."""
+    """Return the trainable parameters by name."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def snapshot(model: nn.Module, prefix: str) -> dict[str, Tensor]:
-    """Copies of what is trained."""
+    """Copy the trainable parameters."""
     return {f"{prefix}{name}": p.detach().clone() for name, p in trainable(model).items()}
 
 
 @torch.no_grad()
 def restore(model: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> None:
-    """The reverse of `snapshot`."""
+    """Inverse of `snapshot`."""
     for name, parameter in trainable(model).items():
         parameter.copy_(tensors[f"{prefix}{name}"])
 
 
 def moments(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, Tensor]:
-    """The optimiser's tensors, by parameter."""
+    """Return the optimizer's tensors, by parameter."""
     states = optimizer.state_dict()["state"]
     return {
         f"optimizer.{key}.{name}": torch.as_tensor(value)
@@ -68,7 +70,7 @@ def moments(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str,
 def restore_moments(
     optimizer: torch.optim.Optimizer, names: Sequence[str], tensors: Mapping[str, Tensor]
 ) -> None:
-    """The reverse of `moments`."""
+    """Inverse of `moments`."""
     found = optimizer.state_dict()
     for i, name in enumerate(names):
         found["state"][i] = {

@@ -1,4 +1,4 @@
-"""PEFT's descriptions of what is trained."""
+"""PEFT configs of the methods."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LORA_RANK = 8
 def config_of(
     method: Method, model: PreTrainedModel, num_virtual_tokens: int, *, projection: bool
 ) -> peft.PeftConfig:
-    """Of a method, for a model."""
+    """Make the PEFT config of a method for a model."""
     is_seq2seq = model.config.is_encoder_decoder
     common: dict[str, Any] = {"task_type": "SEQ_2_SEQ_LM" if is_seq2seq else "CAUSAL_LM"}
     if method is Method.LORA:

@@ -1,6 +1,6 @@
-"""Layers below which nothing is trained: what they compute of an example is constant.
+"""Lower layers that are not trained: their output for an example is constant.
 
-It is computed once and kept: every later step runs, forward and backward, only the layers above.
+It is computed once and cached. Every later step runs only the layers above, forward and backward.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MAX_KEPT_BYTES = 4 << 30
 
 
 class _Reached(Exception):
-    """A forward has come to the first layer that is trained."""
+    """The forward pass has reached the first trained layer."""
 
     def __init__(self, hidden: Tensor) -> None:
         self.hidden = hidden
@@ -39,7 +39,7 @@ class Cut:
         self._num_bytes = 0
 
     def __call__(self, batch: Batch, **inputs: Any) -> Any:
-        """What the decoder gives."""
+        """Return the decoder's output. Caches the lower layers' output per example."""
         if any(number not in self._kept for number in batch.numbers):
             hidden = self._compute(inputs)
             self._keep(batch, hidden)
@@ -71,7 +71,7 @@ class Cut:
 
     @contextlib.contextmanager
     def _from(self, hidden: Tensor) -> Iterator[None]:
-        """The lower layers do nothing meanwhile, and the first above gets `hidden`."""
+        """Skip the lower layers, and pass `hidden` to the first trained one."""
 
         def replace(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
             if args:

@@ -1,4 +1,4 @@
-"""Data files: JSON lines, every line checked before anything is trained on."""
+"""Data files: JSON lines, all checked before training starts."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ ROLES = ("system", "user", "assistant", "tool")
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One example. Either a prompt with fields for a template, or a chat up to the answer."""
+    """One example: either a prompt with fields for a template, or a chat up to the answer."""
 
     number: int
-    """In its file, from 1."""
+    """Line number in the file, from 1."""
     completion: str
     prompt: str = ""
     fields: Mapping[str, str] = field(default_factory=dict)
     messages: tuple[dict[str, str], ...] = ()
 
     def question(self, fields: Collection[str] = ()) -> str:
-        """What is asked, with those of its fields that a template has; the same for the same."""
+        """Return a key that is equal for equal questions: prompt, chat and the named `fields`."""
         asked = {name: self.fields.get(name) for name in sorted(fields)}
         return json.dumps([self.prompt, asked, self.messages])
 
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """What was read."""
+    """The content of a data file."""
 
     path: Path
     sha256: str
     lines: tuple[Line, ...]
     skipped: tuple[str, ...] = ()
-    """Why lines were left out, where that was asked for."""
+    """Why lines were skipped, if bad lines are skipped."""
 
 
 def read(path: Path, *, skip_bad: bool = False, needs_completion: bool = True) -> DataFile:
-    """All lines of a file. Raises `DataError` that names every bad one, unless they are skipped."""
+    """Read a file. Raises a `DataError` that lists all bad lines, unless they are skipped."""
     try:
         data = path.read_bytes()
     except OSError as exc:
@@ -60,7 +60,7 @@ def read(path: Path, *, skip_bad: bool = False, needs_completion: bool = True) -
     if problems and not skip_bad:
         raise refusal(path, problems)
     if not lines:
-        raise DataError(f"{path} holds no examples")
+        raise DataError(f"{path} has no examples")
     return DataFile(path, hashlib.sha256(data).hexdigest(), tuple(lines), tuple(problems))
 
 
@@ -75,7 +75,7 @@ def refusal(path: Path, problems: Sequence[str]) -> DataError:
 
 
 def parse(raw: bytes, number: int, *, needs_completion: bool = True) -> Line:
-    """Raises `DataError`, which does not name the line."""
+    """Parse a line. Raises `DataError`, without the line number."""
     try:
         value = json.loads(raw.decode())
     except UnicodeDecodeError:
@@ -109,12 +109,14 @@ def _text(value: Mapping[str, Any], name: str) -> str:
 
 
 def _check_whole(name: str, text: str) -> None:
-    """JSON can escape one half of a character, as a cut text has it; no tokenizer takes that."""
+    """Refuse lone surrogates, which JSON can escape and a tokenizer cannot encode."""
     try:
         text.encode()
     except UnicodeEncodeError as exc:
         shown = name.encode("ascii", "backslashreplace").decode()
-        raise DataError(f"`{shown}` has half a character at {exc.start + 1}") from None
+        raise DataError(
+            f"`{shown}` has half a character (a lone surrogate) at {exc.start + 1}"
+        ) from None
 
 
 def _chat(value: Mapping[str, Any], number: int) -> Line:
@@ -135,10 +137,10 @@ def _chat(value: Mapping[str, Any], number: int) -> Line:
 
 
 def split(lines: Sequence[Line], share: float, seed: int) -> tuple[list[Line], list[Line]]:
-    """Lines to train on and lines held out; those with the same prompt stay together.
+    """Split lines into training and held-out lines. Equal prompts stay on one side.
 
-    `share` of the lines is held out, at least one and never all. Raises `DataError` where all
-    lines ask the same.
+    `share` of the lines is held out, at least one and never all. Raises `DataError` if all lines
+    have the same prompt.
     """
     keys = sorted({line.question() for line in lines})
     if len(keys) < 2:

@@ -1,7 +1,7 @@
-"""A long text compressed into a short prefix, by matching what the model says behind the text.
+"""Distillation of a long text into a short prefix, by matching the model's logits after the text.
 
-The idea of Cartridges (https://arxiv.org/abs/2506.06266): the prefix learns the whole distribution
-of every token, of which the answers alone would show it one draw.
+The idea is that of Cartridges (https://arxiv.org/abs/2506.06266): the prefix learns the whole
+distribution of every token, of which an answer alone shows only one sample.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from foreword_tuner.teacher import Targets, Teacher
 from foreword_tuner.tune import Run, Tuned
 
 _SMALLEST = 1e-6
-"""Probability that all others are taken to have at least: float32 knows no smaller rest of one."""
+"""Minimum probability of all other tokens together: the resolution of float32 near 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """What is compressed."""
+    """The text to compress."""
 
     name: str
     content: str
     answer_tokens: int
-    """Of each of the teacher's answers at most."""
+    """Max tokens of each answer of the teacher."""
 
 
 class DistillForward:
-    """The loss is the divergence from the teacher's distributions."""
+    """A forward pass whose loss is the divergence from the teacher's distributions."""
 
     def __init__(
         self, student: DecoderForward, pad_id: int, targets: Mapping[int, Targets]
@@ -80,7 +80,7 @@ def run(what: Run, text: Text) -> Tuned:
     encoder = Encoder(base.tokenizer, base.eos_id, template=settings.template, chat=settings.chat)
     text_ids = base.tokenizer(text.content).input_ids
     if settings.num_virtual_tokens >= len(text_ids):
-        raise TunerError(f"{text.name} has no more than {len(text_ids)} tokens: push it as it is")
+        raise TunerError(f"{text.name} has only {len(text_ids)} tokens: push it as text")
     train_lines, held_lines = data.split(
         _unique(file.lines, encoder.fields), settings.held_out, settings.seed
     )
@@ -90,8 +90,8 @@ def run(what: Run, text: Text) -> Tuned:
     student = prepare.forward(base, trainee.model, settings)
     if not isinstance(student, DecoderForward):
         raise TunerError("only decoders can be distilled")
-    teacher = Teacher(base, text_ids, student.behind)
-    what.say(f"{len(text_ids)} tokens of text; the model answers {len(lines)} prompts behind them")
+    teacher = Teacher(base, text_ids, student.logits_with)
+    what.log(f"{len(text_ids)} tokens of text; the model answers {len(lines)} prompts after it")
     by_number = _answers(teacher, encoder, lines, what, text)
     found = teacher.targets(list(by_number.values()), settings.batch_tokens)
     examples = Examples(
@@ -117,11 +117,11 @@ def _answers(
 
 
 def _unique(lines: Sequence[Line], fields: Collection[str]) -> list[Line]:
-    """Every question once: the teacher's answer is always the same."""
+    """Drop repeated questions: the teacher's answer is always the same."""
     return list({line.question(fields): line for line in lines}.values())
 
 
 def _answered(base: Base, line: Line, example: Example) -> Line:
-    """With the teacher's answer, which golden prompts expect."""
+    """Set the teacher's answer as completion, for golden prompts."""
     answer = base.tokenizer.decode(example.completion_ids, skip_special_tokens=True)
     return dataclasses.replace(line, completion=answer)

@@ -1,4 +1,4 @@
-"""Lines to token ids, exactly as the server makes them of a task's template or chat."""
+"""Encoding of lines as token ids, exactly as the server encodes prompts of a task."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from foreword_tuner.errors import DataError, TunerError
 
 PLAIN = "{prompt}"
 _LINE = "{prompt}\n"
-"""So that a completion is a line of its own, without a space that the answer would begin with."""
+"""Puts a completion on a line of its own, so that it needs no leading space."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,16 +22,16 @@ class Example:
     number: int
     prompt_ids: list[int]
     completion_ids: list[int]
-    """With the token that ends it."""
+    """With the end-of-sequence token."""
 
     @property
     def num_tokens(self) -> int:
-        """What a forward computes: the last token is only ever a target."""
+        """Number of tokens that a forward pass computes. The last token is only a target."""
         return len(self.prompt_ids) + len(self.completion_ids) - 1
 
 
 class Encoder:
-    """A base model's tokenizer, with a task's template around every prompt, or chat."""
+    """A base model's tokenizer with a task's template or chat format."""
 
     def __init__(self, tokenizer: Any, eos_id: int, *, template: str, chat: bool) -> None:
         self._tokenizer = tokenizer
@@ -44,7 +44,7 @@ class Encoder:
     def examples(
         self, lines: Iterable[Line], *, max_tokens: int
     ) -> tuple[list[Example], list[str]]:
-        """Those that can be trained on, and what is wrong with the others, by line."""
+        """Encode lines. Returns the examples, and one problem for each line that has one."""
         examples, problems = [], []
         for line in lines:
             try:
@@ -57,18 +57,18 @@ class Encoder:
         return examples, problems
 
     def example(self, line: Line) -> Example:
-        """Raises `DataError`."""
+        """Encode a line. Raises `DataError`."""
         self._check_specials(line.completion)
         completion = self._ids(line.completion, add_special_tokens=False)
         return Example(line.number, self.prompt_ids(line), [*completion, self._eos_id])
 
     def prompt_ids(self, line: Line) -> list[int]:
-        """Of everything before the completion. Raises `DataError`."""
+        """Encode what precedes the completion. Raises `DataError`."""
         if line.messages:
             if not self._chat:
                 raise DataError("`messages` need --chat")
             if self._template != PLAIN:
-                raise DataError("`messages` and --template do not go together")
+                raise DataError("`messages` exclude --template")
             return self._chat_ids(line.messages)
         text = self.render(line)
         if self._chat:
@@ -76,7 +76,7 @@ class Encoder:
         return self._ids(text, add_special_tokens=True)
 
     def render(self, line: Line) -> str:
-        """The template filled in. Raises `DataError`."""
+        """Fill in the template. Raises `DataError`."""
         if missing := sorted(self.fields - line.fields.keys()):
             raise DataError(f"the template needs the fields: {', '.join(missing)}")
         for name in self.fields:
@@ -84,7 +84,7 @@ class Encoder:
         return self._template.format_map(dict(line.fields))
 
     def shots(self, lines: Sequence[Line]) -> list[int]:
-        """The lines one after another, questions and answers, as few-shot prompts have them."""
+        """Encode lines as a few-shot prompt: questions and answers one after another."""
         if self._chat:
             examples = map(self.example, lines)
             return [i for one in examples for i in (*one.prompt_ids, *one.completion_ids)]
@@ -102,10 +102,11 @@ class Encoder:
         return self._ids(text, add_special_tokens=False)
 
     def _check_specials(self, text: str) -> None:
-        """The server never reads one out of a user's words, so none may be trained on as such."""
+        """Refuse special tokens in text: the server encodes them as plain text. Raises
+        `DataError`."""
         for special in self._specials:
             if special in text:
-                raise DataError(f"holds the special token {special}")
+                raise DataError(f"contains the special token {special}")
 
     def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=add_special_tokens).input_ids
@@ -113,11 +114,11 @@ class Encoder:
 
 
 def fields_of(template: str) -> frozenset[str]:
-    """The names in its braces. Raises `TunerError` where the server would refuse it."""
+    """Return the field names of a template. Raises `TunerError` if the server would refuse it."""
     try:
         pieces = list(Formatter().parse(template))
     except ValueError:
-        raise TunerError("--template: a brace without its partner; {{ is a brace") from None
+        raise TunerError("--template: unmatched brace; write {{ for a literal brace") from None
     for _, name, spec, conversion in pieces:
         if name is not None and (not name.isidentifier() or spec or conversion):
             raise TunerError("--template: fields are plain names such as {prompt}")
@@ -125,7 +126,7 @@ def fields_of(template: str) -> frozenset[str]:
 
 
 def template_or_default(template: str | None, *, chat: bool) -> str:
-    """As a shell brings it, with a new line as two characters, or what suits most data."""
+    """Return the template, with `\\n` replaced by a newline, or the default one."""
     if template is None:
         return PLAIN if chat else _LINE
     return template.replace("\\n", "\n")

@@ -1,4 +1,4 @@
-"""A task's answers to the questions of a data file, through the server, many at a time."""
+"""Concurrent requests for a task's answers to the questions of a data file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from foreword_tuner.scores import Answered
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What was asked, what came, and how long all of it took."""
+    """Answers with their references, generations, and the total duration."""
 
     answered: list[Answered]
     generations: list[Generation]
@@ -24,7 +24,7 @@ class Asked:
 
 
 def questions(lines: Sequence[Line], fields: Collection[str]) -> list[tuple[Line, tuple[str, ...]]]:
-    """Every question once, with all completions that the file has for it."""
+    """Return each distinct question with all its completions in the file."""
     references: dict[str, list[str]] = {}
     first: dict[str, Line] = {}
     for line in lines:
@@ -44,7 +44,7 @@ async def ask(
     concurrency: int,
     fields: Collection[str] = (),
 ) -> Asked:
-    """Greedy answers in the order of the questions. Raises `ForewordError` of the first failure.
+    """Request greedy answers, in the order of the questions. Raises the first `ForewordError`.
 
     `fields` are those of the task's template.
     """
@@ -65,7 +65,7 @@ async def ask(
         async with anyio.create_task_group() as group:
             for i, (line, _) in enumerate(asked):
                 group.start_soon(one, i, line)
-    except ExceptionGroup as failed:  # the first ended the others
+    except ExceptionGroup as failed:  # the first failure cancelled the others
         raise failed.exceptions[0] from None
     seconds = time.perf_counter() - begin_s
     generations = [g for g in found if g is not None]
@@ -78,7 +78,7 @@ def _options(line: Line, max_tokens: int | None, fields: Collection[str]) -> Gen
     options: GenerateOptions = {"temperature": 0.0, "max_tokens": max_tokens}
     if line.messages:
         options["messages"] = line.messages
-    beside = {name: line.fields[name] for name in fields if name in line.fields}
-    if beside and not line.messages:
-        options["fields"] = beside
+    given = {name: line.fields[name] for name in fields if name in line.fields}
+    if given and not line.messages:
+        options["fields"] = given
     return options

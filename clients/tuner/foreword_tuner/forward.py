@@ -1,7 +1,8 @@
-"""One forward of the frozen model behind what is trained: the loss of completions, and no more.
+"""Forward pass of the frozen model with the trained parameters: the loss of completions only.
 
-PEFT's own forward computes the logits of every token, of which only completions have targets, and
-copies a prefix for each row. Here the head sees the rows that count, and attention one prefix.
+PEFT's own forward computes the logits of all tokens, although only completions have targets, and
+copies the prefix for each row. Here the head gets only the rows with targets, and attention gets
+one prefix.
 """
 
 from __future__ import annotations
@@ -27,24 +28,24 @@ IGNORED = -100
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Of one batch. Greedy decoding gives a completion exactly if all its tokens come first."""
+    """The result of one batch."""
 
     loss: Tensor
     """Sum over the completions' tokens."""
     num_targets: int
     num_exact: int
-    """Examples whose whole completion greedy decoding would give."""
+    """Examples whose whole completion greedy decoding would produce."""
 
 
 class Forward(Protocol):
-    """How a family of models is run."""
+    """The forward pass of a family of models."""
 
     def __call__(self, examples: Sequence[Example]) -> Outcome: ...
 
 
 class DecoderForward:
-    """Decoder-only models, with `attention` in their layers. Those below `first_layer` have a
-    constant prefix, or none."""
+    """Forward pass of decoder-only models with `attention` in their layers. Layers below
+    `first_layer` have a constant prefix, or none."""
 
     def __init__(
         self,
@@ -63,7 +64,7 @@ class DecoderForward:
         self._decoder: Any = self._base.get_decoder()
         self._cut = Cut(self._decoder, first_layer) if first_layer else None
         self._output: type[ModelOutput] = ModelOutput
-        """What the decoder gives: the head's forward of a mixture of experts reads more of it."""
+        """Type of the decoder's output: a mixture of experts reads more of its fields."""
 
     def __call__(self, examples: Sequence[Example]) -> Outcome:
         batch = pack(examples, self._pad_id).to(self._base.device)
@@ -75,16 +76,16 @@ class DecoderForward:
         return device
 
     def logits(self, batch: Batch) -> Tensor:
-        """Of the tokens that precede a target: [N, vocab_size]."""
+        """Return the logits of the tokens that precede a target, [N, vocab_size]."""
         if self._method.is_kv:
-            return self.behind(batch, self.keys_and_values())
+            return self.logits_with(batch, self.keys_and_values())
         self._attention.prefix = None
         if self._method in (Method.PROMPT, Method.PTUNING):
-            return self._run(batch, inputs_embeds=self._behind_embeddings(batch.token_ids))
+            return self._run(batch, inputs_embeds=self._with_embeddings(batch.token_ids))
         return self._run(batch, input_ids=batch.token_ids)
 
-    def behind(self, batch: Batch, prefix: Tensor) -> Tensor:
-        """The same behind any keys and values: [num_layers, 2, num_kv_heads, L, head_dim]."""
+    def logits_with(self, batch: Batch, prefix: Tensor) -> Tensor:
+        """Like `logits`, with a given prefix [num_layers, 2, num_kv_heads, L, head_dim]."""
         self._attention.prefix = prefix
         return self._run(batch, prefix.shape[3], input_ids=batch.token_ids)
 
@@ -99,26 +100,28 @@ class DecoderForward:
         return self._head(own.flatten(0, 1)[batch.rows])
 
     def keys_and_values(self) -> Tensor:
-        """[num_layers, 2, num_kv_heads, L, head_dim], in the model's dtype."""
+        """Return the trained prefix [num_layers, 2, num_kv_heads, L, head_dim] in the model's
+        dtype."""
         config: Any = self._model.peft_config[ADAPTER]
         flat = self._virtual()
         heads = config.num_attention_heads
         slots = flat.view(len(flat), config.num_layers, 2, heads, config.token_dim // heads)
         return slots.permute(1, 2, 3, 0, 4).to(self._base.dtype)
 
-    def _behind_embeddings(self, token_ids: Tensor) -> Tensor:
+    def _with_embeddings(self, token_ids: Tensor) -> Tensor:
         embeddings = self._base.get_input_embeddings()(token_ids)
         virtual = self._virtual().to(embeddings.dtype)
         return torch.cat((virtual.expand(len(token_ids), -1, -1), embeddings), dim=1)
 
     def _virtual(self) -> Tensor:
-        """What the encoder makes of its parameters: [L, columns]."""
+        """Return the output of PEFT's prompt encoder, [L, columns]."""
         tokens = self._model.prompt_tokens[ADAPTER].to(self._base.device)[None]
         virtual: Tensor = self._model.prompt_encoder[ADAPTER](tokens)[0]
         return virtual
 
     def _head(self, hidden: Tensor) -> Tensor:
-        """By the model's own forward with its layers left out: some scale or cap their logits."""
+        """Compute logits with the model's own forward, without its layers: some models scale or cap
+        their logits."""
 
         def computed(*args: Any, **kwargs: Any) -> ModelOutput:
             return self._output(last_hidden_state=hidden[None])
@@ -132,7 +135,7 @@ class DecoderForward:
 
 
 class Seq2SeqForward:
-    """Encoder-decoder models such as T5, by PEFT's own forward."""
+    """Forward pass of encoder-decoder models such as T5, with PEFT's own forward."""
 
     def __init__(self, model: PeftModel, pad_id: int) -> None:
         self._model = model
@@ -164,6 +167,6 @@ def _outcome(logits: Tensor, batch: Batch) -> Outcome:
 
 
 def num_exact(logits: Tensor, batch: Batch) -> int:
-    """Examples all of whose targets come first."""
+    """Count examples whose targets all have the highest logit."""
     wrong = logits.detach().argmax(dim=-1) != batch.targets
     return batch.num_examples - len(set(batch.owners[wrong].tolist()))

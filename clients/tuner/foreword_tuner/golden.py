@@ -1,4 +1,4 @@
-"""Golden prompts of a training: held-out lines that it answers exactly, the surest first."""
+"""Golden prompts: held-out lines that the model answers exactly, most confident first."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from foreword_tuner.forward import Forward
 MAX_GOLDEN = 8
 _NUM_TRIED = 64
 _MAX_CHARS = 10_000
-"""What the server takes of a golden prompt."""
+"""The server's limit for a golden prompt."""
 
 
 @torch.inference_mode()
@@ -23,21 +23,22 @@ def choose(
     examples: Sequence[Example],
     fields: Collection[str],
 ) -> list[dict[str, str]]:
-    """`{"prompt": ..., "expect": ...}`, as an upload brings them.
+    """Choose golden prompts, `{"prompt": ..., "expect": ...}`, for the upload.
 
-    The surest, since the server may compute in another precision. A golden prompt is one text: so
-    none where the template has other `fields`, and no chats of several messages.
+    The most confident answers are chosen, as the server may compute in another precision. A golden
+    prompt is one text: there are none if the template has other `fields`, or for chats of several
+    messages.
     """
     if set(fields) - {"prompt"}:
         return []
-    sure: list[tuple[float, Line]] = []
+    exact: list[tuple[float, Line]] = []
     pairs = [(line, e) for line, e in zip(lines, examples, strict=True) if _is_plain(line)]
     for line, example in pairs[:_NUM_TRIED]:
         outcome = forward([example])
         if outcome.num_exact:
-            sure.append((float(outcome.loss) / outcome.num_targets, line))
-    sure.sort(key=lambda pair: pair[0])
-    return [{"prompt": line.prompt, "expect": line.completion} for _, line in sure[:MAX_GOLDEN]]
+            exact.append((float(outcome.loss) / outcome.num_targets, line))
+    exact.sort(key=lambda pair: pair[0])
+    return [{"prompt": line.prompt, "expect": line.completion} for _, line in exact[:MAX_GOLDEN]]
 
 
 def _is_plain(line: Line) -> bool:

@@ -1,9 +1,9 @@
-"""Where training begins, keys and values of real text or chance, and how long a step is there.
+"""Initialization of what is trained, from real text or at random, and the scale of its steps.
 
-The values of one layer are forty times as large as those of another (SmolLM2-135M), keys are larger
-still, and Adam's steps are as long as the learning rate whatever they are taken on. So what is
-trained is the distance from the beginning, in units of each layer's own keys and values: one
-learning rate fits all.
+The values of one layer are forty times as large as those of another (SmolLM2-135M), and keys are
+larger still, but Adam's steps have the size of the learning rate regardless of scale. So the
+trained parameter is the distance from the initial value, in units of each layer's own keys and
+values. Then one learning rate fits all layers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ADAPTER = "default"
 
 
 class Distance(nn.Module):
-    """A parameter as `begin + unit * distance`."""
+    """Parametrization of a parameter as `begin + unit * distance`."""
 
     def __init__(self, begin: Tensor, unit: Tensor) -> None:
         super().__init__()
@@ -45,14 +45,14 @@ class Distance(nn.Module):
 
 
 def fill(token_ids: Sequence[int], num_tokens: int) -> list[int]:
-    """The text's first tokens; a short text is repeated."""
+    """Return the first `num_tokens` tokens of a text. A short text is repeated."""
     times = -(-num_tokens // len(token_ids))
     return (list(token_ids) * times)[:num_tokens]
 
 
 @torch.no_grad()
 def keys_and_values(base: PreTrainedModel, token_ids: Sequence[int]) -> Tensor:
-    """Of a text, as they lie in the cache: [num_layers, 2, num_kv_heads, num_tokens, head_dim]."""
+    """Compute a text's keys and values, [num_layers, 2, num_kv_heads, num_tokens, head_dim]."""
     cache = DynamicCache(config=base.config)
     ids = torch.tensor([token_ids], device=base.device)
     base(input_ids=ids, past_key_values=cache, use_cache=True)
@@ -62,7 +62,7 @@ def keys_and_values(base: PreTrainedModel, token_ids: Sequence[int]) -> Tensor:
 
 @torch.no_grad()
 def from_text(model: PeftModel, method: Method, token_ids: Sequence[int]) -> None:
-    """Virtual tokens become those of a real text: its keys and values, or its embeddings."""
+    """Initialize virtual tokens from a text: its keys and values, or its embeddings."""
     base = model.get_base_model()
     if method.is_kv:
         layers = [(keys[None], values[None]) for keys, values in keys_and_values(base, token_ids)]
@@ -73,8 +73,8 @@ def from_text(model: PeftModel, method: Method, token_ids: Sequence[int]) -> Non
 
 
 def measure_in_units(model: PeftModel, method: Method, *, first_layer: int = 0) -> int:
-    """From here on the parameters are distances from where they are now. Those of the layers below
-    `first_layer` stay there. How many can move.
+    """Parametrize the parameters as distances from their current values. Those of layers below
+    `first_layer` are fixed. Returns the number of parameters that are not.
     """
     encoder = model.prompt_encoder[ADAPTER]
     if method is Method.CARTRIDGE:
@@ -97,7 +97,7 @@ def _num_layers(model: PeftModel) -> int:
 
 
 def _rms_of_slots(begin: Tensor, model: PeftModel) -> Tensor:
-    """Of the keys of each layer, and of its values: [1, 2 * num_layers * width]."""
+    """Return the RMS of the keys and of the values of each layer, [1, 2 * num_layers * width]."""
     slots = begin.view(len(begin), 2 * _num_layers(model), -1)
     rms = slots.pow(2).mean(dim=(0, 2)).sqrt()
     return rms.repeat_interleave(slots.shape[2])[None]

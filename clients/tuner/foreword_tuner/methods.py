@@ -1,4 +1,4 @@
-"""The methods that can be trained, and what was measured to be best for each (docs/tuning.md)."""
+"""Training methods, with the defaults that measured best (docs/tuning.md)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Method(StrEnum):
-    """What is trained. All but LoRA become a prefix when they are served."""
+    """A training method. The server runs all but LoRA as a prefix."""
 
     PREFIX = "prefix"
     CARTRIDGE = "cartridge"
@@ -17,7 +17,7 @@ class Method(StrEnum):
 
     @property
     def is_kv(self) -> bool:
-        """Keys and values of every layer are the parameters."""
+        """Whether the parameters are the keys and values of every layer."""
         return self in (Method.PREFIX, Method.CARTRIDGE)
 
     @property
@@ -27,7 +27,7 @@ class Method(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """For a method, where nothing is said."""
+    """Defaults of a method."""
 
     learning_rate: float
     num_virtual_tokens: int = 20
@@ -42,4 +42,4 @@ DEFAULTS = {
     Method.LORA: Defaults(learning_rate=4e-3, num_virtual_tokens=0),
 }
 PROJECTED = Defaults(learning_rate=1e-3)
-"""Prefix tuning through the network of Li & Liang: what is trained are its weights."""
+"""Prefix tuning with the network of Li & Liang, whose weights are trained."""

@@ -1,4 +1,4 @@
-"""The loss over the steps, as a PNG file."""
+"""Plot of the loss over the steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def draw(
     curve: Sequence[dict[str, float]],
     held_out: Sequence[dict[str, float]],
 ) -> None:
-    """Training and held-out loss, and the share of exact completions where there are any."""
+    """Draw training loss, held-out loss and the share of exact completions into a PNG file."""
     figure = Figure(figsize=(7.5, 4.5), dpi=120, layout="constrained")
     figure.suptitle(title, fontsize=9, color="#444444")
     axes = figure.add_subplot()

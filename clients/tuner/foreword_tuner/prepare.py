@@ -1,4 +1,4 @@
-"""From settings and data to a training that can begin."""
+"""Preparation of a training: examples, trained parameters, forward pass."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from foreword_tuner.methods import Method
 from foreword_tuner.settings import TEXT_INIT, Settings
 
 _NUM_SHOTS = 64
-"""Lines whose text is surely as long as a prefix."""
+"""Number of lines whose text is long enough for any prefix."""
 
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Both sides of the split, as lines and as token ids."""
+    """The training and held-out examples."""
 
     train: list[Example]
     held_out: list[Example]
     held_out_lines: list[Line]
     encoder: Encoder
     init_ids: list[int]
-    """Of the text that training begins from; empty for chance."""
+    """Token ids of the text that the prefix is initialized from; empty for random."""
     skipped: list[str]
-    """Why lines were left out."""
+    """Why lines were skipped."""
 
 
 def examples(base: Base, file: DataFile, settings: Settings, *, skip_bad: bool) -> Examples:
-    """Raises `DataError`, by line, unless bad lines are skipped."""
+    """Encode and split a file. Raises a `DataError` that lists bad lines, unless skipped."""
     encoder = Encoder(base.tokenizer, base.eos_id, template=settings.template, chat=settings.chat)
     encoded, problems = encoder.examples(file.lines, max_tokens=settings.max_tokens)
     if problems and not skip_bad:
@@ -59,28 +59,28 @@ def _init_ids(base: Base, encoder: Encoder, train: Sequence[Line], settings: Set
     if settings.init == "random":
         return []
     if base.attention is None:
-        raise TunerError("an encoder-decoder is trained from chance: --init random")
+        raise TunerError("an encoder-decoder can only start at random: pass --init random")
     if settings.init.startswith(TEXT_INIT):
         ids = base.tokenizer(settings.init.removeprefix(TEXT_INIT)).input_ids
     else:
         step = max(1, len(train) // _NUM_SHOTS)  # files are often in the order of their labels
         ids = encoder.shots(train[::step])
     if not ids:
-        raise TunerError("the text to begin from has no tokens")
+        raise TunerError("--init: the text has no tokens")
     return initial.fill(ids, settings.num_virtual_tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class Trainee:
-    """The base model with what is to be trained beside it."""
+    """The base model with the parameters to train."""
 
     model: peft.PeftModel
     num_parameters: int
-    """That are trained."""
+    """Number of trained parameters."""
 
 
 def trainee(base: Base, settings: Settings, init_ids: Sequence[int]) -> Trainee:
-    """At its beginning."""
+    """Wrap the base model in PEFT, and initialize the trained parameters."""
     torch.manual_seed(settings.seed)
     method = settings.method
     config = configs.config_of(
@@ -96,10 +96,10 @@ def trainee(base: Base, settings: Settings, init_ids: Sequence[int]) -> Trainee:
 
 
 def forward(base: Base, tuned: peft.PeftModel, settings: Settings) -> Forward:
-    """How this family is run."""
+    """Choose the forward pass of the model's family. Raises `TunerError`."""
     if base.attention is None:
         if settings.first_layer:
-            raise TunerError("--first-layer: an encoder-decoder is trained as a whole")
+            raise TunerError("--first-layer does not work for an encoder-decoder")
         return Seq2SeqForward(tuned, base.pad_id)
     return DecoderForward(
         tuned, settings.method, base.attention, base.pad_id, first_layer=settings.first_layer

@@ -1,4 +1,4 @@
-"""Progress on a terminal as a bar, elsewhere as a line now and then."""
+"""Progress of a training: a bar on a terminal, elsewhere a line every 30 seconds."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from foreword_tuner.training import Report
 _LINE_EVERY_S = 30.0
 
 
-class Teller:
-    """Shows how a training goes, on standard error."""
+class ProgressDisplay:
+    """Shows the progress of a training on standard error."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False)
@@ -28,7 +28,7 @@ class Teller:
             disable=not self._console.is_terminal,
         )
         self._row = self._bar.add_task("", total=1.0, step=0, loss=0.0, rate=0.0)
-        self._told_s = time.monotonic()
+        self._last_line_s = time.monotonic()
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -42,12 +42,12 @@ class Teller:
     ) -> None:
         self._bar.stop()
 
-    def say(self, text: str) -> None:
-        """A line."""
+    def log(self, text: str) -> None:
+        """Print a line."""
         self._console.print(text, soft_wrap=True, markup=False)
 
-    def tell(self, report: Report) -> None:
-        """After a step."""
+    def update(self, report: Report) -> None:
+        """Show the state after a step."""
         self._bar.update(
             self._row,
             completed=report.share,
@@ -56,12 +56,12 @@ class Teller:
             rate=report.tokens_per_s,
         )
         if report.held_out is not None:
-            self.say(f"{_line(report)}; held out: {_scores(report.held_out)}")
-        elif self._bar.disable and time.monotonic() - self._told_s > _LINE_EVERY_S:
-            self.say(_line(report))
+            self.log(f"{_line(report)}; held out: {_scores(report.held_out)}")
+        elif self._bar.disable and time.monotonic() - self._last_line_s > _LINE_EVERY_S:
+            self.log(_line(report))
         else:
             return
-        self._told_s = time.monotonic()
+        self._last_line_s = time.monotonic()
 
 
 def _line(report: Report) -> str:

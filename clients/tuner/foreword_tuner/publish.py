@@ -1,4 +1,4 @@
-"""The result of a training, told and pushed."""
+"""Summary and upload of a training's result."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from foreword_client import Client
 from foreword_tuner.tune import Tuned
 
 
-def tell(tuned: Tuned) -> None:
-    """What came out, in a few lines."""
+def summarize(tuned: Tuned) -> None:
+    """Print the result in two lines."""
     record = tuned.record
     scores = record["evaluation"]["scores"]
     typer.echo(
@@ -24,9 +24,9 @@ def tell(tuned: Tuned) -> None:
 
 
 def push(tuned: Tuned, task: str, *, url: str, api_key: str | None) -> None:
-    """Make it the active version of a task. Raises `ForewordError`."""
+    """Upload the result as the active version of a task. Raises `ForewordError`."""
     with Client(url, api_key=api_key) as client:
         uploaded = client.push(task, tuned.folder.path)
-    typer.echo(f"{task}@{uploaded.version} answers: {uploaded.digest}")
+    typer.echo(f"{task}: v{uploaded.version} is now live ({uploaded.digest})")
     if uploaded.warning:
         typer.echo(f"warning: {uploaded.warning}", err=True)

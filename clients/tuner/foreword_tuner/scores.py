@@ -1,8 +1,8 @@
-"""How good answers are, and how sure that is.
+"""Scores of answers, with confidence intervals.
 
-Scores are computed from parts of every example, so that an interval needs no scoring again: a
-bootstrap draws examples, and a score of the whole comes from the sums of what was drawn. BLEU is of
-a corpus and not the mean of its sentences; its parts are counts of n-grams.
+A score is computed from sums of per-example parts, so that the bootstrap draws examples without
+scoring them again. BLEU is defined for a corpus and is not the mean over its sentences; its parts
+are counts of n-grams.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """From 0 to 100, with what 95 % of the bootstrap's draws lie between."""
+    """A score from 0 to 100, with its 95 % bootstrap interval."""
 
     value: float
     low: float
@@ -35,7 +35,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """One question's answer, and all that would have been right."""
+    """The answer to a question, and its references."""
 
     answer: str
     references: tuple[str, ...]
@@ -44,7 +44,7 @@ class Answered:
 def score(
     answered: Sequence[Answered], metrics: Sequence[str], *, seed: int = 0
 ) -> dict[str, Score]:
-    """Every metric, of the same draws."""
+    """Compute metrics, all from the same bootstrap draws."""
     draws = np.random.default_rng(seed).integers(
         0, len(answered), (_NUM_DRAWS, len(answered)), dtype=np.int32
     )
@@ -52,7 +52,7 @@ def score(
 
 
 def _score(parts: Array, combine: Callable[[Array], float], draws: npt.NDArray[np.int32]) -> Score:
-    """`parts`: [examples, numbers]; `combine` makes a score of their sums."""
+    """Bootstrap a score. `parts`: [examples, columns]; `combine` turns their sums into a score."""
     drawn = sorted(combine(parts[draw].sum(axis=0)) for draw in draws)
     low, high = (drawn[int(q * (len(drawn) - 1))] for q in (0.025, 0.975))
     return Score(combine(parts.sum(axis=0)), low, high)
@@ -69,18 +69,18 @@ _Parts = tuple[Array, Callable[[Array], float]]
 
 
 def _exact(one: Answered) -> float:
-    """As it is, but for white space around it."""
+    """Compare verbatim, apart from surrounding white space."""
     return float(any(one.answer.strip() == right.strip() for right in one.references))
 
 
 def _accurate(one: Answered) -> float:
-    """A label, whatever its case; of an answer only the first line."""
+    """Compare as labels: only the first line, ignoring case."""
     first = one.answer.strip().partition("\n")[0].strip().lower()
     return float(any(first == right.strip().lower() for right in one.references))
 
 
 def _f1(one: Answered) -> float:
-    """Words that both have, as SQuAD counts them; of the best reference."""
+    """Return the F1 of shared words as in SQuAD, for the best reference."""
     return max(_overlap(_words(one.answer), _words(right)) for right in one.references)
 
 
@@ -95,13 +95,13 @@ def _words(text: str) -> list[str]:
 
 
 def _bleu(answered: Sequence[Answered]) -> _Parts:
-    """Counts of n-grams as sacrebleu makes them, and sacrebleu's score of their sums."""
-    from sacrebleu.metrics.bleu import BLEU  # a second that `--help` need not wait
+    """Count n-grams with sacrebleu, and combine them with sacrebleu's score of their sums."""
+    from sacrebleu.metrics.bleu import BLEU  # slow to import, and `--help` does not need it
 
     most = max(len(one.references) for one in answered)
     bleu = BLEU()
     hypotheses = [one.answer.strip() for one in answered]
-    references: list[list[Any]] = [  # sacrebleu takes none for a reference that is not there
+    references: list[list[Any]] = [  # sacrebleu takes None for a missing reference
         [one.references[i] if i < len(one.references) else None for one in answered]
         for i in range(most)
     ]
@@ -114,7 +114,7 @@ def _bleu(answered: Sequence[Answered]) -> _Parts:
 
 
 def _rouge(answered: Sequence[Answered]) -> _Parts:
-    from rouge_score.rouge_scorer import RougeScorer  # brings nltk
+    from rouge_score.rouge_scorer import RougeScorer  # imports nltk
 
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
 

@@ -1,4 +1,4 @@
-"""Every setting of a training run. They are written down beside its result, all of them."""
+"""Settings of a training run. All are recorded with its result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TEXT_INIT = "text:"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What decides the outcome. Two runs with the same settings and data are the same run."""
+    """Everything that determines the outcome, together with the data."""
 
     base: str
     method: Method
@@ -26,29 +26,29 @@ class Settings:
     init: str
     """`random`, `examples` (the first lines of the training data), or `text:...`."""
     first_layer: int
-    """The lowest that is trained; those below keep the keys and values of the beginning."""
+    """The lowest trained layer. Those below keep their initial keys and values."""
     template: str
     chat: bool
     held_out: float
-    """Share of the lines."""
+    """Share of the lines held out for evaluation."""
     max_tokens: int
-    """Of one example; longer ones are bad lines."""
+    """Max tokens of an example; longer ones are bad lines."""
     learning_rate: float
     warmup: float
-    """Share of the training."""
+    """Share of the training that warms up."""
     weight_decay: float
     clip: float
     batch_tokens: int
-    """Of one forward, padding counted."""
+    """Tokens of a forward pass, with padding."""
     accumulate: int
-    """Forwards between steps of the optimiser."""
+    """Forward passes per optimizer step."""
     max_epochs: float
     max_minutes: float | None
-    """The learning rate comes down in time for it."""
+    """The learning rate decays to zero by then."""
     eval_every: int
-    """Steps; a checkpoint is written as often."""
+    """Steps between evaluations. Each writes a checkpoint."""
     patience: int
-    """Evaluations without progress that end the training."""
+    """Evaluations without improvement before training stops."""
     dtype: DType
     seed: int
 
@@ -56,14 +56,15 @@ class Settings:
         return dataclasses.asdict(self)
 
     def identity(self, *data: str) -> str:
-        """Of a run: what may go on from a checkpoint of it. `data` are digests."""
+        """Return the identity of a run: only an identical one may resume its checkpoint. `data` are
+        digests."""
         text = json.dumps([self.as_json(), *data], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """Where a run's files are."""
+    """The folder of a run, and the paths of its files."""
 
     path: Path
 

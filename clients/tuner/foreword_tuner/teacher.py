@@ -1,4 +1,4 @@
-"""The frozen model behind a long text: its answers, and how likely it finds every token of them."""
+"""The frozen model with a long text: its answers, and its distribution of every token."""
 
 from __future__ import annotations
 
@@ -18,36 +18,39 @@ from foreword_tuner.encoding import Example
 from foreword_tuner.errors import TunerError
 
 NUM_KEPT = 64
-"""Most likely tokens that are kept of each distribution; all others together are one more. All of
-SmolLM2's 49,152 would be 200 kB a token."""
+"""Number of most likely tokens kept per distribution; all others are merged into one. All of
+SmolLM2's 49,152 would take 200 kB per token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """Distributions over the tokens of one answer."""
+    """The distributions of the tokens of one answer."""
 
     token_ids: Tensor  # [N, NUM_KEPT]
     log_probs: Tensor  # [N, NUM_KEPT]
 
 
 class Teacher:
-    """The base model behind `text_ids`, whose keys and values are computed once."""
+    """The base model with `text_ids`, whose keys and values are computed once.
+
+    `logits_with` computes the logits of a batch with a given prefix.
+    """
 
     def __init__(
-        self, base: Base, text_ids: Sequence[int], behind: Callable[[Batch, Tensor], Tensor]
-    ):
+        self, base: Base, text_ids: Sequence[int], logits_with: Callable[[Batch, Tensor], Tensor]
+    ) -> None:
         if base.attention is None:
             raise TunerError("only decoders can be distilled")
         self._base = base
         self._attention = base.attention
-        self._behind = behind
+        self._logits_with = logits_with
         self._text = initial.keys_and_values(base.model, text_ids)
 
     @torch.no_grad()
     def answers(
         self, prompts: Sequence[list[int]], *, max_tokens: int, batch_tokens: int
     ) -> Iterator[tuple[int, list[int]]]:
-        """Greedy answers, by the prompt's number; prompts of one length are answered together."""
+        """Yield (index of the prompt, greedy answer). Prompts of equal length share a batch."""
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         for width, same in groupby(order, key=lambda i: len(prompts[i])):
             numbers = list(same)
@@ -59,11 +62,11 @@ class Teacher:
 
     @torch.no_grad()
     def targets(self, examples: Sequence[Example], batch_tokens: int) -> dict[int, Targets]:
-        """Of every token of the examples' completions, by the example's number."""
+        """Compute the targets of the examples' completions, by the example's number."""
         found: dict[int, Targets] = {}
         for group in batches.in_order(examples, batch_tokens):
             batch = batches.pack(group, self._base.pad_id).to(self._base.model.device)
-            log_probs = self._behind(batch, self._text).float().log_softmax(dim=-1)
+            log_probs = self._logits_with(batch, self._text).float().log_softmax(dim=-1)
             best = log_probs.topk(min(NUM_KEPT, log_probs.shape[1]))
             counts = [len(example.completion_ids) for example in group]
             ids: Any = best.indices
@@ -74,7 +77,7 @@ class Teacher:
         return found
 
     def _decode(self, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
-        """Rows of one length, each up to the token that ends it."""
+        """Decode prompts of equal length greedily, each up to its end-of-sequence token."""
         model: Any = self._base.model
         self._attention.prefix = None
         cache = self._cache(len(prompts))

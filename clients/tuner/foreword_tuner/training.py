@@ -1,4 +1,4 @@
-"""The loop: steps down the loss of completions, measured on held-out lines, stopped in time."""
+"""The training loop, with evaluation on held-out lines and early stopping."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from foreword_tuner.settings import Settings
 
 _BETAS = (0.9, 0.95)
 _POINT_EVERY = 10
-"""Steps behind one point of the curve."""
+"""Steps per point of the curve."""
 
 
 @dataclass(slots=True)
 class State:
-    """How far a training is. JSON, and beside the tensors in a checkpoint."""
+    """The progress of a training, saved as JSON with the tensors of a checkpoint."""
 
     step: int = 0
     epoch: int = 0
     place: int = 0
-    """Batches of this epoch that are done."""
+    """Finished batches of this epoch."""
     elapsed_s: float = 0.0
-    """Time spent training, over all its processes, evaluations left out. On a CPU the processor's,
-    which others on the same machine cannot lengthen."""
+    """Training time over all restarts, without evaluations. On a CPU it is CPU time, which other
+    processes cannot lengthen."""
     num_tokens: int = 0
     stale: int = 0
     """Evaluations since the best one."""
@@ -46,10 +46,10 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What there is to tell after a step."""
+    """The state after a step, for progress displays."""
 
     share: float
-    """Of the whole training."""
+    """Finished share of the training, 0 to 1."""
     step: int
     loss: float
     tokens_per_s: float
@@ -57,7 +57,7 @@ class Report:
 
 
 class Training:
-    """One run. `identity` is what a checkpoint must be of to go on from."""
+    """A training run. It resumes only from a checkpoint with the same `identity`."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Training:
         *,
         path: Path,
         identity: str,
-        tell: Callable[[Report], None],
+        on_report: Callable[[Report], None],
     ) -> None:
         self._model = model
         self._forward = forward
@@ -78,7 +78,7 @@ class Training:
         self._settings = settings
         self._path = path
         self._identity = identity
-        self._tell = tell
+        self._on_report = on_report
         self._parameters = checkpoint.trainable(model)
         self._optimizer = torch.optim.AdamW(
             self._parameters.values(),
@@ -92,14 +92,14 @@ class Training:
         self.state = State()
 
     def resume(self) -> bool:
-        """Go on from a checkpoint, if there is one. Raises `TunerError` if of another run."""
+        """Resume from a checkpoint if there is one. Raises `TunerError` if it is of another run."""
         if not self._path.is_file():
             return False
         tensors, saved = checkpoint.load(self._path)
         if saved.pop("identity") != self._identity:
             raise TunerError(
-                f"{self._path.parent} holds a training with other settings or data: take another "
-                "folder, or begin anew with --restart"
+                f"{self._path.parent} has a training with other settings or data: use another "
+                "folder, or start over with --restart"
             )
         self.state = State(**saved)
         checkpoint.restore(self._model, tensors, "now.")
@@ -108,7 +108,7 @@ class Training:
         return True
 
     def run(self) -> None:
-        """Train to the end; what is then in the model is the best on the held-out lines."""
+        """Train to the end. The model then has the parameters with the best held-out loss."""
         if not self.state.held_out:
             measured = self.evaluate()
             self.state.held_out.append({"step": 0, **measured})
@@ -119,7 +119,7 @@ class Training:
         checkpoint.restore(self._model, self._best, "best.")
 
     def evaluate(self) -> dict[str, float]:
-        """Loss per token and the share of exact completions, on the held-out lines."""
+        """Compute the loss per token and the share of exact completions on held-out lines."""
         loss, num_targets, num_exact = 0.0, 0, 0
         with torch.inference_mode():
             for examples in batches.in_order(self._held_out, self._settings.batch_tokens):
@@ -130,7 +130,7 @@ class Training:
         return {"loss": loss / num_targets, "exact_match": num_exact / len(self._held_out)}
 
     def _steps(self) -> Iterator[list[list[Example]]]:
-        """The batches of one step after the other, from where the state is."""
+        """Yield the batches of each step, from the current state on."""
         settings, state = self._settings, self.state
         while True:
             epoch = batches.epoch(
@@ -163,10 +163,10 @@ class Training:
         if is_last or state.step % self._settings.eval_every == 0:
             held_out = self._measure(is_last)
         rate = state.num_tokens / state.elapsed_s
-        self._tell(Report(share, state.step, loss, rate, held_out))
+        self._on_report(Report(share, state.step, loss, rate, held_out))
 
     def _backward(self, group: list[list[Example]]) -> float:
-        """The mean loss of the completions' tokens of all batches."""
+        """Return the mean loss per completion token over all batches. Raises `TunerError`."""
         num_targets = sum(len(e.completion_ids) for examples in group for e in examples)
         loss = 0.0
         for examples in group:
@@ -180,7 +180,7 @@ class Training:
         return loss
 
     def _measure(self, is_last: bool) -> dict[str, float]:
-        """Evaluate, keep the best, decide whether to stop, and write the checkpoint."""
+        """Evaluate, keep the best parameters, decide whether to stop, and write a checkpoint."""
         state, measured = self.state, self.evaluate()
         state.held_out.append({"step": state.step, **measured})
         if measured["loss"] < state.best_loss:
@@ -211,7 +211,7 @@ class Training:
         point["step"] = state.step
 
     def _share(self) -> float:
-        """How much of the training is done: of its epochs or of its time, whichever is more."""
+        """Return the finished share: of epochs or of time, whichever is larger."""
         state, settings = self.state, self._settings
         epochs = state.epoch + state.place / self._num_batches
         share = epochs / settings.max_epochs
@@ -220,8 +220,8 @@ class Training:
         return min(1.0, share)
 
     def _schedule(self) -> float:
-        """Up over the warm-up, then down to nothing in a straight line."""
+        """Return the learning rate's factor: linear warm-up, then linear decay to zero."""
         share = self._share()
         warmup = self._settings.warmup
-        # The first step of all has a share of the first batch already, so never zero.
+        # `share` is zero only before the first batch.
         return min((share or 1e-9) / warmup if warmup else 1.0, (1 - share) / (1 - warmup))

@@ -1,4 +1,4 @@
-"""A training from its data file to its folder."""
+"""A training, from its data file to its output folder."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from foreword_tuner.settings import Folder, Settings
 from foreword_tuner.training import Report, Training
 
 _SPARE_TOKENS = 1.5
-"""An answer may be so many times as long as the longest in the data."""
+"""`max_tokens` of the task, as a multiple of the longest answer in the data."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What to do, and how to tell of it."""
+    """The inputs of a training, and callbacks for its progress."""
 
     settings: Settings
     data: Path
     folder: Folder
     skip_bad: bool
     restart: bool
-    say: Callable[[str], None]
-    tell: Callable[[Report], None]
+    log: Callable[[str], None]
+    on_report: Callable[[Report], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Tuned:
 
 
 def run(what: Run) -> Tuned:
-    """Train, or go on with a training that was interrupted. Raises `TunerError`."""
+    """Train, or resume an interrupted training. Raises `TunerError`."""
     settings = what.settings
     file = data.read(what.data, skip_bad=what.skip_bad)
     base = bases.load(settings.base, settings.dtype)
@@ -58,12 +58,12 @@ def train(
     trainee: Trainee,
     forward: Forward,
     examples: Examples,
-    *beside: str,
+    *extra: str,
 ) -> Tuned:
-    """The training and what it leaves. What `beside` says is part of its identity."""
+    """Train and write the output files. `extra` is part of the run's identity."""
     for problem in examples.skipped:
-        what.say(f"left out: {problem}")
-    training = _training(what, file, trainee, forward, examples, beside)
+        what.log(f"skipped: {problem}")
+    training = _training(what, file, trainee, forward, examples, extra)
     training.run()
     return _finish(what, file, trainee, forward, examples, training)
 
@@ -74,7 +74,7 @@ def _training(
     trainee: Trainee,
     forward: Forward,
     examples: Examples,
-    beside: Sequence[str],
+    extra: Sequence[str],
 ) -> Training:
     folder = what.folder
     folder.path.mkdir(parents=True, exist_ok=True)
@@ -87,15 +87,15 @@ def _training(
         examples.held_out,
         what.settings,
         path=folder.checkpoint,
-        identity=what.settings.identity(file.sha256, *beside),
-        tell=what.tell,
+        identity=what.settings.identity(file.sha256, *extra),
+        on_report=what.on_report,
     )
-    what.say(
-        f"{len(examples.train)} lines to train on, {len(examples.held_out)} held out; "
+    what.log(
+        f"{len(examples.train)} training lines, {len(examples.held_out)} held out; "
         f"{trainee.num_parameters:,} parameters"
     )
     if training.resume():
-        what.say(f"going on after step {training.state.step}")
+        what.log(f"resuming after step {training.state.step}")
     return training
 
 
@@ -129,7 +129,7 @@ def _finish(
 
 
 def _definition(settings: Settings, max_tokens: int) -> dict[str, Any]:
-    """How the prefix is asked: prompts have to look as they did in training."""
+    """Describe the prompt format: prompts must look as they did in training."""
     template = None if settings.template == PLAIN else settings.template
     defaults = {"temperature": 0.0, "max_tokens": max_tokens}
     return {"template": template, "chat": settings.chat, "defaults": defaults}
@@ -138,7 +138,7 @@ def _definition(settings: Settings, max_tokens: int) -> dict[str, Any]:
 def _record(
     file: DataFile, trainee: Trainee, examples: Examples, training: Training, settings: Settings
 ) -> dict[str, Any]:
-    """Every setting and curve."""
+    """Collect all settings, curves and sizes."""
     state = training.state
     longest = max(len(e.completion_ids) for e in (*examples.train, *examples.held_out))
     return {

@@ -141,7 +141,7 @@ def test_a_server_that_does_not_start_says_why(fake_vllm: Path, tmp_path: Path) 
     ):
         pass
     with (
-        pytest.raises(BenchError, match="is not there"),
+        pytest.raises(BenchError, match="does not exist"),
         servers.vllm(tmp_path, tmp_path, tmp_path / "log"),
     ):
         pass
@@ -189,4 +189,4 @@ def test_there_is_nothing_to_draw_of_a_load(
 
     with pytest.raises(SystemExit):
         main(["plot", str(path), "-o", str(tmp_path)])
-    assert "nothing to draw" in capsys.readouterr().err
+    assert "nothing to plot" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from typing import Any
 import peft
 import pytest
 
-from foreword_bench import static_batch
+from foreword_bench import compare, static_batch
 from foreword_bench.workload import Workload
 from tests.tiny_models import build_model
 
@@ -65,3 +65,13 @@ def test_lora_mixes_adapters_in_one_batch(
     assert [names for _, _, names in calls] == [
         ["task-0", "task-1", "task-0", "task-1", "task-0"]
     ] * 2
+
+
+def test_compare_runs_it_in_a_process_and_reads_its_json(folder: Path) -> None:
+    options = ["--tasks", "2", "--prefix-tokens", "4", "--requests", "2", "--threads", "1"]
+    lengths = ["--prompt-tokens", "6", "--new-tokens", "3"]
+
+    figures = compare._own_process("static-batch", str(folder), *options, *lengths)
+
+    assert figures["requests"] == 2
+    assert figures["out_tok_s"] > 0

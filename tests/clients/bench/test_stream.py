@@ -81,7 +81,7 @@ def test_time_per_token_counts_tokens_not_events() -> None:
 @pytest.mark.parametrize(
     ("reads", "error"),
     [
-        ([token(), token()], "the stream has no end"),
+        ([token(), token()], "the stream ended early"),
         ([token(), end(1)], "1 tokens instead of 2"),
         ([end(2)], "2 tokens instead of 2"),
         ([token(), b"data: {no\n\n"], "an event is not JSON"),

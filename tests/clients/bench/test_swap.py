@@ -21,7 +21,7 @@ async def swapped(small: SmallServer, by: swap.By = "upload") -> dict[str, Any]:
     where = target.find(small.url, num_tasks=2, num_prefix_tokens=8)
     swapper = Swapper(where, 0.5, by=by)
     workload = Workload(num_requests=20, concurrency=4, num_new_tokens=60)
-    run = await load.run(where, workload, beside=swapper)
+    run = await load.run(where, workload, background=swapper)
     assert [answer.error for answer in run.answers] == [None] * 20
     return swap.summary(swapper.swaps, run.answers)
 

@@ -52,7 +52,7 @@ def test_the_keyboard_alone_swaps_a_version_and_runs_a_prompt(
     tab_to(page, "alpha")
     keyboard.press("Enter")
     page.get_by_role("button", name="Activate v2").wait_for()
-    tab_to(page, "Part of the traffic")
+    tab_to(page, "Share of the traffic")
     for _ in range(5):
         keyboard.press("ArrowRight")
     keyboard.press("Enter")  # a form's Enter is its Apply
@@ -193,7 +193,7 @@ def test_a_server_that_goes_away_is_said_so(open_page: Open, live: LiveServer) -
 
     page.route("**/metrics", lambda route: route.abort())
 
-    expect(page.locator(".problem")).to_contain_text("The server cannot be reached")
+    expect(page.locator(".problem")).to_contain_text("The server is unreachable")
 
 
 def test_the_policy_lets_nothing_in_that_is_not_ours(open_page: Open, http: httpx.Client) -> None:

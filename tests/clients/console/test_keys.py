@@ -76,7 +76,7 @@ def test_a_wrong_key_is_refused_and_can_be_replaced_and_forgotten(
     enter(page, key)
     expect(page.get_by_text("No tasks yet")).to_be_visible()
     page.get_by_role("button", name="Key set").click()
-    page.get_by_role("button", name="Forget the key").click()
+    page.get_by_role("button", name="Remove the key").click()
     expect(page.locator(".problem")).to_contain_text("Unauthenticated")
 
 

@@ -71,7 +71,7 @@ def test_a_version_is_activated_and_rolled_back(open_page: Open, http: httpx.Cli
         page.locator("article", has_text="active").get_by_role("button", name="v2")
     ).to_be_visible()
     assert http.get("/tasks/alpha").json()["active_version"] == 2
-    expect(page.locator("#toast")).to_have_text("v2 answers now.")
+    expect(page.locator("#toast")).to_have_text("v2 is now live.")
 
     page.get_by_role("button", name="Roll back").click()
     expect(page.get_by_text("rolled back to v1")).to_be_visible()
@@ -83,7 +83,7 @@ def test_the_slider_gives_a_canary_its_part_and_takes_it_back(
 ) -> None:
     push(http, "alpha", 1, 2)
     page = open_page("/task/alpha")
-    slider = page.get_by_label("Part of the traffic")
+    slider = page.get_by_label("Share of the traffic")
 
     slider.fill("30")
     expect(page.locator(".canary output")).to_have_text("30 % to v2, 70 % to v1")
@@ -129,7 +129,7 @@ def test_a_prefix_is_warmed_pinned_verified_evicted_and_fetched(
     page.get_by_role("button", name="unpin v1").click()
     page.get_by_role("button", name="pin v1", exact=True).wait_for()
     page.get_by_role("button", name="evict v1").click()
-    expect(page.locator("#toast")).to_have_text("v1 is out of memory.")
+    expect(page.locator("#toast")).to_have_text("v1 was evicted.")
     assert engine.unloaded == [digest]
 
     page.get_by_role("button", name="Verify again").click()

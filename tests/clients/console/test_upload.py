@@ -129,7 +129,7 @@ def test_checking_only_changes_nothing(open_page: Open, http: httpx.Client, tmp_
 
     page.get_by_role("button", name="Check only").click()
 
-    expect(page.get_by_role("heading", name="It would be v2 of alpha")).to_be_visible()
+    expect(page.get_by_role("heading", name="It would become v2 of alpha")).to_be_visible()
     expect(page.locator(".outcome-place")).to_contain_text("fits: yes")
     assert len(http.get("/tasks/alpha/versions").json()["versions"]) == 1
 
@@ -139,7 +139,7 @@ def test_a_version_may_be_stored_first_of_a_new_task_too(
 ) -> None:
     page = open_page("/upload")
     page.get_by_label("Task").fill("alpha")
-    page.get_by_label("Make it the active version").uncheck()
+    page.get_by_label("Activate it right away").uncheck()
     drop(page, written(tmp_path / "one.safetensors", artifact_bytes(1)))
 
     page.get_by_role("button", name="Upload", exact=True).click()
@@ -175,7 +175,7 @@ def test_an_upload_whose_answer_was_lost_counts_once(open_page: Open, http: http
 
     page.route("**/tasks/alpha/prefix", lose)
     page.get_by_role("button", name="Upload", exact=True).click()
-    expect(page.locator(".problem")).to_contain_text("The connection broke")
+    expect(page.locator(".problem")).to_contain_text("The connection was lost")
     page.unroute("**/tasks/alpha/prefix")
     page.get_by_role("button", name="Upload", exact=True).click()
 
@@ -197,7 +197,7 @@ def test_a_large_upload_shows_its_progress_and_can_be_cancelled(
 
     expect(page.locator("progress")).to_be_visible()
     page.get_by_role("button", name="Cancel").click()
-    expect(page.locator("#toast")).to_have_text("The upload is cancelled.")
+    expect(page.locator("#toast")).to_have_text("The upload was cancelled.")
     expect(page.get_by_role("button", name="Upload", exact=True)).to_be_enabled()
     client.send("Network.emulateNetworkConditions", slow | {"uploadThroughput": -1})
     assert http.get("/tasks/alpha").status_code == 404

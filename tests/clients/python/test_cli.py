@@ -141,8 +141,8 @@ def test_push_says_what_answers_now(run: Run, server: FakeForeword) -> None:
     done = run("push", "x", "--text", "Translate.", "--chat")
     stored = run("push", "x", "--text", "Translate.", "--no-activate")
 
-    assert done.stdout.startswith("x: v4 answers from now on (20 virtual tokens from peft, 1.5 MB")
-    assert "is stored, and not active" in stored.stdout
+    assert done.stdout.startswith("x: v4 is now live (20 virtual tokens from peft, 1.5 MB")
+    assert "is stored, but not active" in stored.stdout
     assert [s[:2] for s in server.seen] == [
         ("PUT", "/tasks/x/prefix"),
         ("PATCH", "/tasks/x"),
@@ -151,8 +151,8 @@ def test_push_says_what_answers_now(run: Run, server: FakeForeword) -> None:
 
 
 def test_activate_rollback_and_delete_say_what_they_did(run: Run) -> None:
-    assert "x: v2 answers from now on" in run("activate", "x", "2").stdout
-    assert "x: v2 answers from now on" in run("rollback", "x").stdout
+    assert "x: v2 is now live" in run("activate", "x", "2").stdout
+    assert "x: v2 is now live" in run("rollback", "x").stdout
     assert "deleted task x with all its versions" in run("delete", "x", "--yes").stdout
 
 

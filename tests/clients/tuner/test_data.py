@@ -34,12 +34,12 @@ GOOD = b'{"prompt": "a", "completion": "b"}\n'
         (b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}]}',
          "`content` is empty"),
         (b'{"prompt": "a", "completion": "b", "messages": []}', "both `messages` and"),
-        (b'{"prompt": "nice \\ud83d", "completion": "b"}', "`prompt` has half a character at 6"),
-        (b'{"prompt": "a", "completion": "\\ude00 b"}', "`completion` has half a character at 1"),
+        (b'{"prompt": "nice \\ud83d", "completion": "b"}', "`prompt` has a lone surrogate at 6"),
+        (b'{"prompt": "a", "completion": "\\ude00 b"}', "`completion` has a lone surrogate at 1"),
         (b'{"prompt": "a", "completion": "b", "\\ud83d": "\\ud83d"}',
-         r"`\\ud83d` has half a character at 1"),
+         r"`\\ud83d` has a lone surrogate at 1"),
         (b'{"messages": [{"role": "user", "content": "\\ud83d"}, '
-         b'{"role": "assistant", "content": "b"}]}', "`content` has half a character at 1"),
+         b'{"role": "assistant", "content": "b"}]}', "`content` has a lone surrogate at 1"),
         (b'{"prompt": "a", "completion": ' + b"[" * 100_000 + b"}", "nested too deeply"),
     ],
 )  # fmt: skip

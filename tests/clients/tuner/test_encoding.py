@@ -84,8 +84,8 @@ def test_a_completion_ends_with_the_token_that_ends_it() -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (Line(3, "a</s>", "p", {"prompt": "p"}), "line 3: holds the special token </s>"),
-        (Line(4, "a", "<s>", {"prompt": "<s>"}), "line 4: holds the special token <s>"),
+        (Line(3, "a</s>", "p", {"prompt": "p"}), "line 3: contains the special token </s>"),
+        (Line(4, "a", "<s>", {"prompt": "<s>"}), "line 4: contains the special token <s>"),
         (Line(5, "a", "p", {"prompt": "p" * 99}), "line 5: 100 tokens, the limit is 50"),
         (Line(6, "a", "p", {}), "line 6: the template needs the fields: prompt"),
         (Line(7, "a", "p", {}, (USER,)), "line 7: `messages` need --chat"),

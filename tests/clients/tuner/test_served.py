@@ -219,7 +219,7 @@ def test_the_teacher_says_what_the_model_says_behind_the_text(
     what = settings(base)
     trainee = prepare.trainee(loaded, what, [])
     student = prepare.forward(loaded, trainee.model, what)
-    teacher = Teacher(loaded, loaded.tokenizer(TEXT).input_ids, student.behind)  # type: ignore[attr-defined]
+    teacher = Teacher(loaded, loaded.tokenizer(TEXT).input_ids, student.logits_with)  # type: ignore[attr-defined]
     prompts = ["Paris", "Rome", "Oslo is", "Bern lies"]
     ids = [loaded.tokenizer(p, add_special_tokens=False).input_ids for p in prompts]
 
@@ -240,7 +240,7 @@ def test_the_whole_text_as_a_prefix_leaves_nothing_to_learn(base: Path) -> None:
     text_ids = loaded.tokenizer(TEXT).input_ids
     what = settings(base, num_virtual_tokens=len(text_ids), init="text")
     student = prepare.forward(loaded, prepare.trainee(loaded, what, text_ids).model, what)
-    teacher = Teacher(loaded, text_ids, student.behind)  # type: ignore[attr-defined]
+    teacher = Teacher(loaded, text_ids, student.logits_with)  # type: ignore[attr-defined]
     examples = [Example(1, [70, 71], [72, 73, 74]), Example(2, [80], [81])]
     targets = teacher.targets(examples, batch_tokens=64)
 

@@ -220,7 +220,7 @@ def test_half_a_checkpoint_is_told(llama: Path, tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "checkpoint.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}")
 
-    with pytest.raises(TunerError, match="no checkpoint"):
+    with pytest.raises(TunerError, match="not a checkpoint"):
         train(settings(llama), cities(tmp_path / "train.jsonl"), folder)
 
 

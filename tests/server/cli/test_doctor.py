@@ -92,7 +92,7 @@ def test_the_default_model_is_there_or_is_fetched(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = make()
-    assert_todo(checks.model(settings), "warn", "not here yet")
+    assert_todo(checks.model(settings), "warn", "not fetched yet")
 
     checks.default_folder(settings.cache).mkdir(parents=True)
     assert checks.model(settings).status == "ok"
@@ -125,7 +125,7 @@ def test_too_little_memory(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_store_that_cannot_be_written(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = make()
-    assert "not made yet" in checks.store(settings).detail
+    assert "not created yet" in checks.store(settings).detail
     assert not settings.store.exists()
     settings.store.mkdir()
     assert checks.store(settings).status == "ok"

@@ -1,4 +1,4 @@
-"""The commands put together."""
+"""The command line of `foreword bench`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from foreword_bench.cli.load import load
 from foreword_bench.errors import BenchError
 from foreword_bench.workload import Workload
 
-_HELP = """Measure Foreword, and what people would use instead, with the same code.
+_HELP = """Benchmark Foreword and its alternatives with the same code.
 
 [bold]foreword bench load http://127.0.0.1:8000 --tasks 8 --concurrency 32[/bold]
 
@@ -30,7 +30,7 @@ def roofline(
     output: options.Output = None,
     threads: options.Threads = options.CORES,
 ) -> None:
-    """Measure what this machine allows: memory copied and read, bfloat16 products. Needs torch."""
+    """Measure the machine's limits: memory copies and reads, bfloat16 products. Needs torch."""
     rates = rooflines.measure(threads)
     result = report.result("roofline", dataclasses.asdict(rates))
     report.emit(result, tables.show_rates, as_json=as_json, output=output)
@@ -40,9 +40,9 @@ def static_batch(
     model: Annotated[Path, typer.Argument(metavar="DIR", help="The model's folder.")],
     method: Annotated[
         Literal["prefix", "lora"],
-        typer.Option(help="Prefixes, a batch for each task; or LoRA, all tasks in one batch."),
+        typer.Option(help="Prefixes, with a batch per task; or LoRA, with all tasks in one batch."),
     ] = "prefix",
-    tasks: Annotated[int, typer.Option(min=1, help="Tasks, an adapter for each.")] = 16,
+    tasks: Annotated[int, typer.Option(min=1, help="Number of tasks, each with an adapter.")] = 16,
     prefix_tokens: options.PrefixTokens = 64,
     requests: options.Requests = 16,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 32,
@@ -52,7 +52,7 @@ def static_batch(
     as_json: options.AsJson = False,
     output: options.Output = None,
 ) -> None:
-    """Run PEFT as its users do, without a server."""
+    """Run PEFT without a server, as its users do."""
     from foreword_bench import static_batch as static  # torch only where it is needed
 
     workload = Workload(
@@ -82,17 +82,17 @@ def plot(
         list[Path], typer.Argument(metavar="RESULT.json...", exists=True, dir_okay=False)
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Where the plots go.")
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the plots.")
     ] = Path(),
 ) -> None:
-    """Draw what `sweep` and `compare` have measured, as PNG files. Needs matplotlib."""
+    """Plot results of `sweep` and `compare` as PNG files. Needs matplotlib."""
     try:
         from foreword_bench import plots
     except ImportError:
         raise BenchError("plots need matplotlib: pip install 'foreword-bench[plots]'") from None
     paths = plots.draw([json.loads(path.read_text("utf-8")) for path in results], output)
     if not paths:
-        raise BenchError("nothing to draw: plots are of results of `sweep` and `compare`")
+        raise BenchError("nothing to plot: pass results of `sweep` or `compare`")
     for path in paths:
         typer.echo(path)
 

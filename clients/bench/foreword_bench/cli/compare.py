@@ -24,7 +24,9 @@ def compare(
     serve_flags: options.ServeFlags = "",
     vllm_flags: options.VllmFlags = "",
     vllm_env: options.VllmEnv = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Each measures either side once.")] = 3,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Number of rounds. Each measures both sides once.")
+    ] = 3,
     row: Annotated[
         list[str] | None,
         typer.Option(metavar="TEXT", help="Only rows whose title contains this. Repeatable."),
@@ -34,10 +36,10 @@ def compare(
     as_json: options.AsJson = False,
     output: options.Output = None,
 ) -> None:
-    """Reproduce the CPU tables of docs/benchmarks.md: ours and theirs in one run, in turn.
+    """Reproduce the CPU tables of docs/benchmarks.md: ours and theirs alternate in one run.
 
-    Starts the servers, measures row by row, and tells medians, ratios and goals. A ratio is the
-    median over rounds of ours / theirs. Rows whose peer is not there are left out, and named.
+    Starts the servers, measures row by row, and prints medians, ratios and goals. A ratio is the
+    median over rounds of ours / theirs. Rows whose peer is missing are skipped and listed.
     """
     wanted = [r for r in ROWS if not row or any(part in r.title for part in row)]
     if not wanted:
@@ -61,12 +63,12 @@ def compare(
 
 
 def sweep(
-    over: Annotated[sweeps.Over, typer.Argument(help="What is different from point to point.")],
+    over: Annotated[sweeps.Over, typer.Argument(help="The parameter to sweep over.")],
     values: Annotated[
         str | None,
         typer.Option(
             metavar="N,N...",
-            help="Default: 1 to 64 at a time, or 1 to 256 tasks.",
+            help="Its values. Default: concurrency 1 to 64, or 1 to 256 tasks.",
             show_default=False,
         ),
     ] = None,
@@ -76,7 +78,7 @@ def sweep(
     prompt_tokens: options.PromptTokens = "32",
     new_tokens: options.NewTokens = 64,
     waves: Annotated[
-        int, typer.Option(min=1, help="Requests of a point: so many times its concurrency.")
+        int, typer.Option(min=1, help="Requests per point, as a multiple of its concurrency.")
     ] = 3,
     model: options.ModelFolder = None,
     vllm: options.Vllm = None,
@@ -90,9 +92,9 @@ def sweep(
     as_json: options.AsJson = False,
     output: options.Output = None,
 ) -> None:
-    """Measure one load after the other, over concurrency or over the number of tasks.
+    """Measure a load over concurrency or over the number of tasks.
 
-    With a peer, the servers take turns at every point. `foreword bench plot` draws the result.
+    With a peer, the servers alternate at every point. `foreword bench plot` draws the result.
     """
     result: dict[str, Any] = {}
     points = sweeps.Points(

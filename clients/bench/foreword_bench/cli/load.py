@@ -118,7 +118,7 @@ def _measure(
     timeout_s: float,
 ) -> dict[str, Any]:
     run = asyncio.run(
-        loads.run(where, workload, api_key=api_key, timeout_s=timeout_s, beside=swapper)
+        loads.run(where, workload, api_key=api_key, timeout_s=timeout_s, background=swapper)
     )
     figures = statistics.summary(run)
     if swapper is not None:

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how their values are read."""
+"""Options shared by several commands, and parsers of their values."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import typer
 
 CORES = os.cpu_count() or 1
 
-Concurrency = Annotated[int, typer.Option(min=1, help="Requests at a time (closed loop).")]
-Requests = Annotated[int, typer.Option(min=1, help="Requests in all.")]
+Concurrency = Annotated[int, typer.Option(min=1, help="Concurrent requests (closed loop).")]
+Requests = Annotated[int, typer.Option(min=1, help="Number of requests.")]
 PromptTokens = Annotated[
     str,
     typer.Option(
-        metavar="N[,N...]", help="Tokens of a prompt; of several lengths each request draws one."
+        metavar="N[,N...]", help="Tokens of a prompt. With several lengths each request draws one."
     ),
 ]
 NewTokens = Annotated[int, typer.Option(min=1, help="Tokens of each completion.")]
@@ -23,8 +23,8 @@ Tasks = Annotated[
     int,
     typer.Option(
         min=0,
-        help="So many tasks, asked in turn, each with a random prefix: a Foreword server gets them "
-        "uploaded as trained prefixes, any other gets as many tokens of text before each prompt.",
+        help="Number of tasks that requests rotate over, each with a random prefix: uploaded to a "
+        "Foreword server, sent as text before each prompt to any other.",
     ),
 ]
 PrefixTokens = Annotated[int, typer.Option(min=1, help="Tokens of each task's prefix.")]
@@ -37,10 +37,10 @@ Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="FILE", help="Write the result there, as JSON."),
 ]
-Seed = Annotated[int, typer.Option(help="Of prompts and arrivals.")]
+Seed = Annotated[int, typer.Option(help="Seed of prompts and arrivals.")]
 Roofline = Annotated[
     bool,
-    typer.Option(help="First measure memory and products, to tell how near to them rows come."),
+    typer.Option(help="Measure the machine's limits first, and compare with them."),
 ]
 Threads = Annotated[int, typer.Option(min=1, help="Threads to use.")]
 
@@ -66,15 +66,13 @@ Vllm = Annotated[
 ]
 ForewordUrl = Annotated[
     str | None,
-    typer.Option(
-        metavar="URL", help="A Foreword server that runs already.", rich_help_panel=_SERVERS
-    ),
+    typer.Option(metavar="URL", help="A running Foreword server.", rich_help_panel=_SERVERS),
 ]
 PeerUrl = Annotated[
     str | None,
     typer.Option(
         metavar="URL",
-        help="An OpenAI-compatible server that runs already, in place of vLLM.",
+        help="A running OpenAI-compatible server to use instead of vLLM.",
         rich_help_panel=_SERVERS,
     ),
 ]
@@ -84,15 +82,13 @@ ServeFlags = Annotated[
 ]
 VllmFlags = Annotated[
     str,
-    typer.Option(
-        metavar="TEXT", help="Further options for `vllm serve`.", rich_help_panel=_SERVERS
-    ),
+    typer.Option(metavar="TEXT", help="Options for `vllm serve`.", rich_help_panel=_SERVERS),
 ]
 VllmEnv = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME=VALUE",
-        help="Environment of `vllm serve`, such as VLLM_CPU_NUM_OF_RESERVED_CPU=0. Repeatable.",
+        help="Variable for `vllm serve`, such as VLLM_CPU_NUM_OF_RESERVED_CPU=0. Repeatable.",
         rich_help_panel=_SERVERS,
     ),
 ]
@@ -100,7 +96,7 @@ Folder = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR",
-        help="For logs and prefix stores. Default: a temporary one.",
+        help="Folder for logs and prefix stores. Default: a temporary one.",
         rich_help_panel=_SERVERS,
     ),
 ]

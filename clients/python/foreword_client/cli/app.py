@@ -23,7 +23,7 @@ from foreword_client.cli import (
 _TASKS = "Tasks and versions"
 _HELP = """One frozen model, a foreword for every task.
 
-A task is a name, and a prefix that goes before every prompt of it. Push one, and ask:
+A task is a name and a prefix that precedes every prompt. Push one and use it:
 
 [bold]foreword push french --text "Translate to French."[/bold]
 
@@ -32,7 +32,7 @@ A task is a name, and a prefix that goes before every prompt of it. Push one, an
 
 
 class Commands(TyperGroup):
-    """Our commands and those of plug-ins. An error of any kind is one line, never a traceback."""
+    """Our commands and those of plug-ins. Every error is one line, never a traceback."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -51,7 +51,7 @@ def _options(
         typer.Option(
             envvar="FOREWORD_URL",
             metavar="URL",
-            help="Where the server is. Default: http://127.0.0.1:8000",
+            help="Address of the server. Default: http://127.0.0.1:8000",
             show_default=False,
         ),
     ] = None,
@@ -60,12 +60,11 @@ def _options(
         typer.Option(
             envvar="FOREWORD_API_KEY",
             metavar="KEY",
-            help="For a server that asks for one. Other users of this machine see what is typed: "
-            "better set the variable.",
+            help="API key. Prefer the variable: other users of this machine can see arguments.",
             show_default=False,
         ),
     ] = None,
-    version: Annotated[bool, typer.Option("--version", help="Tell the version of this client.")] = (
+    version: Annotated[bool, typer.Option("--version", help="Print the client's version.")] = (
         False
     ),
 ) -> None:

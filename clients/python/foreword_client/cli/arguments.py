@@ -1,4 +1,4 @@
-"""Options that several commands share, and how their values are read."""
+"""Options shared by several commands, and parsers of their values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from foreword_client.types import ProfileFields
 
 Task = Annotated[str, typer.Argument(metavar="TASK", help="The task's name.")]
 Version = Annotated[int, typer.Argument(metavar="VERSION", min=1, help="The version's number.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Write JSON, for programs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 Description = Annotated[
     str | None,
@@ -23,7 +23,7 @@ Template = Annotated[
     str | None,
     typer.Option(
         metavar="TEXT",
-        help="Around every prompt, such as 'Review: {prompt}'.",
+        help="Text around every prompt, such as 'Review: {prompt}'.",
         rich_help_panel="Profile",
     ),
 ]
@@ -31,7 +31,7 @@ Chat = Annotated[
     bool | None,
     typer.Option(
         "--chat/--no-chat",
-        help="Take a prompt as a user message of the base model's chat template.",
+        help="Send a prompt as a user message of the base model's chat template.",
         show_default=False,
         rich_help_panel="Profile",
     ),
@@ -39,13 +39,13 @@ Chat = Annotated[
 
 
 def connect(ctx: typer.Context) -> Client:
-    """To the server that the options in front of the command name."""
+    """Connect to the server given by the options before the command."""
     url, api_key = ctx.obj
     return Client(url, api_key=api_key)
 
 
 def profile(description: str | None, template: str | None, chat: bool | None) -> ProfileFields:
-    """The parts that were given."""
+    """Collect the profile fields that were given. An empty template clears it."""
     fields: ProfileFields = {}
     if description is not None:
         fields["description"] = description
@@ -57,29 +57,29 @@ def profile(description: str | None, template: str | None, chat: bool | None) ->
 
 
 def messages(path: Path) -> list[dict[str, str]]:
-    """Chat messages from a file: a JSON list of `{"role": ..., "content": ...}`."""
+    """Read chat messages from a JSON file, a list of `{"role": ..., "content": ...}`."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         raise typer.BadParameter(f"{path} is not JSON") from None
     if not isinstance(found, list) or not all(_is_message(message) for message in found):
-        raise typer.BadParameter(f'{path} is no list of {{"role": ..., "content": ...}}')
+        raise typer.BadParameter(f'{path} is not a list of {{"role": ..., "content": ...}}')
     return found
 
 
 def json_schema(path: Path) -> dict[str, Any]:
-    """A JSON schema from a file, as a request's `response_format`."""
+    """Read a JSON schema from a file, as a request's `response_format`."""
     try:
         schema = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         raise typer.BadParameter(f"{path} is not JSON") from None
     if not isinstance(schema, dict):
-        raise typer.BadParameter(f"{path} is no JSON schema")
+        raise typer.BadParameter(f"{path} is not a JSON schema")
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:
-    """JSON objects from a file, one a line."""
+    """Read JSON objects from a file, one per line."""
     found = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
@@ -89,7 +89,7 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             raise typer.BadParameter(f"{path}, line {number}, is not JSON") from None
         if not isinstance(value, dict):
-            raise typer.BadParameter(f"{path}, line {number}, is no JSON object")
+            raise typer.BadParameter(f"{path}, line {number}, is not a JSON object")
         found.append(value)
     return found
 

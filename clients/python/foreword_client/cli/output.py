@@ -1,4 +1,4 @@
-"""What the commands write: tables and text for people, JSON for programs."""
+"""Output of the commands: tables and text for people, JSON for programs."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _WIDE = 10_000
 
 
 def show_json(value: BaseModel | Sequence[BaseModel]) -> None:
-    """One document on standard output."""
+    """Print one JSON document."""
     typer.echo(to_json(value, indent=2).decode())
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Aligned columns. The last one gives way on a narrow terminal; in a pipe nothing does."""
+    """Print aligned columns. A narrow terminal cuts the last one; a pipe gets all of it."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         is_last = column == columns[-1]
@@ -37,7 +37,7 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def show_fields(fields: Sequence[tuple[str, str]]) -> None:
-    """Names and values, one pair a line."""
+    """Print names and values, one pair per line."""
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -47,35 +47,35 @@ def show_fields(fields: Sequence[tuple[str, str]]) -> None:
 
 
 def write(text: str) -> None:
-    """Some text of a completion, at once. A terminal gets no control characters from a model."""
+    """Print text of a completion unbuffered. On a terminal, without control characters."""
     typer.echo(printable(text) if sys.stdout.isatty() else text, nl=False)
 
 
 def say(text: str) -> None:
-    """What was done, on standard output."""
+    """Print what was done."""
     _stdout().print(_cell(text), soft_wrap=True)
 
 
 def note(text: str) -> None:
-    """An aside, on standard error."""
+    """Print a remark on standard error."""
     _stderr().print(_cell(text), style="dim", soft_wrap=True)
 
 
 def warn(text: str) -> None:
-    """Something went wrong, and the command did what it was asked all the same."""
+    """Print a warning on standard error."""
     _stderr().print(_cell(f"warning: {text}"), style="yellow", soft_wrap=True)
 
 
 def error(text: str) -> None:
-    """One red line on standard error."""
+    """Print an error on standard error, in one red line."""
     line = " ".join(f"error: {text}".split())
     _stderr().print(_cell(line), style="red", soft_wrap=True)
 
 
 @contextmanager
 def bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar on standard error, to be told bytes done and bytes in all. None where nobody
-    looks."""
+    """Show a progress bar on standard error. Yields its update function, which takes bytes done and
+    the total; None if standard error is not a terminal."""
     console = _stderr()
     if not console.is_terminal:
         yield None
@@ -89,12 +89,12 @@ def bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
 
 
 def printable(text: str) -> str:
-    """Without what could move the cursor or recolour the terminal."""
+    """Replace control characters, which could move the cursor or recolour the terminal."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def size(num_bytes: int) -> str:
-    """Bytes for people: 512 B, 1.5 MB."""
+    """Format a size for people: 512 B, 1.5 MB."""
     amount = float(num_bytes)
     for unit in ("B", "kB", "MB"):
         if amount < 1000:
@@ -104,17 +104,17 @@ def size(num_bytes: int) -> str:
 
 
 def short(digest: str) -> str:
-    """Enough of a digest to tell versions apart."""
+    """Shorten a digest to 12 hex digits."""
     return digest.removeprefix("sha256:")[:12]
 
 
 def when(at: datetime) -> str:
-    """Local time, to the minute."""
+    """Format a time in the local time zone, to the minute."""
     return at.astimezone().strftime("%Y-%m-%d %H:%M")
 
 
 def _cell(text: str) -> Text:
-    """As it is: what looks like markup in a description is not."""
+    """Return the text without interpreting markup in it."""
     return Text(printable(text))
 
 

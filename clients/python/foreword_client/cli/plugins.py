@@ -1,9 +1,9 @@
 """Subcommands of other distributions: the entry points `foreword.commands`.
 
-Each names a callable `main(argv: list[str]) -> None`, which gets all arguments behind its name as
-they were typed, `--help` included. What `foreword` itself was given before the name, `--url` and
-`--api-key`, is in FOREWORD_URL and FOREWORD_API_KEY, typed or not, or refused where the command
-would not look there. Nothing of it is imported until it is called.
+Each is a callable `main(argv: list[str]) -> None`, which gets all arguments after its name
+unparsed, `--help` included. Options before the name, `--url` and `--api-key`, are passed on in
+FOREWORD_URL and FOREWORD_API_KEY, or refused if the command ignores these. A plug-in is imported
+only when it is called.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ PANEL = "Server"
 
 _HELP = {
     "doctor": "Check whether a server would start here, and what to do if not.",
-    "bench": "Measure Foreword, and what people would use instead.",
+    "bench": "Benchmark Foreword and its alternatives.",
     "serve": "Start the server: one base model, all tasks.",
-    "keys": "Make, list and revoke keys, on the server's machine.",
+    "keys": "Create, list and revoke API keys, on the server's machine.",
     "tune": "Train a prefix on the frozen base model, and push it.",
     "evaluate": "Score a task's answers to the questions of a file.",
     "distill": "Compress a long text into a short prefix.",
-    "audit": "Verify and export who changed what, on the server's machine.",
+    "audit": "Verify and export the audit log, on the server's machine.",
 }
 
 
-_NOT_ASKED = {
+_IGNORED = {
     "serve": ("url", "api_key"),
     "keys": ("url", "api_key"),
     "audit": ("url", "api_key"),
@@ -42,8 +42,8 @@ _NOT_ASKED = {
     "distill": ("url",),
     "bench": ("url",),
 }
-"""Options of `foreword` that say nothing to a command: it asks no server, or takes its address by
-an option of its own."""
+"""Options of `foreword` that a command ignores: it calls no server, or has its own option for the
+address."""
 
 
 class PluginError(ForewordError):
@@ -51,10 +51,10 @@ class PluginError(ForewordError):
 
 
 class PluginCommand(TyperCommand):
-    """Hands its arguments over unread."""
+    """A command that passes its arguments on unparsed."""
 
     def __init__(self, name: str, entry_point: EntryPoint | None) -> None:
-        help = _HELP.get(name, f"Run `foreword {name} --help` for what it does.")
+        help = _HELP.get(name, f"See `foreword {name} --help`.")
         super().__init__(name, help=help, add_help_option=False, rich_help_panel=PANEL)
         self._entry_point = entry_point
 
@@ -73,14 +73,14 @@ class PluginCommand(TyperCommand):
             main = self._entry_point.load()
         except ImportError as exc:
             raise PluginError(f"`foreword {self.name}` cannot be loaded: {exc}") from exc
-        _refuse_what_is_not_asked(str(self.name), ctx.parent)
-        with _told(*ctx.obj):
+        _refuse_ignored_options(str(self.name), ctx.parent)
+        with _exported(*ctx.obj):
             main(ctx.args)
 
 
-def _refuse_what_is_not_asked(command: str, group: Any) -> None:
-    """A variable may be set for other commands; what is typed is meant for this one."""
-    for option in _NOT_ASKED.get(command, ()):
+def _refuse_ignored_options(command: str, group: Any) -> None:
+    """Refuse a typed option that the command ignores. Variables may be set for other commands."""
+    for option in _IGNORED.get(command, ()):
         if group.get_parameter_source(option).name == "COMMANDLINE":
             flag = f"--{option.replace('_', '-')}"
             raise typer.BadParameter(
@@ -90,11 +90,11 @@ def _refuse_what_is_not_asked(command: str, group: Any) -> None:
 
 
 @contextmanager
-def _told(url: str | None, api_key: str | None) -> Iterator[None]:
-    """What the options say is in the variables while a command runs."""
-    said = {"FOREWORD_URL": url, "FOREWORD_API_KEY": api_key}
-    before = {name: os.environ.get(name) for name in said}
-    _set(said)
+def _exported(url: str | None, api_key: str | None) -> Iterator[None]:
+    """Set the environment variables to the options while a command runs."""
+    variables = {"FOREWORD_URL": url, "FOREWORD_API_KEY": api_key}
+    before = {name: os.environ.get(name) for name in variables}
+    _set(variables)
     try:
         yield
     finally:
@@ -110,7 +110,7 @@ def _set(variables: dict[str, str | None]) -> None:
 
 
 def commands() -> dict[str, PluginCommand]:
-    """All of them by name. `serve` is always there, and says so when it is not."""
+    """Return all plug-ins by name. `serve` is always listed; it says if it is not installed."""
     found: dict[str, EntryPoint | None] = {"serve": None}
     found |= {point.name: point for point in entry_points(group=GROUP)}
     return {name: PluginCommand(name, point) for name, point in sorted(found.items())}

@@ -14,7 +14,7 @@ def warm(
     version: arguments.Version,
     as_json: arguments.AsJson = False,
 ) -> None:
-    """Load a version's prefix before anyone asks for it."""
+    """Load a version's prefix before the first request for it."""
     with arguments.connect(ctx) as client:
         _show(client.warm(task, version), "is loaded", as_json=as_json)
 
@@ -25,9 +25,9 @@ def pin(
     version: arguments.Version,
     as_json: arguments.AsJson = False,
 ) -> None:
-    """Keep a version's prefix on the device, also after a restart."""
+    """Keep a version's prefix on the device, across restarts too."""
     with arguments.connect(ctx) as client:
-        _show(client.pin(task, version), "stays on the device", as_json=as_json)
+        _show(client.pin(task, version), "is pinned to the device", as_json=as_json)
 
 
 def unpin(
@@ -36,7 +36,7 @@ def unpin(
     version: arguments.Version,
     as_json: arguments.AsJson = False,
 ) -> None:
-    """Let a version's prefix be evicted again, when others need the room."""
+    """Allow a version's prefix to be evicted again."""
     with arguments.connect(ctx) as client:
         _show(client.unpin(task, version), "may be evicted", as_json=as_json)
 
@@ -47,9 +47,9 @@ def evict(
     version: arguments.Version,
     as_json: arguments.AsJson = False,
 ) -> None:
-    """Drop a version's prefix from memory. The next request loads it again."""
+    """Evict a version's prefix from memory. The next request loads it again."""
     with arguments.connect(ctx) as client:
-        _show(client.evict(task, version), "is out of memory", as_json=as_json)
+        _show(client.evict(task, version), "is evicted", as_json=as_json)
 
 
 def _show(found: types.Residency, now: str, *, as_json: bool) -> None:

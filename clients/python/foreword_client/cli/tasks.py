@@ -19,7 +19,7 @@ def tasks(ctx: typer.Context, as_json: arguments.AsJson = False) -> None:
         output.show_json(found)
         return
     if not found:
-        output.note("no tasks yet; `foreword push TASK SOURCE` makes one")
+        output.note("no tasks yet; create one with `foreword push TASK SOURCE`")
         return
     output.show_table(("TASK", "ACTIVE", "VERSIONS", "CHANGED", "DESCRIPTION"), _rows(found))
 
@@ -65,7 +65,7 @@ def _fields(task: types.Task) -> list[tuple[str, str]]:
         ("task", task.name),
         ("description", profile.description or "-"),
         ("active", _active(task) + (f" ({output.short(task.digest)})" if task.digest else "")),
-        ("prefix is on", task.residency or "-"),
+        ("residency", task.residency or "-"),
         ("versions", str(task.num_versions)),
         ("template", "-" if profile.template is None else repr(profile.template)),
         ("chat", "yes" if profile.chat else "no"),
@@ -81,18 +81,18 @@ def _active(task: types.Task) -> str:
 
 
 def rollback(ctx: typer.Context, task: arguments.Task, as_json: arguments.AsJson = False) -> None:
-    """Go back to the version that was active before."""
+    """Activate the version that was active before."""
     with arguments.connect(ctx) as client:
         show_activated(client.rollback(task), as_json=as_json)
 
 
 def show_activated(activated: types.Activated, *, as_json: bool) -> None:
-    """What answers from now on."""
+    """Print which version is live now."""
     if as_json:
         output.show_json(activated)
         return
     digest = output.short(activated.digest)
-    output.say(f"{activated.task}: v{activated.active_version} answers from now on ({digest})")
+    output.say(f"{activated.task}: v{activated.active_version} is now live ({digest})")
     if activated.warning:
         output.warn(activated.warning)
 
@@ -104,7 +104,7 @@ def delete(
         int | None,
         typer.Option(min=1, metavar="N", help="Only this version, which must not be active."),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation.")] = False,
     as_json: arguments.AsJson = False,
 ) -> None:
     """Delete a task with all its versions, or one version."""
@@ -124,14 +124,14 @@ def delete(
 
 def _confirm(question: str) -> None:
     if not sys.stdin.isatty():
-        raise typer.BadParameter("nobody is here to ask; say --yes", param_hint="--yes")
+        raise typer.BadParameter("not a terminal; pass --yes", param_hint="--yes")
     if not typer.confirm(question, err=True):
         output.note("nothing was deleted")
         raise typer.Exit(1)
 
 
 def info(ctx: typer.Context, as_json: arguments.AsJson = False) -> None:
-    """Tell what the server runs: base model, geometry, limits."""
+    """Show the server's base model, geometry and limits."""
     with arguments.connect(ctx) as client:
         found = client.info()
         is_ready = client.is_ready()
@@ -146,11 +146,11 @@ def info(ctx: typer.Context, as_json: arguments.AsJson = False) -> None:
         ("base model", found.model),
         ("fingerprint", output.short(found.fingerprint)),
         ("geometry", f"{shape}, {found.dtype}"),
-        ("runs on", f"{found.device} ({found.attention} attention)"),
+        ("device", f"{found.device} ({found.attention} attention)"),
         ("context", _limit(limits.max_model_len, "tokens")),
-        ("longest prefix", _limit(limits.max_prefix_tokens, "tokens")),
-        ("largest upload", output.size(limits.max_upload_bytes or 0)),
-        ("at once", _limit(limits.max_num_seqs, "requests")),
+        ("max prefix", _limit(limits.max_prefix_tokens, "tokens")),
+        ("max upload", output.size(limits.max_upload_bytes or 0)),
+        ("max concurrency", _limit(limits.max_num_seqs, "requests")),
     ]
     output.show_fields(fields)
 

@@ -17,18 +17,18 @@ def traffic(
         list[str] | None,
         typer.Argument(
             metavar="[VERSION=WEIGHT]...",
-            help="Who gets how much, such as 3=90 4=10. Left out: only tell.",
+            help="Weights, such as 3=90 4=10. If omitted, the current ones are shown.",
             show_default=False,
         ),
     ] = None,
     off: Annotated[
-        bool, typer.Option("--off", help="All of it to the active version alone.")
+        bool, typer.Option("--off", help="Send all traffic to the active version.")
     ] = False,
     as_json: arguments.AsJson = False,
 ) -> None:
-    """Share a task's traffic between versions, by weight.
+    """Split a task's traffic between versions, by weight.
 
-    It holds until the next activation or rollback.
+    The split ends at the next activation or rollback.
     """
     if off and shares:
         raise typer.BadParameter("give shares or --off, not both")
@@ -48,7 +48,7 @@ def _weights(shares: list[str]) -> dict[int, int]:
     for share in shares:
         version, equals, weight = share.partition("=")
         if not (equals and version.lstrip("v").isdecimal() and weight.isdecimal()):
-            raise typer.BadParameter(f"{share!r} is no VERSION=WEIGHT, such as 4=10")
+            raise typer.BadParameter(f"{share!r} is not VERSION=WEIGHT, such as 4=10")
         weights[int(version.lstrip("v"))] = int(weight)
     if weights and not any(weights.values()):
         raise typer.BadParameter("at least one weight must be above 0; --off ends a split")

@@ -92,7 +92,7 @@ def push(
 
 
 def _show_uploaded(uploaded: types.Uploaded) -> None:
-    state = "answers from now on" if uploaded.active else "is stored, and not active"
+    state = "is now live" if uploaded.active else "is stored, but not active"
     output.say(
         f"{uploaded.task}: v{uploaded.version} {state} "
         f"({uploaded.num_virtual_tokens} virtual tokens from {uploaded.source_format}, "
@@ -107,16 +107,16 @@ def _show_rehearsal(rehearsed: types.Rehearsal, *, as_json: bool) -> None:
         output.show_json(rehearsed)
         return
     show_checks(rehearsed.verification)
-    fits = "fits" if rehearsed.fits else "does not fit now, and is loaded when there is room"
-    evicted = f", {len(rehearsed.evicted)} others would make room" if rehearsed.evicted else ""
+    fits = "fits" if rehearsed.fits else "does not fit now and would be loaded later"
+    evicted = f"; {len(rehearsed.evicted)} others would be evicted" if rehearsed.evicted else ""
     output.say(
-        f"{rehearsed.task}: would be v{rehearsed.version}; "
+        f"{rehearsed.task}: would become v{rehearsed.version}; "
         f"{output.size(rehearsed.device_bytes)} on the device, which {fits}{evicted}"
     )
 
 
 def show_checks(checks: list[types.Check]) -> None:
-    """A verification, line by line."""
+    """Print the checks of a verification, one per line."""
     rows = [("ok" if check.passed else "FAILED", check.name, check.detail) for check in checks]
     output.show_table(("", "CHECK", "DETAIL"), rows)
 
@@ -127,9 +127,9 @@ def verify(
     version: arguments.Version,
     as_json: arguments.AsJson = False,
 ) -> None:
-    """Check a stored version once more: its bytes, a run of the model, golden prompts.
+    """Verify a stored version again: its bytes, a run of the model, golden prompts.
 
-    Ends with 1 if a check fails.
+    Exits with 1 if a check fails.
     """
     with arguments.connect(ctx) as client:
         report = client.verify(task, version)
@@ -145,7 +145,7 @@ def versions(
     ctx: typer.Context,
     task: arguments.Task,
     history: Annotated[
-        bool, typer.Option("--history", help="Which one was active when, instead.")
+        bool, typer.Option("--history", help="Show when each version was activated.")
     ] = False,
     as_json: arguments.AsJson = False,
 ) -> None:
@@ -159,7 +159,7 @@ def versions(
         output.show_table(("WHEN", "VERSION", "ACTION", "BY"), rows)
     else:
         rows = [_row(version, found) for version in found.versions]
-        columns = ("", "VERSION", "TOKENS", "SIZE", "CREATED", "DIGEST", "IS ON", "SOURCE")
+        columns = ("", "VERSION", "TOKENS", "SIZE", "CREATED", "DIGEST", "RESIDENCY", "SOURCE")
         output.show_table(columns, rows)
 
 
@@ -187,7 +187,7 @@ def activate(
     version: arguments.Version,
     as_json: arguments.AsJson = False,
 ) -> None:
-    """Let a version answer from now on, without a restart."""
+    """Make a version live, without a restart."""
     with arguments.connect(ctx) as client:
         show_activated(client.activate(task, version), as_json=as_json)
 
@@ -198,20 +198,20 @@ def download(
     version: arguments.Version,
     to: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Where to. - is standard output."),
+        typer.Option("--output", "-o", metavar="FILE", help="Output file; - for standard output."),
     ] = None,
     peft: Annotated[
-        bool, typer.Option("--peft", help="A folder that PEFT loads, in the tar.")
+        bool, typer.Option("--peft", help="Write a folder that PEFT loads into the tar.")
     ] = False,
     bare: Annotated[
-        bool, typer.Option("--bare", help="The artifact alone, as a .safetensors output.")
+        bool, typer.Option("--bare", help="Write only the artifact, as .safetensors.")
     ] = False,
     as_json: arguments.AsJson = False,
 ) -> None:
-    """Download a version's prefix and how it is asked, as a tar that `push` takes."""
+    """Download a version's prefix and prompt format, as a tar that `push` accepts."""
     bare = bare or (to is not None and to.suffix == ".safetensors")
     if peft and bare:
-        raise typer.BadParameter("--peft writes a tar: not with --bare, nor into a .safetensors")
+        raise typer.BadParameter("--peft writes a tar, not --bare or a .safetensors file")
     with arguments.connect(ctx) as client:
         data = client.download(task, version, format=None if bare else "peft" if peft else "tar")
         manifest = client.version(task, version) if as_json else None
@@ -227,7 +227,7 @@ def download(
 
 
 def _write_whole(path: Path, data: bytes) -> None:
-    """All of it or, when the disk is full, nothing under that name."""
+    """Write a file atomically: if the disk is full, no partial file is left."""
     if path.exists() and not path.is_file():
         path.write_bytes(data)  # a device or a pipe: nothing to replace
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from foreword_tuner.cli import options
-from foreword_tuner.cli.carry_out import Order, carry_out
+from foreword_tuner.cli.job import Job, run_job
 from foreword_tuner.encoding import template_or_default
 from foreword_tuner.errors import TunerError
 from foreword_tuner.methods import DEFAULTS, Method
@@ -69,8 +69,8 @@ def distill(
     from foreword_tuner import distill  # torch only where it is needed
 
     source = distill.Text(text.name, content, answer_tokens)
-    order = Order(task, output, push, api_key, restart, skip_bad)
-    carry_out(lambda what: distill.run(what, source), settings, data, order)
+    job = Job(task, output, push, api_key, restart, skip_bad)
+    run_job(lambda what: distill.run(what, source), settings, data, job)
 
 
 def _content(path: Path) -> str:

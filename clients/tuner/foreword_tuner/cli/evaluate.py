@@ -62,7 +62,7 @@ def evaluate(
     api_key: options.ApiKey = None,
     skip_bad: options.SkipBad = False,
 ) -> None:
-    """Ask a task all questions of a file, and score its answers, with 95 % intervals."""
+    """Score a task's answers to all questions of a file, with 95 % intervals."""
     metrics = metric or list(scores.METRICS)
     if unknown := [name for name in metrics if name not in scores.METRICS]:
         raise typer.BadParameter(
@@ -131,7 +131,7 @@ def _title(result: dict[str, Any]) -> str:
     named = f"{result['task']}@{','.join(map(str, versions))}"
     cut = f", {result['num_cut']} cut short" if result["num_cut"] else ""
     rate = result["num_questions"] / result["seconds"]
-    return f"{named}: {result['num_questions']} questions{cut}, {rate:.1f} a second"
+    return f"{named}: {result['num_questions']} questions{cut}, {rate:.1f} per second"
 
 
 def _write_answers(path: Path, done: Asked) -> None:

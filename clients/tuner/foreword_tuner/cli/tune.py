@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from foreword_tuner.cli import options
-from foreword_tuner.cli.carry_out import Order, carry_out
+from foreword_tuner.cli.job import Job, run_job
 from foreword_tuner.encoding import template_or_default
 from foreword_tuner.methods import DEFAULTS, PROJECTED, Method
 from foreword_tuner.settings import TEXT_INIT, Settings
@@ -71,14 +71,14 @@ def tune(
         dtype=dtype,
         seed=seed,
     )
-    _train(settings, data, Order(task, output, push, api_key, restart, skip_bad))
+    _train(settings, data, Job(task, output, push, api_key, restart, skip_bad))
 
 
-def _train(settings: Settings, data: Path, order: Order) -> None:
-    _check(settings, order.push)
+def _train(settings: Settings, data: Path, job: Job) -> None:
+    _check(settings, job.push)
     from foreword_tuner import tune  # torch only where it is needed
 
-    carry_out(tune.run, settings, data, order)
+    run_job(tune.run, settings, data, job)
 
 
 def _check(settings: Settings, push: str | None) -> None:
