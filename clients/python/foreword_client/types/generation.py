@@ -9,7 +9,7 @@ from foreword_client.types.base import Answer
 
 
 class GenerateOptions(TypedDict, total=False):
-    """What a request can say. What is left out, or None, comes from the task's profile."""
+    """Options of a request. What is left out, or None, comes from the task's profile."""
 
     messages: Sequence[Mapping[str, str]] | None
     """A chat instead of a prompt: `{"role": ..., "content": ...}`."""
@@ -28,23 +28,23 @@ class GenerateOptions(TypedDict, total=False):
     stop_token_ids: Sequence[int] | None
     """Tokens that end the text and are not part of it."""
     ignore_eos: bool | None
-    """Go on to `max_tokens`, whatever the model says."""
+    """Generate `max_tokens` tokens, past the end that the model gives."""
     min_tokens: int | None
-    """Before so many tokens the text does not end."""
+    """Number of tokens before which the text does not end."""
     presence_penalty: float | None
     frequency_penalty: float | None
     repetition_penalty: float | None
-    """1 is none."""
+    """1: no penalty."""
     logit_bias: Mapping[str, float] | None
     """By token id."""
     logprobs: int | None
-    """Log-probabilities of the tokens, and of so many of the likeliest in their places."""
+    """Log-probabilities of the tokens, and of this many most likely ones at each position."""
     prompt_logprobs: int | None
-    """The same of the prompt's tokens."""
+    """Like `logprobs`, for the prompt's tokens."""
     response_format: Mapping[str, Any] | None
-    """The answer is JSON: `{"type": "json_object"}`, or of a schema: `{"type": "json_schema",
-    "json_schema": {"name": ..., "schema": {...}}}`. `{"type": "text"}`: anything, also where the
-    task's profile says otherwise."""
+    """The answer is JSON: `{"type": "json_object"}`, or JSON of a schema: `{"type": "json_schema",
+    "json_schema": {"name": ..., "schema": {...}}}`. `{"type": "text"}` allows any text, whatever
+    the task's profile says."""
     regex: str | None
     """The answer matches it from start to end."""
     choice: Sequence[str] | None
@@ -53,19 +53,19 @@ class GenerateOptions(TypedDict, total=False):
     """Nothing is generated: the answer is the most likely of `{"texts": [...], "by": "sum"}`, by
     `sum` or `mean` of the log-probabilities of a text's tokens. See `Generation.ranking`."""
     priority: int | None
-    """Lower goes earlier, among the requests of one task; 0 where nothing is said."""
+    """Lower runs earlier, among the requests of one task. Default: 0."""
     traffic_key: str | None
-    """Requests with the same key get the same version, where versions share the traffic."""
+    """Where versions share the traffic, requests with the same key get the same version."""
     return_token_ids: bool | None
 
 
 class Usage(Answer):
-    """Tokens of one request."""
+    """Token counts of one request."""
 
     prefix_tokens: int
     prompt_tokens: int
     cached_tokens: int = 0
-    """Of the prompt; found computed."""
+    """Prompt tokens served from the prompt cache."""
     completion_tokens: int
 
 
@@ -78,7 +78,7 @@ class Timings(Answer):
 
 
 class LikelyToken(Answer):
-    """A token that could have come."""
+    """A candidate token."""
 
     token_id: int
     token: str
@@ -86,7 +86,7 @@ class LikelyToken(Answer):
 
 
 class ScoredToken(Answer):
-    """A token, and those that were likeliest in its place."""
+    """A token, and the most likely tokens at its position."""
 
     token_id: int
     token: str
@@ -115,7 +115,7 @@ class Generation(Answer):
     digest: str | None = None
     text: str
     token_ids: list[int] | None = None
-    """Only where `return_token_ids` was asked for."""
+    """Present with `return_token_ids`."""
     logprobs: list[ScoredToken] | None = None
     prompt_logprobs: list[ScoredToken] | None = None
     finish_reason: str
@@ -127,7 +127,7 @@ class Generation(Answer):
 
 
 class Token(Answer):
-    """Some more of a streamed completion: usually one token, sometimes several."""
+    """The next part of a streamed completion: usually one token, sometimes several."""
 
     text: str
     token_ids: list[int] | None = None
@@ -143,7 +143,7 @@ class Rank(Answer):
 
 
 class Defaults(Answer):
-    """A task's sampling parameters for what a request leaves out."""
+    """A task's values for what a request leaves out."""
 
     max_tokens: int | None = None
     temperature: float | None = None
