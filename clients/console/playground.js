@@ -6,12 +6,12 @@ import { pane } from "./pane.js";
 import { problemBox } from "./parts.js";
 
 const NUMBERS = [
-  ["max_tokens", "Tokens at most", { min: "1", step: "1" }],
+  ["max_tokens", "Max tokens", { min: "1", step: "1" }],
   ["temperature", "Temperature", { min: "0", max: "2", step: "any" }],
   ["seed", "Seed", { min: "0", step: "1" }],
 ];
 
-/** Survives a look at another view. */
+/** Kept while another view is open. */
 const last = { prompt: "", values: {}, fields: {}, panes: [null, null] };
 
 export function playground(view, _, query) {
@@ -64,7 +64,7 @@ export function playground(view, _, query) {
     last.values.stop = stop.value;
   }
 
-  /** What is left empty is left out, and comes from the task's profile. */
+  /** The request body. Empty fields are left out: the task's defaults apply. */
   function asked(one) {
     const given = Object.entries(last.values).filter(([name, value]) => value !== "" && name !== "stop");
     const body = Object.fromEntries(given.map(([name, value]) => [name, Number(value)]));
@@ -83,8 +83,8 @@ export function playground(view, _, query) {
       "details",
       {},
       h("summary", {}, "Sampling"),
-      h("p", { class: "hint" }, "What is left empty comes from the task's profile, then from the server."),
-      h("div", { class: "row" }, numbers.map(([, label, input]) => field(label, input)), field("Stop at", stop, "\\n is a line's end")),
+      h("p", { class: "hint" }, "Empty fields take the task's defaults, then the server's."),
+      h("div", { class: "row" }, numbers.map(([, label, input]) => field(label, input)), field("Stop sequences", stop, "Use \\n for a newline.")),
     ),
     h("div", { class: "buttons" }, halt, go),
   );

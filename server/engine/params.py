@@ -1,5 +1,5 @@
-"""What a request asks of the engine, and what it gets: plain values that the step loop, the wire
-and the API process share."""
+"""Parameters of a request and its output tokens: plain values that the API process, the engine's
+messages and the step loop share."""
 
 from __future__ import annotations
 
@@ -53,47 +53,47 @@ class SamplingParams:
 
 BASE_MODEL = 0
 COMPILES = 1
-"""Queues without a task: requests without a prefix, and prefixes that are being computed."""
+"""Queues that belong to no task: requests without a prefix, and prefixes being computed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulingParams:
-    """Whose request it is, and how it shares the engine with others.
+    """How a request shares the engine with others.
 
-    Requests with the same `queue` belong together; the engine does not know to which task.
+    Requests with the same `queue` are of one task. The engine does not know which.
     """
 
     queue: int = BASE_MODEL
     weight: float = 1.0
-    """Tokens this queue gets for each token of a queue of weight 1, where both want more."""
+    """Tokens for this queue per token of a queue of weight 1, while both have work waiting."""
     max_concurrency: int | None = None
-    """Sequences of this queue that run at once."""
+    """Maximum number of sequences of this queue that run at once. None: no limit."""
     priority: int = 0
-    """Lower goes earlier, within the queue."""
+    """Lower runs earlier, within the queue."""
 
 
 DEFAULT_SCHEDULING = SchedulingParams()
 
 
 class Logprobs(NamedTuple):
-    """Log-probabilities of tokens in a row, by the model's own distribution: before temperature,
+    """Log-probabilities of consecutive tokens by the model's own distribution: before temperature,
     penalties and biases."""
 
     logprobs: list[float]
     top_ids: list[list[int]]
-    """The likeliest in the place of each, likeliest first."""
+    """For each position the ids of the most likely tokens, most likely first."""
     top_logprobs: list[list[float]]
 
 
 class Delta(NamedTuple):
-    """New tokens of one request. None, where only `prompt_logprobs` are new."""
+    """New output of one request. `token_ids` is empty where only `prompt_logprobs` are new."""
 
     request_id: int
     token_ids: list[int]
     finish_reason: FinishReason | None
     num_reused: int = 0
-    """Tokens of its prompt that were found computed."""
+    """Number of prompt tokens served from the prompt cache."""
     logprobs: Logprobs | None = None
-    """Of `token_ids`, for requests that ask."""
+    """Log-probabilities of `token_ids`, if requested."""
     prompt_logprobs: Logprobs | None = None
-    """Of the next tokens of the prompt."""
+    """Log-probabilities of the next tokens of the prompt."""

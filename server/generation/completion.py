@@ -1,4 +1,4 @@
-"""One admitted request on its way out: tokens become text, stop strings cut it, times are kept."""
+"""One admitted request on its way out: tokens to text, stop strings, times."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from server.text.detokenizer import Detokenizer, StopStrings
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a request was pinned to when it was admitted."""
+    """The version that a request was admitted on. No task: the base model."""
 
     task: str | None
     version: int | None
@@ -27,14 +27,14 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some more of a completion."""
+    """The next part of a completion."""
 
     text: str
     token_ids: list[int]
     finish_reason: FinishReason | None
     """Set on the last piece."""
     logprobs: Logprobs | None = None
-    """Of the token ids, if asked for."""
+    """Log-probabilities of `token_ids`, if requested."""
 
 
 class RankedText(NamedTuple):
@@ -65,7 +65,7 @@ class CompletionDetails:
 
 
 class Completion:
-    """Iterate over it for the pieces; afterwards the result is in its attributes.
+    """An admitted request. Iterate over it for the pieces; then its attributes hold the result.
 
     Closing it, or leaving the iteration early, cancels the sequence in the engine.
     """
@@ -92,12 +92,13 @@ class Completion:
 
     @property
     def prompt_logprobs(self) -> Logprobs | None:
-        """Of the prompt's tokens from the second on, if asked for; whole with the first token."""
+        """Log-probabilities of the prompt's tokens from the second on, if requested. Complete once
+        the first token has arrived."""
         return joined_scores(self._prompt_logprobs)
 
     @property
     def queue_s(self) -> float:
-        """From the request's arrival to its submission: resolving, tokenising, admission."""
+        """Time from arrival to submission: resolving, tokenising, admission."""
         return self.submitted_s - self._details.arrived_s
 
     @property
@@ -116,7 +117,7 @@ class Completion:
         return self.finish_reason or "cancelled"
 
     async def __aiter__(self) -> AsyncIterator[Piece]:
-        """Pieces of text as they come. Raises a `ServerError` when the engine fails."""
+        """Yield pieces of text as they arrive. Raises `ServerError` when the engine fails."""
         try:
             async for delta in self._stream:
                 piece = self._take(delta)
@@ -130,11 +131,11 @@ class Completion:
             self.close()
 
     async def collect(self) -> Piece:
-        """The whole completion in one piece."""
+        """Wait for the whole completion, as one piece. Raises `ServerError`."""
         return joined([piece async for piece in self])
 
     def close(self) -> None:
-        """End it here. Idempotent."""
+        """Cancel the sequence if it still runs, and report the end once. Idempotent."""
         self._stream.close()
         if self.ended_s is None:
             self.ended_s = time.monotonic()
@@ -165,7 +166,7 @@ class Completion:
         return Piece(text, token_ids, self.finish_reason, delta.logprobs)
 
     def _text_of(self, token_id: int) -> str:
-        """The text that one more token completes, as far as stop strings let it out."""
+        """The text that one more token adds, apart from what may be the start of a stop string."""
         details = self._details
         self.num_completion_tokens += 1
         if token_id in details.sampling.stop_token_ids:
@@ -176,7 +177,7 @@ class Completion:
 
 
 def joined(pieces: Sequence[Piece]) -> Piece:
-    """All pieces of a completion as one."""
+    """Join the pieces of a completion."""
     return Piece(
         text="".join(piece.text for piece in pieces),
         token_ids=[token_id for piece in pieces for token_id in piece.token_ids],
@@ -186,7 +187,7 @@ def joined(pieces: Sequence[Piece]) -> Piece:
 
 
 def joined_scores(parts: Sequence[Logprobs]) -> Logprobs | None:
-    """Those of tokens in a row as one; None where there are none."""
+    """Join the log-probabilities of consecutive tokens. None for no parts."""
     if not parts:
         return None
     columns = (chain.from_iterable(column) for column in zip(*parts, strict=True))

@@ -1,4 +1,4 @@
-"""What an answer has to be: JSON of a schema, a regular expression's, or one of some texts."""
+"""The form of an answer: JSON of a schema, a match of a regular expression, one of some texts."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from server.errors import InvalidGrammar, InvalidRequest
 _FIELDS = ("response_format", "regex", "choice", "rank")
 _OBJECT: dict[str, Any] = {"type": "object"}
 _AROUND_A_SCHEMA = {"name", "description", "strict", "schema"}
-"""`strict` changes nothing: every schema is obeyed to the letter."""
+"""Members of `json_schema`. `strict` changes nothing: every schema is followed exactly."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constraint:
-    """At most one is set. None is: any text."""
+    """The form of one answer. At most one field is set; with none, any text is allowed."""
 
     json_schema: dict[str, Any] | None = None
     regex: str | None = None
@@ -30,7 +30,7 @@ class Constraint:
     """Nothing is generated: the answer is the most likely of these texts."""
 
     def grammar(self) -> str | None:
-        """What the engine is to follow. Raises `InvalidGrammar`."""
+        """The grammar for the engine; None for any text or a ranking. Raises `InvalidGrammar`."""
         try:
             if self.json_schema is not None:
                 return grammar.from_json_schema(self.json_schema)
@@ -47,9 +47,9 @@ ANYTHING = Constraint()
 
 
 def of_fields(given: Mapping[str, Any]) -> Constraint | None:
-    """The constraint among a request's fields, None where they say nothing of one.
+    """The constraint that a request's fields ask for, or None.
 
-    Raises `InvalidRequest`.
+    Raises `InvalidRequest` for two of them, or for the same text twice.
     """
     said = {name: given[name] for name in _FIELDS if given.get(name) is not None}
     if len(said) > 1:
@@ -68,14 +68,15 @@ def of_fields(given: Mapping[str, Any]) -> Constraint | None:
 
 
 def of_profile(defaults: Defaults) -> Constraint:
-    """What a task's answers have to be, where a request says nothing."""
+    """The constraint of a task's answers where a request has none."""
     return of_fields(dict(defaults)) or ANYTHING
 
 
 def of_response_format(value: Mapping[str, Any]) -> Constraint:
-    """In OpenAI's shape, or llama.cpp's and Together's with a `schema` beside the type.
+    """Parse OpenAI's `response_format`, or that of llama.cpp and Together, with `schema` beside
+    `type`.
 
-    Members that are null say nothing; all others are obeyed or refused. Raises `InvalidRequest`.
+    Members that are null are ignored, all others followed or refused. Raises `InvalidRequest`.
     """
     said = {name: part for name, part in value.items() if part is not None}
     kind = said.pop("type", None)
@@ -95,7 +96,7 @@ def of_response_format(value: Mapping[str, Any]) -> Constraint:
 
 
 def _schema_of(said: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The schema, if that is all that is said."""
+    """The schema, or None where there is none or there is anything else."""
     if said.keys() == {"schema"}:
         schema = said["schema"]
     elif said.keys() == {"json_schema"} and isinstance(said["json_schema"], dict):

@@ -1,4 +1,4 @@
-"""Whether a grammar can be compiled: found out off the event loop, in bounded time and memory."""
+"""Checks that a grammar compiles, off the event loop, in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ _KEYWORD = re.compile(r'"([$A-Za-z]{1,32})"')
 
 
 class GrammarCheck:
-    """Remembers what was found. `executor` runs one compile at a time on each of its threads."""
+    """Compiles grammars to check them, and caches the results.
+
+    `executor` runs one compilation at a time on each of its threads.
+    """
 
     def __init__(
         self, tokenizer: Tokenizer, info: Callable[[], EngineInfo], *, executor: Executor
@@ -41,7 +44,8 @@ class GrammarCheck:
         self._found = ByteBoundedCache[str](CACHE_BYTES, lambda grammar: 512 + len(grammar))
 
     async def check(self, grammar: str) -> None:
-        """Raises `InvalidGrammar`, also where it takes too long or is too large; `Overloaded`."""
+        """Raises `InvalidGrammar`, also for a grammar that is too large or takes too long, and
+        `Overloaded`."""
         if len(grammar) > MAX_GRAMMAR_BYTES:
             raise InvalidGrammar(TOO_LONG)
         if (found := self._found.get(grammar)) is None:
@@ -51,18 +55,21 @@ class GrammarCheck:
             raise InvalidGrammar(found)
 
     async def _compile(self, grammar: str) -> str:
-        """What is wrong with it; empty if nothing is. Raises `InvalidGrammar` and `Overloaded`."""
+        """Compile on a thread. Returns the reason if it fails, else an empty string.
+
+        Raises `InvalidGrammar` when it takes too long, and `Overloaded`.
+        """
         compiling = self._executor.submit(self._why_not, grammar)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(compiling), COMPILE_TIMEOUT_S)
         except TimeoutError:
-            if compiling.cancelled():  # it was never begun: others are to blame
+            if compiling.cancelled():  # never started: other grammars hold the threads
                 raise Overloaded("too many grammars wait to be compiled") from None
             took = f"it takes longer than {COMPILE_TIMEOUT_S:.0f} s to compile"
             raise InvalidGrammar(took) from None
 
     def _why_not(self, grammar: str) -> str:
-        """On a thread."""
+        """Runs on a thread of the executor."""
         try:
             self._vocabulary.compile(grammar)
         except GrammarError as exc:
@@ -84,7 +91,7 @@ class GrammarCheck:
 
 
 def reason(message: str) -> str:
-    """What a compiler says, without what it quotes: that may be anything a user sent."""
+    """A compiler's message without its quotations, which may be anything that a user sent."""
     for part, words in _KNOWN.items():
         if part in message:
             return words

@@ -1,10 +1,9 @@
-"""What a request asks for and what its task prescribes, made into token ids and sampling."""
+"""From a request and its task's profile to token ids and sampling parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
 from prefix_store.manifest import Profile, PromptFormat
 from prefix_store.sampling import Rank
@@ -19,32 +18,31 @@ from server.text.template import Part
 from server.text.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 64
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateParams:
-    """What a request asks for. None: take it from the task's profile, then from the server."""
+    """One request. What is None comes from the task's profile, then from the server."""
 
     prompt: str | list[int] | None = None
     messages: list[dict[str, str]] | None = None
     fields: dict[str, str] = field(default_factory=dict)
     options: RequestOptions = field(default_factory=RequestOptions)
-    """`max_tokens` may be 0: only the prompt's log-probabilities."""
+    """With `max_tokens` 0 only the prompt is scored."""
     default_max_tokens: int = DEFAULT_MAX_TOKENS
-    """Where neither the request nor its task says how many."""
+    """Used where neither the request nor its task sets `max_tokens`."""
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     constraint: Constraint | None = None
-    """What the answer has to be. None: as the task says."""
+    """The form of the answer. None: the task's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptContext:
-    """What a prompt follows: a version's prefix, its task's profile and its place in the engine."""
+    """What comes before a prompt, and applies to it: a version's prefix and its task's profile."""
 
     is_base: bool = False
-    """No task at all: prompts are plain text, and messages a chat with the base model."""
+    """No task: a prompt is plain text, and messages are a chat with the base model."""
     num_prefix_tokens: int = 0
     prompt_format: PromptFormat = field(default_factory=PromptFormat)
     profile: Profile = field(default_factory=Profile)
@@ -52,28 +50,28 @@ class PromptContext:
 
     @property
     def is_chat(self) -> bool:
-        """Whether a plain prompt is one user message. A prefix computed from messages is a chat,
-        whatever the profile says: nothing but a further message can follow it."""
+        """Whether a plain prompt is one user message. True for every prefix computed from messages,
+        because only a further message can follow it."""
         return self.profile.chat or self.prompt_format.messages is not None
 
     @property
     def takes_conversations(self) -> bool:
-        """A template goes around one prompt: no conversation fits into it."""
+        """Whether `messages` may be any conversation. A template takes only one prompt."""
         return self.is_base or (self.is_chat and self.profile.template is None)
 
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
-    """A request that the engine can take."""
+    """A request as the engine takes it."""
 
     token_ids: list[int]
     sampling: SamplingParams
-    """Of one token, where none is wanted: the engine gives no prompt's scores without."""
+    """Its `max_tokens` is 1 where none are wanted: the engine scores no prompt without a token."""
     max_tokens: int
     stop: tuple[str, ...]
     scheduling: SchedulingParams
     candidates: Candidates | None = None
-    """Instead of a completion: the texts to choose from."""
+    """Texts to rank, instead of a completion."""
 
     @property
     def num_sequences(self) -> int:
@@ -109,13 +107,13 @@ def prepare(
         prompt_logprobs=params.prompt_logprobs,
     )
     check_vocabulary(sampling.stop_token_ids, info)
-    stop = _first(options.stop, defaults.stop, ())
+    stop = options.stop if options.stop is not None else defaults.stop or ()
     return EngineRequest(token_ids, sampling, max_tokens, stop, _scheduling(params, context))
 
 
 def check_vocabulary(token_ids: Iterable[int], info: EngineInfo) -> None:
-    """Also of ids that a text became: some tokenizers hold tokens that the model has no embedding
-    for. Raises `InvalidRequest`."""
+    """Check that the model has all token ids, which is not certain for tokenised text either: some
+    tokenizers have tokens without an embedding. Raises `InvalidRequest`."""
     if max(token_ids, default=0) >= info.vocab_size:
         raise InvalidRequest(f"a token id beyond the model's vocabulary of {info.vocab_size}")
 
@@ -127,8 +125,8 @@ def prepare_all(
     tokenizer: Tokenizer,
     info: EngineInfo,
 ) -> list[EngineRequest]:
-    """`prepare` for each of them. What differs from the one before it in its seed only, as the
-    choices of an answer do, is not tokenised again."""
+    """Prepare each request. One that differs from its predecessor in the seed only, as the choices
+    of one prompt do, is not tokenised again. Raises what `prepare` raises."""
     prepared: list[EngineRequest] = []
     for i, one in enumerate(params):
         if i and _without_seed(one) == _without_seed(params[i - 1]):
@@ -145,10 +143,10 @@ def _without_seed(params: GenerateParams) -> GenerateParams:
 
 
 def check_profile(profile: Profile) -> str | None:
-    """The grammar of its answers, if they have one.
+    """Check a profile, and return the grammar of its answers, if any.
 
-    Raises `TemplateMismatch` for a template that no request could fill in, and `InvalidRequest` for
-    answers that cannot be.
+    Raises `TemplateMismatch` for a template that no request could fill in, `InvalidRequest` and
+    `InvalidGrammar` for answers in a form that does not exist.
     """
     if profile.template is not None:
         template.parse(profile.template)
@@ -176,7 +174,7 @@ def _prompt_ids(
 def _token_ids(
     params: GenerateParams, context: PromptContext, tokenizer: Tokenizer, then: str = ""
 ) -> list[int]:
-    """`then`: a text after the prompt, as part of it."""
+    """Token ids of the prompt followed by the text `then`, tokenised as one text."""
     if params.messages is not None and not context.takes_conversations:
         params = replace(params, messages=None, prompt=_only_message(params.messages))
     if isinstance(params.prompt, list) or params.messages is not None:
@@ -186,7 +184,7 @@ def _token_ids(
             return params.prompt + tokenizer.encode(then, add_special_tokens=False)
     if params.messages is not None:
         return _chat_ids(params.messages, context, tokenizer, then)
-    parts = _parts(params, context.profile)
+    parts = template.fill(context.profile.template, params.prompt, params.fields)
     if context.is_chat:
         content = "".join(part.text for part in parts)
         return _chat_ids([{"role": "user", "content": content}], context, tokenizer, then)
@@ -196,25 +194,13 @@ def _token_ids(
 
 
 def _only_message(messages: list[dict[str, str]]) -> str:
-    """The prompt of a task that takes one. Raises `NotAChat`."""
+    """The prompt of a task that takes no conversations. Raises `NotAChat`."""
     if [message["role"] for message in messages] != ["user"]:
         raise NotAChat(
             "this task answers one prompt at a time: send exactly one user message, and no system "
             "message or conversation"
         )
     return messages[0]["content"]
-
-
-def _parts(params: GenerateParams, profile: Profile) -> list[Part]:
-    prompt = {} if params.prompt is None else {"prompt": str(params.prompt)}
-    if profile.template is not None:
-        if "prompt" in params.fields and prompt:
-            raise TemplateMismatch("`prompt` is given twice: beside and among the fields")
-        return template.render(profile.template, prompt | params.fields)
-    if params.fields:
-        raise TemplateMismatch("`fields` are given, and the task has no template")
-    assert prompt, "the API takes no request without a prompt, messages or fields"
-    return [Part(prompt["prompt"], trusted=False)]
 
 
 def _chat_ids(
@@ -260,7 +246,7 @@ def _ranked(
 def _check_size(
     params: GenerateParams, context: PromptContext, tokenizer: Tokenizer, max_model_len: int
 ) -> None:
-    """Before anything is tokenised: whether it could fit at all. Raises `PromptTooLong`."""
+    """Refuse texts that cannot fit, before tokenising them. Raises `PromptTooLong`."""
     texts = [message["content"] for message in params.messages or []] + [*params.fields.values()]
     texts += [params.prompt] if isinstance(params.prompt, str) else []
     num_tokens = tokenizer.least_tokens(texts)
@@ -276,13 +262,13 @@ def _check_size(
 def _max_tokens(
     params: GenerateParams, context: PromptContext, num_prompt_tokens: int, max_model_len: int
 ) -> int:
-    """What was asked for must fit; a default is cut to what the context and the task leave."""
+    """Number of tokens to generate. A requested number must fit; a default is cut to what does."""
     limit = context.profile.limits.max_tokens
     asked = params.options.max_tokens
     if asked is not None and limit is not None and asked > limit:
         raise InvalidRequest(f"max_tokens is {asked}, this task allows {limit}")
     room = max_model_len - context.num_prefix_tokens - num_prompt_tokens
-    default = _first(context.profile.defaults.max_tokens, params.default_max_tokens)
+    default = context.profile.defaults.max_tokens or params.default_max_tokens
     num_tokens = asked if asked is not None else max(1, min(default, room, limit or default))
     _check_room(context, num_prompt_tokens, num_tokens, max_model_len)
     return num_tokens
@@ -307,8 +293,3 @@ def _scheduling(params: GenerateParams, context: PromptContext) -> SchedulingPar
         max_concurrency=context.profile.limits.max_concurrency,
         priority=params.options.priority or 0,
     )
-
-
-def _first(*values: T | None) -> T:
-    """The first value that is not None."""
-    return next(value for value in values if value is not None)

@@ -1,4 +1,4 @@
-"""From a task and a prompt to an admitted request on one exact version. Every refusal is here."""
+"""From a task and a prompt to an admitted request on one version. Every refusal is here."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from server.text.tokenizer import Tokenizer
 
 
 class Router:
-    """Admits requests. `executor` runs what must stay off the event loop."""
+    """Admits or refuses requests. `executor` runs what must stay off the event loop."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Router:
         self.is_draining = False
 
     def drain(self) -> None:
-        """Refuse everything new from now on."""
+        """Refuse new requests from now on."""
         self.is_draining = True
 
     def check_open(self) -> None:
@@ -61,10 +61,10 @@ class Router:
     async def admit(
         self, task: str | None, version: int | None, params: GenerateParams, *, key: str = ""
     ) -> Completion:
-        """Start one completion on the version asked for, the task's active version, or the one that
-        `key` draws from those that share the traffic.
+        """Start one completion on `version`, or on the task's active version, or, where versions
+        share the traffic, on the one that `key` selects.
 
-        Raises `PrefixStoreError` and `ServerError`; once it returns, only the engine can fail.
+        Raises `PrefixStoreError` and `ServerError`. Once it returns, only the engine can fail.
         """
         return (await self.admit_all(task, version, [params], key=key))[0]
 
@@ -76,7 +76,7 @@ class Router:
         *,
         key: str = "",
     ) -> list[Completion]:
-        """Start several completions on one and the same version: all of them, or none."""
+        """Start several completions on the same version, all or none. Raises as `admit` does."""
         arrived_s = time.monotonic()
         try:
             target, prepared = await self._prepare(task, version, params, key)
@@ -115,10 +115,10 @@ class Router:
     def _prepare_all(
         self, task: str | None, version: int | None, params: Sequence[GenerateParams], key: str
     ) -> tuple[Target, list[EngineRequest]]:
-        """On a thread of the executor: the registry and the tokenizer take their time."""
-        target, behind = self._resolve(task, version, key)
+        """Runs on a thread of the executor, because the registry and the tokenizer are slow."""
+        target, context = self._resolve(task, version, key)
         info = self._engine.info
-        return target, prepare_all(params, behind, tokenizer=self._tokenizer, info=info)
+        return target, prepare_all(params, context, tokenizer=self._tokenizer, info=info)
 
     def _resolve(
         self, task: str | None, version: int | None, key: str
@@ -132,13 +132,13 @@ class Router:
         self._check_base_model(manifest)
         num_tokens = manifest.num_virtual_tokens
         target = Target(manifest.task, manifest.version, Digest(manifest.digest), num_tokens)
-        behind = PromptContext(
+        context = PromptContext(
             num_prefix_tokens=num_tokens,
             prompt_format=manifest.prompt,
             profile=route.profile,
             queue=_queue_of(manifest.task),
         )
-        return target, behind
+        return target, context
 
     def _check_base_model(self, manifest: Manifest) -> None:
         if manifest.fingerprint != self._engine.info.fingerprint:
@@ -182,5 +182,5 @@ class Router:
 
 
 def _queue_of(task: str) -> int:
-    """The same for all versions of a task, also after a restart, and nothing but a number."""
+    """A number for a task, equal for all its versions and after a restart."""
     return int.from_bytes(hashlib.blake2b(task.encode(), digest_size=8).digest(), "little")

@@ -1,4 +1,4 @@
-"""Prompts put together from trusted templates and a user's words, and kept apart."""
+"""Prompts from trusted templates and untrusted texts of users, kept apart as parts."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from server.errors import TemplateMismatch
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A stretch of a prompt. Only where it is trusted do special tokens count as such."""
+    """A part of a prompt. Only in trusted parts are special tokens recognised."""
 
     text: str
     trusted: bool
 
 
 def parse(template: str) -> list[tuple[str, str | None]]:
-    """`(text, field or none)` pairs. Raises `TemplateMismatch`: fields are plain names."""
+    """Split a template into pairs of text and the field that follows it, or None.
+
+    Raises `TemplateMismatch` for braces without a partner and for fields that are not plain names.
+    """
     try:
         pieces = list(Formatter().parse(template))
     except ValueError:
@@ -31,7 +34,7 @@ def parse(template: str) -> list[tuple[str, str | None]]:
 
 
 def render(template: str, fields: dict[str, str]) -> list[Part]:
-    """A task's template with its fields filled in. Raises `TemplateMismatch`."""
+    """Fill in the fields of a task's template. Raises `TemplateMismatch`."""
     pieces = parse(template)
     wanted = {name for _, name in pieces if name is not None}
     if missing := sorted(wanted - fields.keys()):
@@ -42,6 +45,22 @@ def render(template: str, fields: dict[str, str]) -> list[Part]:
     return [part for literal, name in pieces for part in _filled(literal, name, fields)]
 
 
+def fill(template: str | None, prompt: str | None, fields: dict[str, str]) -> list[Part]:
+    """The parts of a prompt: the task's template filled in, or the prompt as it is without one.
+
+    Raises `TemplateMismatch`.
+    """
+    given = {} if prompt is None else {"prompt": prompt}
+    if template is not None:
+        if "prompt" in fields and given:
+            raise TemplateMismatch("`prompt` is given twice: beside and among the fields")
+        return render(template, given | fields)
+    if fields:
+        raise TemplateMismatch("`fields` are given, and the task has no template")
+    assert prompt is not None, "the API takes no request without a prompt, messages or fields"
+    return [Part(prompt, trusted=False)]
+
+
 def _filled(literal: str, name: str | None, fields: dict[str, str]) -> list[Part]:
     parts = [Part(literal, trusted=True)]
     if name is not None:
@@ -50,14 +69,14 @@ def _filled(literal: str, name: str | None, fields: dict[str, str]) -> list[Part
 
 
 class Marks:
-    """Stand for messages' texts while a template is rendered; nobody can guess them."""
+    """Unguessable placeholders for the texts of messages while a chat template is rendered."""
 
     def __init__(self) -> None:
         self._nonce = secrets.token_hex(16)
         self._contents: list[str] = []
 
     def mark(self, content: str) -> str:
-        """Has the text's white space at both ends, because most templates strip that."""
+        """A mark with the text's surrounding white space, which most templates strip."""
         mark = f"{self._nonce}{len(self._contents):06}"
         self._contents.append(content.strip())
         middle = content.strip() or "x"
@@ -65,7 +84,7 @@ class Marks:
         return content[:start] + mark + content[start + len(middle) :]
 
     def cut(self, skeleton: str) -> list[Part]:
-        """The rendered template, cut at the marks, with the messages' texts in their places."""
+        """Cut a rendered template at its marks, and put the messages' texts in their places."""
         pieces = re.split(f"{self._nonce}([0-9]{{6}})", skeleton)
         parts = [
             Part(self._contents[int(piece)], trusted=False) if i % 2 else Part(piece, trusted=True)

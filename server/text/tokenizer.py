@@ -1,4 +1,4 @@
-"""Text to token ids: prompts, templates, chat. What a user wrote never becomes a special token."""
+"""Text to token ids: prompts, templates, chat. A user's text never becomes a special token."""
 
 from __future__ import annotations
 
@@ -17,39 +17,40 @@ from server.errors import InvalidRequest, TemplateMismatch
 from server.text.detokenizer import Detokenizer
 from server.text.template import Marks, Part
 
-# Or a text would run on threads of the library's own, at a priority of their own.
+# Keeps the library from tokenising on threads of its own, at their own priority.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 ChatMessages = Sequence[dict[str, str]]
 
 
 class _Chat:
-    """Messages in the chat template."""
+    """Messages rendered by the chat template."""
 
     def __init__(
         self, plain: str, specials: list[int], cut: Callable[[], tuple[list[int], str]]
     ) -> None:
         self.plain = plain
-        """As the template writes them, whatever they say."""
+        """The rendered text, which may contain names of special tokens from messages."""
         self.specials = specials
-        """The template's own, in their order."""
+        """Special token ids of the template itself, in order."""
         self._cut = cut
 
     @cached_property
     def cut(self) -> tuple[list[int], str]:
-        """Where a message names a special token: ids up to the template's last, and the rest."""
+        """For messages that name a special token: ids up to the template's last special token, and
+        the text after it."""
         return self._cut()
 
 
 class Tokenizer:
-    """The base model's tokenizer and chat template. Thread-safe, and slow."""
+    """The base model's tokenizer and chat template. Thread-safe. Slow for long texts."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         backend = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         backend.no_truncation()
         backend.no_padding()
         self._trusting = backend
-        # A copy of its own: `encode_special_tokens` is state of the tokenizer, not of a call.
+        # A copy, because `encode_special_tokens` is a state of the tokenizer, not of a call.
         self._strict = tokenizers.Tokenizer.from_str(backend.to_str())
         self._strict.encode_special_tokens = True
         self._chat = tokenizer
@@ -60,16 +61,16 @@ class Tokenizer:
         self._before, self._after = self._added_around()
         self._texts: dict[int, str] = {}
         self._last = threading.local()
-        """The chat that a thread rendered last."""
+        """Per thread: the chat rendered last."""
         self._is_byte_level = '"type":"ByteLevel"' in backend.to_str()
         added = (token.content.encode() for token in backend.get_added_tokens_decoder().values())
         self._max_token_size = max(map(len, [*backend.get_vocab(), *added]))
-        # Alone, the tokens of some vocabularies lose the space that they begin with.
+        # Decoded on their own, the tokens of some vocabularies lose their leading space.
         self._anchor: list[int] = backend.encode("a", add_special_tokens=False).ids
 
     @classmethod
     def load(cls, model: str) -> Tokenizer:
-        """From a model's folder or hub id. Raises `OSError` or `ValueError`."""
+        """Load from a model's folder or hub id. Raises `OSError` or `ValueError`."""
         return cls(AutoTokenizer.from_pretrained(model, trust_remote_code=False))
 
     @property
@@ -77,33 +78,33 @@ class Tokenizer:
         return bool(self._chat.chat_template)
 
     def detokenizer(self) -> Detokenizer:
-        """A new incremental detokeniser for one completion."""
+        """A new incremental detokenizer for one completion."""
         return Detokenizer(lambda ids: self._trusting.decode(ids, skip_special_tokens=True))
 
     def decode(self, token_ids: list[int]) -> str:
-        """Text of token ids, special tokens left out."""
+        """Text of token ids, without special tokens."""
         text: str = self._trusting.decode(token_ids, skip_special_tokens=True)
         return text
 
     def token_text(self, token_id: int) -> str:
-        """What one token adds to a text: special tokens their names, half a character U+FFFD."""
+        """Text of one token: a special token's name, U+FFFD for part of a character."""
         if token_id not in self._texts:
             both = self._trusting.decode([*self._anchor, token_id], skip_special_tokens=False)
             self._texts[token_id] = both.removeprefix("a")
         return self._texts[token_id]
 
     def least_tokens(self, texts: Iterable[str]) -> int:
-        """How many tokens the texts have at least, from their size alone.
+        """A lower bound of the number of tokens, from the size of the texts alone.
 
-        An entry of the vocabulary has one character for what it covers of a text: a byte, where the
-        vocabulary is of bytes, else a character. What takes unlimited text for one unknown token,
-        or drops white space, could do with less: such texts count as the long ones that they are.
+        A vocabulary entry covers one byte of text per character in byte-level vocabularies, else
+        one character. Tokenizers that take any unknown text as one token, or drop white space, may
+        need fewer tokens; such texts count as long anyway.
         """
         size = sum(len(text.encode()) if self._is_byte_level else len(text) for text in texts)
         return -(-size // self._max_token_size)
 
     def backend_json(self) -> str:
-        """All of it but the chat template, as the `tokenizers` library writes it."""
+        """The tokenizer without its chat template, as JSON of the `tokenizers` library."""
         written: str = self._trusting.to_str()
         return written
 
@@ -111,14 +112,14 @@ class Tokenizer:
         return token_id in self._specials
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a user's text; special tokens only as the model's tokenizer adds them."""
+        """Token ids of a user's text. Special tokens only as the model's tokenizer adds them."""
         return self.encode_parts([Part(text, trusted=False)], add_special_tokens=add_special_tokens)
 
     def encode_parts(self, parts: Sequence[Part], *, add_special_tokens: bool) -> list[int]:
         """Token ids of all parts as one text, with the special tokens of trusted parts only.
 
-        The ids are those of the whole string unless a user's text holds, or completes, the name
-        of a special token: then the string is cut at the trusted special tokens.
+        The ids are those of the whole string, unless a user's text contains or completes the name
+        of a special token. Then the string is cut at the trusted special tokens.
         """
         if any(part.trusted for part in parts):
             whole = _ids(self._trusting, "".join(p.text for p in parts))
@@ -139,9 +140,13 @@ class Tokenizer:
     ) -> list[int]:
         """Token ids of messages in the base model's chat template.
 
-        `after`: messages that a prefix holds already; the ids continue them. `then`: a text that
-        comes behind all that the template writes. Raises
-        `TemplateMismatch` where the template cannot continue them, or takes no such messages.
+        `after`: messages in the prefix; the ids continue them. `then`: a text after everything
+        that the template writes. Raises `TemplateMismatch` if the template cannot continue the
+        prefix's messages, or refuses these.
+
+        The rendered text is tokenised as a whole where its special tokens are exactly the
+        template's own. Otherwise a message names a special token, and the text is cut at the
+        template's special tokens: what lies between them is tokenised without special tokens.
         """
         chat = self._rendered([*after], [*messages], add_generation_prompt)
         found = _ids(self._trusting, chat.plain + then)
@@ -153,7 +158,8 @@ class Tokenizer:
     def _rendered(
         self, after: list[dict[str, str]], messages: list[dict[str, str]], is_prompt: bool
     ) -> _Chat:
-        """Once for all choices of a ranking: they ask for it one after another, on one thread."""
+        """Render the chat, or reuse the last one: the texts of a ranking ask for the same chat one
+        after another, on one thread."""
         asked = (after, messages, is_prompt)
         if getattr(self._last, "asked", None) != asked:
             self._last.chat = self._render_marked(*asked)
@@ -173,13 +179,13 @@ class Tokenizer:
         return _Chat(plain, specials, lambda: self._cut_at_tail(marks.cut(skeleton)))
 
     def _cut_at_tail(self, parts: Sequence[Part]) -> tuple[list[int], str]:
-        """Ids of all up to the last special token of trusted parts, and the text behind it."""
+        """Ids up to the last special token of trusted parts, and the text after it."""
         row = self._cut(parts)
         tail = row.pop() if row and isinstance(row[-1], str) else ""
         return self._encode_row(row), str(tail)
 
     def without_bos(self, token_ids: list[int]) -> list[int]:
-        """What the tokenizer puts before every text, the prefix holds already: not twice."""
+        """Drop the ids that the tokenizer puts before every text; the prefix has them."""
         num_added = len(self._before)
         return token_ids[num_added:] if token_ids[:num_added] == self._before else token_ids
 
@@ -197,7 +203,7 @@ class Tokenizer:
                 list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
             )
         except jinja2.TemplateError as exc:
-            # `raise_exception(...)` of the template: its author's words, none of the user's.
+            # `raise_exception(...)`: a message of the template's author, without the user's text.
             said = f": {exc.message}" if type(exc) is jinja2.TemplateError else ""
             raise TemplateMismatch(f"the chat template refuses these messages{said}") from exc
         assert isinstance(text, str)
@@ -206,7 +212,7 @@ class Tokenizer:
     # --- special tokens ---
 
     def _added_around(self) -> tuple[list[int], list[int]]:
-        """What the tokenizer puts before and after a text: `[bos]`, `[cls] ... [sep]`, nothing."""
+        """Ids that the tokenizer adds before and after a text: `[bos]`, `[cls] ... [sep]`, none."""
         inner = self._trusting.encode("a", add_special_tokens=False).ids
         outer = self._trusting.encode("a", add_special_tokens=True).ids
         before = next(i for i in range(len(outer)) if outer[i : i + len(inner)] == inner)
@@ -222,7 +228,7 @@ class Tokenizer:
         return self._special_ids(_ids(self._trusting, text))
 
     def _cut(self, parts: Sequence[Part]) -> list[str | int]:
-        """The parts as one row of texts and trusted special ids; neighbouring texts are joined."""
+        """Merge the parts into texts and trusted special ids. Adjacent texts are joined."""
         row: list[str | int] = [""]
         splits = {text: self._split(text) for text in {p.text for p in parts if p.trusted}}
         for part in parts:
@@ -240,7 +246,7 @@ class Tokenizer:
         return ids
 
     def _split(self, text: str) -> list[str | int]:
-        """A trusted text as its special tokens and what lies between them."""
+        """Split a trusted text into its special token ids and the texts between them."""
         [encoding] = self._trusting.encode_batch([text], add_special_tokens=False)
         row: list[str | int] = []
         end = 0
@@ -251,22 +257,22 @@ class Tokenizer:
         return [*row, text[end:]]
 
     def _encode_text(self, text: str) -> list[int]:
-        """Ids of a text that holds no special token, whatever it says."""
+        """Ids of a text in which nothing is a special token. Raises `InvalidRequest`."""
         ids = _ids(self._strict, text)
         if self._is_plain(ids):
             return ids
-        # Unigram and word vocabularies hold the names of special tokens as plain entries.
+        # Unigram and word vocabularies have the names of special tokens as plain entries.
         ids = [i for piece in self._halves(text) for i in _ids(self._strict, piece)]
         if not self._is_plain(ids):
             raise InvalidRequest("the prompt holds a special token's name that cannot be escaped")
         return ids
 
     def _is_plain(self, token_ids: Iterable[int]) -> bool:
-        """Unknown words are no harm: any text can have them."""
+        """Whether no id is special. The id of unknown words is allowed: any text can have it."""
         return all(i == self._unk_id or i not in self._specials for i in token_ids)
 
     def _halves(self, text: str) -> list[str]:
-        """The text, cut in the middle of every special token's name."""
+        """Cut the text in the middle of every special token's name."""
         cuts = {0, len(text)}
         for content in self._specials.values():
             at = text.find(content)
@@ -278,8 +284,8 @@ class Tokenizer:
 
 
 def _ids(backend: tokenizers.Tokenizer, text: str) -> list[int]:
-    """Token ids of a text. Other threads run meanwhile: `encode` of one text would stop them all,
-    the event loop too, for a second where the text is a megabyte."""
+    """Token ids of a text. The batch call releases the GIL; `encode` would hold it, and block the
+    event loop for a second per megabyte."""
     [encoding] = backend.encode_batch_fast([text], add_special_tokens=False)
     ids: list[int] = encoding.ids
     return ids

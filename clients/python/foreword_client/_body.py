@@ -1,4 +1,4 @@
-"""What is sent: JSON, or a prefix straight from disk. Its length is known before its first byte."""
+"""Request bodies: JSON, or a prefix streamed from disk. The length is known before sending."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from foreword_client.errors import SourceError
 
 Source = str | os.PathLike[str] | bytes
 Progress = Callable[[int, int], None]
-"""Is told how many bytes of how many were handed to the connection."""
+"""Called with the number of bytes sent so far, and the total."""
 
 PEFT_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
 GOLDEN = "golden.jsonl"
 BESIDE = ("foreword.json", "evaluation.json")
-"""What else of a folder is sent, where it is there: how the prefix is asked, and its scores."""
+"""Optional files of a folder that are sent too: the definition, and evaluation scores."""
 
 _CHUNK_BYTES = 1 << 20
 _JSON = "application/json"
@@ -34,7 +34,7 @@ _PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """A request's body: bytes and whole files, one after another. Can be sent more than once."""
+    """A request's body: bytes and whole files in sequence. Can be sent more than once."""
 
     media_type: str
     parts: tuple[bytes | Path, ...]
@@ -49,7 +49,7 @@ class Body:
         return {"Content-Type": self.media_type, "Content-Length": str(self.num_bytes)}
 
     def chunks(self) -> Iterator[bytes]:
-        """The bytes, a file in pieces."""
+        """Yield the bytes; a file in pieces of 1 MiB."""
         num_sent = 0
         for chunk in self._read():
             yield chunk
@@ -57,7 +57,7 @@ class Body:
             self._tell(num_sent)
 
     async def async_chunks(self) -> AsyncIterator[bytes]:
-        """The same; files are read off the event loop."""
+        """Like `chunks`; files are read off the event loop."""
         num_sent, chunks = 0, self._read()
         while (chunk := await anyio.to_thread.run_sync(next, chunks, None)) is not None:
             yield chunk
@@ -79,7 +79,7 @@ class Body:
 
 
 def of_json(value: object) -> Body:
-    """A value as JSON. NaN, which JSON does not have, is a ValueError."""
+    """Encode a value as JSON. Raises `ValueError` for NaN, which JSON lacks."""
     return Body(_JSON, (json.dumps(value, allow_nan=False).encode(),))
 
 
@@ -89,7 +89,7 @@ def of_prefix(
     messages: Sequence[Mapping[str, str]] | None,
     golden: Sequence[Mapping[str, Any]] = (),
 ) -> Body:
-    """The upload of a prefix, from exactly one of the three. Raises `SourceError`."""
+    """The upload of a prefix from exactly one of source, text and messages. Raises `SourceError`."""
     if sum(given is not None for given in (source, text, messages)) != 1:
         raise SourceError("give exactly one of: a source, text=..., messages=...")
     beside = {"golden": [dict(prompt) for prompt in golden]} if golden else {}
@@ -119,7 +119,7 @@ def _of_file(path: Path) -> Body:
 
 
 def _media_type(head: bytes, name: str) -> str:
-    """What the content is, whatever its name says."""
+    """The media type, by the content and not the name. Raises `SourceError`."""
     if not head:
         raise SourceError(f"{name}: empty")
     if head.startswith(_COMPRESSED):
@@ -133,8 +133,11 @@ def _media_type(head: bytes, name: str) -> str:
 
 
 def _of_folder(folder: Path, golden: Sequence[Mapping[str, Any]]) -> Body:
-    """A PEFT folder as an uncompressed tar, written as it is sent: the two files that matter, the
-    golden prompts given or else the folder's own, and what else says something about it."""
+    """A PEFT folder as an uncompressed tar, built while it is sent: configuration, weights, the
+    golden prompts given or else the folder's own, and the optional files.
+
+    Raises `SourceError`.
+    """
     files = [folder / PEFT_CONFIG, folder / PEFT_WEIGHTS]
     missing = [file.name for file in files if not file.is_file()]
     if PEFT_WEIGHTS in missing and (folder / "adapter_model.bin").is_file():
@@ -155,7 +158,7 @@ def _of_folder(folder: Path, golden: Sequence[Mapping[str, Any]]) -> Body:
 
 
 def _tar_member(name: str, content: bytes | Path) -> tuple[bytes | Path, ...]:
-    """Header, content, and zeros up to a whole block; nothing of the owner or the clock."""
+    """Header, content, and zeros up to a whole block. Owner and time are left out."""
     member = tarfile.TarInfo(name)
     member.size = len(content) if isinstance(content, bytes) else content.stat().st_size
     return member.tobuf(), content, bytes(-member.size % tarfile.BLOCKSIZE)

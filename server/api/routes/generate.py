@@ -1,4 +1,4 @@
-"""POST /generate: one prompt, one task, one completion, whole or as events."""
+"""`POST /generate`: one completion of one prompt, whole or as events."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from server.api.http import problems, sse
 from server.api.http.access import PrincipalDep, needs
 from server.api.http.deps import JsonRoute, ServicesDep, TrafficKeyHeader, traffic_key
 from server.api.http.disconnect import until_disconnect
-from server.api.schemas.generate import GenerateRequest, GenerateResponse
+from server.api.schemas.generate import GenerateRequest, GenerateResponse, ranking_of
 from server.api.schemas.logprobs import plain, scored
 from server.errors import MalformedRequest, ServerError
 from server.generation.completion import Completion, Piece, joined
@@ -34,7 +34,7 @@ VersionQuery = Annotated[
 
 
 class TokenEvent(msgspec.Struct, omit_defaults=True):
-    """A stream's `token`: some more of the text."""
+    """A stream's `token` event: the next part of the text."""
 
     text: str
     token_ids: list[int] | None
@@ -56,7 +56,7 @@ async def generate(
     version: VersionQuery = None,
     key: TrafficKeyHeader = None,
 ) -> Response:
-    """Complete a prompt behind the task's prefix, whole or token by token."""
+    """Complete a prompt after the task's prefix, whole or token by token."""
     _check_parameters(request)
     principal.check_task(task)
     key = traffic_key(body.traffic_key or key, request)
@@ -70,7 +70,7 @@ async def generate(
         return sse.EventStream(events, close=completion.close, headers=headers)
     whole = await until_disconnect(request, completion.collect())
     note(request, completion)
-    work = partial(write.answer, whole)  # scores of a long prompt take a while
+    work = partial(write.answer, whole)  # log-probabilities of a long prompt are slow to write
     answer = await services.run_for_request(work) if write.has_scores else work()
     content = _encoder.encode(answer | {"text": whole.text})
     return Response(content, headers=headers, media_type="application/json")
@@ -86,7 +86,7 @@ def _check_parameters(request: Request) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """Writes one completion as its request wants it."""
+    """Writes one completion with the fields that its request asks for."""
 
     body: GenerateRequest
     request: Request
@@ -98,7 +98,7 @@ class Writer:
         return self.body.logprobs is not None or self.body.prompt_logprobs is not None
 
     def token(self, piece: Piece) -> TokenEvent | None:
-        """None for a piece that says nothing yet."""
+        """The event of a piece; None for an empty piece."""
         token_ids = piece.token_ids if self.body.return_token_ids else None
         logprobs = self._logprobs(piece)
         if not (piece.text or token_ids or logprobs):
@@ -106,7 +106,7 @@ class Writer:
         return TokenEvent(piece.text, token_ids, logprobs)
 
     def answer(self, whole: Piece) -> dict[str, Any]:
-        """All but the text."""
+        """The answer without its text."""
         completion, target = self.completion, self.completion.target
         answer: dict[str, Any] = {
             "id": f"gen-{self.request.state.request_id}",
@@ -145,7 +145,7 @@ class Writer:
 async def _events(
     completion: Completion, request: Request, write: Writer
 ) -> AsyncGenerator[bytes, None]:
-    """The status line is long gone: what fails from here on is an `error` event."""
+    """The events of a stream. The status is sent already: an error becomes an `error` event."""
     pieces: list[Piece] = []
     try:
         async for piece in completion:
@@ -163,14 +163,8 @@ def _ms(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds * 1000, 2)
 
 
-def ranking_of(completion: Completion) -> list[dict[str, Any]] | None:
-    """The scored texts, where the answer is one of given texts."""
-    ranking = completion.ranking
-    return None if ranking is None else [text._asdict() for text in ranking]
-
-
 def target_headers(completion: Completion) -> dict[str, str]:
-    """Which version answers, and by which bytes."""
+    """Headers that name the version and digest of the prefix."""
     target = completion.target
     if target.digest is None:
         return {}
@@ -178,7 +172,7 @@ def target_headers(completion: Completion) -> dict[str, str]:
 
 
 def note(request: Request, *completions: Completion) -> None:
-    """What the log line of this request says about its completions."""
+    """Add the request's completions to its log line."""
     request.state.log |= {
         "task": completions[0].target.task,
         "version": completions[0].target.version,

@@ -1,4 +1,4 @@
-"""OpenAI's completions and chat, so that tools written for them work unchanged.
+"""OpenAI's models, completions and chat completions, for tools written for them.
 
 `model` is a task, `task@version`, or the base model's name.
 """
@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -22,136 +21,24 @@ from server.api.http import problems, sse
 from server.api.http.access import Principal, PrincipalDep, needs
 from server.api.http.deps import JsonRoute, Services, ServicesDep, TrafficKeyHeader, traffic_key
 from server.api.http.disconnect import until_disconnect
-from server.api.routes.generate import note, ranking_of, target_headers
-from server.api.schemas.logprobs import of_chat, of_completion, scored
-from server.api.schemas.openai import ChatRequest, CompletionRequest, StreamOptions
+from server.api.routes.generate import note, target_headers
+from server.api.schemas.openai import ChatRequest, CompletionRequest
+from server.api.schemas.openai_answer import AnswerFormat, ChoiceWriter
 from server.errors import ServerError
 from server.generation.completion import Completion, Piece
-from server.text.tokenizer import Tokenizer
 
 routes = APIRouter(prefix="/v1", tags=["openai"], route_class=JsonRoute)
 
 _encoder = msgspec.json.Encoder()
 
 MAX_MODELS = 1000
-"""Listed at most. A task need not be listed to be asked for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What all chunks of one answer share, and how its request wants it written."""
-
-    body: CompletionRequest | ChatRequest
-    request_id: str
-    created: int
-    tokenizer: Tokenizer
-
-    @property
-    def is_chat(self) -> bool:
-        return isinstance(self.body, ChatRequest)
-
-    @property
-    def echo(self) -> bool:
-        return isinstance(self.body, CompletionRequest) and bool(self.body.echo)
-
-    @property
-    def has_scores(self) -> bool:
-        """`logprobs` is a number in completions, yes or no in chat."""
-        return self.body.logprobs is not None and self.body.logprobs is not False
-
-    @property
-    def stream_options(self) -> StreamOptions:
-        return self.body.stream_options or StreamOptions()
-
-    def envelope(self, *, chunk: bool) -> dict[str, Any]:
-        kind = "chat.completion" if self.is_chat else "text_completion"
-        return {
-            "id": f"{'chatcmpl' if self.is_chat else 'cmpl'}-{self.request_id}",
-            "object": f"{kind}.chunk" if self.is_chat and chunk else kind,
-            "created": self.created,
-            "model": self.body.model,
-        }
-
-    def usage(self, running: Sequence[Completion]) -> dict[str, Any]:
-        """A prompt counts once, however many choices it has."""
-        prompts = running[:: self.body.num_choices]
-        num_prompt = sum(completion.num_prompt_tokens for completion in prompts)
-        num_cached = sum(completion.num_cached_tokens for completion in prompts)
-        num_completion = sum(completion.num_completion_tokens for completion in running)
-        return {
-            "prompt_tokens": num_prompt,
-            "completion_tokens": num_completion,
-            "total_tokens": num_prompt + num_completion,
-            "prompt_tokens_details": {"cached_tokens": num_cached},
-        }
-
-
-NOTHING = Piece("", [], None)
-
-
-class Choice:
-    """Writes one completion, whole or piece by piece."""
-
-    def __init__(self, answer: Answer, index: int, completion: Completion) -> None:
-        self._answer = answer
-        self._index = index
-        self._completion = completion
-        self._offset = 0
-        """Characters written, as far as tokens with scores count them."""
-        self._has_begun = False
-
-    def whole(self, piece: Piece) -> dict[str, Any]:
-        return self._written(piece, "message", {"role": "assistant", "content": piece.text})
-
-    def chunks(self, piece: Piece) -> Iterator[dict[str, Any]]:
-        """None of a piece that says nothing yet. A chat says who speaks with its first token, not
-        before: clients take the time of the first chunk for that token's."""
-        if not (piece.token_ids or piece.finish_reason):
-            return
-        if self._answer.is_chat and not self._has_begun:
-            yield self._written(NOTHING, "delta", {"role": "assistant", "content": ""})
-        wants_all = self._answer.has_scores or self._shows_ids
-        if wants_all or self._opens_with_echo or piece.text or piece.finish_reason:
-            yield self._written(piece, "delta", {"content": piece.text})
-
-    @property
-    def _opens_with_echo(self) -> bool:
-        return self._answer.echo and not self._has_begun
-
-    @property
-    def _shows_ids(self) -> bool:
-        return bool(self._answer.body.return_token_ids)
-
-    def _written(self, piece: Piece, where: str, said: dict[str, Any]) -> dict[str, Any]:
-        echo, is_first, self._has_begun = self._opens_with_echo, not self._has_begun, True
-        choice: dict[str, Any] = {"index": self._index, "finish_reason": piece.finish_reason}
-        if self._shows_ids:
-            choice["token_ids"] = piece.token_ids
-            choice["prompt_token_ids"] = self._completion.prompt_token_ids if is_first else None
-        if (ranking := ranking_of(self._completion)) is not None:
-            choice["ranking"] = ranking
-        if self._answer.is_chat:
-            return choice | {where: said, "logprobs": self._logprobs(piece, echo=False)}
-        prompt = self._answer.tokenizer.decode(self._completion.prompt_token_ids) if echo else ""
-        return choice | {"text": prompt + piece.text, "logprobs": self._logprobs(piece, echo=echo)}
-
-    def _logprobs(self, piece: Piece, *, echo: bool) -> dict[str, Any] | None:
-        answer, completion = self._answer, self._completion
-        if not answer.has_scores:
-            return None
-        tokens = scored(completion.prompt_token_ids, completion.prompt_logprobs) if echo else []
-        tokens += scored(piece.token_ids, piece.logprobs)
-        as_ids = bool(answer.body.return_tokens_as_token_ids)
-        if answer.is_chat:
-            return of_chat(tokens, answer.tokenizer, as_ids=as_ids)
-        written, self._offset = of_completion(tokens, answer.tokenizer, self._offset, as_ids=as_ids)
-        return written
+"""Maximum number of models in the list. Tasks beyond it can still be used."""
 
 
 @routes.get("/models")
 @needs("generate", "read")
 async def models(services: ServicesDep, principal: PrincipalDep) -> Response:
-    """The base model, and every task that has an active version."""
+    """List the base model and every task with an active version."""
     tasks = await services.run_in_store(
         services.store.list_tasks, None, MAX_MODELS, principal.globs
     )
@@ -163,7 +50,7 @@ async def models(services: ServicesDep, principal: PrincipalDep) -> Response:
 @routes.get("/models/{model}")
 @needs("generate", "read")
 async def model(model: str, services: ServicesDep, principal: PrincipalDep) -> Response:
-    """One of them, or one version of a task."""
+    """Describe the base model, a task, or one version of a task."""
     if model == services.model_name:
         return _json(_base_model(services))
     name, version = _target(model, services, principal)
@@ -232,8 +119,8 @@ async def _respond(
     request: Request,
     services: Services,
 ) -> Response:
-    answer = Answer(body, request.state.request_id, int(time.time()), services.tokenizer)
-    choices = [Choice(answer, i, completion) for i, completion in enumerate(running)]
+    answer = AnswerFormat(body, request.state.request_id, int(time.time()), services.tokenizer)
+    choices = [ChoiceWriter(answer, i, completion) for i, completion in enumerate(running)]
     headers = target_headers(running[0])
     if body.stream:
         events = _events(answer, choices, running, request)
@@ -244,7 +131,7 @@ async def _respond(
     def written() -> list[dict[str, Any]]:
         return [choice.whole(piece) for choice, piece in zip(choices, pieces, strict=True)]
 
-    # The scores of long prompts take a while.
+    # Log-probabilities of long prompts are slow to write.
     listed = await services.run_for_request(written) if answer.has_scores else written()
     usage = answer.usage(running)
     return _json(answer.envelope(chunk=False) | {"choices": listed, "usage": usage}, headers)
@@ -258,7 +145,10 @@ async def _collect(running: Sequence[Completion]) -> list[Piece]:
 
 
 async def _events(
-    answer: Answer, choices: Sequence[Choice], running: Sequence[Completion], request: Request
+    answer: AnswerFormat,
+    choices: Sequence[ChoiceWriter],
+    running: Sequence[Completion],
+    request: Request,
 ) -> AsyncGenerator[bytes, None]:
     envelope, options = answer.envelope(chunk=True), answer.stream_options
 
@@ -283,7 +173,7 @@ async def _events(
 
 
 async def _interleaved(running: Sequence[Completion]) -> AsyncGenerator[tuple[int, Piece], None]:
-    """Pieces of all completions as they come, each with its completion's index."""
+    """Yield the pieces of all completions as they arrive, each with its completion's index."""
     queue: asyncio.Queue[tuple[int, Piece | ServerError]] = asyncio.Queue()
     tasks = [asyncio.create_task(_pump(i, c, queue)) for i, c in enumerate(running)]
     try:
@@ -329,7 +219,7 @@ def _base_model(services: Services) -> dict[str, Any]:
 
 
 def _model(services: Services, task: Task) -> dict[str, Any]:
-    """A task stands to the base model as an adapter does elsewhere."""
+    """A task as a model whose parent is the base model, as other servers show LoRA adapters."""
     return _base_model(services) | {
         "id": task.name,
         "created": int(task.created_at.timestamp()),

@@ -1,5 +1,8 @@
-"""What goes over the wire at /generate, and what OpenAI's routes share with it. Every number has a
-bound, and every list fails at its first wrong item: an error takes longer than an item."""
+"""Bodies and answers of `/generate`, and types that OpenAI's routes share.
+
+Every number has a bound, and every list fails at its first wrong item, because an error takes
+longer to build than an item.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from prefix_store.sampling import MAX_TOKENS, AnswerFields, TokenId
 from server.api.schemas.admin import Body
 from server.generation import constraint
+from server.generation.completion import Completion
 from server.generation.prompt import GenerateParams
 from server.generation.sampling import RequestOptions
 
@@ -29,7 +33,7 @@ class ChatMessage(Body):
 
 
 class GenerateRequest(Body, RequestOptions, AnswerFields):
-    """A prompt, or chat messages, for one task."""
+    """A prompt or chat messages for one task."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"prompt": "The weather today is", "max_tokens": 32}]}
@@ -44,7 +48,8 @@ class GenerateRequest(Body, RequestOptions, AnswerFields):
         description="For the named fields of a template.",
     )
     logprobs: NumTop | None = Field(
-        None, description="Log-probabilities of the tokens, and of so many of the likeliest."
+        None,
+        description="Log-probabilities of the tokens, and of this many most likely ones at each position.",
     )
     prompt_logprobs: NumTop | None = Field(
         None, description="Like `logprobs`, for the prompt's tokens."
@@ -88,7 +93,7 @@ class GenerateRequest(Body, RequestOptions, AnswerFields):
 
 
 class LikelyToken(BaseModel):
-    """A token that could have come."""
+    """A candidate token."""
 
     token_id: int
     token: str
@@ -96,10 +101,10 @@ class LikelyToken(BaseModel):
 
 
 class ScoredToken(LikelyToken):
-    """A token, and those that were likeliest in its place."""
+    """A token, and the most likely tokens at its position."""
 
     logprob: float | None  # type: ignore[assignment]
-    """None for a prompt's first token: nothing is known of what comes before it."""
+    """None for a prompt's first token, which nothing precedes."""
     top: list[LikelyToken]
 
 
@@ -113,11 +118,11 @@ class RankedText(BaseModel):
 
 
 class Usage(BaseModel):
-    """Tokens of one request."""
+    """Token counts of one request."""
 
     prefix_tokens: int
     prompt_tokens: int
-    cached_tokens: int = Field(description="Of the prompt; found computed.")
+    cached_tokens: int = Field(description="Prompt tokens served from the prompt cache.")
     completion_tokens: int
 
 
@@ -130,7 +135,7 @@ class Timings(BaseModel):
 
 
 class GenerateResponse(BaseModel):
-    """A completion. A stream's `done` event is the same without `text`."""
+    """A completion. A stream's `done` event has all but `text`."""
 
     id: str
     task: str | None
@@ -146,3 +151,9 @@ class GenerateResponse(BaseModel):
     ranking: list[RankedText] | None = Field(
         None, description="With `rank`: its texts in their order, scored."
     )
+
+
+def ranking_of(completion: Completion) -> list[dict[str, Any]] | None:
+    """The scored texts, where the answer is one of given texts."""
+    ranking = completion.ranking
+    return None if ranking is None else [text._asdict() for text in ranking]

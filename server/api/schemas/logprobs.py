@@ -1,4 +1,4 @@
-"""Log-probabilities as the routes write them: our own way, and the two ways of OpenAI."""
+"""Log-probabilities in the formats of `/generate`, OpenAI's completions and OpenAI's chat."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from server.engine.params import Logprobs
 from server.text.tokenizer import Tokenizer
 
 LOWEST = -9999.0
-"""In place of less, which JSON may not be able to say; as vLLM has it."""
+"""Replaces lower values, such as -inf, which JSON cannot express; as in vLLM."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A token, its log-probability if anybody knows it, and the likeliest in its place."""
+    """A token, its log-probability if known, and the most likely tokens at its position."""
 
     token_id: int
     logprob: float | None
@@ -23,7 +23,7 @@ class Scored:
 
 
 def scored(token_ids: Sequence[int], scores: Logprobs | None) -> list[Scored]:
-    """Tokens with their scores. Those at the start that have none have no log-probability."""
+    """Pair tokens with their log-probabilities. Leading tokens beyond `scores` have none."""
     columns = zip(*scores, strict=True) if scores is not None else iter(())
     rows = [
         (max(LOWEST, own), [(i, max(LOWEST, x)) for i, x in zip(ids, logprobs, strict=True)])
@@ -36,7 +36,7 @@ def scored(token_ids: Sequence[int], scores: Logprobs | None) -> list[Scored]:
 
 
 def plain(tokens: Sequence[Scored], tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """As `/generate` writes them."""
+    """Tokens in the format of `/generate`."""
 
     def entry(token_id: int, logprob: float | None) -> dict[str, Any]:
         text = tokenizer.token_text(token_id)
@@ -51,9 +51,10 @@ def plain(tokens: Sequence[Scored], tokenizer: Tokenizer) -> list[dict[str, Any]
 def of_completion(
     tokens: Sequence[Scored], tokenizer: Tokenizer, offset: int, *, as_ids: bool
 ) -> tuple[dict[str, Any], int]:
-    """As OpenAI's completions write them, `offset` characters into the text; and where they end.
+    """Tokens in the format of OpenAI's completions, `offset` characters into the text.
 
-    Several tokens may look alike, such as halves of characters: then the likeliest is shown.
+    Returns the offset of the text's end too. Of several tokens with the same text, such as parts of
+    characters, only the most likely is shown.
     """
     offsets: list[int] = []
     top: list[dict[str, float] | None] = []
@@ -77,12 +78,12 @@ def of_completion(
 
 
 def of_chat(tokens: Sequence[Scored], tokenizer: Tokenizer, *, as_ids: bool) -> dict[str, Any]:
-    """As OpenAI's chat completions write them."""
+    """Tokens in the format of OpenAI's chat completions."""
 
     def entry(token_id: int, logprob: float | None) -> dict[str, Any]:
         name = _name(token_id, tokenizer, as_ids=as_ids)
         text = tokenizer.token_text(token_id)
-        # Of half a character the bytes are not known here.
+        # The bytes of part of a character are not known here.
         raw = None if "\ufffd" in text else list(text.encode())
         return {"token": name, "logprob": logprob, "bytes": raw}
 

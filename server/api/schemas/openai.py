@@ -1,6 +1,6 @@
-"""OpenAI's request bodies, and vLLM's additions to them, as far as they have a meaning here.
+"""Request bodies of OpenAI's routes, with vLLM's additions as far as they are supported.
 
-A field that would silently be something else is refused: `refuse_unsupported`.
+A field that would silently be ignored is refused: `refuse_unsupported`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from server.generation.sampling import RequestOptions
 
 MAX_CHOICES = 64
 MAX_SCHEMA_CHARS = 256 << 10
-"""Of a schema that comes as text: it is read on the event loop, and no grammar may be longer."""
+"""Maximum length of a schema sent as text: it is parsed on the event loop."""
 CHAT_MAX_TOKENS = 1024
-"""A chat client expects a whole answer without saying how long it may be."""
+"""Default `max_tokens` of chats, whose clients expect a whole answer without naming a length."""
 
 _WITHOUT_EFFECT = {
     "metadata", "name", "prompt_cache_key", "request_id", "safety_identifier", "session_id", "user",
 }  # fmt: skip
-"""Fields that say nothing about the answer."""
-_AS_IT_IS_DONE: dict[str, tuple[object, ...]] = {
+"""Fields without effect on the answer: accepted and ignored."""
+_NO_OPS: dict[str, tuple[object, ...]] = {
     "add_generation_prompt": (True,),
     "bad_words": ([],),
     "continue_final_message": (False,),
@@ -47,36 +47,36 @@ _AS_IT_IS_DONE: dict[str, tuple[object, ...]] = {
     "tools": ([],),
     "use_beam_search": (False,),
 }
-"""Fields that are not supported, and the values that ask for nothing else than is done anyway."""
+"""Unsupported fields, and their values that are no-ops, and therefore accepted."""
 
 
 class Open(BaseModel):
-    """What OpenAI's clients and their relatives send: more than is listed here."""
+    """Base class of bodies with fields that are not listed, as OpenAI's clients send them."""
 
     model_config = ConfigDict(extra="allow")
 
     def refuse_unsupported(self) -> None:
-        """Raises `UnsupportedParameter`."""
+        """Raises `UnsupportedParameter` for an unlisted field that would change the answer."""
         for name, value in (self.model_extra or {}).items():
             harmless = value is None or name in _WITHOUT_EFFECT
-            if not harmless and value not in _AS_IT_IS_DONE.get(name, ()):
+            if not harmless and value not in _NO_OPS.get(name, ()):
                 raise UnsupportedParameter(name if _is_plain(name) else "?")
 
 
 class StreamOptions(Open):
-    """What a stream says about its tokens beside them."""
+    """Options for token counts in a stream."""
 
     include_usage: bool | None = None
-    """The usage in a chunk of its own at the end."""
+    """Send the usage in a last chunk of its own."""
     continuous_usage_stats: bool | None = None
-    """And in all chunks before."""
+    """Send it in every chunk too."""
 
 
 class StructuredOutputs(Open):
-    """As vLLM has it."""
+    """vLLM's `structured_outputs`."""
 
     json_: dict[str, Any] | str | None = Field(None, alias="json")
-    """A schema, or its text."""
+    """A schema, as an object or as text."""
     json_object: bool | None = None
     regex: Regex | None = None
     choice: Choice | None = None
@@ -139,7 +139,7 @@ class OpenAIRequest(Open, RequestOptions):
 
     @property
     def num_choices(self) -> int:
-        """For each prompt."""
+        """Number of choices for each prompt."""
         return self.n or 1
 
     def per_choice(self, **changes: Any) -> list[RequestOptions]:
@@ -154,8 +154,10 @@ class OpenAIRequest(Open, RequestOptions):
         return None if self.seed is None else (self.seed + choice) % 2**63
 
     def constraint(self) -> Constraint | None:
-        """OpenAI's way, vLLM's, vLLM's old one, and ours for what they lack. Raises
-        `InvalidRequest`."""
+        """The form of the answer, from OpenAI's field, vLLM's two generations of fields, or `rank`.
+
+        Raises `InvalidRequest` for more than one.
+        """
         one = self.structured_outputs or StructuredOutputs()
         old = StructuredOutputs(
             json=self.guided_json, regex=self.guided_regex, choice=self.guided_choice
@@ -167,12 +169,12 @@ class OpenAIRequest(Open, RequestOptions):
         ]
         found = [each for each in said if each not in (None, ANYTHING)]
         if len(found) > 1:
-            raise InvalidRequest("what the answer is to be is said twice")
+            raise InvalidRequest("the form of the answer is given twice")
         return found[0] if found else said[0]
 
 
 class CompletionRequest(OpenAIRequest):
-    """One prompt or several; each gets `n` choices."""
+    """One or several prompts, with `n` choices each."""
 
     prompt: (
         str
@@ -186,7 +188,7 @@ class CompletionRequest(OpenAIRequest):
     logprobs: NumTop | None = None
 
     def params(self) -> list[GenerateParams]:
-        """One for each choice. Raises `InvalidRequest` for what is not supported."""
+        """One request for each choice. Raises `InvalidRequest` for what is not supported."""
         self.refuse_unsupported()
         if self.best_of not in (None, self.num_choices):
             raise UnsupportedParameter("best_of", "`best_of` other than `n` is not supported")
@@ -218,20 +220,20 @@ class CompletionRequest(OpenAIRequest):
 
 
 class TextPart(Open):
-    """A part of a message's content. Only text is taken."""
+    """A part of a message's content. Only text is supported."""
 
     type: Literal["text"]
     text: str
 
 
 class OpenAIMessage(Open):
-    """A chat message; `developer` is another word for `system`."""
+    """A chat message. `developer` means `system`."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[TextPart], Field(fail_fast=True)]
 
     def plain(self) -> dict[str, str]:
-        """Role and text, as a chat template takes them. Raises `UnsupportedParameter`."""
+        """Role and text as a chat template takes them. Raises `UnsupportedParameter`."""
         self.refuse_unsupported()
         role = "system" if self.role == "developer" else self.role
         if isinstance(self.content, str):
@@ -240,7 +242,7 @@ class OpenAIMessage(Open):
 
 
 class ChatRequest(OpenAIRequest):
-    """Messages for the base model's chat template, behind the task's prefix."""
+    """Messages for the base model's chat template, after the task's prefix."""
 
     messages: list[OpenAIMessage] = Field(min_length=1, max_length=1000, fail_fast=True)
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
@@ -270,5 +272,5 @@ class ChatRequest(OpenAIRequest):
 
 
 def _is_plain(name: str) -> bool:
-    """A client's own field name comes back only where it is harmless."""
+    """Whether a client's field name is harmless enough to be returned in an error."""
     return name.isascii() and name.isidentifier() and len(name) <= 64

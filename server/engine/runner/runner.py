@@ -145,7 +145,7 @@ class Runner:
         scored = (
             (self._split_forward.logits(hidden[:, at]), token_ids) for at, token_ids in blocks
         )
-        prompt_logprobs = PendingLogprobs(wanted.askers, scored)
+        prompt_logprobs = PendingLogprobs(wanted.requests, scored)
         return self._split_forward.logits(hidden[:, step.logit_rows]), prompt_logprobs
 
     def run_planned(self, step: Step) -> Tensor:

@@ -1,8 +1,8 @@
-"""Logits -> token ids, on the device, with parameters and a seed for each request.
+"""Logits to token ids, on the device, with parameters and a seed for each request.
 
-The same seed, request and logits give the same tokens whatever else is in the batch: noise is a
-hash of (seed, step, token id), not the state of a generator. Nothing here waits for the device:
-which rows need which work is known from their parameters.
+Equal seed, request and logits give equal tokens whatever else is in the batch: the noise is a hash
+of (seed, step, token id), not the state of a generator. Nothing here waits for the device: the
+parameters on the host say which rows need which work.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from server.engine.memory.transfer import to_device
 from server.engine.params import SamplingParams
 
 INVALID = -1
-"""In place of a token where the logits hold NaN."""
+"""Returned in place of a token where the logits hold NaN."""
 _GREEDY_BELOW = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
 class SampleRow:
-    """How one row is sampled, and the how-manieth token of its completion it makes."""
+    """How one row of logits is sampled."""
 
     sampling: SamplingParams
     step: int
+    """Index of the completion token being sampled."""
 
     @property
     def is_greedy(self) -> bool:
@@ -35,22 +36,24 @@ class SampleRow:
 
 
 Argmax = Callable[[Tensor], Tensor]
-"""The column of each row's highest value, the first of equals; `INVALID` where there is NaN."""
+"""Column of each row's highest value, the first among equals; `INVALID` where there is NaN."""
 
 
 def argmax(logits: Tensor) -> Tensor:
-    """`Argmax`, by torch or numpy."""
-    if logits.device.type == "cpu":  # a fifth of the time that torch takes for bfloat16 on a CPU
+    """Default `Argmax`, by numpy on a CPU and torch elsewhere."""
+    if logits.device.type == "cpu":  # numpy takes a fifth of torch's time for bfloat16
         columns = torch.from_numpy(logits.float().numpy().argmax(-1))
     else:
         columns = logits.argmax(-1)
     values = logits.gather(-1, columns[:, None])[:, 0]
-    return columns.masked_fill(values.isnan(), INVALID)  # NaN beats all
+    return columns.masked_fill(values.isnan(), INVALID)  # argmax picks NaN over any number
 
 
 def sample(logits: Tensor, rows: list[SampleRow], argmax: Argmax = argmax) -> Tensor:
-    """One token id for each row of `logits` [num_rows, vocab_size], on their device; `INVALID`
-    where NaN."""
+    """Sample one token id for each row of `logits` [num_rows, vocab_size].
+
+    Returns ids [num_rows] on the device of the logits; `INVALID` for rows with NaN.
+    """
     token_ids = argmax(logits)
     random = [i for i, row in enumerate(rows) if not row.is_greedy]
     if random:
@@ -89,14 +92,16 @@ def _keep_min_p(logits: Tensor, min_p: list[float]) -> Tensor:
 
 
 def _keep_top_k(logits: Tensor, top_k: list[int]) -> Tensor:
-    """Mask all but the k highest of each row [num_rows, vocab_size], and their equals."""
+    """Mask all but the k highest logits of each row [num_rows, vocab_size]. Ties with the k-th
+    are kept."""
     last = to_device([k - 1 for k in top_k], torch.long, logits.device)[:, None]
     threshold = logits.topk(max(top_k)).values.gather(1, last)
     return logits.masked_fill(logits < threshold, -torch.inf)
 
 
 def _keep_top_p(logits: Tensor, top_p: list[float]) -> Tensor:
-    """Mask all but the likeliest of each row that together reach p, the first one at least."""
+    """Mask all but the most likely tokens of each row [num_rows, vocab_size] that together reach p.
+    At least one is kept."""
     ordered, order = logits.sort(descending=True, stable=True)
     probs = ordered.softmax(-1)
     before = probs.cumsum(-1) - probs
@@ -105,7 +110,8 @@ def _keep_top_p(logits: Tensor, top_p: list[float]) -> Tensor:
 
 
 def _gumbel(rows: list[SampleRow], logits: Tensor) -> Tensor:
-    """Gumbel noise [num_rows, vocab_size]: adding it to logits makes argmax a fair draw."""
+    """Gumbel noise [num_rows, vocab_size]: the argmax of logits plus noise is a draw from their
+    softmax."""
     seeds = to_device([_signed(row.sampling.seed) for row in rows], torch.long, logits.device)
     steps = to_device([row.step for row in rows], torch.long, logits.device)
     keys = _mix(_mix(seeds) + steps)
@@ -124,10 +130,10 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    """A logical shift to the right, which int64 does not have."""
+    """Logical right shift, which torch lacks for int64."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _signed(x: int) -> int:
-    """The same 64 bits, read as a signed integer."""
+    """The low 64 bits of `x`, read as a signed integer."""
     return (x & (2**64 - 1)) - ((x & 2**63) << 1)

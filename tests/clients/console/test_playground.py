@@ -33,8 +33,8 @@ def test_two_versions_stream_side_by_side(
     engine.delay_s = 0.4
     page = open_page("/playground?a=alpha@1&b=alpha@2")
     expect(page.get_by_label("Task B")).to_have_value("alpha")
-    page.get_by_text("SamplingParams").click()
-    page.get_by_label("Tokens at most").fill("20")
+    page.get_by_text("Sampling").click()
+    page.get_by_label("Max tokens").fill("20")
     sides = [page.get_by_label(f"Completion {name}") for name in "AB"]
 
     run(page, "hi")

@@ -37,9 +37,9 @@ def test_a_text_becomes_a_task_that_answers_beside_the_base_model(
         expect(page.locator(".checks")).to_contain_text("30 layers of")
 
         page.get_by_role("link", name="Try it").click()
-        page.get_by_text("SamplingParams").click()
-        page.get_by_label("Tokens at most").fill("8")
-        page.get_by_label("Stop at").fill("\\n")
+        page.get_by_text("Sampling").click()
+        page.get_by_label("Max tokens").fill("8")
+        page.get_by_label("Stop sequences").fill("\\n")
         page.get_by_label("Prompt").fill("fast ->")
         page.get_by_role("button", name="Run").click()
         expect(page.locator(".stats").nth(1)).to_contain_text("Total", timeout=30_000)

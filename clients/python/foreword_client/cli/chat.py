@@ -1,4 +1,4 @@
-"""`foreword chat`"""
+"""`foreword chat`."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def chat(
         ),
     ] = None,
     system: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="A system message in front of it all.")
+        str | None, typer.Option(metavar="TEXT", help="A system message at the start.")
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="An answer ends here at the latest.")
+        int | None, typer.Option(min=1, metavar="N", help="Maximum number of tokens in an answer.")
     ] = None,
     temperature: Annotated[
         float | None, typer.Option(min=0, metavar="X", help="0 is greedy.")
     ] = None,
 ) -> None:
-    """Talk to a task, a line at a time. A chat remembers what was said; a task that answers single
+    """Talk to a task, one line at a time. A chat keeps the conversation; a task that answers single
     prompts gets each line on its own.
 
-    /new forgets it, /exit or the end of the input leaves. Ctrl-C stops an answer.
+    /new starts a new conversation, /exit or the end of the input leaves. Ctrl-C stops an answer.
     """
     begin = [] if system is None else [{"role": "system", "content": system}]
     said = list(begin)
@@ -64,8 +64,8 @@ def chat(
 
 
 def _takes_conversations(client: Client, task: str) -> bool:
-    """As the server decides it: a chat, by its profile or by the messages that its prefix holds,
-    without a template around every prompt."""
+    """Whether a task takes any conversation, as the server decides it: a chat, by its profile or
+    its prefix's messages, that has no template."""
     found = client.task(task)
     if found.profile.template is not None or found.profile.chat:
         return found.profile.template is None
@@ -75,7 +75,7 @@ def _takes_conversations(client: Client, task: str) -> bool:
 
 
 def _lines() -> Iterator[str]:
-    """What somebody types, or what is piped in; empty lines say nothing."""
+    """Yield lines from the terminal or a pipe. Empty lines are skipped."""
     if sys.stdin.isatty():
         import readline  # noqa: F401  # gives `input` a history and the arrow keys
     while True:
@@ -97,7 +97,7 @@ def _answer(
     max_tokens: int | None,
     temperature: float | None,
 ) -> str:
-    """Written as it comes."""
+    """Print the answer as it arrives. Returns its text."""
     texts: list[str] = []
     with client.stream(
         task=task, messages=messages, max_tokens=max_tokens, temperature=temperature

@@ -1,4 +1,4 @@
-"""`foreword generate`"""
+"""`foreword generate`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from foreword_client.client import Client
 from foreword_client.types import GenerateOptions, Generation
 
 _SAMPLING = "Sampling (default: the task's)"
-_FORM = "What the answer is (default: the task's)"
+_FORM = "Form of the answer (default: the task's)"
 
 
 def generate(
@@ -38,7 +38,7 @@ def generate(
             exists=True,
             dir_okay=False,
             metavar="FILE",
-            help="A chat, as a JSON file, for a prompt.",
+            help="A JSON file with chat messages, in place of a prompt.",
         ),
     ] = None,
     field: Annotated[
@@ -48,7 +48,7 @@ def generate(
     max_tokens: Annotated[
         int | None,
         typer.Option(
-            min=1, metavar="N", help="Stop here at the latest.", rich_help_panel=_SAMPLING
+            min=1, metavar="N", help="Maximum number of tokens.", rich_help_panel=_SAMPLING
         ),
     ] = None,
     temperature: Annotated[
@@ -93,7 +93,12 @@ def generate(
         ),
     ] = None,
     ignore_eos: Annotated[
-        bool, typer.Option("--ignore-eos", help="Go on to max-tokens.", rich_help_panel=_SAMPLING)
+        bool,
+        typer.Option(
+            "--ignore-eos",
+            help="Continue to --max-tokens past the model's end.",
+            rich_help_panel=_SAMPLING,
+        ),
     ] = False,
     json_schema: Annotated[
         Path | None,
@@ -101,14 +106,16 @@ def generate(
             exists=True,
             dir_okay=False,
             metavar="FILE",
-            help="JSON that this schema allows.",
+            help="Answer with JSON of this schema.",
             rich_help_panel=_FORM,
         ),
     ] = None,
     regex: Annotated[
         str | None,
         typer.Option(
-            metavar="R", help="What this matches from start to end.", rich_help_panel=_FORM
+            metavar="R",
+            help="Answer with a full match of this regular expression.",
+            rich_help_panel=_FORM,
         ),
     ] = None,
     choice: Annotated[
@@ -137,7 +144,7 @@ def generate(
     ] = None,
     priority: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Lower goes earlier within the task. Default: 0."),
+        typer.Option(metavar="N", help="Lower runs earlier within the task. Default: 0."),
     ] = None,
     traffic_key: Annotated[
         str | None,
@@ -154,11 +161,11 @@ def generate(
         ),
     ] = None,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Tell version, tokens and times afterwards.")
+        bool, typer.Option("--verbose", "-v", help="Print version, tokens and times afterwards.")
     ] = False,
     as_json: arguments.AsJson = False,
 ) -> None:
-    """Complete a prompt behind a task's prefix.
+    """Complete a prompt after a task's prefix.
 
     With --json the answer is one document; with --json --stream, one event a line.
     """
@@ -212,7 +219,7 @@ def _stream(
             for token in tokens:
                 output.write(token.model_dump_json() + "\n" if as_json else token.text)
         finally:
-            if not as_json:  # what follows, be it an error, gets a line of its own
+            if not as_json:  # so that an error, too, starts on a new line
                 output.write("\n")
     if as_json:
         typer.echo(tokens.result.model_dump_json())
@@ -252,7 +259,7 @@ def _fields(given: list[str] | None) -> dict[str, str] | None:
 
 
 def _from_stdin() -> str:
-    """All of it, without the newline that a shell puts at the end."""
+    """All of standard input, without the newline that a shell adds at the end."""
     if sys.stdin.isatty():
-        raise typer.BadParameter("there is none: write one, or pipe one in", param_hint="PROMPT")
+        raise typer.BadParameter("no prompt: pass one, or pipe one in", param_hint="PROMPT")
     return sys.stdin.buffer.read().decode(errors="replace").removesuffix("\n")
