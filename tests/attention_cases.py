@@ -11,7 +11,7 @@ from torch import Tensor
 from prefix_store.prefix import BaseModelSpec
 from server.engine.attention.base import AttentionBackend, Bounds, Group, Span, Step
 from server.engine.memory.kv_pool import KvPool
-from server.engine.memory.residency import ResidentPrefix
+from server.engine.memory.prefix import ResidentPrefix
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LAYER = 1

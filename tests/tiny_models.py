@@ -15,7 +15,7 @@ from prefix_store.prefix import BaseModelSpec
 from server.engine.attention.base import ATTENTION_NAME, AttentionBackend, Bounds, Step
 from server.engine.attention.ref import RefBackend
 from server.engine.memory.kv_pool import KvPool
-from server.engine.memory.residency import ResidentPrefix
+from server.engine.memory.prefix import ResidentPrefix
 from server.engine.params import SamplingParams
 from server.engine.runner.runner import Runner
 from server.engine.scheduler.page_allocator import PageAllocator

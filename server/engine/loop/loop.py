@@ -14,7 +14,8 @@ from server.engine.loop.prefix_compiler import PrefixCompiler, SoftPromptRead
 from server.engine.loop.steps import Steps
 from server.engine.loop.verifier import Verifier
 from server.engine.memory.kv_pool import KvPool
-from server.engine.memory.residency import LoadResult, Residency
+from server.engine.memory.prefix import LoadResult
+from server.engine.memory.residency import Residency
 from server.engine.params import Delta
 from server.engine.runner.runner import Runner
 from server.engine.scheduler.batch import Batch

@@ -16,7 +16,7 @@ from prefix_store.prefix import BaseModelSpec
 from server.engine.attention.base import ATTENTION_NAME, AttentionBackend, Bounds, Group, Span, Step
 from server.engine.attention.ref import RefBackend
 from server.engine.memory.kv_pool import KvPool
-from server.engine.memory.residency import ResidentPrefix
+from server.engine.memory.prefix import ResidentPrefix
 from server.engine.native.bare_forward import BareForward
 from server.engine.native.blocks import BlockPool, to_blocks
 from server.engine.native.build import NativeUnavailable

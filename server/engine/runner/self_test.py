@@ -12,7 +12,7 @@ from torch import Tensor
 
 from prefix_store.prefix import BaseModelSpec
 from server.engine.attention.base import AttentionBackend, Group, Span, Step
-from server.engine.memory.residency import ResidentPrefix
+from server.engine.memory.prefix import ResidentPrefix
 from server.engine.model.families import UnsupportedModel, refusing
 from server.engine.model.reference import NUM_AFTER_PREFIX, NUM_ALONE, Reference, relative_error
 from server.engine.runner.graphs import Forward, Graphs

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from prefix_store.digest import Digest
-from server.engine.memory.residency import HEAD_OF_LINE_S, LoadResult, Residency, ResidentPrefix
+from server.engine.memory.prefix import LoadResult, ResidentPrefix
+from server.engine.memory.residency import HEAD_OF_LINE_S, Residency
 
 SIZE = 4 * 2 * 8  # bytes of the prefix that `read` makes
 

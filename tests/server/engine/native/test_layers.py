@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from prefix_store.prefix import BaseModelSpec
 from server.engine.attention.base import Span, Step
-from server.engine.memory.residency import ResidentPrefix
+from server.engine.memory.prefix import ResidentPrefix
 from server.engine.native import backend as native
 from server.engine.native import layers
 from server.engine.native.backend import PAGE_SIZE, NativeBackend, install
