@@ -24,7 +24,8 @@ async def livez(services: ServicesDep) -> Response:
     """Whether the engine's loop still turns. An orchestrator may restart the server if not."""
     limit_s = services.settings.engine_hang_timeout_s
     age_s = services.engine.heartbeat_age_s
-    return _health([] if age_s < limit_s else [f"no sign of life from the engine in {limit_s:g} s"])
+    is_alive = age_s is not None and age_s < limit_s
+    return _health([] if is_alive else [f"no sign of life from the engine in {limit_s:g} s"])
 
 
 @routes.get("/readyz", response_model=Health, responses=_UNAVAILABLE)
