@@ -35,6 +35,7 @@ from server.api.routes import keys as keys_api
 from server.engine.background import yield_to_steps
 from server.engine.ipc.client import EngineClient
 from server.engine.ipc.messages import EngineConfig
+from server.engine.ipc.protocol import Engine
 from server.generation.grammar_check import GrammarCheck
 from server.generation.router import Router
 from server.metrics import Metrics
@@ -98,7 +99,7 @@ def create_app(
     store: PrefixStore,
     keys: KeyStore,
     audit: AuditLog,
-    engine: EngineClient,
+    engine: Engine,
     tokenizer: Tokenizer,
     model_name: str,
     replica: Replica | None = None,

@@ -17,7 +17,7 @@ from server.engine.attention.base import (
     Step,
 )
 from server.engine.memory.kv_pool import KvPool
-from server.engine.memory.residency import ResidentPrefix
+from server.engine.memory.prefix import ResidentPrefix
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LAYER = 1

@@ -9,7 +9,7 @@ import transformers as T
 from transformers import PreTrainedModel
 
 from prefix_store.prefix import BaseModelSpec
-from server.engine.memory.residency import ResidentPrefix
+from server.engine.memory.prefix import ResidentPrefix
 from server.engine.native.backend import PAGE_SIZE, install
 from server.engine.native.blocks import BlockPool, to_blocks
 from tests import tiny_models

@@ -17,7 +17,7 @@ from server.engine.attention.base import AttentionBackend, BatchCapacity, Step
 from server.engine.attention.interface import ATTENTION_NAME
 from server.engine.attention.ref import RefBackend
 from server.engine.memory.kv_pool import KvPool
-from server.engine.memory.residency import ResidentPrefix
+from server.engine.memory.prefix import ResidentPrefix
 from server.engine.params import SamplingParams
 from server.engine.runner.runner import Runner
 from server.engine.scheduler.page_allocator import PageAllocator

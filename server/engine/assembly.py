@@ -18,7 +18,7 @@ from server.engine.attention.cpu import CpuBackend
 from server.engine.attention.ref import RefBackend
 from server.engine.ipc import messages as m
 from server.engine.memory.kv_pool import KvPool
-from server.engine.memory.residency import ResidentPrefix
+from server.engine.memory.prefix import ResidentPrefix
 from server.engine.memory.transfer import SideCopy
 from server.engine.model.families import Context
 from server.engine.model.load import LoadedModel, load

@@ -26,7 +26,8 @@ from server.engine.ipc import messages as m
 from server.engine.loop.grammars import Grammars
 from server.engine.loop.loop import ConnectionClosed, Inbox, StepLoop
 from server.engine.loop.prefix_compiler import PrefixCompiler
-from server.engine.memory.residency import Residency, ResidentPrefix
+from server.engine.memory.prefix import ResidentPrefix
+from server.engine.memory.residency import Residency
 from server.engine.model.families import UnsupportedModel, first_line
 from server.engine.native.build import NativeUnavailable
 from server.engine.native.layers import NotLlamaLike

@@ -12,7 +12,7 @@ from prefix_store.digest import Digest
 from prefix_store.errors import PrefixStoreError
 from prefix_store.manifest import Manifest
 from prefix_store.store import PrefixStore
-from server.engine.ipc.client import EngineClient
+from server.engine.ipc.protocol import Engine
 from server.engine.ipc.stream import TokenStream
 from server.errors import BaseModelMismatch, Draining, InvalidRequest, Overloaded, ServerError
 from server.generation.completion import Completion, CompletionDetails, Target
@@ -30,7 +30,7 @@ class Router:
     def __init__(
         self,
         store: PrefixStore,
-        engine: EngineClient,
+        engine: Engine,
         tokenizer: Tokenizer,
         metrics: Metrics,
         *,

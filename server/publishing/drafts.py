@@ -17,8 +17,8 @@ from prefix_store.digest import Digest
 from prefix_store.manifest import Definition, Draft, Message, PromptFormat
 from prefix_store.prefix import BaseModelSpec, Prefix, SoftPrompt, TextPrompt
 from prefix_store.store import PrefixStore
-from server.engine.ipc.client import EngineClient
 from server.engine.ipc.messages import PrefixCompiled
+from server.engine.ipc.protocol import Engine
 from server.generation.prompt import check_vocabulary
 from server.publishing.verification import PROBE, prompt_checks, static_checks
 from server.text.template import Part
@@ -45,7 +45,7 @@ class Drafts:
     def __init__(
         self,
         store: PrefixStore,
-        engine: EngineClient,
+        engine: Engine,
         tokenizer: Tokenizer,
         *,
         executor: Executor,

@@ -21,7 +21,7 @@ from prefix_store.reference import check_task_name
 from prefix_store.registry.audit import NOBODY, Actor
 from prefix_store.registry.preconditions import UNCONDITIONAL, CurrentActivation, Preconditions
 from prefix_store.store import PrefixStore
-from server.engine.ipc.client import EngineClient
+from server.engine.ipc.protocol import Engine
 from server.errors import (
     BaseModelMismatch,
     GoldenPromptFailed,
@@ -82,7 +82,7 @@ class Uploads:
     def __init__(
         self,
         store: PrefixStore,
-        engine: EngineClient,
+        engine: Engine,
         drafts: Drafts,
         verification: Verification,
         grammars: GrammarCheck,

@@ -9,7 +9,7 @@ from prefix_store import artifact
 from prefix_store.digest import Digest
 from prefix_store.manifest import Check, Defaults, GoldenPrompt, Profile, PromptFormat
 from prefix_store.prefix import BaseModelSpec, Prefix
-from server.engine.ipc.client import EngineClient
+from server.engine.ipc.protocol import Engine
 from server.engine.params import COMPILES, SchedulingParams
 from server.errors import InvalidRequest, StepFailed, UnusablePrefix
 from server.generation.prompt import (
@@ -74,7 +74,7 @@ def prompt_checks(prefix: Prefix, prompt: PromptFormat) -> list[Check]:
 class Verification:
     """Runs prefixes in the engine before they serve requests. `executor` is used for tokenising."""
 
-    def __init__(self, engine: EngineClient, tokenizer: Tokenizer, executor: Executor) -> None:
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, executor: Executor) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
         self._executor = executor

@@ -96,7 +96,7 @@ def app(
     engine: FakeEngine,
     tokenizer: Tokenizer,
 ) -> FastAPI:
-    return create_app(settings, store, keys, audit, engine, tokenizer, "tiny")  # type: ignore[arg-type]
+    return create_app(settings, store, keys, audit, engine, tokenizer, "tiny")
 
 
 @pytest.fixture

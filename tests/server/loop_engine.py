@@ -22,7 +22,8 @@ from server.engine.loop.grammars import Grammars
 from server.engine.loop.loop import ConnectionClosed, Inbox, StepLoop
 from server.engine.loop.prefix_compiler import PrefixCompiler
 from server.engine.memory.kv_pool import KvPool
-from server.engine.memory.residency import Residency, ResidentPrefix
+from server.engine.memory.prefix import ResidentPrefix
+from server.engine.memory.residency import Residency
 from server.engine.params import Logprobs
 from server.engine.scheduler.batch import Batch, Chunk
 from server.engine.scheduler.page_allocator import PageAllocator

@@ -20,7 +20,8 @@ from prefix_store.registry.registry import Registry
 from prefix_store.store import PrefixStore
 from server.api.http.deps import Services
 from server.app import create_app
-from server.engine.memory.residency import Residency, ResidentPrefix
+from server.engine.memory.prefix import ResidentPrefix
+from server.engine.memory.residency import Residency
 from server.engine.scheduler import prompt_cache
 from server.engine.scheduler.prompt_cache import PromptCache
 from server.engine.scheduler.sequence import Sequence

@@ -18,7 +18,7 @@ from prefix_store.registry.keys import KeyStore
 from prefix_store.registry.replica import Replica
 from prefix_store.store import PrefixStore
 from server.api.http.assets import Asset
-from server.engine.ipc.client import EngineClient
+from server.engine.ipc.protocol import Engine
 from server.errors import InvalidRequest, MalformedRequest, UnsupportedBody
 from server.generation.grammar_check import GrammarCheck
 from server.generation.router import Router
@@ -41,7 +41,7 @@ class Services:
     store: PrefixStore
     keys: KeyStore
     audit: AuditLog
-    engine: EngineClient
+    engine: Engine
     tokenizer: Tokenizer
     router: Router
     uploads: Uploads

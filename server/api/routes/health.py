@@ -24,7 +24,8 @@ async def livez(services: ServicesDep) -> Response:
     """Liveness: whether the engine's loop is running. If not, the server may be restarted."""
     limit_s = services.settings.engine_hang_timeout_s
     age_s = services.engine.heartbeat_age_s
-    return _health([] if age_s < limit_s else [f"no heartbeat from the engine for {limit_s:g} s"])
+    is_alive = age_s is not None and age_s < limit_s
+    return _health([] if is_alive else [f"no heartbeat from the engine for {limit_s:g} s"])
 
 
 @routes.get("/readyz", response_model=Health, responses=_UNAVAILABLE)

@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from server.engine.memory.kv_pool import KvPool
-from server.engine.memory.residency import ResidentPrefix
+from server.engine.memory.prefix import ResidentPrefix
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from server.engine.attention import triton_kernels as kernels
 from server.engine.attention.base import AttentionCall, BatchCapacity, Step
 from server.engine.attention.work_list import ITEM_SIZE, Tiling, work_list
 from server.engine.memory.kv_pool import KvPool
-from server.engine.memory.residency import ResidentPrefix
+from server.engine.memory.prefix import ResidentPrefix
 
 _ALIGNMENT = 16
 """Bytes of the device's widest load. Allocators align tensors to at least this."""

@@ -38,7 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.engine.attention.base import Step
-from server.engine.memory.residency import ResidentPrefix
+from server.engine.memory.prefix import ResidentPrefix
 
 Array = NDArray[np.int64]
 

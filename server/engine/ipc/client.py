@@ -11,33 +11,15 @@ from itertools import count
 from prefix_store.digest import Digest
 from server.engine.ipc import messages as m
 from server.engine.ipc.child import EngineProcess
+from server.engine.ipc.pending import PendingRequests
 from server.engine.ipc.stream import TokenStream
-from server.engine.params import DEFAULT_SCHEDULING, Delta, SamplingParams, SchedulingParams
-from server.errors import (
-    CompileFailed,
-    EngineUnavailable,
-    InvalidRequest,
-    PinRefused,
-    PrefixUnavailable,
-    ServerError,
-    StepFailed,
-    Unavailable,
-)
+from server.engine.params import DEFAULT_SCHEDULING, SamplingParams, SchedulingParams
+from server.errors import EngineUnavailable
 
 logger = logging.getLogger(__name__)
 
-_FAILURES: dict[str, type[ServerError]] = {
-    error.code: error
-    for error in (
-        StepFailed,
-        PrefixUnavailable,
-        CompileFailed,
-        PinRefused,
-        Unavailable,
-        InvalidRequest,
-    )
-}
 _RESTART_DELAYS_S = (0.0, 0.5, 2.0, 10.0)
+_STOPPED = "the engine stopped while it ran this request; try again"
 
 
 class EngineClient:
@@ -54,14 +36,13 @@ class EngineClient:
         self._start_timeout_s = start_timeout_s
         self._hang_timeout_s = hang_timeout_s
         self._ids = count(1)
-        self._streams: dict[int, TokenStream] = {}
-        self._replies: dict[int, asyncio.Future[m.Event]] = {}
+        self._pending = PendingRequests()
         self._info: m.EngineInfo | None = None
         self._process: EngineProcess | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
         self._start_error: str | None = None
-        self._last_event_s = -float("inf")
+        self._last_event_s = 0.0
         self._stopping = False
         self.stats = m.EngineStats()
         self.num_restarts = 0
@@ -83,13 +64,13 @@ class EngineClient:
         return self._ready.is_set()
 
     @property
-    def heartbeat_age_s(self) -> float:
-        """Seconds since the last event from the engine; infinite without a ready engine."""
-        return time.monotonic() - self._last_event_s if self.is_ready else float("inf")
+    def heartbeat_age_s(self) -> float | None:
+        """Seconds since the last event from the engine; None if no engine is ready."""
+        return time.monotonic() - self._last_event_s if self.is_ready else None
 
     @property
     def num_in_flight(self) -> int:
-        return len(self._streams)
+        return self._pending.num_streams
 
     @property
     def pid(self) -> int | None:
@@ -128,7 +109,7 @@ class EngineClient:
         digest = str(prefix) if prefix else None
         self._send(m.Submit(request_id, digest, token_ids, sampling, scheduling))
         stream = TokenStream(cancel=lambda: self._cancel(request_id))
-        self._streams[request_id] = stream
+        self._pending.add_stream(request_id, stream)
         return stream
 
     async def load(self, prefix: Digest) -> None:
@@ -227,7 +208,7 @@ class EngineClient:
             self._ready.clear()
             self.stats = m.EngineStats()  # a dead engine runs nothing and holds nothing
             await process.kill()
-            self._fail_all()
+            self._pending.fail_all(EngineUnavailable, _STOPPED)
 
     async def _wait_ready(self, process: EngineProcess) -> bool:
         try:
@@ -255,42 +236,19 @@ class EngineClient:
 
     def _dispatch(self, event: m.Event) -> None:
         match event:
-            case m.Tokens(deltas=deltas):
-                for delta in deltas:
-                    self._deliver(delta.request_id, delta, last=delta.finish_reason is not None)
-            case m.Failed(request_id=request_id, code=code, message=message):
-                error = _FAILURES.get(code, StepFailed)(message)
-                self._deliver(request_id, error, last=True)
-                self._resolve(request_id, error)
+            case m.Ready():
+                pass  # handled by `_wait_ready`
             case m.Heartbeat(stats=stats):
                 self.stats = stats
-            case (
-                m.Loaded() | m.Unloaded() | m.EvictionPreview() | m.Verified() | m.PrefixCompiled()
-            ):
-                self._resolve(event.request_id, event)
-
-    def _deliver(self, request_id: int, item: Delta | ServerError, *, last: bool) -> None:
-        stream = self._streams.pop(request_id, None) if last else self._streams.get(request_id)
-        if stream is not None:
-            stream.put(item)
-
-    def _resolve(self, request_id: int, result: m.Event | ServerError) -> None:
-        reply = self._replies.pop(request_id, None)
-        if reply is None or reply.done():
-            return
-        if isinstance(result, ServerError):
-            reply.set_exception(result)
-        else:
-            reply.set_result(result)
+            case _:
+                self._pending.dispatch(event)
 
     async def _call(self, request_id: int, message: m.Request) -> m.Event:
         self._send(message)
-        reply: asyncio.Future[m.Event] = asyncio.get_running_loop().create_future()
-        self._replies[request_id] = reply
-        return await reply
+        return await self._pending.add_reply(request_id)
 
     def _cancel(self, request_id: int) -> None:
-        self._streams.pop(request_id, None)
+        self._pending.remove_stream(request_id)
         with contextlib.suppress(EngineUnavailable):
             self._send(m.Cancel(request_id))
 
@@ -301,14 +259,7 @@ class EngineClient:
 
     async def _watch(self, process: EngineProcess) -> None:
         """Kill the process once its step loop has hung for `hang_timeout_s`."""
-        while self.heartbeat_age_s < self._hang_timeout_s:
+        while (age_s := self.heartbeat_age_s) is not None and age_s < self._hang_timeout_s:
             await asyncio.sleep(self._hang_timeout_s / 10)
         logger.error("no heartbeat for %.0f s: killing the engine process", self._hang_timeout_s)
         await process.kill()
-
-    def _fail_all(self) -> None:
-        text = "the engine stopped while it ran this request; try again"
-        for request_id in list(self._streams):
-            self._deliver(request_id, EngineUnavailable(text), last=True)
-        for request_id in list(self._replies):
-            self._resolve(request_id, EngineUnavailable(text))

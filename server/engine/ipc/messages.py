@@ -247,17 +247,8 @@ class Heartbeat(IpcMessage, frozen=True):
     stats: EngineStats
 
 
-Event = (
-    Ready
-    | Tokens
-    | Failed
-    | Loaded
-    | Unloaded
-    | EvictionPreview
-    | Verified
-    | PrefixCompiled
-    | Heartbeat
-)
+Reply = Loaded | Unloaded | EvictionPreview | Verified | PrefixCompiled
+Event = Ready | Tokens | Failed | Heartbeat | Reply
 
 
 # --- frames --------------------------------------------------------------------------------------

@@ -11,27 +11,29 @@ from prefix_store.digest import Digest
 from server.engine.ipc import messages as m
 from server.engine.loop.grammars import GrammarCompiled, Grammars
 from server.engine.loop.prefix_compiler import PrefixCompiler, SoftPromptRead
+from server.engine.loop.prefix_requests import PrefixRequests
+from server.engine.loop.stats import HEARTBEAT_S, StatsReporter
 from server.engine.loop.steps import Steps
 from server.engine.loop.verifier import Verifier
 from server.engine.memory.kv_pool import KvPool
-from server.engine.memory.residency import LoadResult, Residency
+from server.engine.memory.prefix import LoadResult
+from server.engine.memory.residency import Residency
 from server.engine.params import Delta
 from server.engine.runner.runner import Runner
 from server.engine.scheduler.batch import Batch
 from server.engine.scheduler.scheduler import Scheduler
 from server.engine.scheduler.sequence import Sequence, SequenceStatus
-from server.errors import CompileFailed, InvalidRequest, PinRefused, PrefixUnavailable, StepFailed
+from server.errors import CompileFailed, InvalidRequest, PrefixUnavailable, StepFailed
 
 logger = logging.getLogger(__name__)
-
-HEARTBEAT_S = 1.0
 
 
 class ConnectionClosed:
     """The API process has closed the connection, so that nothing can be answered."""
 
 
-InboxItem = m.Request | m.Event | LoadResult | SoftPromptRead | GrammarCompiled
+WorkerResult = LoadResult | SoftPromptRead | GrammarCompiled | m.PrefixCompiled | m.Failed
+InboxItem = m.Request | WorkerResult
 Inbox = SimpleQueue[InboxItem | ConnectionClosed]
 
 
@@ -67,9 +69,8 @@ class StepLoop:
             overlap=overlap,
         )
         self._verifier = Verifier(runner.probes)
-        self._stats = m.EngineStats()
-        self._next_heartbeat_s = 0.0
-        self._loads: list[m.Load | m.Pin] = []
+        self._stats = StatsReporter(scheduler, residency, send)
+        self._prefix_requests = PrefixRequests(residency, self._stats, send)
         self._is_draining = False
 
     def check(self) -> None:
@@ -80,12 +81,12 @@ class StepLoop:
         """Run until drained or until the API process disconnects. Raises `DeviceLost`."""
         while self._receive() and not (self._is_draining and self._is_idle):
             self._fail_unloadable()
-            self._answer_loads()
+            self._prefix_requests.answer_loads()
             if self._steps.has_work:
                 started_s = time.perf_counter()
                 self._steps.step()
-                self._stats.step_time_s += time.perf_counter() - started_s
-            self._send_heartbeat()
+                self._stats.add_step_time(time.perf_counter() - started_s)
+            self._stats.send_if_due()
         self._residency.close()
         self._compiler.close()
         self._grammars.close()
@@ -101,7 +102,7 @@ class StepLoop:
         for chunk in batch.sampled:
             if chunk.seq.request_id in self._verifier:
                 self._advance(chunk.seq)
-        self._count(batch)
+        self._stats.count(batch)
 
     def _advance(self, probe: Sequence) -> None:
         match self._verifier.advance(probe):
@@ -149,47 +150,47 @@ class StepLoop:
             return True
 
     def _handle(self, item: InboxItem) -> None:
-        match item:
+        if isinstance(item, m.Request):
+            self._handle_request(item)
+        else:
+            self._handle_result(item)
+
+    def _handle_request(self, request: m.Request) -> None:
+        match request:
             case m.Submit(request_id, prefix, token_ids, sampling, scheduling):
                 digest = Digest(prefix) if prefix is not None else None
                 seq = Sequence(request_id, digest, token_ids, sampling, scheduling)
                 if sampling.grammar is None or self._grammars.attach_matcher(seq):
                     self._add(seq)
-            case GrammarCompiled():
-                for seq in self._grammars.on_compiled(item):
-                    self._start(seq)
             case m.Cancel(request_id):
                 self._grammars.cancel(request_id)
                 self._scheduler.cancel(request_id)
-            case m.Load(_, prefix) | m.Pin(_, prefix):
-                self._residency.acquire(Digest(prefix))
-                self._loads.append(item)
-            case m.Unload(request_id, prefix):
-                was_evicted = self._residency.evict(Digest(prefix))
-                self._send_with_stats(m.Unloaded(request_id, was_evicted))
-            case m.Unpin(prefix):
-                self._residency.unpin(Digest(prefix))
-            case m.PreviewEviction(request_id, num_bytes):
-                eviction_candidates = self._residency.eviction_candidates(num_bytes)
-                evicted = [str(digest) for digest in eviction_candidates or ()]
-                self._send(m.EvictionPreview(request_id, eviction_candidates is not None, evicted))
+            case m.Load() | m.Unload() | m.Pin() | m.Unpin() | m.PreviewEviction():
+                self._prefix_requests.handle(request)
             case m.Verify():
-                self._add(self._verifier.start(item))
+                self._add(self._verifier.start(request))
             case m.CompilePrefix():
-                if (compiling := self._compiler.start(item)) is not None:
+                if (compiling := self._compiler.start(request)) is not None:
                     self._add(compiling)
-            case SoftPromptRead(request, embeddings):
-                self._runner.embeds[request.request_id] = embeddings
-                self._add(item.sequence)
-            case LoadResult():
-                self._residency.on_loaded(item)
-                if item.prefix is None and not self._steps.has_work:  # else the next step checks it
-                    self._steps.check()
             case m.Drain():
                 self._is_draining = True
+
+    def _handle_result(self, result: WorkerResult) -> None:
+        """Handle a result of the threads that load prefixes, compile grammars or access blobs."""
+        match result:
+            case GrammarCompiled():
+                for seq in self._grammars.on_compiled(result):
+                    self._start(seq)
+            case SoftPromptRead(request, embeddings):
+                self._runner.embeds[request.request_id] = embeddings
+                self._add(result.sequence)
+            case LoadResult(prefix=prefix):
+                self._residency.on_loaded(result)
+                if prefix is None and not self._steps.has_work:  # else the next step checks it
+                    self._steps.check()
             case m.PrefixCompiled(request_id) | m.Failed(request_id):
                 self._compiler.remove(request_id)
-                self._send(item)
+                self._send(result)
 
     def _add(self, seq: Sequence) -> None:
         """Queue a sequence, or fail it if the pool can never hold it: it would block others."""
@@ -206,62 +207,7 @@ class StepLoop:
         text = "the grammar could not be compiled"
         self._send(m.Failed(seq.request_id, StepFailed.code, text))
 
-    def _answer_loads(self) -> None:
-        """Answer finished loads and pins. Until then, each holds a reference against eviction."""
-        for load in list(self._loads):
-            digest = Digest(load.prefix)
-            error = self._residency.error(digest)
-            if error is not None:
-                self._send(m.Failed(load.request_id, PrefixUnavailable.code, error))
-            elif not self._residency.is_resident(digest):
-                continue
-            elif isinstance(load, m.Pin) and not self._residency.pin(digest):
-                text = "pinned prefixes may take at most half of the device budget"
-                self._send(m.Failed(load.request_id, PinRefused.code, text))
-            else:
-                self._send_with_stats(m.Loaded(load.request_id))
-            self._loads.remove(load)
-            self._residency.release(digest)
-
     def _fail_unloadable(self) -> None:
         for seq in list(self._scheduler.waiting):
             if seq.prefix is not None and (error := self._residency.error(seq.prefix)) is not None:
                 self._fail(seq, PrefixUnavailable.code, error)
-
-    # --- statistics ---
-
-    def _send_with_stats(self, event: m.Event) -> None:
-        """Send an answer after a heartbeat, so that the client's statistics agree with it."""
-        self._next_heartbeat_s = 0.0
-        self._send_heartbeat()
-        self._send(event)
-
-    def _count(self, batch: Batch) -> None:
-        num_tokens = sum(chunk.num_tokens for chunk in batch.chunks)
-        num_decode = sum(chunk.num_tokens == 1 for chunk in batch.chunks)
-        self._stats.num_steps += 1
-        self._stats.num_decode_tokens += num_decode
-        self._stats.num_prefill_tokens += num_tokens - num_decode
-        self._stats.last_batch_size = len(batch.chunks)
-
-    def _send_heartbeat(self) -> None:
-        """Send a heartbeat if one is due. It comes from this thread to prove that the loop runs."""
-        now_s = time.monotonic()
-        if now_s < self._next_heartbeat_s:
-            return
-        self._next_heartbeat_s = now_s + HEARTBEAT_S
-        self._residency.start_loads()  # a head-of-line period ends without an event
-        scheduler, residency, stats = self._scheduler, self._residency, self._stats
-        stats.num_waiting, stats.num_running = len(scheduler.waiting), len(scheduler.running)
-        stats.num_preemptions = scheduler.num_preemptions
-        stats.num_cached_tokens = scheduler.num_cached_tokens
-        stats.kv_pages_total = scheduler.allocator.num_pages
-        stats.kv_pages_used = stats.kv_pages_total - scheduler.allocator.num_free
-        stats.kv_pages_cached = scheduler.allocator.num_cached
-        stats.num_loading = residency.num_loading
-        stats.prefix_loads, stats.prefix_evictions = residency.num_loads, residency.num_evictions
-        stats.prefix_device_bytes = residency.num_device_bytes
-        stats.prefix_host_bytes = residency.num_host_bytes
-        stats.prefixes_on_device = [str(digest) for digest in residency.on_device]
-        stats.prefixes_on_host = [str(digest) for digest in residency.on_host]
-        self._send(m.Heartbeat(stats))

@@ -6,20 +6,15 @@ is never evicted, and a load never blocks a step.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from enum import Enum, auto
 
 from torch import Tensor
 
 from prefix_store.digest import Digest
-from server.engine.background import yield_to_steps
-
-logger = logging.getLogger(__name__)
+from server.engine.memory.loader import PrefixLoader
+from server.engine.memory.prefix import LoadResult, PrefixEntry, PrefixState, ResidentPrefix
 
 HEAD_OF_LINE_S = 5.0
 """Length of the periods in which a prefix that waits for device memory blocks the later ones, and
@@ -28,57 +23,6 @@ lets them pass, alternately.
 Without the blocking, small prefixes could take all memory that is freed, and a large one would
 never load. Without the passing, all would wait if the memory it waits for is never freed.
 """
-
-
-@dataclass(frozen=True, slots=True)
-class ResidentPrefix:
-    """A prefix in host or device memory, in the layout that attention reads."""
-
-    kv: Tensor
-    """[num_layers, 2 (keys, values), num_kv_heads, L, head_dim], serving dtype.
-
-    For the compiled layers, L is rounded up and the elements are in an order of their own.
-    """
-    position_offset: int
-    num_tokens: int
-
-    @property
-    def num_bytes(self) -> int:
-        return self.kv.numel() * self.kv.itemsize
-
-
-class PrefixState(Enum):
-    DISK = auto()
-    """Requested, but not on the device: waits for a loader thread or for device memory."""
-    LOADING = auto()
-    """Being read by a loader thread."""
-    COPYING = auto()
-    """Being copied to the device, where its memory is reserved."""
-    DEVICE = auto()
-    FAILED = auto()
-
-
-@dataclass(slots=True, eq=False)
-class _Entry:
-    state: PrefixState = PrefixState.DISK
-    num_refs: int = 0
-    prefix: ResidentPrefix | None = None
-    error: str = ""
-    num_bytes: int = 0
-    """Size on the device; 0 until it was read."""
-    requested_s: float = 0.0
-    """Time of the first of the current references."""
-
-
-@dataclass(frozen=True, slots=True)
-class LoadResult:
-    """Result of a read or a copy, put into the step loop's inbox. `prefix` is None on an error."""
-
-    digest: Digest
-    prefix: ResidentPrefix | None
-    error: str = ""
-    on_device: bool = False
-    """Whether it was copied to the device, rather than read into host memory."""
 
 
 class Residency:
@@ -101,17 +45,14 @@ class Residency:
         copy: Callable[[Tensor], Tensor] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._read = read
-        self._report = report
         self._device_bytes = device_bytes
         self._host_bytes = host_bytes
         self._max_loading = max_loading
-        self._copy = copy
+        self._copies = copy is not None
         self._clock = clock
-        self._entries: OrderedDict[Digest, _Entry] = OrderedDict()  # least recently used first
+        self._entries: OrderedDict[Digest, PrefixEntry] = OrderedDict()  # least recently used first
         self._host: OrderedDict[Digest, ResidentPrefix] = OrderedDict()
-        self._loaders = ThreadPoolExecutor(max_loading, "prefix-loader", yield_to_steps)
-        self._copier = ThreadPoolExecutor(1, "prefix-copier", yield_to_steps)
+        self._loader = PrefixLoader(read, report, copy, max_loading)
         self._pinned: set[Digest] = set()
         self.num_loads = 0
         self.num_evictions = 0
@@ -120,7 +61,7 @@ class Residency:
 
     def acquire(self, digest: Digest) -> None:
         """Request a prefix, and keep it from being evicted until `release`."""
-        entry = self._entries.setdefault(digest, _Entry())
+        entry = self._entries.setdefault(digest, PrefixEntry())
         if entry.num_refs == 0:
             entry.requested_s = self._clock()
         entry.num_refs += 1
@@ -173,7 +114,7 @@ class Residency:
                 room = self._room
             elif self.num_loading < self._max_loading:
                 entry.state = PrefixState.LOADING
-                self._loaders.submit(self._load, digest)
+                self._loader.read(digest)
             else:
                 return
 
@@ -237,8 +178,7 @@ class Residency:
         return found if missing <= 0 else None
 
     def close(self) -> None:
-        self._loaders.shutdown(wait=False, cancel_futures=True)
-        self._copier.shutdown(wait=False, cancel_futures=True)
+        self._loader.close()
 
     # --- statistics ---
 
@@ -289,41 +229,22 @@ class Residency:
         pinned = f", {num_pinned} of them pinned" if num_pinned else ""
         return f"the prefix takes {num_bytes} bytes, but {budget}{pinned}"
 
-    def _load(self, digest: Digest) -> None:
-        """Read a prefix. Runs on a loader thread."""
-        self._run_load(digest, lambda: LoadResult(digest, self._read(digest)))
-
-    def _run_load(self, digest: Digest, make: Callable[[], LoadResult]) -> None:
-        """Report the result of `make`, or its error, which fails only this prefix."""
-        try:
-            result = make()
-        except Exception as exc:
-            logger.exception("prefix %s could not be loaded", digest)
-            result = LoadResult(
-                digest, None, f"the prefix could not be loaded: {type(exc).__name__}"
-            )
-        self._report(result)
-
-    def _fail(self, digest: Digest, entry: _Entry, error: str) -> None:
+    def _fail(self, digest: Digest, entry: PrefixEntry, error: str) -> None:
         """Mark a load as failed. Waiting requests fail with it; the next one after them retries."""
         entry.state, entry.error, entry.prefix = PrefixState.FAILED, error, None
         if entry.num_refs == 0:
             del self._entries[digest]
 
-    def _move_to_device(self, digest: Digest, entry: _Entry, prefix: ResidentPrefix) -> None:
+    def _move_to_device(self, digest: Digest, entry: PrefixEntry, prefix: ResidentPrefix) -> None:
         """Copy a prefix to the device, where there is room for it."""
         self._keep_on_host(digest, prefix)
-        if (copy := self._copy) is None:
+        if not self._copies:
             self._set_resident(digest, entry, prefix)
             return
         entry.state, entry.prefix = PrefixState.COPYING, prefix
-        self._copier.submit(
-            self._run_load,
-            digest,
-            lambda: LoadResult(digest, replace(prefix, kv=copy(prefix.kv)), on_device=True),
-        )
+        self._loader.copy(digest, prefix)
 
-    def _set_resident(self, digest: Digest, entry: _Entry, prefix: ResidentPrefix) -> None:
+    def _set_resident(self, digest: Digest, entry: PrefixEntry, prefix: ResidentPrefix) -> None:
         entry.state, entry.prefix = PrefixState.DEVICE, prefix
         self._entries.move_to_end(digest)
         self.num_loads += 1

@@ -23,7 +23,7 @@ from server.engine.attention.base import (
 )
 from server.engine.attention.ref import RefBackend
 from server.engine.memory.kv_pool import KvPool
-from server.engine.memory.residency import ResidentPrefix
+from server.engine.memory.prefix import ResidentPrefix
 from server.engine.model.numerics import ANY_LIMIT, MODEL_LIMITS, relative_error
 from server.engine.native.bare_forward import BareForward
 from server.engine.native.blocks import BlockPool, to_blocks

@@ -9,7 +9,7 @@ import torch
 
 from prefix_store.digest import Digest
 from server.engine.attention.base import PrefixGroup, QuerySpan, Step
-from server.engine.memory.residency import ResidentPrefix
+from server.engine.memory.prefix import ResidentPrefix
 from server.engine.memory.transfer import to_device
 from server.engine.scheduler.batch import Batch, Chunk
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from prefix_store.digest import Digest
 from server.engine.attention.base import AttentionBackend, QuerySpan, Step
-from server.engine.memory.residency import ResidentPrefix
+from server.engine.memory.prefix import ResidentPrefix
 from server.engine.memory.transfer import ToHost, to_device
 from server.engine.model.split_forward import SplitForward
 from server.engine.params import Logprobs

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prefix_store.prefix import BaseModelSpec
 from server.engine.attention.base import AttentionBackend, PrefixGroup, QuerySpan, Step
-from server.engine.memory.residency import ResidentPrefix
+from server.engine.memory.prefix import ResidentPrefix
 from server.engine.model.families import UnsupportedModel, refusing
 from server.engine.model.numerics import ANY_LIMIT, MODEL_LIMITS, agree, relative_error
 from server.engine.model.reference import NUM_AFTER_PREFIX, NUM_ALONE, Reference

@@ -6,37 +6,20 @@ from bisect import insort
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import count
-from typing import Protocol
 
-from prefix_store.digest import Digest
 from server.engine.params import Delta, Logprobs
 from server.engine.scheduler.batch import Batch, BatchBuilder, Chunk
 from server.engine.scheduler.fair_share import FairShare
-from server.engine.scheduler.in_flight import InFlightBatch, InFlightBatches
+from server.engine.scheduler.in_flight import InFlightBatches
 from server.engine.scheduler.page_allocator import PageAllocator
 from server.engine.scheduler.prompt_cache import PromptCache
 from server.engine.scheduler.queues import Queues, by_rank
+from server.engine.scheduler.resources import Prefixes, Resources
 from server.engine.scheduler.sequence import Sequence, SequenceStatus
 
 NO_LOGPROBS: Mapping[int, Logprobs] = {}
 AGEING_STEPS = 100
 """Steps of waiting that raise a sequence by one level of priority, so that none starves."""
-
-
-class Prefixes(Protocol):
-    """The part of `Residency` that the scheduler uses."""
-
-    def acquire(self, digest: Digest) -> None:
-        """Request a prefix and keep it from being evicted until `release`."""
-        ...
-
-    def release(self, digest: Digest) -> None:
-        """Drop a reference taken by `acquire`."""
-        ...
-
-    def is_resident(self, digest: Digest) -> bool:
-        """Return whether the prefix is on the device."""
-        ...
 
 
 class Scheduler:
@@ -64,17 +47,16 @@ class Scheduler:
         prompt_cache: PromptCache | None = None,
     ) -> None:
         self.allocator = allocator
-        self.prefixes = prefixes
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.eos_token_ids = frozenset(eos_token_ids)
-        self._prompt_cache = prompt_cache
         self.running: list[Sequence] = []  # in order of rank
         self.num_preemptions = 0
         self._sequences: dict[int, Sequence] = {}
-        self._queues = Queues(self._is_runnable)
-        self._fair_share = FairShare()
         self._in_flight = InFlightBatches()
+        self._resources = Resources(allocator, prefixes, prompt_cache, self._in_flight)
+        self._queues = Queues(self._resources.has_prefix)
+        self._fair_share = FairShare()
         self._num_steps = 0
         self._arrivals = count()
 
@@ -92,15 +74,14 @@ class Scheduler:
     @property
     def num_cached_tokens(self) -> int:
         """Prompt tokens that were served from the prompt cache."""
-        return self._prompt_cache.num_cached_tokens if self._prompt_cache is not None else 0
+        return self._resources.num_cached_tokens
 
     def add(self, seq: Sequence) -> None:
         """Add a sequence and set its rank.
 
         All ranks age at the same rate, so the order of two sequences never changes.
         """
-        if seq.prefix is not None:
-            self.prefixes.acquire(seq.prefix)
+        self._resources.acquire_prefix(seq)
         level = seq.scheduling.priority * AGEING_STEPS
         seq.rank = (level + self._num_steps, next(self._arrivals))
         self._sequences[seq.request_id] = seq
@@ -108,7 +89,7 @@ class Scheduler:
 
     def can_hold(self, seq: Sequence) -> bool:
         """Return whether the pool is large enough for the sequence alone."""
-        return self.allocator.num_pages_for(seq.max_slots) <= self.allocator.num_pages
+        return self._resources.can_hold(seq)
 
     def cancel(self, request_id: int) -> None:
         """Finish a sequence. Unknown ids are ignored: they have finished meanwhile."""
@@ -121,12 +102,7 @@ class Scheduler:
             self._stop(seq)
         self._queues.remove(seq)
         del self._sequences[seq.request_id]
-        if seq.prefix is None:
-            return
-        if (last := self._in_flight.last_with(seq)) is not None:
-            last.prefixes.append(seq.prefix)
-        else:
-            self.prefixes.release(seq.prefix)
+        self._resources.release_prefix(seq)
 
     # --- one step ---
 
@@ -153,11 +129,11 @@ class Scheduler:
         `token_ids` has one token for each of `batch.sampled`; the log-probabilities are by request
         id. Results of sequences that ended or were preempted meanwhile are dropped.
         """
-        flight = self._in_flight.pop_oldest(batch)
+        in_flight = self._in_flight.pop_oldest(batch)
         deltas: list[Delta] = []
         for chunk in batch.chunks:
             seq = chunk.seq
-            if seq in flight.discarded:
+            if seq in in_flight.discarded:
                 continue
             seq.num_computed = chunk.end
             seq.num_scheduled = max(seq.num_scheduled, chunk.end)
@@ -167,9 +143,9 @@ class Scheduler:
         deltas += [
             self._append(chunk.seq, token_id, logprobs.get(chunk.seq.request_id))
             for chunk, token_id in zip(batch.sampled, token_ids, strict=True)
-            if chunk.seq not in flight.discarded
+            if chunk.seq not in in_flight.discarded
         ]
-        self._release(flight)
+        self._resources.release(in_flight)
         return deltas
 
     def abandon(self, batch: Batch) -> Batch:
@@ -178,11 +154,11 @@ class Scheduler:
         Returns the chunks that are still wanted, as a batch that may be run and committed as a
         whole or in parts.
         """
-        flight = self._in_flight.pop_newest(batch)
-        wanted = [chunk for chunk in batch.chunks if chunk.seq not in flight.discarded]
+        in_flight = self._in_flight.pop_newest(batch)
+        wanted = [chunk for chunk in batch.chunks if chunk.seq not in in_flight.discarded]
         for chunk in wanted:
             chunk.seq.num_scheduled = chunk.start
-        self._release(flight)
+        self._resources.release(in_flight)
         return Batch([Chunk.of(chunk.seq, chunk.start, chunk.num_tokens) for chunk in wanted])
 
     def check(self) -> None:
@@ -249,21 +225,15 @@ class Scheduler:
         if waiting is None or (running is not None and running.rank < waiting.rank):
             return running
         if not self._admit(waiting):
-            builder.can_admit = False  # or it might never get enough pages
+            builder.can_admit = False  # later ones must not take the pages that it waits for
             return running
         builder.prefills[key].insert(0, waiting)
         return waiting
 
-    def _is_runnable(self, seq: Sequence) -> bool:
-        return seq.prefix is None or self.prefixes.is_resident(seq.prefix)
-
     def _admit(self, seq: Sequence) -> bool:
         """Start a sequence if all of it fits into the pool now, so that prefills do not thrash."""
-        found = self._prompt_cache.find(seq) if self._prompt_cache is not None else []
-        if not self.allocator.fits(len(seq.token_ids), found):
+        if not self._resources.attach_cached_pages(seq):
             return False
-        if self._prompt_cache is not None:
-            self._prompt_cache.attach(seq, found)
         self._queues.start(seq)
         insort(self.running, seq, key=by_rank)
         return True
@@ -274,12 +244,10 @@ class Scheduler:
         Returns 0 if it has to wait for the step in flight, or was itself preempted.
         """
         end = builder.end(seq) + num_tokens
-        while not self.allocator.grow(seq.pages, end):
+        while not self._resources.grow(seq, end):
             builder.can_admit = False  # a preempted sequence must not be admitted again at once
-            num_in_flight = sum(map(len, self._in_flight.pages))
-            missing = self.allocator.num_pages_for(end) - len(seq.pages)
-            if missing <= self.allocator.num_free + num_in_flight:
-                return 0  # the step in flight will free enough pages
+            if self._resources.fits_after_steps_in_flight(seq, end):
+                return 0
             if self._preempt_lowest(builder) is seq:
                 return 0
         builder.add(seq, num_tokens)
@@ -298,8 +266,7 @@ class Scheduler:
 
     def _append(self, seq: Sequence, token_id: int, logprobs: Logprobs | None) -> Delta:
         seq.append(token_id)
-        if self._prompt_cache is not None:
-            self._prompt_cache.cache_full_pages(seq)
+        self._resources.cache_full_pages(seq)
         reason = seq.finish_reason_after(token_id, self.eos_token_ids)
         if reason is not None:
             self.finish(seq)
@@ -308,15 +275,6 @@ class Scheduler:
     def _stop(self, seq: Sequence) -> None:
         """Stop a running sequence. Pages that a step in flight may write to are freed after it."""
         self.running.remove(seq)
-        pages, seq.pages = seq.pages, []
-        if (last := self._in_flight.last_with(seq)) is not None:
-            last.pages += pages
-        else:
-            self.allocator.free(pages)
+        self._resources.release_pages(seq)
         self._in_flight.discard(seq)
         seq.num_computed = seq.num_scheduled = 0
-
-    def _release(self, flight: InFlightBatch) -> None:
-        self.allocator.free(flight.pages)
-        for prefix in flight.prefixes:
-            self.prefixes.release(prefix)

@@ -14,7 +14,7 @@ from prefix_store.prefix import BaseModelSpec
 from server.engine.attention.base import AttentionCall, BatchCapacity, PrefixGroup, QuerySpan, Step
 from server.engine.attention.triton import TritonBackend
 from server.engine.memory.kv_pool import KvPool
-from server.engine.memory.residency import ResidentPrefix
+from server.engine.memory.prefix import ResidentPrefix
 
 _PAGE_SIZE = 16
 

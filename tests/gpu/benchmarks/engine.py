@@ -18,7 +18,7 @@ from server.engine.attention.base import AttentionBackend, BatchCapacity
 from server.engine.attention.ref import RefBackend
 from server.engine.loop.steps import Steps
 from server.engine.memory.kv_pool import KvPool
-from server.engine.memory.residency import ResidentPrefix
+from server.engine.memory.prefix import ResidentPrefix
 from server.engine.params import Delta, SamplingParams
 from server.engine.runner.graphs import CudaCapture, Graphs, buckets_for
 from server.engine.runner.runner import Runner

@@ -11,7 +11,7 @@ import torch
 from server.engine.attention.base import AttentionBackend
 from server.engine.attention.cpu import CpuBackend
 from server.engine.attention.ref import RefBackend
-from server.engine.memory.residency import ResidentPrefix
+from server.engine.memory.prefix import ResidentPrefix
 from tests.tiny_models import (
     CONFIGS,
     Engine,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from server.engine.attention.base import PrefixGroup, QuerySpan, Step
 from server.engine.attention.work_list import Tiling, WorkList, work_list
-from server.engine.memory.residency import ResidentPrefix
+from server.engine.memory.prefix import ResidentPrefix
 
 PAGE_SIZE = 4
 Chunks = list[tuple[int, int]]

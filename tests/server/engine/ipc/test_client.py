@@ -248,7 +248,7 @@ async def test_a_killed_engine_is_replaced_and_only_what_it_ran_is_lost(
     assert [type(error) for error in lost] == [EngineUnavailable] * 4
     with pytest.raises(EngineUnavailable):
         client.submit(None, PROMPT, SamplingParams(max_tokens=1))
-    assert client.heartbeat_age_s == float("inf")
+    assert client.heartbeat_age_s is None
     await wait_until(lambda: client.is_ready)
     assert time.monotonic() - started_s < 60
     assert client.num_restarts == restarts + 1

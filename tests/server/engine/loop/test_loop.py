@@ -20,7 +20,8 @@ from server.engine.loop.loop import Inbox, StepLoop
 from server.engine.loop.prefix_compiler import PrefixCompiler
 from server.engine.loop.steps import DeviceLost
 from server.engine.memory.kv_pool import KvPool
-from server.engine.memory.residency import Residency, ResidentPrefix
+from server.engine.memory.prefix import ResidentPrefix
+from server.engine.memory.residency import Residency
 from server.engine.params import Logprobs, SamplingParams
 from server.engine.sampling.sampler import INVALID
 from server.engine.scheduler.batch import Batch

@@ -12,7 +12,7 @@ from prefix_store.digest import Digest
 from server.engine.attention.interface import ATTENTION_NAME
 from server.engine.attention.ref import RefBackend
 from server.engine.loop.steps import Steps
-from server.engine.memory.residency import ResidentPrefix
+from server.engine.memory.prefix import ResidentPrefix
 from server.engine.params import Delta, SamplingParams
 from server.engine.scheduler.batch import Batch
 from server.engine.scheduler.sequence import Sequence, SequenceStatus

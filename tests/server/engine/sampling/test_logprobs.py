@@ -17,7 +17,7 @@ from transformers import (
 from prefix_store.digest import Digest
 from server.engine.attention.interface import ATTENTION_NAME
 from server.engine.attention.ref import RefBackend
-from server.engine.memory.residency import ResidentPrefix
+from server.engine.memory.prefix import ResidentPrefix
 from server.engine.model.split_forward import SplitForward
 from server.engine.params import Delta, Logprobs, SamplingParams
 from server.engine.scheduler.sequence import Sequence
