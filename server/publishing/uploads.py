@@ -112,14 +112,14 @@ class Uploads:
         _ = self._engine.info
         is_new_task = False
         try:
-            await self._run_in_thread(self._store.get_task, task)
+            await self._run_in_thread(self._store.registry.get_task, task)
         except (UnknownTask, InvalidName):
             if not create:
                 raise
             check_task_name(task)
             is_new_task = True
         return Preflight(
-            is_new_task, await self._run_in_thread(self._store.current_activation, task)
+            is_new_task, await self._run_in_thread(self._store.registry.current_activation, task)
         )
 
     async def push(
@@ -219,7 +219,7 @@ class Uploads:
 
     async def check_golden(self, manifest: Manifest) -> None:
         """Check the golden prompts before a version gets traffic. Raises `GoldenPromptFailed`."""
-        task = await self._run_in_thread(self._store.get_task, manifest.task)
+        task = await self._run_in_thread(self._store.registry.get_task, manifest.task)
         check = await self._golden(manifest, task.profile)
         if check is not None and not check.passed:
             raise GoldenPromptFailed(check.detail)
@@ -242,7 +242,7 @@ class Uploads:
         )
         checks = await self._run_in_thread(static_checks, prefix, base)
         checks += await self._verification.run(digest, manifest.num_virtual_tokens)
-        task = await self._run_in_thread(self._store.get_task, manifest.task)
+        task = await self._run_in_thread(self._store.registry.get_task, manifest.task)
         golden = await self._golden(manifest, task.profile)
         return (*checks, *([] if golden is None else [golden]))
 
@@ -252,7 +252,7 @@ class Uploads:
         Raises `DefinitionMismatch`, and the errors of an invalid profile.
         """
         try:
-            found = await self._run_in_thread(self._store.get_task, task)
+            found = await self._run_in_thread(self._store.registry.get_task, task)
         except UnknownTask:
             found = None
         if definition is None:
@@ -301,7 +301,7 @@ class Uploads:
 
     async def unpin(self, manifests: Sequence[Manifest]) -> None:
         """Unpin prefixes, unless another version has the same one pinned."""
-        pinned = {digest for _, _, digest in await self._run_in_thread(self._store.pinned)}
+        pinned = {digest for _, _, digest in await self._run_in_thread(self._store.registry.pinned)}
         for digest in {Digest(manifest.digest) for manifest in manifests} - pinned:
             self._engine.unpin(digest)
 
@@ -314,7 +314,7 @@ class Uploads:
         return await self._run_in_thread(self._export, manifest, base)
 
     def _export(self, manifest: Manifest, base: BaseModelSpec | None) -> bytes:
-        profile = self._store.get_task(manifest.task).profile
+        profile = self._store.registry.get_task(manifest.task).profile
         definition = Definition.of(profile, manifest.prompt)
         data = self._store.open(Digest(manifest.digest))
         if base is None:

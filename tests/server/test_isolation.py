@@ -94,9 +94,7 @@ class Traffic:
                 await self._upload(task)
                 return
             version = self._dice.randint(1, self._num_versions[task])
-            await self._services.run_in_store(
-                self._services.store.activate, f"task-{task}", version
-            )
+            await self._services.store.activate(f"task-{task}", version)
 
     async def _ask(self) -> None:
         """Prompts of all tasks begin alike, so that a cache has something to mix up."""
