@@ -14,7 +14,7 @@ from typing import ParamSpec, TypeVar
 from prefix_store import artifact, formats
 from prefix_store.blobs.leases import BlobLease
 from prefix_store.digest import Digest
-from prefix_store.errors import InvalidName, PrefixStoreError, UnknownTask, UnsupportedMediaType
+from prefix_store.errors import InvalidName, PrefixStoreError, UnknownTask
 from prefix_store.manifest import Check, Definition, Draft, Manifest, Profile
 from prefix_store.prefix import BaseModelSpec
 from prefix_store.reference import check_task_name
@@ -104,11 +104,7 @@ class Uploads:
 
     async def preflight(self, task: str, media_type: str, *, create: bool) -> Preflight:
         """Check everything that can be checked before the body is read."""
-        kind = media_type.partition(";")[0].strip().lower()
-        if kind and kind not in formats.MEDIA_TYPES:
-            raise UnsupportedMediaType(
-                f"an upload's media type is one of {', '.join(formats.MEDIA_TYPES)}"
-            )
+        formats.check_media_type(media_type)
         _ = self._engine.info
         is_new_task = False
         try:
