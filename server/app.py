@@ -28,8 +28,10 @@ from server.api.http import access, problems
 from server.api.http.access import Access
 from server.api.http.allowed_hosts import AllowedHosts, CrossSiteGuard
 from server.api.http.assets import load_assets
+from server.api.http.body_limits import BodyLimits
 from server.api.http.deps import Services
-from server.api.http.middleware import BodyLimits, RequestContext
+from server.api.http.head_limits import HeadLimits
+from server.api.http.middleware import RequestContext
 from server.api.routes import console, generate, health, openai, residency, tasks, traffic, versions
 from server.api.routes import keys as keys_api
 from server.async_store import AsyncStore
@@ -193,6 +195,7 @@ def _assemble(services: Services, executors: list[Executor], tracing: Tracing | 
         is_open=gate.is_open,
         denied=services.metrics.denied,
     )
+    app.add_middleware(HeadLimits)
     app.add_middleware(
         BodyLimits,
         max_bytes=lambda scope: _max_bytes(settings, scope),

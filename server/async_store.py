@@ -50,11 +50,9 @@ class AsyncStore:
     def __init__(self, store: PrefixStore, keys: KeyStore, audit: AuditLog) -> None:
         self.blocking = store
         """The store itself, for code that already runs on a thread."""
+        owners = (store, store.registry, keys, audit)
         self._owners: dict[str, Any] = {
-            PrefixStore.__name__: store,
-            Registry.__name__: store.registry,
-            KeyStore.__name__: keys,
-            AuditLog.__name__: audit,
+            cls.__name__: owner for owner in owners for cls in type(owner).__mro__
         }
         self._pools: dict[_Pool, ThreadPoolExecutor] = {
             pool: ThreadPoolExecutor(_NUM_THREADS, pool)

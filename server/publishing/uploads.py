@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import ParamSpec, TypeVar
 
@@ -19,7 +19,7 @@ from prefix_store.manifest import Check, Definition, Draft, Manifest, Profile
 from prefix_store.prefix import BaseModelSpec
 from prefix_store.reference import check_task_name
 from prefix_store.registry.audit import NOBODY, Actor
-from prefix_store.registry.preconditions import UNCONDITIONAL, CurrentActivation, Preconditions
+from prefix_store.registry.preconditions import UNCONDITIONAL, Preconditions
 from prefix_store.store import PrefixStore
 from server.engine.ipc.client import EngineClient
 from server.errors import (
@@ -33,6 +33,7 @@ from server.generation.grammar_check import GrammarCheck
 from server.generation.prompt import check_profile
 from server.metrics import Metrics
 from server.publishing.drafts import Drafts
+from server.publishing.results import DryRunResult, Preflight, PublishedVersion, failed_checks
 from server.publishing.verification import Verification, static_checks
 
 logger = logging.getLogger(__name__)
@@ -43,37 +44,6 @@ T = TypeVar("T")
 _CLIENT_GONE = (
     "the client disconnected before this version was ready: it is stored but not activated"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Preflight:
-    """State of the task when an upload started."""
-
-    is_new_task: bool
-    activation: CurrentActivation
-
-
-@dataclass(frozen=True, slots=True)
-class PublishedVersion:
-    """A new version, durably stored."""
-
-    manifest: Manifest
-    is_active: bool
-    is_new_task: bool
-    warning: str | None
-    """Checks that did not pass, or why the prefix is not loaded (the first request loads it)."""
-
-
-@dataclass(frozen=True, slots=True)
-class DryRunResult:
-    """The version that a push would have made, and its memory needs."""
-
-    pushed: PublishedVersion
-    num_device_bytes: int
-    fits: bool
-    """Whether it fits on the device, next to what is in use there."""
-    evicted: list[str]
-    """Prefixes that would be evicted for it."""
 
 
 class Uploads:
@@ -144,7 +114,7 @@ class Uploads:
                 profile = await self._profile(task, prepared.definition)
                 draft = await self._verified(profile, prepared.draft, activate)
                 warning = await self.load(draft.digest) if activate else None
-                warning = warning or _failed(draft.verification)
+                warning = warning or failed_checks(draft.verification)
                 if activate and not is_wanted():
                     activate, warning, preconditions = (
                         False,
@@ -200,7 +170,7 @@ class Uploads:
                 dry_run=True,
             )
             pushed = PublishedVersion(
-                manifest, activate, preflight.is_new_task, _failed(draft.verification)
+                manifest, activate, preflight.is_new_task, failed_checks(draft.verification)
             )
             return DryRunResult(pushed, num_bytes, room.fits, room.evicted)
 
@@ -322,8 +292,3 @@ class Uploads:
     async def _run_in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, partial(work, *args, **kwargs))
-
-
-def _failed(checks: tuple[Check, ...]) -> str | None:
-    """Describe failed checks that did not cause a refusal; None if all passed."""
-    return "; ".join(check.detail for check in checks if not check.passed) or None

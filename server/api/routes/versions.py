@@ -27,7 +27,7 @@ from server.api.schemas.admin import (
     VersionList,
     VersionPath,
 )
-from server.publishing.uploads import DryRunResult, PublishedVersion
+from server.publishing.results import DryRunResult, PublishedVersion
 
 routes = APIRouter(prefix="/tasks", tags=["versions"], route_class=JsonRoute)
 
