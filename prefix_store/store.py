@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from prefix_store.blobs.blobs import BlobStore
 from prefix_store.blobs.leases import BlobLease, BlobLeases
 from prefix_store.digest import Digest
 from prefix_store.errors import StorageFailure, UnknownDigest
-from prefix_store.manifest import Activation, Definition, Draft, Manifest, Profile, Task
+from prefix_store.manifest import Activation, Definition, Draft, Manifest
 from prefix_store.registry.audit import NOBODY, Actor
 from prefix_store.registry.preconditions import (
     UNCONDITIONAL,
-    CurrentActivation,
-    IdempotentRequest,
     Preconditions,
 )
 from prefix_store.registry.registry import Registry, ServingVersion
@@ -49,8 +47,9 @@ class PrefixStore:
     ) -> None:
         """`source` resolves requests instead of the registry, if given."""
         self._blobs = blobs
-        self._registry = registry
-        self._source: VersionSource = source or registry
+        self.registry = registry
+        self.source: VersionSource = source or registry
+        """Resolves requests, without network I/O if it is a replica."""
         self._leases = BlobLeases(blobs, registry)
 
     def lease(self) -> BlobLease:
@@ -67,7 +66,7 @@ class PrefixStore:
         from prefix_store import artifact  # imports torch, which most callers do not need
 
         data = artifact.dump(prefix)
-        self._registry.check_room(len(data))
+        self.registry.check_room(len(data))
         return self.put_bytes(data, lease), len(data)
 
     def put_bytes(self, data: bytes, lease: BlobLease | None = None) -> Digest:
@@ -101,7 +100,7 @@ class PrefixStore:
         digest = Digest(draft.digest)
         if not self._blobs.exists(digest):
             raise UnknownDigest(f"no blob {digest}: put it first")
-        return self._registry.add_version(
+        return self.registry.add_version(
             task,
             draft,
             activate=activate,
@@ -112,23 +111,14 @@ class PrefixStore:
             dry_run=dry_run,
         )
 
-    def current_activation(self, task: str) -> CurrentActivation:
-        """What is in force now, for a change that must not overtake a newer one."""
-        return self._registry.current_activation(task)
-
-    def resolve(self, task: str, version: int | None = None, key: str = "") -> Manifest:
-        """The version a request gets; the same for the same key, where versions share the traffic.
-
-        Raises `UnknownTask`, `UnknownVersion`, `NothingActive`.
-        """
-        return self._registry.resolve(task, version, key)
-
     def serving_version(
         self, task: str, version: int | None = None, key: str = ""
     ) -> ServingVersion:
-        """The version a request gets, as `resolve` says, and its task's profile. Never waits for a
-        network."""
-        return self._source.serving_version(task, version, key)
+        """Return the version that serves a request and its task's profile, from the `source`.
+
+        Raises `UnknownTask`, `UnknownVersion`, `NothingActive`.
+        """
+        return self.source.serving_version(task, version, key)
 
     def set_traffic(
         self,
@@ -142,21 +132,9 @@ class PrefixStore:
         Raises `UnknownTask`, `NothingActive`, `UnknownVersion`, `VersionQuarantined`,
         `PreconditionFailed`.
         """
-        return self._registry.set_traffic(
+        return self.registry.set_traffic(
             task, weights, by, preconditions, self._blobs.quarantined()
         )
-
-    def traffic(self, task: str) -> dict[int, int] | None:
-        """The weights of the versions that share the traffic, if any do. Raises `UnknownTask`."""
-        return self._registry.traffic(task)
-
-    def set_pinned(self, task: str, version: int, *, pinned: bool, by: Actor = NOBODY) -> None:
-        """Write down that a prefix stays on the device. Raises `UnknownTask`, `UnknownVersion`."""
-        self._registry.set_pinned(task, version, pinned=pinned, by=by)
-
-    def pinned(self) -> set[tuple[str, int, Digest]]:
-        """Task, number and blob of all versions that are pinned."""
-        return self._registry.pinned()
 
     def activate(
         self,
@@ -169,7 +147,7 @@ class PrefixStore:
 
         Raises `UnknownTask`, `UnknownVersion`, `VersionQuarantined`, `PreconditionFailed`.
         """
-        return self._registry.activate(task, version, by, preconditions, self._blobs.quarantined())
+        return self.registry.activate(task, version, by, preconditions, self._blobs.quarantined())
 
     def rollback(
         self, task: str, by: Actor = NOBODY, preconditions: Preconditions = UNCONDITIONAL
@@ -178,63 +156,7 @@ class PrefixStore:
 
         Raises `UnknownTask`, `NothingToRollBack`, `VersionQuarantined`, `PreconditionFailed`.
         """
-        return self._registry.rollback(task, by, preconditions, self._blobs.quarantined())
-
-    def history(self, task: str, limit: int = 100) -> list[Activation]:
-        """The last activations, newest first. Raises `UnknownTask`."""
-        return self._registry.history(task, limit)
-
-    def create_task(self, name: str, profile: Profile, by: Actor = NOBODY) -> Task:
-        """Raises `InvalidName`, `TaskExists`, `QuotaExceeded`."""
-        return self._registry.create_task(name, profile, by)
-
-    def set_profile(
-        self,
-        name: str,
-        profile: Profile,
-        preconditions: Preconditions = UNCONDITIONAL,
-        by: Actor = NOBODY,
-    ) -> Task:
-        """Raises `UnknownTask`, `PreconditionFailed`."""
-        return self._registry.set_profile(name, profile, preconditions, by)
-
-    def get_task(self, name: str) -> Task:
-        """Raises `UnknownTask`."""
-        return self._registry.get_task(name)
-
-    def list_tasks(
-        self, after: str | None = None, limit: int = 100, globs: Sequence[str] = ("*",)
-    ) -> list[Task]:
-        """At most `limit` tasks behind the name `after`, sorted by name."""
-        return self._registry.list_tasks(after, limit, globs)
-
-    def delete_task(
-        self, name: str, preconditions: Preconditions = UNCONDITIONAL, by: Actor = NOBODY
-    ) -> None:
-        """Raises `UnknownTask`, `PreconditionFailed`."""
-        self._registry.delete_task(name, preconditions, by)
-
-    def get_version(self, task: str, version: int) -> Manifest:
-        """Raises `UnknownTask`, `UnknownVersion`."""
-        return self._registry.get_version(task, version)
-
-    def list_versions(self, task: str) -> list[Manifest]:
-        """By number. Raises `UnknownTask`."""
-        return self._registry.list_versions(task)
-
-    def delete_version(
-        self,
-        task: str,
-        version: int,
-        preconditions: Preconditions = UNCONDITIONAL,
-        by: Actor = NOBODY,
-    ) -> None:
-        """Raises `UnknownTask`, `UnknownVersion`, `VersionActive`, `PreconditionFailed`."""
-        self._registry.delete_version(task, version, preconditions, by)
-
-    def answer(self, request: IdempotentRequest) -> str | None:
-        """What was answered to a request that comes again. Raises `IdempotencyMismatch`."""
-        return self._registry.answer(request)
+        return self.registry.rollback(task, by, preconditions, self._blobs.quarantined())
 
     def quarantined(self) -> set[Digest]:
         """Return the blobs whose stored bytes are corrupt. Their versions are not served."""
@@ -247,9 +169,9 @@ class PrefixStore:
         are kept. The grace period must be longer than an upload (from `put` to `push`) and than a
         request that still runs on a deleted version.
         """
-        self._registry.forget_answers(_ANSWERS_KEPT_S)
+        self.registry.forget_answers(_ANSWERS_KEPT_S)
         self._blobs.sweep()
-        kept = self._registry.digests(deleted_within_s=grace_s)
+        kept = self.registry.digests(deleted_within_s=grace_s)
         garbage = {*self._blobs, *self._blobs.quarantined()} - kept
         put_by = time.time() - grace_s
         return sum(self._blobs.delete(digest, put_by=put_by) for digest in garbage)
@@ -258,18 +180,10 @@ class PrefixStore:
         """Probe a remote blob store. Called every few seconds."""
         self._blobs.refresh_health()
 
-    def age_s(self) -> float:
-        """Seconds since what requests are resolved by was read."""
-        return self._source.age_s()
-
-    def is_stale(self) -> bool:
-        """Whether requests cannot be resolved any more."""
-        return self._source.is_stale()
-
     def outages(self) -> dict[str, str]:
         """Return why `registry` or `blobs` are unreachable, if they are. Does no network I/O."""
         found = {}
-        for part, check in (("registry", self._source.check), ("blobs", self._blobs.check)):
+        for part, check in (("registry", self.source.check), ("blobs", self._blobs.check)):
             try:
                 check()
             except StorageFailure as exc:

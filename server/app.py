@@ -28,10 +28,13 @@ from server.api.http import access, problems
 from server.api.http.access import Access
 from server.api.http.allowed_hosts import AllowedHosts, CrossSiteGuard
 from server.api.http.assets import load_assets
+from server.api.http.body_limits import BodyLimits
 from server.api.http.deps import Services
-from server.api.http.middleware import BodyLimits, RequestContext
+from server.api.http.head_limits import HeadLimits
+from server.api.http.middleware import RequestContext
 from server.api.routes import console, generate, health, openai, residency, tasks, traffic, versions
 from server.api.routes import keys as keys_api
+from server.async_store import AsyncStore
 from server.engine.background import yield_to_steps
 from server.engine.ipc.client import EngineClient
 from server.engine.ipc.messages import EngineConfig
@@ -105,18 +108,12 @@ def create_app(
     replica: Replica | None = None,
     tracing: Tracing | None = None,
 ) -> FastAPI:
-    """The app around its parts, with small thread pools: for checks, requests, reads, uploads,
-    changes."""
-    checks = ThreadPoolExecutor(4, "check")
-    requests = ThreadPoolExecutor(4, "request")
-    readers = ThreadPoolExecutor(4, "reader")
+    """Build the app around its parts. They are passed in so that tests can replace them."""
+    async_store = AsyncStore(store, keys, audit)
     uploads = ThreadPoolExecutor(2, "upload", yield_to_steps)
-    writers = ThreadPoolExecutor(4, "writer")
     compilers = ThreadPoolExecutor(2, "grammar", yield_to_steps)
     grammars = GrammarCheck(tokenizer, lambda: engine.info, executor=compilers)
-    metrics = Metrics(max_task_labels=settings.max_task_labels)
-    metrics.watch_engine(lambda: engine.stats, lambda: engine.num_restarts)
-    metrics.watch_quarantine(lambda: len(store.quarantined()))
+    metrics = _metrics(settings, store, engine, tracing)
     drafts = Drafts(
         store,
         engine,
@@ -125,14 +122,11 @@ def create_app(
         model_name=model_name,
         max_prefix_tokens=settings.max_prefix_tokens,
     )
-    metrics.watch_storage(store.outages, store.age_s)
-    if tracing is not None:
-        metrics.watch_completions(tracing.completed)
+    verification = Verification(engine, tokenizer, uploads)
     services = Services(
         settings=settings,
-        store=store,
+        store=async_store,
         keys=keys,
-        audit=audit,
         engine=engine,
         tokenizer=tokenizer,
         router=Router(
@@ -141,30 +135,30 @@ def create_app(
             tokenizer,
             metrics,
             grammars=grammars,
-            executor=requests,
+            executor=async_store.request_executor,
             max_in_flight=settings.max_num_seqs + settings.max_waiting,
         ),
-        uploads=Uploads(
-            store,
-            engine,
-            drafts,
-            Verification(engine, tokenizer, uploads),
-            grammars,
-            metrics,
-            executor=uploads,
-        ),
+        uploads=Uploads(store, engine, drafts, verification, grammars, metrics, executor=uploads),
         grammars=grammars,
         metrics=metrics,
-        checks=checks,
-        executor=requests,
-        readers=readers,
-        writers=writers,
         replica=replica,
         model_name=model_name,
         version=_version(),
         console=load_assets() if settings.console else {},
     )
-    return _assemble(services, [checks, requests, readers, uploads, writers, compilers], tracing)
+    return _assemble(services, [uploads, compilers], tracing)
+
+
+def _metrics(
+    settings: Settings, store: PrefixStore, engine: Engine, tracing: Tracing | None
+) -> Metrics:
+    metrics = Metrics(max_task_labels=settings.max_task_labels)
+    metrics.watch_engine(lambda: engine.stats, lambda: engine.num_restarts)
+    metrics.watch_quarantine(lambda: len(store.quarantined()))
+    metrics.watch_storage(store.outages, store.source.age_s)
+    if tracing is not None:
+        metrics.watch_completions(tracing.completed)
+    return metrics
 
 
 def _assemble(services: Services, executors: list[Executor], tracing: Tracing | None) -> FastAPI:
@@ -189,7 +183,7 @@ def _assemble(services: Services, executors: list[Executor], tracing: Tracing | 
     library = list(app.routes)
     for router in ROUTERS:
         app.router.routes.extend(router.routes)
-    gate = Access(services.keys, services.run_check)
+    gate = Access(services.keys, services.store)
     access.guard(app, gate, library=library)
     problems.install(
         app,
@@ -202,6 +196,7 @@ def _assemble(services: Services, executors: list[Executor], tracing: Tracing | 
         is_open=gate.is_open,
         denied=services.metrics.denied,
     )
+    app.add_middleware(HeadLimits)
     app.add_middleware(
         BodyLimits,
         max_bytes=lambda scope: _max_bytes(settings, scope),
@@ -219,7 +214,7 @@ async def _running(services: Services, executors: list[Executor]) -> AsyncIterat
     if services.replica is not None:
         services.replica.start()
     try:
-        pinned = await services.run_in_store(services.store.pinned)
+        pinned = await services.store.pinned()
         services.engine.pinned.update(digest for _, _, digest in pinned)
         await services.engine.start()
         if services.settings.demo:
@@ -234,6 +229,7 @@ async def _running(services: Services, executors: list[Executor]) -> AsyncIterat
         if services.replica is not None:
             await services.run_for_request(services.replica.close)
         await services.engine.stop(_STOP_TIMEOUT_S)
+        services.store.close()
         for executor in executors:
             executor.shutdown(cancel_futures=True)
 

@@ -27,11 +27,11 @@ async def seed_demo_tasks(services: Services) -> None:
     fitting = [demo for demo in DEMO_TASKS if demo.fits(services.engine.info.fingerprint)]
     for demo in fitting:
         try:
-            task = await services.run_in_store(services.store.get_task, demo.name)
+            task = await services.store.get_task(demo.name)
         except UnknownTask:
-            task = await services.write(services.store.create_task, demo.name, demo.profile)
+            task = await services.store.create_task(demo.name, demo.profile)
         if task.num_versions == 0:
-            body, media_type = await services.run_in_store(_body, demo)
+            body, media_type = await services.run_in_thread(_body, demo)
             await services.uploads.push(demo.name, body, media_type, activate=True)
 
 
@@ -50,12 +50,12 @@ async def _run_periodically(services: Services, job: Job, interval_s: float) -> 
 
 
 async def _refresh_blob_health(services: Services) -> None:
-    await services.run_in_store(services.store.refresh_health)
+    await services.store.refresh_health()
 
 
 async def _collect_garbage(services: Services) -> None:
     try:
-        await services.write(services.store.collect_garbage, _GC_GRACE_S)
+        await services.store.collect_garbage(_GC_GRACE_S)
     except PrefixStoreError:
         logger.exception("garbage collection failed; the next one is in an hour")
 
@@ -63,7 +63,7 @@ async def _collect_garbage(services: Services) -> None:
 async def log_audit_head(services: Services) -> None:
     """Log the end of the audit chain, which later reveals rows cut off or rewritten before it."""
     try:
-        head = await services.run_in_store(services.audit.head)
+        head = await services.store.audit_head()
     except PrefixStoreError:
         logger.exception("cannot read the end of the audit log")
     else:

@@ -5,16 +5,59 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from prefix_store.digest import Digest
 from server.engine.ipc.messages import EngineStats
-from server.generation.completion import Completion
 
 OTHER = "other"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+
+class ServedBy(Protocol):
+    """The version that served a request; task, version and digest are None for the base model."""
+
+    @property
+    def task(self) -> str | None: ...
+    @property
+    def version(self) -> int | None: ...
+    @property
+    def digest(self) -> Digest | None: ...
+    @property
+    def num_prefix_tokens(self) -> int: ...
+
+
+class RequestRecord(Protocol):
+    """What is recorded of a request that was admitted and has ended. Times are monotonic."""
+
+    @property
+    def target(self) -> ServedBy: ...
+    @property
+    def outcome(self) -> str: ...
+    @property
+    def error(self) -> Exception | None: ...
+    @property
+    def num_prompt_tokens(self) -> int: ...
+    @property
+    def num_cached_tokens(self) -> int: ...
+    @property
+    def num_completion_tokens(self) -> int: ...
+    @property
+    def submitted_s(self) -> float: ...
+    @property
+    def first_token_s(self) -> float | None: ...
+    @property
+    def ended_s(self) -> float | None: ...
+    @property
+    def queue_s(self) -> float: ...
+    @property
+    def time_to_first_token_s(self) -> float | None: ...
+    @property
+    def total_s(self) -> float: ...
 
 
 class Metrics:
@@ -28,7 +71,7 @@ class Metrics:
         self._max_task_labels = max_task_labels
         self._tasks: set[str] = set()
         self._versions: OrderedDict[tuple[str, str], None] = OrderedDict()
-        self._watchers: list[Callable[[Completion], None]] = []
+        self._watchers: list[Callable[[RequestRecord], None]] = []
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "foreword_requests",
@@ -63,22 +106,22 @@ class Metrics:
             registry=self.registry,
         )
 
-    def completed(self, completion: Completion) -> None:
+    def completed(self, record: RequestRecord) -> None:
         """Count a request that was admitted and has ended."""
-        task = self._label(completion.target.task)
-        self._requests.labels(task, completion.outcome).inc()
-        self._prompt_tokens.labels(task).inc(completion.num_prompt_tokens)
-        self._completion_tokens.labels(task).inc(completion.num_completion_tokens)
-        self._count_version(completion)
-        self._queue.observe(completion.queue_s)
-        self._duration.observe(completion.total_s)
-        if completion.time_to_first_token_s is not None:
-            self._first_token.observe(completion.time_to_first_token_s)
+        task = self._label(record.target.task)
+        self._requests.labels(task, record.outcome).inc()
+        self._prompt_tokens.labels(task).inc(record.num_prompt_tokens)
+        self._completion_tokens.labels(task).inc(record.num_completion_tokens)
+        self._count_version(record)
+        self._queue.observe(record.queue_s)
+        self._duration.observe(record.total_s)
+        if record.time_to_first_token_s is not None:
+            self._first_token.observe(record.time_to_first_token_s)
         for watch in self._watchers:
-            watch(completion)
+            watch(record)
 
-    def watch_completions(self, watch: Callable[[Completion], None]) -> None:
-        """Also call `watch` with every completion that has ended."""
+    def watch_completions(self, watch: Callable[[RequestRecord], None]) -> None:
+        """Also call `watch` with the record of every request that has ended."""
         self._watchers.append(watch)
 
     def refused(self, code: str) -> None:
@@ -131,8 +174,8 @@ class Metrics:
         """Render all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
-    def _count_version(self, completion: Completion) -> None:
-        target = completion.target
+    def _count_version(self, record: RequestRecord) -> None:
+        target = record.target
         if target.task is None or not self._max_task_labels:
             return
         labels = (target.task, str(target.version))
@@ -144,8 +187,8 @@ class Metrics:
                 counter.remove(*unused)
         requests, failures, tokens = (counter.labels(*labels) for counter in self._of_versions)
         requests.inc()
-        failures.inc(completion.error is not None)
-        tokens.inc(completion.num_completion_tokens)
+        failures.inc(record.error is not None)
+        tokens.inc(record.num_completion_tokens)
 
     def _version(self, kind: str, text: str) -> Counter:
         labels = ["task", "version"]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.generation.completion import Completion
+from server.metrics import RequestRecord
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -86,22 +86,22 @@ class Tracing:
 
         return traced
 
-    def completed(self, completion: Completion) -> None:
+    def completed(self, record: RequestRecord) -> None:
         """Create the spans of a completion: admission, queue and prefill, decode."""
-        target = completion.target
+        target = record.target
         about = _plain({
             "foreword.task": target.task,
             "foreword.version": target.version,
             "foreword.digest": None if target.digest is None else str(target.digest),
             "foreword.prefix_tokens": target.num_prefix_tokens,
-            "foreword.prompt_tokens": completion.num_prompt_tokens,
-            "foreword.cached_tokens": completion.num_cached_tokens,
-            "foreword.completion_tokens": completion.num_completion_tokens,
-            "foreword.outcome": completion.outcome,
+            "foreword.prompt_tokens": record.num_prompt_tokens,
+            "foreword.cached_tokens": record.num_cached_tokens,
+            "foreword.completion_tokens": record.num_completion_tokens,
+            "foreword.outcome": record.outcome,
         })  # fmt: skip
-        ended_s = completion.ended_s or time.monotonic()
-        moments = [ended_s - completion.total_s, completion.submitted_s]
-        moments += [] if completion.first_token_s is None else [completion.first_token_s]
+        ended_s = record.ended_s or time.monotonic()
+        moments = [ended_s - record.total_s, record.submitted_s]
+        moments += [] if record.first_token_s is None else [record.first_token_s]
         moments.append(ended_s)
         names = ("admission", "queue and prefill", "decode")
         for name, start_s, end_s in zip(names, moments, moments[1:], strict=False):

@@ -9,6 +9,7 @@ embeddings, [L, hidden_size]. https://github.com/huggingface/peft, `PeftModel.ge
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,12 +18,11 @@ from torch import Tensor
 from prefix_store import artifact, safetensors_gate, strict_json
 from prefix_store.digest import Digest
 from prefix_store.errors import IncompatiblePrefix, InvalidArtifact, UnsupportedFormat
-from prefix_store.formats import tar
+from prefix_store.formats.names import PEFT_CONFIG as CONFIG
+from prefix_store.formats.names import PEFT_WEIGHTS as WEIGHTS
 from prefix_store.prefix import BaseModelSpec, Prefix, SoftPrompt
 from prefix_store.safetensors_gate import shown
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
 MAX_CONFIG_BYTES = 1 << 20
 _TENSOR = "prompt_embeddings"
 _KEYS_AND_VALUES = {"PREFIX_TUNING": "peft-prefix-tuning", "CARTRIDGE": "peft-cartridge"}
@@ -51,17 +51,19 @@ class Config(BaseModel):
     modules_to_save: list[str] | None = None
 
 
-def read_tar(data: bytes, base: BaseModelSpec, *, max_prefix_tokens: int) -> Prefix | SoftPrompt:
-    """A PEFT directory in an uncompressed tar. Raises subclasses of `InvalidUpload`."""
-    files = tar.read_files(data, frozenset((CONFIG, WEIGHTS)))
+def read_files(
+    files: Mapping[str, bytes], base: BaseModelSpec, *, max_prefix_tokens: int, source: Digest
+) -> Prefix | SoftPrompt:
+    """Convert the files of a PEFT directory. `source` is the digest of the upload.
+
+    Raises subclasses of `InvalidUpload`.
+    """
     for name in (CONFIG, WEIGHTS):
         if name not in files:
-            raise InvalidArtifact(f"the tar holds no {name}")
+            raise InvalidArtifact(f"the tar contains no {name}")
     config = _read_config(files[CONFIG])
     tensors, _ = safetensors_gate.read_tensors(files[WEIGHTS])
-    return read_tensors(
-        tensors, config, base, max_prefix_tokens=max_prefix_tokens, source=Digest.of(data)
-    )
+    return read_tensors(tensors, config, base, max_prefix_tokens=max_prefix_tokens, source=source)
 
 
 def read_tensors(

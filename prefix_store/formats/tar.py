@@ -43,27 +43,46 @@ def is_tar(data: bytes) -> bool:
     return data[257:262] == b"ustar"
 
 
-def read_files(data: bytes, wanted: frozenset[str]) -> dict[str, bytes]:
-    """The wanted files of the archive's outermost folder that has any, by name.
+class Archive:
+    """Index of the files with known names in the top two levels of a tar."""
 
-    Everything else is skipped, but for what nobody should send: `InvalidArtifact` for links,
-    devices, sparse files and names that leave the folder, `UnsupportedFormat` for pickles.
-    """
-    if not is_tar(data):
-        raise InvalidArtifact(f"this is {name_foreign(data) or 'not a tar file'}")
-    folders: dict[str, dict[str, bytes]] = {}
-    for member in _members(data):
-        _check(member)
-        if member.kind == _FOLDER or member.name not in wanted or "/" in member.folder:
-            continue
-        files = folders.setdefault(member.folder, {})
-        if member.name in files:
-            raise InvalidArtifact(f"{member.name} appears twice")
-        files[member.name] = data[member.begin : member.end]
-    # Training runs keep checkpoints in folders next to the result.
-    if "" not in folders and len(folders) > 1:
-        raise InvalidArtifact("the archive holds more than one directory of this kind")
-    return folders.get("") or next(iter(folders.values()), {})
+    def __init__(self, data: bytes, known: frozenset[str]) -> None:
+        """Parse all headers once, and skip files with other names.
+
+        Raises `InvalidArtifact` for damaged archives, links, devices, sparse files, and names that
+        leave the archive or appear twice in a folder; `UnsupportedFormat` for pickles.
+        """
+        if not is_tar(data):
+            raise InvalidArtifact(f"this is {name_foreign(data) or 'not a tar file'}")
+        self._data = data
+        self._folders: dict[str, dict[str, _Member]] = {}
+        for member in _members(data):
+            _check(member)
+            if member.kind == _FOLDER or member.name not in known or "/" in member.folder:
+                continue
+            files = self._folders.setdefault(member.folder, {})
+            if member.name in files:
+                raise InvalidArtifact(f"{member.name} appears twice")
+            files[member.name] = member
+
+    def files(self, wanted: frozenset[str]) -> dict[str, bytes]:
+        """Return the wanted files by name, from the outermost folder that has any of them.
+
+        Raises `InvalidArtifact` if several folders below the top have some.
+        """
+        folders = {name: wanted & files.keys() for name, files in self._folders.items()}
+        folders = {name: found for name, found in folders.items() if found}
+        # Training runs keep checkpoints in folders next to the result.
+        if "" not in folders and len(folders) > 1:
+            raise InvalidArtifact("the archive contains more than one directory of this kind")
+        folder = "" if "" in folders else next(iter(folders), "")
+        members = {name: self._folders[folder][name] for name in folders.get(folder, ())}
+        return {name: self._data[m.begin : m.end] for name, m in members.items()}
+
+
+def read_files(data: bytes, wanted: frozenset[str]) -> dict[str, bytes]:
+    """Return the wanted files of a tar by name. Raises the errors of `Archive`."""
+    return Archive(data, wanted).files(wanted)
 
 
 def write(files: Mapping[str, bytes]) -> bytes:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from prefix_store import strict_json
 from prefix_store.errors import InvalidArtifact
-from prefix_store.manifest import GoldenPrompts, Message
+from prefix_store.manifest import GoldenPrompt, GoldenPrompts, Message
 from prefix_store.prefix import TextPrompt
 from prefix_store.safetensors_gate import shown
 
@@ -34,8 +34,8 @@ class _Body(BaseModel):
         return self
 
 
-def read(data: bytes) -> TextPrompt:
-    """Raises `InvalidArtifact`."""
+def read(data: bytes) -> tuple[TextPrompt, tuple[GoldenPrompt, ...]]:
+    """Parse a JSON body into its prompt and golden prompts. Raises `InvalidArtifact`."""
     try:
         body = _Body.model_validate(strict_json.parse(data))
     except ValidationError as error:
@@ -43,8 +43,9 @@ def read(data: bytes) -> TextPrompt:
     except ValueError as error:
         raise InvalidArtifact(f"the body is not valid JSON: {error}") from None
     if body.messages is None:
-        return TextPrompt(text=body.text)
-    return TextPrompt(messages=tuple(message.model_dump() for message in body.messages))
+        return TextPrompt(text=body.text), body.golden
+    messages = tuple(message.model_dump() for message in body.messages)
+    return TextPrompt(messages=messages), body.golden
 
 
 def _describe(error: ValidationError) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -11,25 +10,22 @@ from sqlalchemy import Connection, or_, select
 from prefix_store.digest import Digest
 from prefix_store.errors import (
     NothingActive,
-    NothingToRollBack,
-    TaskExists,
     UnknownTask,
     UnknownVersion,
     VersionActive,
 )
-from prefix_store.manifest import Activation, Definition, Draft, Manifest, Profile, Task
+from prefix_store.manifest import Definition, Draft, Manifest, Profile
 from prefix_store.reference import check_task_name
 from prefix_store.registry import answers, audit, rows, traffic
+from prefix_store.registry.activations import ActivationRegistry
 from prefix_store.registry.audit import NOBODY, Actor
-from prefix_store.registry.database import Database
 from prefix_store.registry.preconditions import (
     UNCONDITIONAL,
-    CurrentActivation,
     IdempotentRequest,
     Preconditions,
 )
-from prefix_store.registry.quotas import Quotas
-from prefix_store.registry.schema import activations, tasks, versions
+from prefix_store.registry.schema import versions
+from prefix_store.registry.tasks import write_profile
 from prefix_store.registry.traffic import choose
 
 
@@ -41,86 +37,13 @@ class ServingVersion:
     profile: Profile
 
 
-class Registry:
+class Registry(ActivationRegistry):
     """Tasks and versions in a transactional database. Thread-safe, and safe to share by processes.
 
     Writes are audited, and durable when the method returns; a method that raises has changed
     nothing. Deleted rows are only marked, so that version numbers are never reused. Every method
     raises `StorageFailure` if the database fails.
     """
-
-    def __init__(
-        self,
-        url: str,
-        *,
-        may_create: bool = True,
-        quotas: Quotas = Quotas(),  # noqa: B008
-    ) -> None:
-        """`may_create`: create missing tables; otherwise they are a `StorageFailure`."""
-        self._quotas = quotas
-        self.database = Database(url, may_create=may_create)
-        self._read, self._write = self.database.read, self.database.write
-
-    def close(self) -> None:
-        """Close the idle connections."""
-        self.database.close()
-
-    def ping(self) -> None:
-        """Raise `StorageFailure` if the registry cannot be read or its file was replaced."""
-        self.database.check()
-        with self._read() as connection:
-            connection.execute(select(tasks.c.name).limit(1)).all()
-
-    def create_task(self, name: str, profile: Profile, by: Actor = NOBODY) -> Task:
-        """Create a task without versions. Raises `InvalidName`, `TaskExists`, `QuotaExceeded`."""
-        check_task_name(name)
-        with self._write() as connection:
-            if not rows.create(connection, name, profile):
-                raise TaskExists(f"the task {name} exists already")
-            self._quotas.check_tasks(connection)
-            digest = Digest.of(profile.model_dump_json().encode())
-            audit.append(connection, by, "create_task", task=name, digest=digest)
-            return rows.read_task(connection, name)
-
-    def set_profile(
-        self,
-        name: str,
-        profile: Profile,
-        preconditions: Preconditions = UNCONDITIONAL,
-        by: Actor = NOBODY,
-    ) -> Task:
-        """Replace a task's profile. Raises `UnknownTask`, `PreconditionFailed`."""
-        with self._write() as connection:
-            rows.lock(connection, name, preconditions)
-            _write_profile(connection, name, profile, by)
-            return rows.read_task(connection, name)
-
-    def get_task(self, name: str) -> Task:
-        """Return a task. Raises `UnknownTask`."""
-        with self._read() as connection:
-            return rows.read_task(connection, name)
-
-    def list_tasks(
-        self, after: str | None = None, limit: int = 100, globs: Sequence[str] = ("*",)
-    ) -> list[Task]:
-        """Return at most `limit` tasks after the name `after`, by name. Raises `InvalidName`."""
-        page = rows.TASKS.where(rows.matches(globs)).order_by(tasks.c.name).limit(limit)
-        if after is not None:
-            check_task_name(after)
-            page = page.where(tasks.c.name > after)
-        with self._read() as connection:
-            return [rows.as_task(row) for row in connection.execute(page)]
-
-    def delete_task(
-        self, name: str, preconditions: Preconditions = UNCONDITIONAL, by: Actor = NOBODY
-    ) -> None:
-        """Delete a task and its versions. Raises `UnknownTask`, `PreconditionFailed`."""
-        with self._write() as connection:
-            rows.lock(connection, name, preconditions)
-            rows.mark_deleted(connection, name)
-            rows.change(connection, name, active_seq=None, deleted_at=rows.now())
-            audit.append(connection, by, "delete_task", task=name)
-            answers.keep(connection, preconditions, None)
 
     def add_version(
         self,
@@ -210,96 +133,6 @@ class Registry:
             audit.append(connection, by, "delete_version", task=task, version=number)
             answers.keep(connection, preconditions, None)
 
-    def activate(
-        self,
-        task: str,
-        number: int,
-        by: Actor = NOBODY,
-        preconditions: Preconditions = UNCONDITIONAL,
-        unusable: Set[Digest] = frozenset(),
-    ) -> Activation:
-        """Make a version the active one, with all the traffic.
-
-        Returns the activation in force if nothing changes. Raises `UnknownTask`,
-        `PreconditionFailed`, `UnknownVersion`, and `VersionQuarantined` if the version's blob is in
-        `unusable`.
-        """
-        with self._write() as connection:
-            top = rows.activation(connection, rows.lock(connection, task, preconditions).active_seq)
-            rows.check_version(connection, task, number, unusable)
-            parent = None if top is None else top.seq
-            if top is not None and top.version == number:
-                if not traffic.read(connection, [top.seq]):
-                    return answers.keep(connection, preconditions, rows.as_activation(top))
-                parent = top.parent
-            made = rows.set_active(connection, task, number, "activate", parent=parent, by=by.key)
-            audit.append(connection, by, "activate", task=task, version=number)
-            return answers.keep(connection, preconditions, made)
-
-    def rollback(
-        self,
-        task: str,
-        by: Actor = NOBODY,
-        preconditions: Preconditions = UNCONDITIONAL,
-        unusable: Set[Digest] = frozenset(),
-    ) -> Activation:
-        """Activate the version that was active before; a second rollback goes further back.
-
-        If the traffic is split, the active version alone gets it again. Deleted versions are
-        skipped. Raises `UnknownTask`, `PreconditionFailed`, `NothingToRollBack`,
-        `VersionQuarantined`.
-        """
-        with self._write() as connection:
-            top = rows.activation(connection, rows.lock(connection, task, preconditions).active_seq)
-            is_split = top is not None and bool(traffic.read(connection, [top.seq]))
-            target = top if is_split else rows.previous_activation(connection, top)
-            if target is None:
-                raise NothingToRollBack(f"{task} has no earlier version to go back to")
-            rows.check_version(connection, task, target.version, unusable)
-            made = rows.set_active(
-                connection, task, target.version, "rollback", parent=target.parent, by=by.key
-            )
-            audit.append(connection, by, "rollback", task=task, version=target.version)
-            return answers.keep(connection, preconditions, made)
-
-    def set_traffic(
-        self,
-        task: str,
-        weights: Mapping[int, int],
-        by: Actor = NOBODY,
-        preconditions: Preconditions = UNCONDITIONAL,
-        unusable: Set[Digest] = frozenset(),
-    ) -> Activation:
-        """Split the traffic in proportion to weights, until the next activation or rollback.
-
-        Without weights the active version gets all of it.
-        Raises `UnknownTask`, `PreconditionFailed`, `NothingActive`, `UnknownVersion`,
-        `VersionQuarantined`.
-        """
-        with self._write() as connection:
-            top = rows.activation(connection, rows.lock(connection, task, preconditions).active_seq)
-            if top is None:
-                raise NothingActive(f"{task} has no active version")
-            for number in weights:
-                rows.check_version(connection, task, number, unusable)
-            if not weights and not traffic.read(connection, [top.seq]):
-                return answers.keep(connection, preconditions, rows.as_activation(top))
-            made = rows.set_active(
-                connection, task, top.version, "traffic", parent=top.parent, by=by.key
-            )
-            traffic.write(connection, made.seq, weights)
-            audit.append(connection, by, "set_traffic", task=task)
-            made = made.model_copy(update={"weights": dict(weights) or None})
-            return answers.keep(connection, preconditions, made)
-
-    def traffic(self, task: str) -> dict[int, int] | None:
-        """Return the weights by version if the traffic is split. Raises `UnknownTask`."""
-        query = select(tasks.c.active_seq).where(tasks.c.name == task)
-        with self._read() as connection:
-            rows.read_task(connection, task)
-            seq = connection.scalar(query)
-            return None if seq is None else traffic.read(connection, [seq]).get(seq)
-
     def set_pinned(self, task: str, number: int, *, pinned: bool, by: Actor = NOBODY) -> None:
         """Record whether a version's prefix stays on the device.
 
@@ -324,27 +157,6 @@ class Registry:
         """Check whether `num_bytes` more still fit. Raises `StoreFull`."""
         with self._read() as connection:
             self._quotas.check_bytes(connection, num_bytes)
-
-    def current_activation(self, task: str) -> CurrentActivation:
-        """Return the activation in force; an empty one for a task that does not exist."""
-        query = select(tasks.c.active_seq).where(tasks.c.name == task, tasks.c.deleted_at.is_(None))
-        with self._read() as connection:
-            return CurrentActivation(connection.scalar(query))
-
-    def history(self, task: str, limit: int = 100) -> list[Activation]:
-        """Return a task's last activations, newest first. Raises `UnknownTask`."""
-        query = (
-            select(activations)
-            .join(tasks, tasks.c.name == activations.c.task)
-            .where(activations.c.task == task, activations.c.seq > tasks.c.since_seq)
-            .order_by(activations.c.seq.desc())
-            .limit(limit)
-        )
-        with self._read() as connection:
-            rows.read_task(connection, task)
-            found = connection.execute(query).all()
-            weights = traffic.read(connection, [row.seq for row in found])
-            return [rows.as_activation(row, weights.get(row.seq)) for row in found]
 
     def resolve(self, task: str, version: int | None = None, key: str = "") -> Manifest:
         """Return the version that serves a request, in one query, as every request needs it.
@@ -420,10 +232,4 @@ def _adopt(connection: Connection, task: str, definition: Definition, by: Actor)
     found = rows.read_task(connection, task)
     profile = definition.adopted_by(found)
     if profile != found.profile:
-        _write_profile(connection, task, profile, by)
-
-
-def _write_profile(connection: Connection, task: str, profile: Profile, by: Actor) -> None:
-    text = profile.model_dump_json()
-    rows.change(connection, task, profile=text)
-    audit.append(connection, by, "set_profile", task=task, digest=Digest.of(text.encode()))
+        write_profile(connection, task, profile, by)

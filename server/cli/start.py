@@ -104,7 +104,7 @@ def _ignore_signals() -> None:
 async def _announce(services: Services, listener: socket.socket) -> None:
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    tasks = await services.run_in_store(services.store.list_tasks)
+    tasks = await services.store.list_tasks()
     names = [task.name for task in tasks if task.active_version is not None]
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"Foreword serves {services.model_name} on {url}", markup=False)
@@ -112,5 +112,5 @@ async def _announce(services: Services, listener: socket.socket) -> None:
     if services.console:
         console.print(f"Console: {url}/console", markup=False)
     console.print(f"API: {url}/docs", markup=False)
-    if not await services.run_in_store(services.keys.exist):
+    if not await services.store.keys_exist():
         console.print("Keys: none, so everyone who can connect has full access", markup=False)

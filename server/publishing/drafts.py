@@ -68,34 +68,27 @@ class Drafts:
         upload = await self._run_in_thread(
             formats.read, body, media_type, base, max_prefix_tokens=self.max_prefix_tokens
         )
-        source = await self._run_in_thread(Digest.of, body)
-        golden = await self._run_in_thread(formats.read_golden, body, media_type)
-        evaluation = await self._run_in_thread(formats.read_evaluation, body)
-        definition = await self._run_in_thread(formats.read_definition, body)
+        definition = upload.definition
         prompt = (definition and definition.prompt) or PromptFormat()
         await self._run_in_thread(self._check_messages, prompt)
-        draft = await self._kept(upload, base, source, prompt, lease)
-        beside = {"golden": golden, "evaluation": evaluation}
-        return PreparedUpload(draft.model_copy(update=beside), definition)
+        draft = await self._stored(upload, base, prompt, lease)
+        sidecars = {"golden": upload.golden, "evaluation": upload.evaluation}
+        return PreparedUpload(draft.model_copy(update=sidecars), definition)
 
-    async def _kept(
-        self,
-        upload: formats.Upload,
-        base: BaseModelSpec,
-        source: Digest,
-        prompt: PromptFormat,
-        lease: BlobLease,
+    async def _stored(
+        self, upload: formats.Upload, base: BaseModelSpec, prompt: PromptFormat, lease: BlobLease
     ) -> Draft:
-        match upload:
+        source, digest = upload.source, upload.digest
+        match source:
             case Prefix():
-                digest, num_bytes = await self._run_in_thread(self._store.put, upload, lease)
+                blob, num_bytes = await self._run_in_thread(self._store.put, source, lease)
                 return await self._run_in_thread(
-                    self._describe, upload, digest, num_bytes, base, source, prompt
+                    self._describe, source, blob, num_bytes, base, digest, prompt
                 )
             case SoftPrompt():
-                return await self._compile_embeddings(upload, base, source, prompt, lease)
+                return await self._compile_embeddings(source, base, digest, prompt, lease)
             case TextPrompt():
-                return await self._compile_text(upload, base, source, lease)
+                return await self._compile_text(source, base, digest, lease)
 
     def _check_messages(self, prompt: PromptFormat) -> None:
         """Check that the base model's chat template can continue the prefix's messages.

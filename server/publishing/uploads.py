@@ -7,19 +7,19 @@ import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import ParamSpec, TypeVar
 
 from prefix_store import artifact, formats
 from prefix_store.blobs.leases import BlobLease
 from prefix_store.digest import Digest
-from prefix_store.errors import InvalidName, PrefixStoreError, UnknownTask, UnsupportedMediaType
+from prefix_store.errors import InvalidName, PrefixStoreError, UnknownTask
 from prefix_store.manifest import Check, Definition, Draft, Manifest, Profile
 from prefix_store.prefix import BaseModelSpec
 from prefix_store.reference import check_task_name
 from prefix_store.registry.audit import NOBODY, Actor
-from prefix_store.registry.preconditions import UNCONDITIONAL, CurrentActivation, Preconditions
+from prefix_store.registry.preconditions import UNCONDITIONAL, Preconditions
 from prefix_store.store import PrefixStore
 from server.engine.ipc.protocol import Engine
 from server.errors import (
@@ -33,6 +33,7 @@ from server.generation.grammar_check import GrammarCheck
 from server.generation.prompt import check_profile
 from server.metrics import Metrics
 from server.publishing.drafts import Drafts
+from server.publishing.results import DryRunResult, Preflight, PublishedVersion, failed_checks
 from server.publishing.verification import Verification, static_checks
 
 logger = logging.getLogger(__name__)
@@ -43,37 +44,6 @@ T = TypeVar("T")
 _CLIENT_GONE = (
     "the client disconnected before this version was ready: it is stored but not activated"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Preflight:
-    """State of the task when an upload started."""
-
-    is_new_task: bool
-    activation: CurrentActivation
-
-
-@dataclass(frozen=True, slots=True)
-class PublishedVersion:
-    """A new version, durably stored."""
-
-    manifest: Manifest
-    is_active: bool
-    is_new_task: bool
-    warning: str | None
-    """Checks that did not pass, or why the prefix is not loaded (the first request loads it)."""
-
-
-@dataclass(frozen=True, slots=True)
-class DryRunResult:
-    """The version that a push would have made, and its memory needs."""
-
-    pushed: PublishedVersion
-    num_device_bytes: int
-    fits: bool
-    """Whether it fits on the device, next to what is in use there."""
-    evicted: list[str]
-    """Prefixes that would be evicted for it."""
 
 
 class Uploads:
@@ -104,22 +74,18 @@ class Uploads:
 
     async def preflight(self, task: str, media_type: str, *, create: bool) -> Preflight:
         """Check everything that can be checked before the body is read."""
-        kind = media_type.partition(";")[0].strip().lower()
-        if kind and kind not in formats.MEDIA_TYPES:
-            raise UnsupportedMediaType(
-                f"an upload's media type is one of {', '.join(formats.MEDIA_TYPES)}"
-            )
+        formats.check_media_type(media_type)
         _ = self._engine.info
         is_new_task = False
         try:
-            await self._run_in_thread(self._store.get_task, task)
+            await self._run_in_thread(self._store.registry.get_task, task)
         except (UnknownTask, InvalidName):
             if not create:
                 raise
             check_task_name(task)
             is_new_task = True
         return Preflight(
-            is_new_task, await self._run_in_thread(self._store.current_activation, task)
+            is_new_task, await self._run_in_thread(self._store.registry.current_activation, task)
         )
 
     async def push(
@@ -148,7 +114,7 @@ class Uploads:
                 profile = await self._profile(task, prepared.definition)
                 draft = await self._verified(profile, prepared.draft, activate)
                 warning = await self.load(draft.digest) if activate else None
-                warning = warning or _failed(draft.verification)
+                warning = warning or failed_checks(draft.verification)
                 if activate and not is_wanted():
                     activate, warning, preconditions = (
                         False,
@@ -204,7 +170,7 @@ class Uploads:
                 dry_run=True,
             )
             pushed = PublishedVersion(
-                manifest, activate, preflight.is_new_task, _failed(draft.verification)
+                manifest, activate, preflight.is_new_task, failed_checks(draft.verification)
             )
             return DryRunResult(pushed, num_bytes, room.fits, room.evicted)
 
@@ -219,7 +185,7 @@ class Uploads:
 
     async def check_golden(self, manifest: Manifest) -> None:
         """Check the golden prompts before a version gets traffic. Raises `GoldenPromptFailed`."""
-        task = await self._run_in_thread(self._store.get_task, manifest.task)
+        task = await self._run_in_thread(self._store.registry.get_task, manifest.task)
         check = await self._golden(manifest, task.profile)
         if check is not None and not check.passed:
             raise GoldenPromptFailed(check.detail)
@@ -242,7 +208,7 @@ class Uploads:
         )
         checks = await self._run_in_thread(static_checks, prefix, base)
         checks += await self._verification.run(digest, manifest.num_virtual_tokens)
-        task = await self._run_in_thread(self._store.get_task, manifest.task)
+        task = await self._run_in_thread(self._store.registry.get_task, manifest.task)
         golden = await self._golden(manifest, task.profile)
         return (*checks, *([] if golden is None else [golden]))
 
@@ -252,7 +218,7 @@ class Uploads:
         Raises `DefinitionMismatch`, and the errors of an invalid profile.
         """
         try:
-            found = await self._run_in_thread(self._store.get_task, task)
+            found = await self._run_in_thread(self._store.registry.get_task, task)
         except UnknownTask:
             found = None
         if definition is None:
@@ -301,7 +267,7 @@ class Uploads:
 
     async def unpin(self, manifests: Sequence[Manifest]) -> None:
         """Unpin prefixes, unless another version has the same one pinned."""
-        pinned = {digest for _, _, digest in await self._run_in_thread(self._store.pinned)}
+        pinned = {digest for _, _, digest in await self._run_in_thread(self._store.registry.pinned)}
         for digest in {Digest(manifest.digest) for manifest in manifests} - pinned:
             self._engine.unpin(digest)
 
@@ -314,7 +280,7 @@ class Uploads:
         return await self._run_in_thread(self._export, manifest, base)
 
     def _export(self, manifest: Manifest, base: BaseModelSpec | None) -> bytes:
-        profile = self._store.get_task(manifest.task).profile
+        profile = self._store.registry.get_task(manifest.task).profile
         definition = Definition.of(profile, manifest.prompt)
         data = self._store.open(Digest(manifest.digest))
         if base is None:
@@ -326,8 +292,3 @@ class Uploads:
     async def _run_in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, partial(work, *args, **kwargs))
-
-
-def _failed(checks: tuple[Check, ...]) -> str | None:
-    """Describe failed checks that did not cause a refusal; None if all passed."""
-    return "; ".join(check.detail for check in checks if not check.passed) or None

@@ -61,7 +61,7 @@ def change(key: str, call: Callable[[PrefixStore, Preconditions], object]) -> St
     request = IdempotentRequest("test", "x", key, Digest.of(key.encode()), answer=str)
 
     def step(store: PrefixStore) -> None:
-        if store.answer(request) is None:
+        if store.registry.answer(request) is None:
             call(store, Preconditions(idempotent=request))
 
     return step
@@ -87,10 +87,16 @@ STEPS: dict[str, list[Step]] = {
         ),
     ],
     "delete": [
-        change("a", lambda store, preconditions: store.delete_version("x", 1, preconditions)),
-        change("b", lambda store, preconditions: store.delete_version("x", 2, preconditions)),
-        change("c", lambda store, preconditions: store.delete_version("y", 2, preconditions)),
-        change("d", lambda store, preconditions: store.delete_task("y", preconditions)),
+        change(
+            "a", lambda store, preconditions: store.registry.delete_version("x", 1, preconditions)
+        ),
+        change(
+            "b", lambda store, preconditions: store.registry.delete_version("x", 2, preconditions)
+        ),
+        change(
+            "c", lambda store, preconditions: store.registry.delete_version("y", 2, preconditions)
+        ),
+        change("d", lambda store, preconditions: store.registry.delete_task("y", preconditions)),
     ],
     "collect": [collect],
     "migrate": [],  # opening the store is all of it
@@ -101,7 +107,9 @@ STEPS: dict[str, list[Step]] = {
             "a", lambda store, preconditions: store.activate("x", 1, preconditions=preconditions)
         ),
         partial(push, task="y", name="3"),
-        change("b", lambda store, preconditions: store.delete_version("x", 2, preconditions)),
+        change(
+            "b", lambda store, preconditions: store.registry.delete_version("x", 2, preconditions)
+        ),
         partial(collect, grace_s=0.0),
         partial(push, task="x", name="4"),
     ],

@@ -32,16 +32,19 @@ def state_of(store: PrefixStore) -> State:
     return {
         task.name: TaskState(
             task.active_version,
-            {manifest.version: manifest.digest for manifest in store.list_versions(task.name)},
-            [activation.version for activation in store.history(task.name)],
+            {
+                manifest.version: manifest.digest
+                for manifest in store.registry.list_versions(task.name)
+            },
+            [activation.version for activation in store.registry.history(task.name)],
             audited[task.name],
         )
-        for task in store.list_tasks()
+        for task in store.registry.list_tasks()
     }
 
 
 def audit_of(store: PrefixStore) -> AuditLog:
-    return AuditLog(store._registry.database)
+    return AuditLog(store.registry.database)
 
 
 def states_of(operation: str, folder: Path) -> list[State]:

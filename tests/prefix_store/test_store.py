@@ -58,9 +58,9 @@ def test_a_prefix_is_put_pushed_resolved_and_opened(store: PrefixStore, prefix: 
     digest, num_bytes = store.put(prefix)
     wanted = draft().model_copy(update={"digest": str(digest), "num_bytes": num_bytes})
     manifest = store.push("x", wanted, activate=True, create=True, by=Actor("me"))
-    data = store.open(Digest(store.resolve("x").digest))
+    data = store.open(Digest(store.registry.resolve("x").digest))
 
-    assert store.resolve("x") == store.resolve("x", 1) == manifest
+    assert store.registry.resolve("x") == store.registry.resolve("x", 1) == manifest
     assert (manifest.version, manifest.created_by) == (1, "me")
     assert manifest == Manifest.model_validate_json(manifest.model_dump_json())
     assert len(data) == num_bytes
@@ -70,31 +70,31 @@ def test_a_prefix_is_put_pushed_resolved_and_opened(store: PrefixStore, prefix: 
 def test_a_manifest_begins_with_its_identity(store: PrefixStore) -> None:
     push(store, "1")
 
-    assert list(store.resolve("x").model_dump())[:3] == ["task", "version", "digest"]
+    assert list(store.registry.resolve("x").model_dump())[:3] == ["task", "version", "digest"]
 
 
 def test_a_version_without_its_blob_is_not_pushed(store: PrefixStore) -> None:
     with pytest.raises(UnknownDigest):
         store.push("x", draft("never put"), activate=True, create=True)
     with pytest.raises(UnknownTask):
-        store.get_task("x")
+        store.registry.get_task("x")
 
 
 def test_the_door_leads_to_the_whole_registry(store: PrefixStore) -> None:
     assert store.outages() == {}
-    store.create_task("x", Profile())
-    store.set_profile("x", Profile(description="d"))
+    store.registry.create_task("x", Profile())
+    store.registry.set_profile("x", Profile(description="d"))
     for content in "12":
         push(store, content)
     store.activate("x", 1)
     store.rollback("x")
 
-    assert store.get_task("x") == store.list_tasks()[0]
-    assert store.get_version("x", 1) == store.list_versions("x")[0]
-    assert [line.version for line in store.history("x")] == [2, 1, 2, 1]
-    store.delete_version("x", 1)
-    store.delete_task("x")
-    assert store.list_tasks() == []
+    assert store.registry.get_task("x") == store.registry.list_tasks()[0]
+    assert store.registry.get_version("x", 1) == store.registry.list_versions("x")[0]
+    assert [line.version for line in store.registry.history("x")] == [2, 1, 2, 1]
+    store.registry.delete_version("x", 1)
+    store.registry.delete_task("x")
+    assert store.registry.list_tasks() == []
 
 
 def test_garbage_is_what_no_version_refers_to_and_is_old(
@@ -114,7 +114,7 @@ def test_a_deleted_version_keeps_its_blob_for_the_grace(
 ) -> None:
     first, second = push(store, "1"), push(store, "2")
     age(root)
-    store.delete_version("x", 1)
+    store.registry.delete_version("x", 1)
 
     assert store.collect_garbage(grace_s=60) == 0
     assert store.collect_garbage(grace_s=0) == 1
@@ -125,7 +125,7 @@ def test_a_deleted_version_keeps_its_blob_for_the_grace(
 def test_a_deleted_task_leaves_no_blob_behind(store: PrefixStore, blobs: FileBlobStore) -> None:
     for content in "12":
         push(store, content)
-    store.delete_task("x")
+    store.registry.delete_task("x")
 
     assert store.collect_garbage(grace_s=0) == 2
     assert list(blobs) == []
@@ -136,10 +136,10 @@ def test_a_blob_of_two_tasks_stays_until_the_last_is_gone(
 ) -> None:
     for task in "xy":
         push(store, "shared", task)
-    store.delete_task("x")
+    store.registry.delete_task("x")
 
     assert store.collect_garbage(grace_s=0) == 0
-    store.delete_task("y")
+    store.registry.delete_task("y")
     assert store.collect_garbage(grace_s=0) == 1
 
 
@@ -178,11 +178,11 @@ def test_two_hundred_faults_and_never_other_bytes(
                 with pytest.raises(DigestMismatch):
                     store.open(digest)
             else:
-                assert store.open(Digest(store.resolve(f"t{i}").digest)) == wanted[i]
+                assert store.open(Digest(store.registry.resolve(f"t{i}").digest)) == wanted[i]
         assert store.quarantined() == {digests[hit]}
         with pytest.raises(VersionQuarantined):
             store.activate(f"t{hit}", 1)
-        assert store.resolve(f"t{hit}").digest == str(digests[hit])
+        assert store.registry.resolve(f"t{hit}").digest == str(digests[hit])
         assert store.put_bytes(wanted[hit]) == digests[hit]
         assert store.open(digests[hit]) == wanted[hit]
 
@@ -203,7 +203,7 @@ def test_garbage_in_quarantine_is_collected(
         (root / "sha256" / digest.hex[:2] / digest.hex[2:]).write_bytes(b"rotten")
         with pytest.raises(DigestMismatch):
             store.open(digest)
-    store.delete_task("y")
+    store.registry.delete_task("y")
 
     assert store.collect_garbage(grace_s=0) == 1
     assert store.quarantined() == {kept}

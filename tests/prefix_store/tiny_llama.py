@@ -138,8 +138,8 @@ def run(soft: SoftPrompt) -> Prefix:
     )
 
 
-def read(data: bytes, media_type: str = "application/x-tar", tokens: int = 64) -> formats.Upload:
-    return formats.read(data, media_type, BASE, max_prefix_tokens=tokens)
+def read(data: bytes, media_type: str = "application/x-tar", tokens: int = 64) -> formats.Source:
+    return formats.read(data, media_type, BASE, max_prefix_tokens=tokens).source
 
 
 def directory(config: object, tensors: dict[str, Tensor]) -> bytes:

@@ -39,7 +39,7 @@ async def test_demo_tasks_are_made_once(demo_app: FastAPI, engine: FakeEngine) -
     services: Services = demo_app.state.services
 
     async with demo_app.router.lifespan_context(demo_app):
-        tasks = services.store.list_tasks()
+        tasks = await services.store.list_tasks()
 
     # Those that were tuned are for another model than this one.
     of_text = {demo.name: demo.profile for demo in DEMO_TASKS if demo.folder is None}
@@ -52,12 +52,12 @@ async def test_a_demo_task_that_exists_is_left_alone(
     demo_app: FastAPI, store: PrefixStore, engine: FakeEngine
 ) -> None:
     mine = DEMO_TASKS[0]
-    store.create_task(mine.name, mine.profile.model_copy(update={"description": "mine"}))
+    store.registry.create_task(mine.name, mine.profile.model_copy(update={"description": "mine"}))
 
     async with demo_app.router.lifespan_context(demo_app):
         pass
 
-    assert store.get_task(mine.name).profile.description == "mine"
+    assert store.registry.get_task(mine.name).profile.description == "mine"
 
 
 async def test_the_engine_lives_as_long_as_the_app(app: FastAPI, engine: FakeEngine) -> None:

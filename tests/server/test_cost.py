@@ -258,7 +258,7 @@ async def test_health_and_keys_do_not_wait_for_requests(
     await push(http, "a")
     _, key = keys.create(Grant(name="app", scopes=("read", "admin")))
     may_end = threading.Event()
-    busy = [services.executor.submit(may_end.wait, 30) for _ in range(8)]
+    busy = [services.store.request_executor.submit(may_end.wait, 30) for _ in range(8)]
     try:
         async with asyncio.timeout(10):
             ready = await http.get("/readyz")
@@ -274,7 +274,7 @@ async def test_what_waits_for_a_thread_is_not_begun_once_its_client_has_left(
     services: Services, encoded: list[str]
 ) -> None:
     may_end = threading.Event()
-    busy = [services.executor.submit(may_end.wait, 30) for _ in range(4)]
+    busy = [services.store.request_executor.submit(may_end.wait, 30) for _ in range(4)]
 
     admitted = asyncio.create_task(services.router.admit(None, None, GenerateParams(prompt="x")))
     await asyncio.sleep(0.05)

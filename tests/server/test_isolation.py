@@ -96,9 +96,7 @@ class Traffic:
                 await self._upload(task)
                 return
             version = self._random.randint(1, self._num_versions[task])
-            await self._services.run_in_store(
-                self._services.store.activate, f"task-{task}", version
-            )
+            await self._services.store.activate(f"task-{task}", version)
 
     async def _generate(self) -> None:
         """Send a request. Prompts of all tasks start alike, so that a cache could confuse them."""

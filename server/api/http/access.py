@@ -10,7 +10,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, FastAPI, Request
 from starlette.requests import HTTPConnection
@@ -23,6 +23,7 @@ from prefix_store.reference import is_task_name, matches
 from prefix_store.registry.audit import Actor
 from prefix_store.registry.keys import CACHE_S, Key, KeyStore, Scope
 from server.api.http.limits import AttemptLimit, KeyLimits
+from server.async_store import AsyncStore
 from server.errors import (
     InsufficientScope,
     MalformedRequest,
@@ -117,18 +118,12 @@ def get_principal(request: Request) -> Principal:
 PrincipalDep = Annotated[Principal, Depends(get_principal)]
 
 
-class RunInThread(Protocol):
-    """Runs a blocking function on a thread."""
-
-    async def __call__(self, work: Callable[..., Any], *args: Any) -> Any: ...
-
-
 class Access:
-    """Authenticates requests. `run_in_thread` runs database lookups."""
+    """Authenticates requests. `store` looks up keys in the database."""
 
-    def __init__(self, keys: KeyStore, run_in_store: RunInThread) -> None:
+    def __init__(self, keys: KeyStore, store: AsyncStore) -> None:
         self._keys = keys
-        self._run_in_thread = run_in_store
+        self._store = store
         self._attempts = AttemptLimit()
         self._keys_exist = False
         self._asked_s = float("-inf")
@@ -148,7 +143,7 @@ class Access:
     async def is_open(self) -> bool:
         """Whether the server has no keys. Looked up again until there is one."""
         if not self._keys_exist and time.monotonic() - self._asked_s > CACHE_S:
-            self._keys_exist = await self._run_in_thread(self._keys.exist)
+            self._keys_exist = await self._store.keys_exist()
             self._asked_s = time.monotonic()
         return not self._keys_exist
 
@@ -158,7 +153,7 @@ class Access:
             found = self._keys.remembered(attempt)
             if found is None:
                 self._attempts.check(peer)
-                found = await self._run_in_thread(self._keys.find, attempt)
+                found = await self._store.find_key(attempt)
             key = self._keys.check(attempt, found)
             if key is not None:
                 return key

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 from fastapi import Depends, Header, Request, Response
 from fastapi.routing import APIRoute
 
 from prefix_store import strict_json
-from prefix_store.registry.audit import AuditLog
 from prefix_store.registry.keys import KeyStore
 from prefix_store.registry.replica import Replica
-from prefix_store.store import PrefixStore
 from server.api.http.assets import Asset
+from server.async_store import AsyncStore
 from server.engine.ipc.protocol import Engine
 from server.errors import InvalidRequest, MalformedRequest, UnsupportedBody
 from server.generation.grammar_check import GrammarCheck
@@ -38,52 +35,32 @@ class Services:
     """All services of the app; constructed in `server.app`."""
 
     settings: Settings
-    store: PrefixStore
+    store: AsyncStore
     keys: KeyStore
-    audit: AuditLog
     engine: Engine
     tokenizer: Tokenizer
     router: Router
     uploads: Uploads
     grammars: GrammarCheck
     metrics: Metrics
-    checks: Executor
-    """For health and keys: nothing on it takes long."""
-    executor: Executor
-    """For requests: nothing on it waits for a network."""
-    readers: Executor
-    writers: Executor
-    """For what changes the registry, and may have to wait for another writer."""
     model_name: str
     """Public name of the base model; never a path."""
     version: str
     """Version of the server."""
     replica: Replica | None
-    """Of a shared registry."""
+    """Replica of a shared registry, if it is shared."""
     console: Mapping[str, Asset]
     """Files of the web console by name; empty if it is disabled."""
     in_progress: set[tuple[str, ...]] = field(default_factory=set)
     """Idempotent requests in progress."""
 
-    async def run_in_store(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run blocking work, such as a look into the registry, on a thread."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.readers, partial(work, *args, **kwargs))
+    async def run_in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run blocking work that is not part of a request for tokens, such as hashing a body."""
+        return await self.store.run("readers", work, *args, **kwargs)
 
     async def run_for_request(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """The same for what a request needs: it does not wait behind a database that is away."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.executor, partial(work, *args, **kwargs))
-
-    async def run_check(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """The same for who asks, and for health: they do not wait behind requests either."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.checks, partial(work, *args, **kwargs))
-
-    async def write(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """The same for a change of the registry: those who only read never wait behind it."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.writers, partial(work, *args, **kwargs))
+        """Run blocking work of a request, on a pool that a database outage cannot block."""
+        return await self.store.run("requests", work, *args, **kwargs)
 
 
 def get_services(request: Request) -> Services:

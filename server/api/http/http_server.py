@@ -18,7 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from server.api.http import problems
 from server.api.http.deps import Services
-from server.api.http.middleware import MAX_HEAD_BYTES
+from server.api.http.head_limits import MAX_HEAD_BYTES
 
 logger = logging.getLogger(__name__)
 

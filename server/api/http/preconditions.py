@@ -83,7 +83,7 @@ async def make_change(
         route=f"{request.method} {request.scope['route'].path}",
         task=task,
         key=headers.key,
-        request_digest=await services.run_in_store(_digest, request, await request.body()),
+        request_digest=await services.run_in_thread(_digest, request, await request.body()),
         answer=lambda result: _serialise(respond(result)),
     )
     name = (idempotent.principal, idempotent.route, idempotent.task, idempotent.key)
@@ -91,7 +91,7 @@ async def make_change(
         raise RequestInProgress("the first request with this idempotency key is still in progress")
     services.in_progress.add(name)
     try:
-        answer = await services.run_in_store(services.store.answer, idempotent)
+        answer = await services.store.find_answer(idempotent)
         if answer is not None:
             return _replay(answer)
         return respond(await work(Preconditions(headers.revisions, idempotent)))

@@ -34,7 +34,7 @@ async def livez(services: ServicesDep) -> Response:
 async def readyz(services: ServicesDep) -> Response:
     """Readiness: whether requests are accepted; `reasons` say what is unavailable."""
     reasons = _reasons(services)
-    outages = [] if reasons else await services.run_check(_outages, services)
+    outages = [] if reasons else await services.store.run("checks", _outages, services)
     return _health(reasons, outages)
 
 
@@ -93,9 +93,9 @@ def _reasons(services: Services) -> list[str]:
 
 def _outages(services: Services) -> list[str]:
     """Return problems that do not stop the server from accepting requests."""
-    outages = list(services.store.outages().values())
+    outages = list(services.store.blocking.outages().values())
     with suppress(StorageFailure):
-        if quarantined := services.store.quarantined():
+        if quarantined := services.store.blocking.quarantined():
             outages.append(f"{len(quarantined)} corrupt blobs in quarantine")
     return outages
 

@@ -39,9 +39,7 @@ MAX_MODELS = 1000
 @needs("generate", "read")
 async def models(services: ServicesDep, principal: PrincipalDep) -> Response:
     """List the base model and every task with an active version."""
-    tasks = await services.run_in_store(
-        services.store.list_tasks, None, MAX_MODELS, principal.globs
-    )
+    tasks = await services.store.list_tasks(None, MAX_MODELS, principal.globs)
     entries = [_base_model(services)]
     entries += [_model(services, task) for task in tasks if task.active_version is not None]
     return _json({"object": "list", "data": entries})
@@ -55,8 +53,8 @@ async def model(model: str, services: ServicesDep, principal: PrincipalDep) -> R
         return _json(_base_model(services))
     name, version = _target(model, services, principal)
     assert name is not None, "only the base model is no task"
-    task = await services.run_in_store(services.store.get_task, name)
-    manifest = await services.run_in_store(services.store.resolve, name, version)
+    task = await services.store.get_task(name)
+    manifest = await services.store.resolve(name, version)
     entry = _model(services, task) | {"id": model}
     entry["max_model_len"] -= manifest.num_virtual_tokens
     entry["metadata"] |= {

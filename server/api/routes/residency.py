@@ -20,7 +20,7 @@ routes = APIRouter(prefix="/tasks", tags=["residency"], route_class=JsonRoute)
 @needs("promote")
 async def warm(task: TaskPath, version: VersionPath, services: ServicesDep) -> VersionResidency:
     """Load a version's prefix before the first request needs it."""
-    manifest = await services.run_in_store(services.store.get_version, task, version)
+    manifest = await services.store.get_version(task, version)
     await services.engine.load(Digest(manifest.digest))
     return await _described(services, manifest)
 
@@ -31,9 +31,9 @@ async def pin(
     task: TaskPath, version: VersionPath, services: ServicesDep, principal: PrincipalDep
 ) -> VersionResidency:
     """Load a version's prefix and keep it on the device, also after a restart."""
-    manifest = await services.run_in_store(services.store.get_version, task, version)
+    manifest = await services.store.get_version(task, version)
     await services.engine.pin(Digest(manifest.digest))
-    await services.write(services.store.set_pinned, task, version, pinned=True, by=principal.actor)
+    await services.store.set_pinned(task, version, pinned=True, by=principal.actor)
     return await _described(services, manifest)
 
 
@@ -43,8 +43,8 @@ async def unpin(
     task: TaskPath, version: VersionPath, services: ServicesDep, principal: PrincipalDep
 ) -> VersionResidency:
     """Allow the prefix to be evicted again when others need the memory."""
-    manifest = await services.run_in_store(services.store.get_version, task, version)
-    await services.write(services.store.set_pinned, task, version, pinned=False, by=principal.actor)
+    manifest = await services.store.get_version(task, version)
+    await services.store.set_pinned(task, version, pinned=False, by=principal.actor)
     await services.uploads.unpin([manifest])
     return await _described(services, manifest)
 
@@ -53,7 +53,7 @@ async def unpin(
 @needs("promote")
 async def evict(task: TaskPath, version: VersionPath, services: ServicesDep) -> VersionResidency:
     """Evict the prefix from the device and from host memory. The next request loads it again."""
-    manifest = await services.run_in_store(services.store.get_version, task, version)
+    manifest = await services.store.get_version(task, version)
     if not await services.engine.evict(Digest(manifest.digest)):
         raise PrefixInUse("requests are using this prefix, or it is pinned")
     return await _described(services, manifest)
@@ -68,7 +68,7 @@ def residency(services: Services, digest: str) -> Literal["device", "host", "dis
 
 
 async def _described(services: Services, manifest: Manifest) -> VersionResidency:
-    pinned = await services.run_in_store(services.store.pinned)
+    pinned = await services.store.pinned()
     return VersionResidency(
         task=manifest.task,
         version=manifest.version,

@@ -38,9 +38,7 @@ async def list_tasks(
     services: ServicesDep, principal: PrincipalDep, limit: Limit = 100, after: After = None
 ) -> TaskPage:
     """List tasks by name, one page at a time."""
-    tasks = await services.run_in_store(
-        services.store.list_tasks, after, limit + 1, principal.globs
-    )
+    tasks = await services.store.list_tasks(after, limit + 1, principal.globs)
     is_last = len(tasks) <= limit
     return TaskPage(tasks=tasks[:limit], next_after=None if is_last else tasks[limit - 1].name)
 
@@ -49,19 +47,17 @@ async def list_tasks(
 @needs("read")
 async def get_task(task: TaskPath, services: ServicesDep, response: Response) -> TaskDescription:
     """Get a task: its profile, its active version and where that version's prefix is."""
-    found = await services.run_in_store(services.store.get_task, task)
+    found = await services.store.get_task(task)
     digest = None
     if found.active_version is not None:
-        manifest = await services.run_in_store(
-            services.store.get_version, task, found.active_version
-        )
+        manifest = await services.store.get_version(task, found.active_version)
         digest = manifest.digest
     response.headers.update(tag(found.revision))
     return TaskDescription(
         **dict(found),
         digest=digest,
         residency=None if digest is None else residency(services, digest),
-        weights=await services.run_in_store(services.store.traffic, task),
+        weights=await services.store.traffic(task),
     )
 
 
@@ -79,10 +75,10 @@ async def put_task(
     by = principal.actor
     if not change_headers.must_exist:
         with suppress(TaskExists):
-            created = await services.write(services.store.create_task, task, profile, by=by)
+            created = await services.store.create_task(task, profile, by=by)
             return _json(created, 201)
     preconditions = Preconditions(change_headers.revisions)
-    changed = await services.write(services.store.set_profile, task, profile, preconditions, by=by)
+    changed = await services.store.set_profile(task, profile, preconditions, by=by)
     return _json(changed, 200)
 
 
@@ -99,13 +95,11 @@ async def patch_task(
     principal: PrincipalDep,
 ) -> Task:
     """Change parts of a task's profile (RFC 7396)."""
-    found = await services.run_in_store(services.store.get_task, task)
+    found = await services.store.get_task(task)
     profile = _patched(found.profile, patch)
     await _check(profile, services)
     preconditions = Preconditions(change_headers.revisions)
-    changed = await services.write(
-        services.store.set_profile, task, profile, preconditions, by=principal.actor
-    )
+    changed = await services.store.set_profile(task, profile, preconditions, by=principal.actor)
     response.headers.update(tag(changed.revision))
     return changed
 
@@ -122,8 +116,8 @@ async def delete_task(
     """Delete a task and its versions. Requests in flight finish."""
 
     async def work(preconditions: Preconditions) -> None:
-        versions = await services.run_in_store(services.store.list_versions, task)
-        await services.write(services.store.delete_task, task, preconditions, by=principal.actor)
+        versions = await services.store.list_versions(task)
+        await services.store.delete_task(task, preconditions, by=principal.actor)
         await services.uploads.unload(versions)
 
     return await make_change(
@@ -144,15 +138,14 @@ async def activate(
     """Hot swap: new requests get this version, those in flight keep theirs."""
 
     async def work(preconditions: Preconditions) -> ActivationResponse:
-        activation = await services.run_in_store(services.store.current_activation, task)
-        manifest = await services.run_in_store(services.store.get_version, task, body.version)
+        activation = await services.store.current_activation(task)
+        manifest = await services.store.get_version(task, body.version)
         await services.uploads.check_golden(manifest)
         answer = _activated(manifest, await services.uploads.load(manifest.digest))
         preconditions = replace(preconditions, expected_activation=activation).after(
             lambda _: answer
         )
-        await services.write(
-            services.store.activate,
+        await services.store.activate(
             task,
             body.version,
             by=principal.actor,
@@ -175,14 +168,15 @@ async def rollback(
     """Go back to the version that was active before."""
 
     def answer(activation: Activation) -> ActivationResponse:
-        return _activated(services.store.get_version(task, activation.version), None)
+        registry = services.store.blocking.registry  # runs within the change's transaction
+        return _activated(registry.get_version(task, activation.version), None)
 
     async def work(preconditions: Preconditions) -> ActivationResponse:
         preconditions = preconditions.after(answer)
-        activation = await services.write(
-            services.store.rollback, task, by=principal.actor, preconditions=preconditions
+        activation = await services.store.rollback(
+            task, by=principal.actor, preconditions=preconditions
         )
-        answered = await services.run_in_store(answer, activation)
+        answered = await services.run_in_thread(answer, activation)
         warning = await services.uploads.load(answered.digest)
         return answered.model_copy(update={"warning": warning})
 
@@ -191,7 +185,7 @@ async def rollback(
 
 async def _check(profile: Profile, services: Services) -> None:
     """Reject a profile with which no request could be served."""
-    if (grammar := await services.run_in_store(check_profile, profile)) is not None:
+    if (grammar := await services.run_in_thread(check_profile, profile)) is not None:
         await services.grammars.check(grammar)
 
 

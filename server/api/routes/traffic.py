@@ -20,8 +20,8 @@ routes = APIRouter(prefix="/tasks", tags=["traffic"], route_class=JsonRoute)
 @needs("read")
 async def get_traffic(task: TaskPath, services: ServicesDep) -> TrafficResponse:
     """Get the weights of the versions that share the traffic, if it is split."""
-    found = await services.run_in_store(services.store.get_task, task)
-    weights = await services.run_in_store(services.store.traffic, task)
+    found = await services.store.get_task(task)
+    weights = await services.store.traffic(task)
     return TrafficResponse(task=task, active_version=found.active_version, weights=weights)
 
 
@@ -41,13 +41,11 @@ async def put_traffic(
     async def work(preconditions: Preconditions) -> TrafficResponse:
         preconditions = replace(
             preconditions,
-            expected_activation=await services.run_in_store(
-                services.store.current_activation, task
-            ),
+            expected_activation=await services.store.current_activation(task),
         )
         warnings = []
         for number in weights:
-            manifest = await services.run_in_store(services.store.get_version, task, number)
+            manifest = await services.store.get_version(task, number)
             await services.uploads.check_golden(manifest)
             warnings.append(await services.uploads.load(manifest.digest))
         warning = "; ".join(filter(None, warnings)) or None
@@ -87,8 +85,8 @@ async def _set(
         )
 
     preconditions = preconditions.after(answer)
-    made = await services.write(
-        services.store.set_traffic, task, weights, by=principal.actor, preconditions=preconditions
+    made = await services.store.set_traffic(
+        task, weights, by=principal.actor, preconditions=preconditions
     )
     return answer(made)
 

@@ -27,7 +27,7 @@ from server.api.schemas.admin import (
     VersionList,
     VersionPath,
 )
-from server.publishing.uploads import DryRunResult, PublishedVersion
+from server.publishing.results import DryRunResult, PublishedVersion
 
 routes = APIRouter(prefix="/tasks", tags=["versions"], route_class=JsonRoute)
 
@@ -125,15 +125,15 @@ async def post_version(
 @needs("read")
 async def list_versions(task: TaskPath, services: ServicesDep) -> VersionList:
     """List a task's versions and its activation history."""
-    found = await services.run_in_store(services.store.get_task, task)
-    versions = await services.run_in_store(services.store.list_versions, task)
-    quarantined = await services.run_in_store(services.store.quarantined)
+    found = await services.store.get_task(task)
+    versions = await services.store.list_versions(task)
+    quarantined = await services.store.quarantined()
     return VersionList(
         task=task,
         active_version=found.active_version,
         versions=await _described(services, versions),
         quarantined=[m.version for m in versions if Digest(m.digest) in quarantined],
-        history=await services.run_in_store(services.store.history, task),
+        history=await services.store.history(task),
     )
 
 
@@ -143,7 +143,7 @@ async def get_version(
     task: TaskPath, version: VersionPath, services: ServicesDep
 ) -> VersionDescription:
     """Get a version's manifest: its origin, its verification, and how prompts are built."""
-    manifest = await services.run_in_store(services.store.get_version, task, version)
+    manifest = await services.store.get_version(task, version)
     [described] = await _described(services, [manifest])
     return described
 
@@ -152,7 +152,7 @@ async def get_version(
 @needs("write")
 async def verify(task: TaskPath, version: VersionPath, services: ServicesDep) -> VerificationReport:
     """Verify a version again: its stored bytes, a test forward, its golden prompts."""
-    manifest = await services.run_in_store(services.store.get_version, task, version)
+    manifest = await services.store.get_version(task, version)
     checks = await services.uploads.verify(manifest)
     return VerificationReport(
         task=task,
@@ -176,10 +176,8 @@ async def delete_version(
     """Delete a version that is not active. Requests in flight finish."""
 
     async def work(preconditions: Preconditions) -> None:
-        manifest = await services.run_in_store(services.store.get_version, task, version)
-        await services.write(
-            services.store.delete_version, task, version, preconditions, by=principal.actor
-        )
+        manifest = await services.store.get_version(task, version)
+        await services.store.delete_version(task, version, preconditions, by=principal.actor)
         await services.uploads.unload([manifest])
 
     return await make_change(
@@ -193,9 +191,9 @@ async def download(
     task: TaskPath, version: VersionPath, services: ServicesDep, format: Format = "artifact"
 ) -> Response:
     """Download the artifact, or a tar that also says how prompts are built."""
-    manifest = await services.run_in_store(services.store.get_version, task, version)
+    manifest = await services.store.get_version(task, version)
     if format == "artifact":
-        data = await services.run_in_store(services.store.open, Digest(manifest.digest))
+        data = await services.store.open(Digest(manifest.digest))
         suffix, media_type = "safetensors", formats.SAFETENSORS
     else:
         data = await services.uploads.export(manifest, for_peft=format == "peft")
@@ -210,9 +208,7 @@ async def download(
 
 
 async def _described(services: Services, versions: list[Manifest]) -> list[VersionDescription]:
-    pinned = {
-        (task, number) for task, number, _ in await services.run_in_store(services.store.pinned)
-    }
+    pinned = {(task, number) for task, number, _ in await services.store.pinned()}
     return [
         VersionDescription(
             **dict(manifest),

@@ -49,7 +49,8 @@ class GenerateRequest(Body, RequestOptions, AnswerFields):
     )
     logprobs: NumTop | None = Field(
         None,
-        description="Log-probabilities of the tokens, and of this many most likely ones at each position.",
+        description="Log-probabilities of the tokens, and of this many most likely ones at each "
+        "position.",
     )
     prompt_logprobs: NumTop | None = Field(
         None, description="Like `logprobs`, for the prompt's tokens."

@@ -71,7 +71,7 @@ def test_what_became_a_version_stays(store: PrefixStore, blobs: BlobStore) -> No
         store.put_bytes(DATA, lease)
         push(store)
         lease.release()
-    store.delete_task("x")
+    store.registry.delete_task("x")
     rehearsal = store.lease()
     store.put_bytes(DATA, rehearsal)
     rehearsal.release()

@@ -9,8 +9,8 @@ from prefix_store.errors import InvalidArtifact, InvalidUpload, UnsupportedMedia
 from prefix_store.prefix import BaseModelSpec, TextPrompt
 
 
-def read(data: bytes, base: BaseModelSpec, media_type: str = formats.JSON) -> formats.Upload:
-    return formats.read(data, media_type, base, max_prefix_tokens=64)
+def read(data: bytes, base: BaseModelSpec, media_type: str = formats.JSON) -> formats.Source:
+    return formats.read(data, media_type, base, max_prefix_tokens=64).source
 
 
 @pytest.mark.parametrize("media_type", [formats.JSON, "Application/JSON; charset=utf-8"])

@@ -69,7 +69,7 @@ async def test_a_version_is_pinned_when_the_request_is_admitted(
 
     completion = await admit(services, "x", max_tokens=5)
     new = await push(services, "x", seed=2)
-    await services.run_in_store(services.store.delete_task, "x")
+    await services.store.delete_task("x")
     whole = await completion.collect()
 
     assert old != new
@@ -81,7 +81,7 @@ async def test_unknown_names_versions_and_tasks_without_a_version_are_refused(
     services: Services,
 ) -> None:
     await push(services, "x")
-    services.store.create_task("empty", Profile())
+    await services.store.create_task("empty", Profile())
     asked = GenerateParams(prompt="hi")
 
     with pytest.raises(UnknownTask):
@@ -115,7 +115,7 @@ async def test_the_body_wins_over_the_profile_and_the_profile_over_the_server(
 ) -> None:
     await push(services, "x")
     defaults = Defaults(max_tokens=9, temperature=0.5, top_k=3, seed=11)
-    services.store.set_profile("x", Profile(defaults=defaults))
+    await services.store.set_profile("x", Profile(defaults=defaults))
 
     await (await admit(services, "x", temperature=0.25, ignore_eos=True)).collect()
 
@@ -161,7 +161,7 @@ async def test_a_default_is_cut_to_what_the_context_leaves(
 
 async def test_a_task_has_limits_of_its_own(services: Services, engine: FakeEngine) -> None:
     await push(services, "x")
-    services.store.set_profile("x", Profile(limits=Limits(max_tokens=5, max_prompt_tokens=4)))
+    await services.store.set_profile("x", Profile(limits=Limits(max_tokens=5, max_prompt_tokens=4)))
 
     await (await admit(services, "x")).collect()
 
@@ -177,7 +177,7 @@ async def test_a_request_has_its_tasks_share_of_the_engine(
 ) -> None:
     for task in ("x", "y"):
         await push(services, task)
-    services.store.set_profile("x", Profile(limits=Limits(max_concurrency=3), weight=2.5))
+    await services.store.set_profile("x", Profile(limits=Limits(max_concurrency=3), weight=2.5))
 
     for task in ("x", None, "y", "x"):
         await (await admit(services, task, priority=-1)).collect()
@@ -224,7 +224,7 @@ async def test_a_template_a_chat_and_fields_make_the_prompt(
     services: Services, engine: FakeEngine, tokenizer: Tokenizer
 ) -> None:
     await push(services, "x")
-    services.store.set_profile("x", Profile(template="{prompt} in {language}:", chat=True))
+    await services.store.set_profile("x", Profile(template="{prompt} in {language}:", chat=True))
 
     await (await admit(services, "x", fields={"language": "Thai"})).collect()
 

@@ -15,8 +15,8 @@ from prefix_store import formats
 from prefix_store.registry.audit import AuditLog
 from prefix_store.registry.keys import KeyStore
 from prefix_store.store import PrefixStore
-from server.api.http import middleware
-from server.api.http.middleware import BodyBudget
+from server.api.http import body_limits
+from server.api.http.body_limits import BodyBudget
 from server.app import create_app
 from server.errors import Overloaded
 from server.settings import Settings
@@ -121,7 +121,7 @@ def test_one_body_may_go_beyond_what_all_others_share() -> None:
 def test_half_sent_uploads_together_do_not_take_more_than_there_is(
     monkeypatch: pytest.MonkeyPatch, roomy: LiveServer
 ) -> None:
-    monkeypatch.setattr(middleware, "_MAX_BYTES_OF_ALL", 400 * KIB)  # read at the first request
+    monkeypatch.setattr(body_limits, "_MAX_BYTES_OF_ALL", 400 * KIB)  # read at the first request
     head = ("PUT /tasks/x/prefix HTTP/1.1", f"Content-Length: {1000 * KIB}")
     part = b"x" * (300 * KIB)
 

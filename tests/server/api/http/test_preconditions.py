@@ -127,7 +127,7 @@ async def test_answers_that_nobody_waits_for_are_forgotten(
     http: httpx.AsyncClient, services: Services
 ) -> None:
     await http.put("/tasks/x/prefix", **upload(1))
-    services.store._registry.forget_answers(0.0)
+    services.store.blocking.registry.forget_answers(0.0)
     again = await http.put("/tasks/x/prefix", **upload(1))
 
     assert (again.status_code, again.json()["version"]) == (200, 2)

@@ -7,8 +7,14 @@ import pytest
 
 from prefix_store import artifact
 from prefix_store.digest import Digest
+from prefix_store.registry.audit import AuditLog
+from prefix_store.registry.keys import KeyStore
+from prefix_store.registry.registry import Registry
+from prefix_store.store import PrefixStore
 from server.app import create_app
 from server.errors import PinRefused, PrefixUnavailable
+from server.settings import Settings
+from server.text.tokenizer import Tokenizer
 from tests.server.fakes import ARTIFACT, FakeEngine, make_prefix, push
 
 
@@ -75,31 +81,24 @@ async def test_bytes_that_two_versions_share_stay_while_one_is_pinned(
 
 
 async def test_a_server_that_starts_again_pins_what_was_pinned(
-    http: httpx.AsyncClient, engine: FakeEngine
+    http: httpx.AsyncClient,
+    settings: Settings,
+    store: PrefixStore,
+    keys: KeyStore,
+    audit: AuditLog,
+    tokenizer: Tokenizer,
 ) -> None:
     digest = (await push(http, "x"))["digest"]
     await http.post("/tasks/x/versions/1/pin")
-    app = http._transport.app  # type: ignore[attr-defined]
-    services = app.state.services
     other = FakeEngine()
-    again = create_app(
-        services.settings,
-        services.store,
-        services.keys,
-        services.audit,
-        other,
-        services.tokenizer,
-        "tiny",
-    )
+    again = create_app(settings, store, keys, audit, other, tokenizer, "tiny")  # type: ignore[arg-type]
 
     async with again.router.lifespan_context(again):
         assert {str(d) for d in other.pinned} == {digest}
 
 
-async def test_quotas_have_statuses(http: httpx.AsyncClient, tmp_path: object) -> None:
-    """Of the registry's own tests the rest."""
-    services = http._transport.app.state.services  # type: ignore[attr-defined]
-    registry = services.store._registry
+async def test_quotas_have_statuses(http: httpx.AsyncClient, registry: Registry) -> None:
+    """The registry's own tests cover the rest of the quotas."""
     await push(http, "x")
     body = artifact.dump(make_prefix(9))
     quotas = {"max_tasks": 1, "max_versions_per_task": 1, "max_store_bytes": 1}

@@ -1,0 +1,77 @@
+"""Optional files next to a prefix in a tar: definition, golden prompts, evaluation."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from prefix_store import strict_json
+from prefix_store.errors import InvalidArtifact
+from prefix_store.formats.names import DEFINITION, EVALUATION, GOLDEN
+from prefix_store.formats.tar import Archive
+from prefix_store.manifest import Definition, Evaluation, GoldenPrompt, GoldenPrompts
+from prefix_store.safetensors_gate import shown
+
+MAX_BYTES = {DEFINITION: 8 << 20, GOLDEN: 8 << 20, EVALUATION: 1 << 16}
+_golden = TypeAdapter[tuple[GoldenPrompt, ...]](GoldenPrompts)
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def read_definition(archive: Archive) -> Definition | None:
+    """Read `foreword.json`, if the archive has one. Raises `InvalidArtifact`."""
+    return _read_json(archive, DEFINITION, Definition)
+
+
+def read_evaluation(archive: Archive) -> Evaluation | None:
+    """Read `evaluation.json`, if the archive has one. Raises `InvalidArtifact`."""
+    return _read_json(archive, EVALUATION, Evaluation)
+
+
+def read_golden(archive: Archive) -> tuple[GoldenPrompt, ...]:
+    """Read `golden.jsonl`, one JSON object per line, if the archive has one.
+
+    Raises `InvalidArtifact`.
+    """
+    lines = _read(archive, GOLDEN) or b""
+    try:
+        found = [strict_json.parse(line) for line in lines.splitlines() if line.strip()]
+        return _golden.validate_python(found)
+    except ValidationError as error:
+        first = _first(error)
+        where = ".".join(str(at) for at in first["loc"] if isinstance(at, int))
+        raise InvalidArtifact(f"{GOLDEN}, prompt {where or 'list'}: {first['msg']}") from None
+    except ValueError as error:
+        raise InvalidArtifact(f"{GOLDEN} is not JSON, line by line: {error}") from None
+
+
+def write(definition: Definition) -> bytes:
+    """Serialise a `foreword.json`."""
+    return definition.model_dump_json(indent=2, exclude_none=True).encode() + b"\n"
+
+
+def _read_json(archive: Archive, name: str, kind: type[M]) -> M | None:
+    if (found := _read(archive, name)) is None:
+        return None
+    try:
+        return kind.model_validate(strict_json.parse(found))
+    except ValidationError as error:
+        first = _first(error)
+        where = ".".join(shown(at).strip("'") for at in first["loc"])
+        raise InvalidArtifact(f"{name}: {where + ': ' if where else ''}{first['msg']}") from None
+    except ValueError as error:
+        raise InvalidArtifact(f"{name} is not JSON: {error}") from None
+
+
+def _read(archive: Archive, name: str) -> bytes | None:
+    found = archive.files(frozenset((name,))).get(name)
+    if found is not None and len(found) > MAX_BYTES[name]:
+        raise InvalidArtifact(f"{name} is larger than {MAX_BYTES[name]} bytes")
+    return found
+
+
+def _first(error: ValidationError) -> dict[str, Any]:
+    """Return the first error without the input."""
+    details = error.errors(include_input=False, include_context=False, include_url=False)
+    return dict(details[0])

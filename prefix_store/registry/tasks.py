@@ -1,0 +1,102 @@
+"""The registry's tasks and their profiles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, select
+
+from prefix_store.digest import Digest
+from prefix_store.errors import TaskExists
+from prefix_store.manifest import Profile, Task
+from prefix_store.reference import check_task_name
+from prefix_store.registry import answers, audit, rows
+from prefix_store.registry.audit import NOBODY, Actor
+from prefix_store.registry.database import Database
+from prefix_store.registry.preconditions import UNCONDITIONAL, Preconditions
+from prefix_store.registry.quotas import Quotas
+from prefix_store.registry.schema import tasks
+
+
+class TaskRegistry:
+    """Creates, changes, lists and deletes tasks. Holds the database and the quotas."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        may_create: bool = True,
+        quotas: Quotas = Quotas(),  # noqa: B008
+    ) -> None:
+        """`may_create`: create missing tables; otherwise they are a `StorageFailure`."""
+        self._quotas = quotas
+        self.database = Database(url, may_create=may_create)
+        self._read, self._write = self.database.read, self.database.write
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        self.database.close()
+
+    def ping(self) -> None:
+        """Raise `StorageFailure` if the registry cannot be read or its file was replaced."""
+        self.database.check()
+        with self._read() as connection:
+            connection.execute(select(tasks.c.name).limit(1)).all()
+
+    def create_task(self, name: str, profile: Profile, by: Actor = NOBODY) -> Task:
+        """Create a task without versions. Raises `InvalidName`, `TaskExists`, `QuotaExceeded`."""
+        check_task_name(name)
+        with self._write() as connection:
+            if not rows.create(connection, name, profile):
+                raise TaskExists(f"the task {name} exists already")
+            self._quotas.check_tasks(connection)
+            digest = Digest.of(profile.model_dump_json().encode())
+            audit.append(connection, by, "create_task", task=name, digest=digest)
+            return rows.read_task(connection, name)
+
+    def set_profile(
+        self,
+        name: str,
+        profile: Profile,
+        preconditions: Preconditions = UNCONDITIONAL,
+        by: Actor = NOBODY,
+    ) -> Task:
+        """Replace a task's profile. Raises `UnknownTask`, `PreconditionFailed`."""
+        with self._write() as connection:
+            rows.lock(connection, name, preconditions)
+            write_profile(connection, name, profile, by)
+            return rows.read_task(connection, name)
+
+    def get_task(self, name: str) -> Task:
+        """Return a task. Raises `UnknownTask`."""
+        with self._read() as connection:
+            return rows.read_task(connection, name)
+
+    def list_tasks(
+        self, after: str | None = None, limit: int = 100, globs: Sequence[str] = ("*",)
+    ) -> list[Task]:
+        """Return at most `limit` tasks after the name `after`, by name. Raises `InvalidName`."""
+        page = rows.TASKS.where(rows.matches(globs)).order_by(tasks.c.name).limit(limit)
+        if after is not None:
+            check_task_name(after)
+            page = page.where(tasks.c.name > after)
+        with self._read() as connection:
+            return [rows.as_task(row) for row in connection.execute(page)]
+
+    def delete_task(
+        self, name: str, preconditions: Preconditions = UNCONDITIONAL, by: Actor = NOBODY
+    ) -> None:
+        """Delete a task and its versions. Raises `UnknownTask`, `PreconditionFailed`."""
+        with self._write() as connection:
+            rows.lock(connection, name, preconditions)
+            rows.mark_deleted(connection, name)
+            rows.change(connection, name, active_seq=None, deleted_at=rows.now())
+            audit.append(connection, by, "delete_task", task=name)
+            answers.keep(connection, preconditions, None)
+
+
+def write_profile(connection: Connection, task: str, profile: Profile, by: Actor) -> None:
+    """Write a task's profile and an audit row."""
+    text = profile.model_dump_json()
+    rows.change(connection, task, profile=text)
+    audit.append(connection, by, "set_profile", task=task, digest=Digest.of(text.encode()))
