@@ -178,7 +178,7 @@ def test_an_open_server_and_a_world_readable_pepper(make: Make, database_file: P
 
 def test_a_port_that_is_taken(make: Make, live: LiveServer) -> None:
     assert checks.port(make()).status == "ok"
-    assert_todo(checks.port(make(port=live.port)), "fail", "a server answers")
+    assert_todo(checks.port(make(port=live.port)), "fail", "a server already answers")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert_todo(checks.port(make(port=port, host="127.0.0.1")), "fail")
