@@ -33,7 +33,7 @@ export function pane(name, wanted, onChange) {
     setText(state, profile?.description || (asked ? "" : "The frozen model, as it is."));
     const numbers = versions.includes(chosen) || !chosen ? versions : [...versions, chosen];
     const options = numbers.map((number) => h("option", { value: number }, `v${number}`));
-    version.replaceChildren(h("option", { value: "" }, asked ? "whoever has the traffic" : "none"), ...options);
+    version.replaceChildren(h("option", { value: "" }, asked ? "by traffic" : "none"), ...options);
     version.value = chosen;
     version.disabled = !asked;
     onChange();

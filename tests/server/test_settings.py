@@ -37,7 +37,7 @@ def test_a_misspelt_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("name", ["FOREWORD_URL", "FOREWORD_API_KEY"])
-def test_what_the_client_reads_is_not_misspelt(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_of_the_client_are_known(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "http://127.0.0.1:9")
 
     assert read_settings(["--port", "3"]).port == 3

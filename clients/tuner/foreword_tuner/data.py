@@ -114,9 +114,7 @@ def _check_whole(name: str, text: str) -> None:
         text.encode()
     except UnicodeEncodeError as exc:
         shown = name.encode("ascii", "backslashreplace").decode()
-        raise DataError(
-            f"`{shown}` has half a character (a lone surrogate) at {exc.start + 1}"
-        ) from None
+        raise DataError(f"`{shown}` has a lone surrogate at {exc.start + 1}") from None
 
 
 def _chat(value: Mapping[str, Any], number: int) -> Line:

@@ -20,7 +20,7 @@ GAP_S = 0.005
 
 @dataclass
 class SmallServer:
-    """What it does wrong is set from outside."""
+    """A small server whose faults a test sets."""
 
     url: str = ""
     is_foreword: bool = True

@@ -61,7 +61,7 @@ def test_the_two_sides_take_turns_and_every_prompt_is_new(small: SmallServer) ->
 
 
 def test_a_row_with_errors_meets_no_goal(small: SmallServer) -> None:
-    small.refuse_every = 6  # the last of the four that count, behind two to warm up
+    small.refuse_every = 6  # the last of the four measured ones, after two to warm up
 
     [row] = run(small, [ROW], 1, peer_url=small.url)["rows"]
 
@@ -92,7 +92,7 @@ def fake_vllm(tmp_path: Path) -> Path:
 
 
 def is_gone(pid: int) -> bool:
-    """Or a zombie, which nobody has reaped yet."""
+    """Whether it has ended. A zombie has, too."""
     stat = Path(f"/proc/{pid}/stat")
     return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
 
@@ -116,7 +116,7 @@ def test_a_server_is_gone_with_all_its_processes(fake_vllm: Path, tmp_path: Path
     wait_until(lambda: is_gone(child))
 
 
-def test_no_server_is_left_behind_by_a_comparison_that_is_ended(
+def test_an_ended_comparison_leaves_no_server_running(
     small: SmallServer, fake_vllm: Path, tmp_path: Path
 ) -> None:
     log = tmp_path / "vllm.log"
@@ -147,7 +147,7 @@ def test_a_server_that_does_not_start_says_why(fake_vllm: Path, tmp_path: Path) 
         pass
 
 
-def test_what_was_measured_is_drawn(
+def test_results_are_plotted(
     small: SmallServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("foreword_bench.cli.compare.ROWS", (ROW,))
@@ -181,9 +181,7 @@ def test_what_was_measured_is_drawn(
     assert all(png.startswith(b"\x89PNG") and len(png) > 10_000 for png in plots.values())
 
 
-def test_there_is_nothing_to_draw_of_a_load(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_load_has_no_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "load.json"
     path.write_text('{"kind": "load"}')
 

@@ -139,7 +139,7 @@ async def test_failures_are_counted_by_what_was_said(small: SmallServer) -> None
     assert figures["completion_tokens"] == 27
 
 
-async def test_a_server_that_goes_away_is_an_error_not_a_crash() -> None:
+async def test_a_server_that_stops_is_an_error_not_a_crash() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         where = target.Target(url=url, base=BASE, models=(BASE,))
@@ -151,7 +151,7 @@ async def test_a_server_that_goes_away_is_an_error_not_a_crash() -> None:
         hang_up.join(5)
 
 
-def test_nobody_at_the_address_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unreachable_address_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["load", "http://127.0.0.1:9"])
 

@@ -26,7 +26,7 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def state(process: subprocess.Popen[bytes]) -> str:
-    """As the kernel tells it, once a signal has had time to arrive."""
+    """The state in /proc, once a signal has had time to arrive."""
     time.sleep(0.2)
     return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
 

@@ -28,7 +28,7 @@ def end(count: int) -> bytes:
 
 
 def answer(*reads: bytes, status: int = 200, num_new_tokens: int = 2) -> Answer:
-    """Of an exchange whose reads came at 1 s, 2 s, ..."""
+    """An exchange whose reads arrived at 1 s, 2 s, ..."""
     exchange = Exchange(0.5, status=status, headers={"content-length": "1"})
     exchange.reads = [(float(i + 1), data) for i, data in enumerate(reads)]
     return stream.read(exchange, model="m", due_s=0.25, num_new_tokens=num_new_tokens)
@@ -104,5 +104,5 @@ def test_what_is_no_whole_answer_is_an_error(reads: list[bytes], error: str) -> 
         (b"", "HTTP 429"),
     ],
 )
-def test_a_refusal_is_told_in_the_servers_words(body: bytes, error: str) -> None:
+def test_a_refusal_is_reported_in_the_servers_words(body: bytes, error: str) -> None:
     assert answer(body, status=429).error == error

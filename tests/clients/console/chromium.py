@@ -20,7 +20,7 @@ FLAGS = (
 
 
 def find() -> str | None:
-    """Where it is, if it is installed."""
+    """Return the path of Chromium; None if it is not installed."""
     return next(filter(None, map(shutil.which, NAMES)), None)
 
 

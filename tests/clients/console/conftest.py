@@ -1,4 +1,4 @@
-"""Pages of the console in a real browser, in front of the real app around a fake engine."""
+"""Pages of the console in a real browser, served by the real app with a fake engine."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["app", "audit", "engine", "keys", "live", "registry", "settings", "st
 
 _REPORT = "addEventListener('securitypolicyviolation', (e) => console.error('CSP', e.blockedURI))"
 Open = Callable[..., Page]
-"""Of a page; what is wrong with it gathers in its `found`."""
+"""Opens a page. Errors of the page are collected and fail the test."""
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def _is_ours(address: str, url: str) -> bool:
 
 @pytest.fixture
 def open_page(browser: Browser, live: LiveServer, request: pytest.FixtureRequest) -> Open:
-    """Opens a view of the console, by the address behind the `#`."""
+    """Return a function that opens a view of the console by its address after the `#`."""
 
     def open_page(view: str = "/tasks", **options: object) -> Page:
         block = watched(browser, live.url, **options)

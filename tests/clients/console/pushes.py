@@ -16,7 +16,7 @@ def artifact_bytes(seed: int = 0, num_tokens: int = 3) -> bytes:
 
 
 def push(http: httpx.Client, task: str, *seeds: int) -> None:
-    """As many versions as seeds; the first one is active."""
+    """Push one version per seed. The first is active."""
     for seed in seeds:
         put = seed == seeds[0]
         path = f"/tasks/{task}/{'prefix' if put else 'versions'}"

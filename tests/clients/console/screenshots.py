@@ -149,7 +149,7 @@ def take_playground(light: Page) -> None:
 
 
 def save(shown: Page, name: str, height: int = SIZE["height"]) -> None:
-    """With few colours, which is enough for what is drawn here and a third of the bytes."""
+    """Reduce the colours, which are enough for these pictures in a third of the bytes."""
     shown.set_viewport_size({"width": SIZE["width"], "height": height})
     shown.mouse.move(0, 0)
     shown.wait_for_timeout(200)

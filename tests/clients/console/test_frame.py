@@ -106,7 +106,7 @@ def test_it_is_dark_where_the_system_is_and_the_toggle_wins(open_page: Open) -> 
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_texts_stand_out_from_what_is_behind_them(
+def test_texts_contrast_with_their_background(
     open_page: Open, http: httpx.Client, scheme: str
 ) -> None:
     """WCAG's 4.5 to 1, of the colours as the browser computes them."""
@@ -187,7 +187,7 @@ def test_a_hidden_page_asks_nothing(open_page: Open) -> None:
     assert sent == []
 
 
-def test_a_server_that_goes_away_is_said_so(open_page: Open, live: LiveServer) -> None:
+def test_a_server_that_stops_is_reported(open_page: Open, live: LiveServer) -> None:
     page = open_page("/live")
     page.get_by_text("KV pool").wait_for()
 

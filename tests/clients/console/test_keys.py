@@ -17,7 +17,7 @@ MakeKey = Callable[..., str]
 
 @pytest.fixture
 def http(http: httpx.Client, make_key: MakeKey) -> httpx.Client:
-    """With a key for everything but keys: the server is closed from the beginning."""
+    """A key for everything but keys, created first, so that the server is never open."""
     key = make_key("read", "write", "promote", "generate", "delete")
     http.headers["Authorization"] = f"Bearer {key}"
     return http

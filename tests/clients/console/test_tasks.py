@@ -150,7 +150,7 @@ def test_a_prefix_is_warmed_pinned_verified_evicted_and_fetched(
     assert json.loads(files["foreword.json"])["chat"] is False
 
 
-def test_a_delete_is_asked_about_first(open_page: Open, http: httpx.Client) -> None:
+def test_a_delete_needs_confirmation(open_page: Open, http: httpx.Client) -> None:
     push(http, "alpha", 1, 2)
     page = open_page("/task/alpha")
 
@@ -167,7 +167,7 @@ def test_a_delete_is_asked_about_first(open_page: Open, http: httpx.Client) -> N
     assert http.get("/tasks/alpha").status_code == 404
 
 
-def test_a_task_that_others_deleted_is_said_so(open_page: Open, http: httpx.Client) -> None:
+def test_a_task_that_others_deleted_is_reported(open_page: Open, http: httpx.Client) -> None:
     push(http, "alpha", 1)
     page = open_page("/task/alpha")
     page.get_by_role("button", name="v1", exact=True).wait_for()

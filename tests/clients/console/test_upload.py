@@ -15,7 +15,7 @@ from tests.server.fakes import INFO, FakeEngine
 
 
 def drop(page: Page, *paths: Path) -> None:
-    """As if they came from the desktop: files, or folders."""
+    """Drop files or folders as if from the desktop."""
     page.get_by_role("heading", name="Upload a prefix").wait_for()
     client = page.context.new_cdp_session(page)
     data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
@@ -31,7 +31,7 @@ def written(path: Path, content: bytes) -> Path:
 
 
 def peft_folder(path: Path) -> Path:
-    """What PEFT saves of a prefix that fits the fake engine's model, and what trainers leave."""
+    """A prefix saved by PEFT that fits the fake engine's model, with a trainer's other files."""
     import torch
     from safetensors.torch import save_file
 

@@ -22,7 +22,7 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class AwaitedStream:
-    """An AsyncStream behind the face of a Stream."""
+    """An AsyncStream with the interface of a Stream."""
 
     def __init__(self, stream: AsyncStream, runner: asyncio.Runner) -> None:
         self._stream = stream
@@ -52,7 +52,7 @@ class AwaitedStream:
 
 
 class Awaited:
-    """An AsyncClient behind the face of a Client, so that both pass the same cases."""
+    """An AsyncClient with the interface of a Client, so that both run the same tests."""
 
     def __init__(self, client: AsyncClient, runner: asyncio.Runner) -> None:
         self._client = client
@@ -116,5 +116,5 @@ def server() -> Iterator[FakeForeword]:
 
 @pytest.fixture
 def ending() -> dict[str, Any]:
-    """What a `done` event says."""
+    """The data of a `done` event."""
     return dict(ENDING)

@@ -31,7 +31,7 @@ ENDING: dict[str, Any] = {
 
 @dataclass
 class FakeForeword:
-    """Speaks the protocol over a real socket, and remembers what it was told."""
+    """Speaks the protocol over a real socket, and records requests."""
 
     url: str = ""
     seen: list[tuple[str, str, dict[str, str], bytes]] = field(default_factory=list)

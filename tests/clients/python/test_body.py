@@ -51,7 +51,7 @@ def test_a_peft_folder_becomes_a_tar_of_its_two_files(peft_folder: Path, num_byt
     assert body.media_type == TAR
 
 
-def test_the_same_folder_is_the_same_tar_whoever_sends_it(peft_folder: Path) -> None:
+def test_the_same_folder_makes_the_same_tar_for_every_sender(peft_folder: Path) -> None:
     first = _sent(of_prefix(peft_folder, None, None))
     (peft_folder / "adapter_model.safetensors").touch()
 
@@ -121,7 +121,7 @@ def test_json_has_no_nan() -> None:
         of_json({"temperature": float("nan")})
 
 
-def test_who_asks_is_told_how_much_was_sent(tmp_path: Path) -> None:
+def test_progress_reports_how_much_was_sent(tmp_path: Path) -> None:
     file = tmp_path / "w.safetensors"
     file.write_bytes(bytes(3 << 20))
     told: list[tuple[int, int]] = []

@@ -39,7 +39,7 @@ def test_a_key_is_given_or_taken_from_the_environment(
     assert sent == ["Bearer fwd_typed"] * 2 + ["Bearer fwd_set"]
 
 
-def test_generate_streams_and_tells_what_it_took(run: Run, server: FakeForeword) -> None:
+def test_generate_streams_and_prints_usage_and_times(run: Run, server: FakeForeword) -> None:
     done = run("generate", "hi", "-t", "x", "--stream", "-v")
 
     assert done.stdout == "one two three\n"
@@ -118,7 +118,7 @@ def test_json_is_for_programs(run: Run) -> None:
         assert isinstance(json.loads(run(*command, "--json").stdout), dict)
 
 
-def test_tables_show_what_is_there_and_nothing_is_markup(run: Run) -> None:
+def test_tables_show_all_rows_and_no_markup(run: Run) -> None:
     tasks = run("tasks").stdout.splitlines()
     versions = run("versions", "x").stdout.splitlines()
 
@@ -137,7 +137,7 @@ def test_a_task_is_shown_and_changed(run: Run, server: FakeForeword) -> None:
     assert server.bodies() == [{"description": "d", "template": "Q: {prompt}", "chat": False}]
 
 
-def test_push_says_what_answers_now(run: Run, server: FakeForeword) -> None:
+def test_push_says_what_is_live(run: Run, server: FakeForeword) -> None:
     done = run("push", "x", "--text", "Translate.", "--chat")
     stored = run("push", "x", "--text", "Translate.", "--no-activate")
 
@@ -156,7 +156,7 @@ def test_activate_rollback_and_delete_say_what_they_did(run: Run) -> None:
     assert "deleted task x with all its versions" in run("delete", "x", "--yes").stdout
 
 
-def test_nothing_is_deleted_unasked(run: Run, server: FakeForeword) -> None:
+def test_nothing_is_deleted_without_confirmation(run: Run, server: FakeForeword) -> None:
     done = run("delete", "x")
 
     assert done.exit_code == 2
@@ -180,10 +180,10 @@ def test_download_writes_a_file_or_standard_output(run: Run, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "told"),
+    ("args", "code", "said"),
     [
         (["generat", "hi"], 2, "No such command 'generat'. Did you mean 'generate'?"),
-        (["generate", "hi", "--max-token", "3"], 2, "--max-token"),
+        (["generate", "hi", "--max-token", "3"], 2, "did you mean --max-tokens?"),
         (["generate", "hi", "--max-tokens", "0"], 2, "--max-tokens"),
         (["generate", "hi", "--field", "name"], 2, "NAME=VALUE"),
         (["push", "x"], 2, "exactly one"),
@@ -196,13 +196,13 @@ def test_download_writes_a_file_or_standard_output(run: Run, tmp_path: Path) -> 
         (["--url", "http://127.0.0.1:1", "tasks"], 1, "start one with `foreword serve`"),
     ],
 )
-def test_an_error_is_one_line(run: Run, args: list[str], code: int, told: str) -> None:
+def test_an_error_is_one_line(run: Run, args: list[str], code: int, said: str) -> None:
     done = run(*args)
 
     last = done.stderr.removeprefix("\n").splitlines()
     assert (done.exit_code, len(last)) == (code, 1)
     assert last[0].startswith("error: ")
-    assert told in last[0]
+    assert said in last[0]
 
 
 @pytest.mark.parametrize(("target", "remembers"), [((), True), (("-t", "x"), False)])
@@ -227,7 +227,7 @@ def test_a_system_message_for_a_task_that_answers_single_prompts_is_refused(
     assert server.bodies() == []
 
 
-def test_files_that_hold_no_chat_are_refused(run: Run, tmp_path: Path) -> None:
+def test_files_without_a_chat_are_refused(run: Run, tmp_path: Path) -> None:
     for content in ("{", "{}", '[{"role": "user"}]', "[3]"):
         path = tmp_path / "chat.json"
         path.write_text(content)
@@ -254,4 +254,5 @@ def test_help_names_every_command(run: Run) -> None:
         assert all(name in shown.stdout for name in named)
     for name in named[:-1]:
         assert run(name, "--help").exit_code == 0
+        assert run(name, "-h").exit_code == 0
     assert run("--version").stdout.startswith("foreword-client ")

@@ -135,7 +135,7 @@ def test_what_a_proxy_says_is_an_error_all_the_same(connect: Connect, body: byte
     assert caught.value.code == "unknown"
 
 
-def test_an_answer_of_something_else_is_told_as_such(connect: Connect) -> None:
+def test_a_response_that_is_not_forewords_is_an_error_of_its_own(connect: Connect) -> None:
     client = connect(Script(*[httpx.Response(200, text="<html>")] * 2))
 
     with pytest.raises(UnexpectedAnswerError, match="Info"):
@@ -240,7 +240,7 @@ def test_a_download_that_is_not_what_its_digest_says_is_refused(connect: Connect
         client.download("x", 1)
 
 
-def test_readiness_is_told_not_raised(connect: Connect) -> None:
+def test_readiness_is_returned_not_raised(connect: Connect) -> None:
     for answer, expected in (
         (httpx.Response(200, json={"status": "ok"}), True),
         (httpx.Response(503, json={"status": "unavailable"}), False),
@@ -250,7 +250,7 @@ def test_readiness_is_told_not_raised(connect: Connect) -> None:
         assert connect(Script(answer), max_retries=0).is_ready() is expected
 
 
-def test_the_key_is_sent_and_never_told(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_is_sent_and_never_shown(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     script = Script(*[httpx.Response(200, json={})] * 2, httpx.LocalProtocolError("Bearer s3cret"))
     monkeypatch.setenv("FOREWORD_API_KEY", "from-outside\n")
 

@@ -58,9 +58,9 @@ REQUESTS = {
     "Profile-Input": (types.ProfileFields, set()),
     "Grant": (types.KeyOptions, {"name", "scopes", "tasks"}),
 }
-"""What the client names otherwise than the server is in the set: arguments of the method."""
+"""In the set: arguments whose names differ between client and server."""
 NOT_ANSWERED = {"Health", "HTTPValidationError", "ValidationError"}
-"""Of these the status is all that a client needs."""
+"""Routes of which a client needs only the status."""
 NOT_CALLED = re.compile(r"/v1/|/health$")
 """For OpenAI's clients; another name of /readyz."""
 ARGUMENTS: dict[str, Any] = {
@@ -172,7 +172,7 @@ def test_every_operation_of_the_server_has_a_method(document: Schema) -> None:
 
 
 def _call(method: Callable[..., Any]) -> None:
-    """With something for every argument that is needed, as far as its name goes."""
+    """Call a method with a value for every required argument, chosen by its name."""
     parameters = inspect.signature(method).parameters
     given = {name: ARGUMENTS[name] for name in parameters if name in ARGUMENTS}
     with suppress(APIStatusError):

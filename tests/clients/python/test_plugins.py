@@ -44,7 +44,7 @@ def test_a_plug_in_gets_its_arguments_as_they_were_typed() -> None:
 
 
 @pytest.mark.usefixtures("install")
-def test_what_stands_in_front_of_a_plug_in_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_before_a_plug_in_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FOREWORD_URL", raising=False)
     monkeypatch.setenv("FOREWORD_API_KEY", "set")
 
@@ -61,7 +61,7 @@ def test_what_stands_in_front_of_a_plug_in_reaches_it(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("command", "option"), [("keys", "--url"), ("keys", "--api-key"), ("tune", "--url")]
 )
-def test_what_a_plug_in_would_not_look_at_is_refused(
+def test_an_option_that_a_plug_in_ignores_is_refused(
     command: str, option: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = CliRunner().invoke(make_app(), [option, "http://h:1", command])

@@ -71,7 +71,7 @@ def test_what_may_have_taken_effect_or_has_no_end_in_sight_is_not_tried_again(
         ConflictError(Problem(409, "request_in_progress", "title", "detail")),
     ],
 )
-def test_what_counts_once_is_tried_again_all_the_same(failure: ForewordError) -> None:
+def test_an_idempotent_call_is_retried_after_these_failures(failure: ForewordError) -> None:
     assert Retries(1, repeatable=False, idempotent=True).delay_s(failure) is not None
 
 

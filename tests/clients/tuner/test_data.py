@@ -53,7 +53,7 @@ def test_a_bad_line_is_refused_by_its_number(tmp_path: Path, line: bytes, said: 
     assert "1 bad lines" in str(refused.value)
 
 
-def test_all_bad_lines_are_named_at_once_and_can_be_left_out(tmp_path: Path) -> None:
+def test_all_bad_lines_are_listed_and_can_be_skipped(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     path.write_bytes(b"no\n" + GOOD + b"{}\n" + GOOD)
 

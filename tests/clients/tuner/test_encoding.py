@@ -91,7 +91,7 @@ def test_a_completion_ends_with_the_token_that_ends_it() -> None:
         (Line(7, "a", "p", {}, (USER,)), "line 7: `messages` need --chat"),
     ],
 )
-def test_what_cannot_be_trained_on_is_told_by_line(line: Line, said: str) -> None:
+def test_lines_that_cannot_be_trained_on_are_listed(line: Line, said: str) -> None:
     good = Line(1, "a", "p", {"prompt": "p"})
 
     examples, problems = encoder(make_transformers_tokenizer()).examples(

@@ -31,7 +31,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def pefts_loss(folder: Path, tuned: Any) -> torch.Tensor:
-    """Of every example alone, in a model of its own with transformers' attention."""
+    """Compute each example alone, in a separate model with transformers' attention."""
     own = tuned.get_base_model()
     implementation = own.config._attn_implementation
     own.set_attn_implementation("eager")
@@ -58,7 +58,7 @@ def gradients(tuned: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("init", ["random", "text:abcdef"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_behind_a_prefix(folders: dict[str, Path], family: str, init: str) -> None:
+def test_with_a_prefix(folders: dict[str, Path], family: str, init: str) -> None:
     check(folders[family], Method.PREFIX, init)
 
 

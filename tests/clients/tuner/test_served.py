@@ -212,7 +212,7 @@ def test_an_evaluation_of_no_task_is_an_error(
 # --- distill ---
 
 
-def test_the_teacher_says_what_the_model_says_behind_the_text(
+def test_the_teacher_answers_like_the_model_after_the_text(
     base: Path, server: RunningServer
 ) -> None:
     loaded = bases.load(str(base), "float32")

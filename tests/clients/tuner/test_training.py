@@ -30,7 +30,8 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 def train(what: Settings, data: Path, folder: Path, **changed: Any) -> Tuned:
-    fields = {"skip_bad": False, "restart": False, "say": lambda _: None, "tell": lambda _: None}
+    callbacks = {"log": lambda _: None, "on_report": lambda _: None}
+    fields = {"skip_bad": False, "restart": False, **callbacks}
     return tune.run(Run(settings=what, data=data, folder=Folder(folder), **fields | changed))
 
 
@@ -215,7 +216,7 @@ def test_a_folder_of_another_training_is_not_gone_on_with(llama: Path, tmp_path:
     train(settings(llama, seed=7), data, tmp_path / "run", restart=True)
 
 
-def test_half_a_checkpoint_is_told(llama: Path, tmp_path: Path) -> None:
+def test_half_a_checkpoint_is_an_error(llama: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "checkpoint.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}")
@@ -236,7 +237,7 @@ def test_half_a_checkpoint_is_told(llama: Path, tmp_path: Path) -> None:
         (["--first-layer", "2"], "this model has 2 layers"),
     ],
 )
-def test_what_does_not_go_together_is_one_line(
+def test_contradictory_options_are_one_line(
     llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
 ) -> None:
     data = cities(tmp_path / "train.jsonl")

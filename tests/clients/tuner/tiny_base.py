@@ -66,7 +66,7 @@ def _model(family: str, common: dict[str, Any]) -> Any:
 
 
 def settings(base: Path, method: Method = Method.PREFIX, **changed: Any) -> Settings:
-    """Of a training of seconds, in float32."""
+    """Settings of a training that takes seconds, in float32."""
     fields: dict[str, Any] = {
         "base": str(base),
         "method": method,

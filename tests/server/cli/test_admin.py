@@ -22,7 +22,7 @@ from server.storage import open_keys
 
 @pytest.fixture(autouse=True)
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """Of a server whose store is not there yet."""
+    """Settings of a server whose store does not exist yet."""
     monkeypatch.setenv("FOREWORD_STORE", str(tmp_path / "store"))
     return Settings(_cli_parse_args=False)
 
@@ -35,7 +35,7 @@ def registry(settings: Settings) -> Iterator[Registry]:
     registry.close()
 
 
-def test_the_first_key_is_made_before_there_is_a_server(
+def test_the_first_key_is_created_before_there_is_a_server(
     settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = "--scope generate --scope read --task support-* --expires 30d --name ci"
@@ -69,7 +69,7 @@ def test_a_key_is_revoked(settings: Settings, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "said"),
     [
         (["list"], "there is no registry in"),
         (["create", "--name", "x"], "--scope"),
@@ -83,25 +83,25 @@ def test_a_key_is_revoked(settings: Settings, capsys: pytest.CaptureFixture[str]
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
-    argv: list[str], told: str, capsys: pytest.CaptureFixture[str], settings: Settings
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str], settings: Settings
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         admin.keys(argv)
 
     assert ended.value.code == 2
-    assert told in capsys.readouterr().err.splitlines()[-1]
+    assert said in capsys.readouterr().err.splitlines()[-1]
     assert not settings.store.exists()
 
 
-def test_a_key_that_is_not_there_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_key_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     admin.keys(["create", "--scope", "admin", "--name", "x"])
     id = capsys.readouterr().out.split("_")[1]
 
-    for wrong, told in (("nope", "there is no such key"), (id, "the last admin key")):
+    for wrong, said in (("nope", "there is no such key"), (id, "the last admin key")):
         with pytest.raises(SystemExit) as ended:
             admin.keys(["revoke", wrong])
         assert ended.value.code == 2
-        assert told in capsys.readouterr().err
+        assert said in capsys.readouterr().err
 
 
 def test_the_audit_is_verified_and_exported(
@@ -127,7 +127,7 @@ def test_the_audit_is_verified_and_exported(
     assert capsys.readouterr().out == "row 2: the row does not match its hash\n"
 
 
-def test_no_torch_is_loaded_to_make_a_key() -> None:
+def test_no_torch_is_loaded_to_create_a_key() -> None:
     code = "import sys, server.cli.admin; sys.exit('torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
@@ -144,11 +144,11 @@ def test_a_server_without_keys_does_not_listen_beyond_loopback(tmp_path: Path) -
         timeout=100,
     )
 
-    told = done.stderr.decode()
-    assert (done.returncode, told.count("\n")) == (2, 1), told
-    assert "0.0.0.0 is not loopback" in told
-    assert "foreword keys create" in told
-    assert "--insecure-no-auth" in told
+    said = done.stderr.decode()
+    assert (done.returncode, said.count("\n")) == (2, 1), said
+    assert "0.0.0.0 is not loopback" in said
+    assert "foreword keys create" in said
+    assert "--insecure-no-auth" in said
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.1.2.3", "::1"])
@@ -157,14 +157,14 @@ def test_loopback_needs_no_key(address: str, settings: Settings, registry: Regis
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "::", "10.0.0.1", "192.168.1.1"])
-def test_beyond_loopback_a_key_or_a_word_is_needed(
+def test_beyond_loopback_a_key_or_an_option_is_needed(
     address: str, settings: Settings, registry: Registry
 ) -> None:
     with pytest.raises(StartError):
         start.check_not_open(settings, address)
 
-    told = settings.model_copy(update={"insecure_no_auth": True})
-    start.check_not_open(told, address)
+    insecure = settings.model_copy(update={"insecure_no_auth": True})
+    start.check_not_open(insecure, address)
     open_keys(settings, registry).create(Grant(name="x", scopes=("read",)))
     start.check_not_open(settings, address)
 
@@ -172,7 +172,7 @@ def test_beyond_loopback_a_key_or_a_word_is_needed(
 # --- the pepper ---
 
 
-def test_keys_whose_pepper_is_gone_are_not_given_a_new_one(
+def test_a_lost_pepper_is_not_replaced_while_there_are_keys(
     settings: Settings, registry: Registry
 ) -> None:
     open_keys(settings, registry).create(Grant(name="x", scopes=("read",)))
@@ -183,7 +183,7 @@ def test_keys_whose_pepper_is_gone_are_not_given_a_new_one(
     assert not (settings.store / "pepper").exists()
 
 
-def test_a_pepper_of_ones_own_is_shared_and_never_made(
+def test_a_configured_pepper_is_shared_and_never_created(
     settings: Settings, registry: Registry, tmp_path: Path
 ) -> None:
     mine = settings.model_copy(update={"key_pepper_file": tmp_path / "mine"})

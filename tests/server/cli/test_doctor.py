@@ -68,7 +68,7 @@ def test_misspelt_options_are_a_finding() -> None:
     assert_todo(found, "fail", "--prot", "did you mean --port?")
 
 
-def test_a_device_that_is_not_there(make: Make) -> None:
+def test_a_missing_device(make: Make) -> None:
     assert checks.device(make()).status == "ok"
     if not checks.torch.cuda.is_available():
         assert_todo(checks.device(make(device="cuda")), "fail", "CUDA")
@@ -88,7 +88,7 @@ def test_a_machine_without_a_compiler(make: Make, monkeypatch: pytest.MonkeyPatc
         build.library.cache_clear()
 
 
-def test_the_default_model_is_there_or_is_fetched(
+def test_the_default_model_is_present_or_fetched(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = make()
@@ -103,7 +103,7 @@ def test_the_default_model_is_there_or_is_fetched(
     assert_todo(checks.model(make(cache=settings.cache / "other")), "fail", "0 MB free")
 
 
-def test_a_folder_that_is_no_model(make: Make, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_model(make: Make, tmp_path: Path) -> None:
     assert_todo(checks.model(make(model=str(tmp_path / "nothing"))), "fail", "no such folder")
     assert_todo(checks.model(make(model="org/name")), "warn", "org/name")
     assert_todo(checks.model(make(model=str(tmp_path))), "fail", "config.json", "safetensors")
@@ -165,7 +165,7 @@ def test_registries_new_old_from_the_future_torn_and_lost(make: Make, database_f
     assert_todo(checks.registry(settings), "fail", "missing")
 
 
-def test_an_open_server_and_a_pepper_for_everybody(make: Make, database_file: Path) -> None:
+def test_an_open_server_and_a_world_readable_pepper(make: Make, database_file: Path) -> None:
     assert checks.keys(make()).status == "ok"
     assert_todo(checks.keys(make(host="0.0.0.0")), "fail", "no key")
     assert_todo(checks.keys(make(host="0.0.0.0", insecure_no_auth=True)), "warn", "everything")
@@ -178,13 +178,13 @@ def test_an_open_server_and_a_pepper_for_everybody(make: Make, database_file: Pa
 
 def test_a_port_that_is_taken(make: Make, live: LiveServer) -> None:
     assert checks.port(make()).status == "ok"
-    assert_todo(checks.port(make(port=live.port)), "fail", "a server answers")
+    assert_todo(checks.port(make(port=live.port)), "fail", "a server already answers")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert_todo(checks.port(make(port=port, host="127.0.0.1")), "fail")
 
 
-def test_a_server_that_is_asked(live: LiveServer) -> None:
+def test_a_running_server_is_checked(live: LiveServer) -> None:
     assert checks.server(live.url).status == "ok"
     assert checks.server(f"127.0.0.1:{live.port}").status == "ok"
     assert_todo(checks.server("http://127.0.0.1:1"), "fail", "no Foreword server")
@@ -213,7 +213,7 @@ def test_the_exit_code_says_whether_a_server_would_start(
     assert run("--prot", "0") == 1
 
 
-def test_it_belongs_to_the_command_line() -> None:
+def test_it_is_a_command_of_foreword() -> None:
     command = [str(Path(sys.executable).parent / "foreword"), "doctor", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), timeout=60)
 
