@@ -66,7 +66,7 @@ Score = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Evaluation(BaseModel):
-    """What was measured before the upload, by whoever trained the prefix; not checked here."""
+    """Scores measured when the prefix was trained. Not checked here."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

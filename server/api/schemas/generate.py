@@ -49,7 +49,7 @@ class GenerateRequest(Body, RequestOptions, AnswerFields):
     )
     logprobs: NumTop | None = Field(
         None,
-        description="Log-probabilities of the tokens, and of this many most likely ones at each position.",
+        description="Log-probabilities of the tokens, and of this many top tokens each.",
     )
     prompt_logprobs: NumTop | None = Field(
         None, description="Like `logprobs`, for the prompt's tokens."
