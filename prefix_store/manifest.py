@@ -127,7 +127,7 @@ class Defaults(SamplingFields, AnswerFields):
     @model_validator(mode="before")
     @classmethod
     def _read_choices_as_rank(cls, data: Any) -> Any:
-        """Read the names that `rank` had in registries and files of 0.1.0."""
+        """Read the names that `rank` had in registries and files up to 0.1.1."""
         if not isinstance(data, dict) or not data.keys() & {"choices", "rank_by"}:
             return data
         rest = {name: value for name, value in data.items() if name not in ("choices", "rank_by")}

@@ -14,8 +14,8 @@ from server.errors import InvalidGrammar, InvalidRequest
 
 _FIELDS = ("response_format", "regex", "choice", "rank")
 _OBJECT: dict[str, Any] = {"type": "object"}
-_AROUND_A_SCHEMA = {"name", "description", "strict", "schema"}
-"""Members of `json_schema`. `strict` changes nothing: every schema is followed exactly."""
+_MEMBERS_OF_JSON_SCHEMA = {"name", "description", "strict", "schema"}
+"""`strict` changes nothing: every schema is followed exactly."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,10 +51,10 @@ def of_fields(given: Mapping[str, Any]) -> Constraint | None:
 
     Raises `InvalidRequest` for two of them, or for the same text twice.
     """
-    said = {name: given[name] for name in _FIELDS if given.get(name) is not None}
-    if len(said) > 1:
-        raise InvalidRequest(f"{' and '.join(f'`{name}`' for name in said)} exclude each other")
-    match said:
+    forms = {name: given[name] for name in _FIELDS if given.get(name) is not None}
+    if len(forms) > 1:
+        raise InvalidRequest(f"{' and '.join(f'`{name}`' for name in forms)} exclude each other")
+    match forms:
         case {"response_format": value}:
             return of_response_format(value)
         case {"regex": value}:
@@ -78,14 +78,14 @@ def of_response_format(value: Mapping[str, Any]) -> Constraint:
 
     Members that are null are ignored, all others followed or refused. Raises `InvalidRequest`.
     """
-    said = {name: part for name, part in value.items() if part is not None}
-    kind = said.pop("type", None)
+    members = {name: part for name, part in value.items() if part is not None}
+    kind = members.pop("type", None)
     match kind:
-        case "text" if not said:
+        case "text" if not members:
             return ANYTHING
-        case "json_object" if not said:
+        case "json_object" if not members:
             return Constraint(json_schema=_OBJECT)
-        case "json_object" | "json_schema" if (schema := _schema_of(said)) is not None:
+        case "json_object" | "json_schema" if (schema := _schema_of(members)) is not None:
             anything = _OBJECT if kind == "json_object" else {}
             return Constraint(json_schema=schema or anything)
     raise InvalidRequest(
@@ -95,13 +95,13 @@ def of_response_format(value: Mapping[str, Any]) -> Constraint:
     )
 
 
-def _schema_of(said: Mapping[str, Any]) -> dict[str, Any] | None:
+def _schema_of(members: Mapping[str, Any]) -> dict[str, Any] | None:
     """The schema, or None where there is none or there is anything else."""
-    if said.keys() == {"schema"}:
-        schema = said["schema"]
-    elif said.keys() == {"json_schema"} and isinstance(said["json_schema"], dict):
-        named = said["json_schema"]
-        schema = named.get("schema") if named.keys() <= _AROUND_A_SCHEMA else None
+    if members.keys() == {"schema"}:
+        schema = members["schema"]
+    elif members.keys() == {"json_schema"} and isinstance(members["json_schema"], dict):
+        named = members["json_schema"]
+        schema = named.get("schema") if named.keys() <= _MEMBERS_OF_JSON_SCHEMA else None
     else:
         return None
     return schema if isinstance(schema, dict) else None
@@ -109,5 +109,5 @@ def _schema_of(said: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _distinct(name: str, texts: list[str] | tuple[str, ...]) -> tuple[str, ...]:
     if len(set(texts)) < len(texts):
-        raise InvalidRequest(f"`{name}` holds a text twice")
+        raise InvalidRequest(f"`{name}` contains a text twice")
     return tuple(texts)

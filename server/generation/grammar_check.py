@@ -22,9 +22,9 @@ from server.text.tokenizer import Tokenizer
 COMPILE_TIMEOUT_S = 5.0
 CACHE_BYTES = 8 << 20
 _KNOWN = {
-    "NoExtension": "no text can be what it wants",
+    "NoExtension": "no text matches it",
     "recursion limit": "it is nested too deeply",
-    "Current row has": "too many things may come next",
+    "Current row has": "it allows too many continuations",
 }
 _KEYWORD = re.compile(r'"([$A-Za-z]{1,32})"')
 
@@ -41,35 +41,35 @@ class GrammarCheck:
         self._tokenizer = tokenizer
         self._info = info
         self._executor = executor
-        self._found = ByteBoundedCache[str](CACHE_BYTES, lambda grammar: 512 + len(grammar))
+        self._errors = ByteBoundedCache[str](CACHE_BYTES, lambda grammar: 512 + len(grammar))
 
     async def check(self, grammar: str) -> None:
         """Raises `InvalidGrammar`, also for a grammar that is too large or takes too long, and
         `Overloaded`."""
         if len(grammar) > MAX_GRAMMAR_BYTES:
             raise InvalidGrammar(TOO_LONG)
-        if (found := self._found.get(grammar)) is None:
-            found = await self._compile(grammar)
-            self._found.put(grammar, found)
-        if found:
-            raise InvalidGrammar(found)
+        if (error := self._errors.get(grammar)) is None:
+            error = await self._compile(grammar)
+            self._errors.put(grammar, error)
+        if error:
+            raise InvalidGrammar(error)
 
     async def _compile(self, grammar: str) -> str:
         """Compile on a thread. Returns the reason if it fails, else an empty string.
 
         Raises `InvalidGrammar` when it takes too long, and `Overloaded`.
         """
-        compiling = self._executor.submit(self._why_not, grammar)
+        compiling = self._executor.submit(self._compile_error, grammar)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(compiling), COMPILE_TIMEOUT_S)
         except TimeoutError:
             if compiling.cancelled():  # never started: other grammars hold the threads
-                raise Overloaded("too many grammars wait to be compiled") from None
+                raise Overloaded("too many grammars are waiting to be compiled") from None
             took = f"it takes longer than {COMPILE_TIMEOUT_S:.0f} s to compile"
             raise InvalidGrammar(took) from None
 
-    def _why_not(self, grammar: str) -> str:
-        """Runs on a thread of the executor."""
+    def _compile_error(self, grammar: str) -> str:
+        """The reason why it does not compile, else empty. Runs on a thread of the executor."""
         try:
             self._vocabulary.compile(grammar)
         except GrammarError as exc:
@@ -77,7 +77,7 @@ class GrammarCheck:
         except ImportError:
             raise InvalidGrammar.not_installed() from None
         except ValueError:
-            return "the model's tokenizer does not go with grammars"
+            return "the model's tokenizer does not support grammars"
         return ""
 
     @cached_property
@@ -97,7 +97,7 @@ def reason(message: str) -> str:
             return words
     if message.startswith("Unimplemented keys"):
         names = ", ".join(_KEYWORD.findall(message)) or "a keyword"
-        return f"the schema uses what is not supported: {names}"
+        return f"the schema uses unsupported keywords: {names}"
     if found := re.search(r"^error: ([a-z ,-]+)", message, re.MULTILINE):
         return found[1].strip()
     unquoted = re.sub(r"\"[^\n]*\"|'[^\n]*'|/[^\n]*/|\([^\n]*\)", "", message)

@@ -97,7 +97,7 @@ def prepare(
         raise InvalidRequest(f"min_tokens is {min_tokens}, max_tokens {max_tokens}")
     grammar = constraint.grammar()
     if grammar is not None and min_tokens:
-        raise InvalidRequest("min_tokens does not go with an answer whose form says where it ends")
+        raise InvalidRequest("min_tokens cannot be combined with a form of the answer")
     sampling = sampling_params(
         options,
         defaults,
@@ -206,9 +206,11 @@ def _only_message(messages: list[dict[str, str]]) -> str:
 def _chat_ids(
     messages: list[dict[str, str]], context: PromptContext, tokenizer: Tokenizer, then: str
 ) -> list[int]:
-    held = [{"role": m.role, "content": m.content} for m in context.prompt_format.messages or ()]
-    token_ids = tokenizer.encode_chat(messages, after=held, then=then)
-    if held or context.prompt_format.add_special_tokens:
+    previous = [
+        {"role": m.role, "content": m.content} for m in context.prompt_format.messages or ()
+    ]
+    token_ids = tokenizer.encode_chat(messages, after=previous, then=then)
+    if previous or context.prompt_format.add_special_tokens:
         return token_ids
     return tokenizer.without_bos(token_ids)
 
@@ -228,11 +230,11 @@ def _ranked(
     """A request that scores the texts of `rank` and generates nothing."""
     # Checked first: a prompt that is too long is not encoded once more with every text.
     _check_room(context, len(prompt_ids), 0, info.max_model_len)
-    wholes = [_token_ids(params, context, tokenizer, text) for text in rank.texts]
-    for whole in wholes:
-        check_vocabulary(whole, info)
-    candidates = Candidates.of(rank, wholes, prompt_ids)
-    num_tokens = max(map(len, wholes)) - len(prompt_ids) + 1
+    encoded = [_token_ids(params, context, tokenizer, text) for text in rank.texts]
+    for ids in encoded:
+        check_vocabulary(ids, info)
+    candidates = Candidates.of(rank, encoded, prompt_ids)
+    num_tokens = max(map(len, encoded)) - len(prompt_ids) + 1
     _check_room(context, len(prompt_ids), num_tokens, info.max_model_len)
     sampling = SamplingParams(
         max_tokens=1, prompt_logprobs=params.logprobs or 0, first_scored=candidates.num_shared
@@ -264,12 +266,14 @@ def _max_tokens(
 ) -> int:
     """Number of tokens to generate. A requested number must fit; a default is cut to what does."""
     limit = context.profile.limits.max_tokens
-    asked = params.options.max_tokens
-    if asked is not None and limit is not None and asked > limit:
-        raise InvalidRequest(f"max_tokens is {asked}, this task allows {limit}")
+    requested = params.options.max_tokens
+    if requested is not None and limit is not None and requested > limit:
+        raise InvalidRequest(f"max_tokens is {requested}, this task allows {limit}")
     room = max_model_len - context.num_prefix_tokens - num_prompt_tokens
     default = context.profile.defaults.max_tokens or params.default_max_tokens
-    num_tokens = asked if asked is not None else max(1, min(default, room, limit or default))
+    num_tokens = (
+        requested if requested is not None else max(1, min(default, room, limit or default))
+    )
     _check_room(context, num_prompt_tokens, num_tokens, max_model_len)
     return num_tokens
 

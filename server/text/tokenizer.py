@@ -149,9 +149,9 @@ class Tokenizer:
         template's special tokens: what lies between them is tokenised without special tokens.
         """
         chat = self._rendered([*after], [*messages], add_generation_prompt)
-        found = _ids(self._trusting, chat.plain + then)
-        if self._special_ids(found) == chat.specials:
-            return found
+        ids = _ids(self._trusting, chat.plain + then)
+        if self._special_ids(ids) == chat.specials:
+            return ids
         head, tail = chat.cut
         return head + self._encode_row([tail + then])
 
@@ -160,10 +160,10 @@ class Tokenizer:
     ) -> _Chat:
         """Render the chat, or reuse the last one: the texts of a ranking ask for the same chat one
         after another, on one thread."""
-        asked = (after, messages, is_prompt)
-        if getattr(self._last, "asked", None) != asked:
-            self._last.chat = self._render_marked(*asked)
-            self._last.asked = asked
+        key = (after, messages, is_prompt)
+        if getattr(self._last, "key", None) != key:
+            self._last.chat = self._render_marked(*key)
+            self._last.key = key
         chat: _Chat = self._last.chat
         return chat
 
@@ -204,8 +204,8 @@ class Tokenizer:
             )
         except jinja2.TemplateError as exc:
             # `raise_exception(...)`: a message of the template's author, without the user's text.
-            said = f": {exc.message}" if type(exc) is jinja2.TemplateError else ""
-            raise TemplateMismatch(f"the chat template refuses these messages{said}") from exc
+            reason = f": {exc.message}" if type(exc) is jinja2.TemplateError else ""
+            raise TemplateMismatch(f"the chat template refuses these messages{reason}") from exc
         assert isinstance(text, str)
         return text
 

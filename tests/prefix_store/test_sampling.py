@@ -17,7 +17,7 @@ OLD = {
     "max_tokens": 4, "temperature": 0.0, "top_p": None, "top_k": None, "seed": None, "stop": ["."],
     "response_format": None, "regex": None, "choice": None, "choices": None, "rank_by": None,
 }  # fmt: skip
-"""A task's defaults as a server of 0.1.0 stored them."""
+"""A task's defaults as a server of 0.1.1 stored them."""
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def of_prefix(
     messages: Sequence[Mapping[str, str]] | None,
     golden: Sequence[Mapping[str, Any]] = (),
 ) -> Body:
-    """An upload from exactly one of source, text and messages. Raises `SourceError`."""
+    """The upload of a prefix from a source, text or messages. Raises `SourceError`."""
     if sum(given is not None for given in (source, text, messages)) != 1:
         raise SourceError("give exactly one of: a source, text=..., messages=...")
     beside = {"golden": [dict(prompt) for prompt in golden]} if golden else {}

@@ -1,5 +1,4 @@
-"""What goes over the wire beside /generate: tasks, versions, keys, the server. Every number has a
-bound."""
+"""Bodies and answers of tasks, versions, keys and the server. Every number has a bound."""
 
 from __future__ import annotations
 
@@ -35,13 +34,13 @@ class Body(BaseModel):
 
 
 class ActivateRequest(Body):
-    """The version that is to answer from now on."""
+    """The version to make live."""
 
     version: int = Field(ge=1, le=MAX_VERSION)
 
 
 class TrafficRequest(Body):
-    """The versions that are to share the traffic, and in which proportion."""
+    """Weights of the versions that share the traffic."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"weights": {"3": 90, "4": 10}}]})
 
@@ -50,14 +49,14 @@ class TrafficRequest(Body):
     )
 
     @model_validator(mode="after")
-    def _somebody_gets_it(self) -> TrafficRequest:
+    def _some_weight_is_positive(self) -> TrafficRequest:
         if not any(self.weights.values()):
             raise ValueError("at least one weight must be above 0")
         return self
 
 
 class TrafficResponse(BaseModel):
-    """Who gets the traffic: the versions with a weight, or all of it the active one."""
+    """Weights of the versions that share the traffic. None: the active version gets all of it."""
 
     task: str
     active_version: int | None
@@ -68,13 +67,15 @@ class TrafficResponse(BaseModel):
 class TaskDescription(Task):
     """A task, and whether its active prefix is in memory."""
 
-    digest: str | None = Field(description="Of the active version.")
+    digest: str | None = Field(description="Digest of the active version.")
     residency: Literal["device", "host", "disk"] | None
-    weights: dict[int, int] | None = Field(description="Of the versions that share the traffic.")
+    weights: dict[int, int] | None = Field(
+        description="Weights of the versions that share the traffic."
+    )
 
 
 class TaskPage(BaseModel):
-    """Some tasks, in the order of their names."""
+    """A page of tasks, ordered by name."""
 
     tasks: list[Task]
     next_after: str | None = Field(description="Pass it as `after` for the next page.")
@@ -84,7 +85,7 @@ class VersionDescription(Manifest):
     """A version's manifest, and where its prefix is."""
 
     residency: Literal["device", "host", "disk"]
-    pinned: bool = Field(description="It stays on the device.")
+    pinned: bool = Field(description="Whether it stays on the device.")
 
 
 class VersionResidency(BaseModel):
@@ -98,7 +99,7 @@ class VersionResidency(BaseModel):
 
 
 class VerificationReport(BaseModel):
-    """What was checked of a stored version, just now."""
+    """A new verification of a stored version."""
 
     task: str
     version: int
@@ -108,19 +109,20 @@ class VerificationReport(BaseModel):
 
 
 class VersionList(BaseModel):
-    """All versions of a task and the history of its active version."""
+    """All versions of a task, and its history of activations."""
 
     task: str
     active_version: int | None
     versions: list[VersionDescription]
     quarantined: list[int] = Field(
-        [], description="Those whose stored bytes have changed. Uploading them again heals them."
+        [],
+        description="Versions whose stored bytes changed. Upload them again to restore them.",
     )
     history: list[Activation]
 
 
 class ActivationResponse(BaseModel):
-    """What answers from now on."""
+    """The version that is now live."""
 
     task: str
     active_version: int
@@ -129,35 +131,35 @@ class ActivationResponse(BaseModel):
 
 
 class Uploaded(Manifest):
-    """The new version, and whether it answers already."""
+    """The new version, and whether it is live."""
 
     active: bool
     warning: str | None = Field(
         None,
-        description="A check that did not pass, or why the prefix could not be loaded at once.",
+        description="A check that failed, or why the prefix could not be loaded at once.",
     )
 
 
 class Rehearsal(Uploaded):
-    """The version that an upload would have made. Nothing was changed."""
+    """The version that an upload would create. Nothing was changed."""
 
-    device_bytes: int = Field(description="Of its prefix, on the device, about.")
-    fits: bool = Field(description="Beside the prefixes that are in use or pinned.")
-    evicted: list[str] = Field(description="Digests of the prefixes that would make room for it.")
+    device_bytes: int = Field(description="Approximate bytes of its prefix on the device.")
+    fits: bool = Field(description="Whether it fits beside the prefixes that are in use or pinned.")
+    evicted: list[str] = Field(description="Digests of the prefixes that would be evicted for it.")
 
 
 class TextUpload(Body):
-    """A prefix to be computed by the server. Exactly one of the two."""
+    """A prefix to be computed by the server, from exactly one of text and messages."""
 
     text: str | None = Field(None, min_length=1)
     messages: list[Message] | None = Field(None, min_length=1, max_length=1000)
-    golden: GoldenPrompts = Field((), description="Prompts and how their answers must begin.")
+    golden: GoldenPrompts = Field((), description="Prompts, and how their answers must begin.")
 
 
 class CreatedKey(Key):
     """A new key."""
 
-    key: str = Field(description="The key itself. Keep it: the server does not.")
+    key: str = Field(description="The key itself. Keep it: the server does not store it.")
 
 
 class KeyList(BaseModel):
@@ -167,14 +169,14 @@ class KeyList(BaseModel):
 
 
 class AuditPage(BaseModel):
-    """Some rows of the audit."""
+    """A page of the audit."""
 
     entries: list[Entry]
     next_after: int | None = Field(description="Pass it as `after` for the next page.")
 
 
 class Limits(BaseModel):
-    """What this server takes at most."""
+    """Limits of this server."""
 
     max_model_len: int
     max_prefix_tokens: int
@@ -203,7 +205,7 @@ class Info(BaseModel):
 
 
 class Health(BaseModel):
-    """Whether the server lives, or is ready, and why not."""
+    """Whether the server is alive or ready, and the reasons if not."""
 
     status: Literal["ok", "degraded", "unavailable"]
     reasons: list[str] = []

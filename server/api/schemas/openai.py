@@ -162,15 +162,15 @@ class OpenAIRequest(Open, RequestOptions):
         old = StructuredOutputs(
             json=self.guided_json, regex=self.guided_regex, choice=self.guided_choice
         )
-        said = [
+        forms = [
             of_fields({"response_format": self.response_format}),
             of_fields({"rank": self.rank}),
             *(each.constraint() for each in (one, old)),
         ]
-        found = [each for each in said if each not in (None, ANYTHING)]
-        if len(found) > 1:
+        limiting = [form for form in forms if form not in (None, ANYTHING)]
+        if len(limiting) > 1:
             raise InvalidRequest("the form of the answer is given twice")
-        return found[0] if found else said[0]
+        return limiting[0] if limiting else forms[0]
 
 
 class CompletionRequest(OpenAIRequest):
@@ -250,7 +250,7 @@ class ChatRequest(OpenAIRequest):
     top_logprobs: NumTop | None = None
 
     def params(self) -> list[GenerateParams]:
-        """One for each choice. Raises `InvalidRequest` for what is not supported."""
+        """One request for each choice. Raises `InvalidRequest` for what is not supported."""
         self.refuse_unsupported()
         if self.top_logprobs is not None and not self.logprobs:
             raise UnsupportedParameter("top_logprobs", "`top_logprobs` go with `logprobs`")

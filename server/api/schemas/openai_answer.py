@@ -100,7 +100,7 @@ class ChoiceWriter:
     def _shows_ids(self) -> bool:
         return bool(self._answer.body.return_token_ids)
 
-    def _written(self, piece: Piece, where: str, said: dict[str, Any]) -> dict[str, Any]:
+    def _written(self, piece: Piece, place: str, content: dict[str, Any]) -> dict[str, Any]:
         echo, is_first, self._has_begun = self._opens_with_echo, not self._has_begun, True
         choice: dict[str, Any] = {"index": self._index, "finish_reason": piece.finish_reason}
         if self._shows_ids:
@@ -109,7 +109,7 @@ class ChoiceWriter:
         if (ranking := ranking_of(self._completion)) is not None:
             choice["ranking"] = ranking
         if self._answer.is_chat:
-            return choice | {where: said, "logprobs": self._logprobs(piece, echo=False)}
+            return choice | {place: content, "logprobs": self._logprobs(piece, echo=False)}
         prompt = self._answer.tokenizer.decode(self._completion.prompt_token_ids) if echo else ""
         return choice | {"text": prompt + piece.text, "logprobs": self._logprobs(piece, echo=echo)}
 

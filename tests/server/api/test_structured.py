@@ -195,7 +195,7 @@ async def test_a_compile_has_a_deadline(
     http: httpx.AsyncClient, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(grammar_check, "COMPILE_TIMEOUT_S", 0.05)
-    monkeypatch.setattr(services.grammars, "_why_not", lambda grammar: time.sleep(0.5) or "")
+    monkeypatch.setattr(services.grammars, "_compile_error", lambda grammar: time.sleep(0.5) or "")
 
     response = await http.post("/generate", json={"prompt": "hi", "regex": "[a-z]"})
 
@@ -208,7 +208,7 @@ async def test_what_was_found_is_remembered(
 ) -> None:
     good, bad = {"prompt": "hi", "regex": "[a-z]"}, {"prompt": "hi", "regex": "("}
     before = [(await http.post("/generate", json=body)).status_code for body in (good, bad)]
-    monkeypatch.setattr(services.grammars, "_why_not", None)
+    monkeypatch.setattr(services.grammars, "_compile_error", None)
     after = [(await http.post("/generate", json=body)).status_code for body in (good, bad)]
 
     assert before == after == [200, 422]

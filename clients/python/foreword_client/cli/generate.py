@@ -12,157 +12,130 @@ from foreword_client.cli import arguments, output
 from foreword_client.client import Client
 from foreword_client.types import GenerateOptions, Generation
 
-_SAMPLING = "Sampling (default: the task's)"
-_FORM = "Form of the answer (default: the task's)"
+
+def _sampling(*names: str, **options: Any) -> Any:
+    return typer.Option(*names, rich_help_panel="Sampling (default: the task's)", **options)
+
+
+def _form(**options: Any) -> Any:
+    return typer.Option(rich_help_panel="Form of the answer (default: the task's)", **options)
+
+
+Prompt = Annotated[
+    str | None,
+    typer.Argument(metavar="PROMPT", help="The prompt. Left out, or -: standard input."),
+]
+Task = Annotated[
+    str | None,
+    typer.Option("--task", "-t", metavar="TASK", help="The task. Default: the bare base model."),
+]
+Version = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="A version of the task. Default: the active one."),
+]
+Messages = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True,
+        dir_okay=False,
+        metavar="FILE",
+        help="A JSON file with chat messages, in place of a prompt.",
+    ),
+]
+Fields = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="For a field of the task's template. Repeatable."),
+]
+MaxTokens = Annotated[int | None, _sampling(min=1, metavar="N", help="Maximum number of tokens.")]
+Temperature = Annotated[float | None, _sampling(min=0, metavar="X", help="0 is greedy.")]
+TopP = Annotated[float | None, _sampling(min=0, max=1, metavar="X", help="Nucleus.")]
+TopK = Annotated[int | None, _sampling(min=0, metavar="N", help="0 is all tokens.")]
+MinP = Annotated[
+    float | None,
+    _sampling(
+        min=0, max=1, metavar="X", help="Drop tokens below this share of the top probability."
+    ),
+]
+Seed = Annotated[int | None, _sampling(min=0, metavar="N", help="Same seed, same tokens.")]
+Stop = Annotated[
+    list[str] | None, _sampling(metavar="TEXT", help="Stop before this text. Repeatable.")
+]
+StopTokenIds = Annotated[
+    list[int] | None, _sampling(min=0, metavar="ID", help="Stop at this token. Repeatable.")
+]
+IgnoreEos = Annotated[
+    bool, _sampling("--ignore-eos", help="Continue to --max-tokens past the model's end.")
+]
+JsonSchema = Annotated[
+    Path | None,
+    _form(exists=True, dir_okay=False, metavar="FILE", help="Answer with JSON of this schema."),
+]
+Regex = Annotated[
+    str | None, _form(metavar="R", help="Answer with a full match of this regular expression.")
+]
+Choice = Annotated[
+    list[str] | None, _form(metavar="TEXT", help="Generate one of these texts. Repeatable.")
+]
+Rank = Annotated[
+    list[str] | None,
+    _form(
+        metavar="TEXT",
+        help="Score these texts and answer with the most likely (-v: all scores). Repeatable.",
+    ),
+]
+RankBy = Annotated[
+    str | None,
+    _form(
+        metavar="sum|mean",
+        help="Rank by the sum (default) or the mean of the tokens' log-probabilities.",
+    ),
+]
+Priority = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Lower runs earlier within the task. Default: 0."),
+]
+TrafficKey = Annotated[
+    str | None,
+    typer.Option(metavar="KEY", help="Same key, same version, where versions share the traffic."),
+]
+Streams = Annotated[
+    bool | None,
+    typer.Option(
+        "--stream/--no-stream",
+        help="Write tokens as they come. Default: on a terminal.",
+        show_default=False,
+    ),
+]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Print version, tokens and times afterwards.")
+]
 
 
 def generate(
     ctx: typer.Context,
-    prompt: Annotated[
-        str | None,
-        typer.Argument(metavar="PROMPT", help="The prompt. Left out, or -: standard input."),
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            "--task", "-t", metavar="TASK", help="The task. Default: the bare base model."
-        ),
-    ] = None,
-    version: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="A version of the task. Default: the active one."),
-    ] = None,
-    messages: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True,
-            dir_okay=False,
-            metavar="FILE",
-            help="A JSON file with chat messages, in place of a prompt.",
-        ),
-    ] = None,
-    field: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="For a field of the task's template. Repeatable."),
-    ] = None,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="N", help="Maximum number of tokens.", rich_help_panel=_SAMPLING
-        ),
-    ] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(min=0, metavar="X", help="0 is greedy.", rich_help_panel=_SAMPLING),
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, metavar="X", help="Nucleus.", rich_help_panel=_SAMPLING),
-    ] = None,
-    top_k: Annotated[
-        int | None,
-        typer.Option(min=0, metavar="N", help="0 is all tokens.", rich_help_panel=_SAMPLING),
-    ] = None,
-    min_p: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            max=1,
-            metavar="X",
-            help="Drop tokens below this share of the top probability.",
-            rich_help_panel=_SAMPLING,
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(min=0, metavar="N", help="Same seed, same tokens.", rich_help_panel=_SAMPLING),
-    ] = None,
-    stop: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="TEXT", help="Stop before this text. Repeatable.", rich_help_panel=_SAMPLING
-        ),
-    ] = None,
-    stop_token_id: Annotated[
-        list[int] | None,
-        typer.Option(
-            min=0,
-            metavar="ID",
-            help="Stop at this token. Repeatable.",
-            rich_help_panel=_SAMPLING,
-        ),
-    ] = None,
-    ignore_eos: Annotated[
-        bool,
-        typer.Option(
-            "--ignore-eos",
-            help="Continue to --max-tokens past the model's end.",
-            rich_help_panel=_SAMPLING,
-        ),
-    ] = False,
-    json_schema: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True,
-            dir_okay=False,
-            metavar="FILE",
-            help="Answer with JSON of this schema.",
-            rich_help_panel=_FORM,
-        ),
-    ] = None,
-    regex: Annotated[
-        str | None,
-        typer.Option(
-            metavar="R",
-            help="Answer with a full match of this regular expression.",
-            rich_help_panel=_FORM,
-        ),
-    ] = None,
-    choice: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="TEXT",
-            help="Generate one of these texts. Repeatable.",
-            rich_help_panel=_FORM,
-        ),
-    ] = None,
-    rank: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="TEXT",
-            help="Score these texts and answer with the most likely (-v: all scores). Repeatable.",
-            rich_help_panel=_FORM,
-        ),
-    ] = None,
-    rank_by: Annotated[
-        str | None,
-        typer.Option(
-            metavar="sum|mean",
-            help="Rank by the sum (default) or the mean of the tokens' log-probabilities.",
-            rich_help_panel=_FORM,
-        ),
-    ] = None,
-    priority: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Lower runs earlier within the task. Default: 0."),
-    ] = None,
-    traffic_key: Annotated[
-        str | None,
-        typer.Option(
-            metavar="KEY", help="Same key, same version, where versions share the traffic."
-        ),
-    ] = None,
-    stream: Annotated[
-        bool | None,
-        typer.Option(
-            "--stream/--no-stream",
-            help="Write tokens as they come. Default: on a terminal.",
-            show_default=False,
-        ),
-    ] = None,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Print version, tokens and times afterwards.")
-    ] = False,
+    prompt: Prompt = None,
+    task: Task = None,
+    version: Version = None,
+    messages: Messages = None,
+    field: Fields = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    min_p: MinP = None,
+    seed: Seed = None,
+    stop: Stop = None,
+    stop_token_id: StopTokenIds = None,
+    ignore_eos: IgnoreEos = False,
+    json_schema: JsonSchema = None,
+    regex: Regex = None,
+    choice: Choice = None,
+    rank: Rank = None,
+    rank_by: RankBy = None,
+    priority: Priority = None,
+    traffic_key: TrafficKey = None,
+    stream: Streams = None,
+    verbose: Verbose = False,
     as_json: arguments.AsJson = False,
 ) -> None:
     """Complete a prompt after a task's prefix.
@@ -192,16 +165,27 @@ def generate(
         prompt = _from_stdin()
     streams = stream if stream is not None else sys.stdout.isatty() and not as_json
     with arguments.connect(ctx) as client:
-        if streams:
-            _stream(client, prompt, task, version, options, as_json=as_json, verbose=verbose)
-            return
-        answer = client.generate(prompt, task=task, version=version, **options)
-        if as_json:
-            output.show_json(answer)
-            return
-        output.write(answer.text + "\n")
-        if verbose:
-            _note(answer)
+        run = _stream if streams else _whole
+        run(client, prompt, task, version, options, as_json=as_json, verbose=verbose)
+
+
+def _whole(
+    client: Client,
+    prompt: str | None,
+    task: str | None,
+    version: int | None,
+    options: GenerateOptions,
+    *,
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    answer = client.generate(prompt, task=task, version=version, **options)
+    if as_json:
+        output.show_json(answer)
+        return
+    output.write(answer.text + "\n")
+    if verbose:
+        _note(answer)
 
 
 def _stream(

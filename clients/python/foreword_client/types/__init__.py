@@ -1,4 +1,4 @@
-"""What comes back from the server. Unknown fields are ignored, so newer servers stay readable."""
+"""Answers of the server, and options of requests. Unknown fields of newer servers are ignored."""
 
 from foreword_client.types.base import Answer, Message
 from foreword_client.types.generation import (

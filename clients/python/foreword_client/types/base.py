@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Answer(BaseModel):
-    """Base class of everything here: frozen, and open for fields of newer servers."""
+    """Base class: frozen, and ignores unknown fields."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 

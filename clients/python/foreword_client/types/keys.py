@@ -11,33 +11,33 @@ from foreword_client.types.base import Answer
 
 
 class KeyOptions(TypedDict, total=False):
-    """How long a key is valid, and how much it allows. What is left out has no limit."""
+    """Expiry and limits of a key. What is left out has no limit."""
 
     expires_at: datetime | None
-    """With a time zone."""
+    """A time with a time zone."""
     requests_per_s: float | None
     burst: int | None
-    """Requests that may come at once."""
+    """Maximum number of requests that may arrive at once."""
     max_concurrency: int | None
-    """Requests that may run at once."""
+    """Maximum number of requests that run at once."""
 
 
 class Key(Answer):
-    """What a key allows; not the key itself."""
+    """The permissions of a key, without the key itself."""
 
     id: str
     name: str
     scopes: list[str]
-    """Of generate, read, write, promote, delete, admin."""
+    """Some of generate, read, write, promote, delete, admin."""
     tasks: list[str] = Field(["*"])
-    """Patterns of task names; `*` is all, and the base model."""
+    """Patterns of task names; `*` matches all, and the base model."""
     expires_at: datetime | None = None
     requests_per_s: float | None = None
     burst: int | None = None
     max_concurrency: int | None = None
     created_at: datetime
     created_by: str | None = None
-    """The id of the key that made it."""
+    """The id of the key that created it."""
     revoked_at: datetime | None = None
 
 
@@ -45,7 +45,7 @@ class CreatedKey(Key):
     """A new key."""
 
     key: str
-    """The key itself. It is shown this once."""
+    """The key itself, shown only once."""
 
 
 class KeyList(Answer):
@@ -55,19 +55,19 @@ class KeyList(Answer):
 
 
 class AuditEntry(Answer):
-    """One change: who asked for it, and what it was."""
+    """One change, and who made it."""
 
     seq: int
     at: datetime
     by: str | None = None
-    """The id of the key that asked for it."""
+    """The id of the key that made the change."""
     peer: str | None = None
     request_id: str | None = None
     action: str
     task: str | None = None
     version: int | None = None
     digest: str | None = None
-    """Of the artifact that was pushed, or of the profile that was set."""
+    """Digest of the artifact pushed, or of the profile set."""
     key: str | None = None
     """The id of the key that was created or revoked."""
     prev_hash: str
@@ -75,7 +75,7 @@ class AuditEntry(Answer):
 
 
 class AuditPage(Answer):
-    """Some rows of the audit."""
+    """A page of the audit."""
 
     entries: list[AuditEntry]
     next_after: int | None = None

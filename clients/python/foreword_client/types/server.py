@@ -8,7 +8,7 @@ from foreword_client.types.base import Answer
 
 
 class ServerLimits(Answer):
-    """What a server takes at most. None: it does not say."""
+    """Limits of a server. None: unknown."""
 
     max_model_len: int | None = None
     max_prefix_tokens: int | None = None

@@ -33,7 +33,7 @@ class GoldenPrompt(Answer):
 
 
 class Evaluation(Answer):
-    """What was measured before an upload, by whoever trained the prefix."""
+    """Scores measured when the prefix was trained."""
 
     num_examples: int
     scores: dict[str, float]
@@ -53,10 +53,10 @@ class Manifest(Answer):
     fingerprint: str = ""
     source_format: str = ""
     source_digest: str = ""
-    """Of the bytes that were uploaded."""
+    """Digest of the uploaded bytes."""
     prompt: PromptFormat = PromptFormat()
     golden: list[GoldenPrompt] = Field([])
-    """Those that came with the upload."""
+    """Golden prompts that came with the upload."""
     evaluation: Evaluation | None = None
     verification: list[Check] = Field([])
     created_at: datetime
@@ -64,22 +64,22 @@ class Manifest(Answer):
 
 
 class Uploaded(Manifest):
-    """The version that a push made, and whether it answers already."""
+    """The version that a push created, and whether it is live."""
 
     active: bool = False
     warning: str | None = None
-    """A check that did not pass, or why the prefix could not be loaded at once."""
+    """A check that failed, or why the prefix could not be loaded at once."""
 
 
 class Rehearsal(Uploaded):
-    """The version that a push would make, and what it would take."""
+    """The version that a push would create, and the memory it would take."""
 
     device_bytes: int
-    """Of its prefix, on the device, about."""
+    """Approximate bytes of its prefix on the device."""
     fits: bool
-    """Beside the prefixes that are in use or pinned."""
+    """Whether it fits beside the prefixes that are in use or pinned."""
     evicted: list[str]
-    """Digests of the prefixes that would make room for it."""
+    """Digests of the prefixes that would be evicted for it."""
 
 
 class Version(Manifest):
@@ -88,7 +88,7 @@ class Version(Manifest):
     residency: str | None = None
     """`device`, `host` or `disk`."""
     pinned: bool = False
-    """It stays on the device."""
+    """Whether it stays on the device."""
 
 
 class Residency(Answer):
@@ -98,12 +98,12 @@ class Residency(Answer):
     version: int
     digest: str
     residency: str
-    """`device`, `host` or `disk`, as the engine last said."""
+    """`device`, `host` or `disk`, as the engine last reported."""
     pinned: bool
 
 
 class Report(Answer):
-    """What was checked of a stored version, just now."""
+    """A new verification of a stored version."""
 
     task: str
     version: int
@@ -120,24 +120,24 @@ class Activation(Answer):
     action: str
     """`activate`, `rollback` or `traffic`."""
     weights: dict[int, int] | None = None
-    """Of the versions that share the traffic from here on."""
+    """Weights of the versions that share the traffic from here on."""
     at: datetime
     by: str | None = None
 
 
 class Versions(Answer):
-    """All versions of a task, and the history of its active one."""
+    """All versions of a task, and its history of activations."""
 
     task: str
     active_version: int | None = None
     versions: list[Version]
     quarantined: list[int] = Field([])
-    """Those whose stored bytes have changed. Pushing them again heals them."""
+    """Versions whose stored bytes have changed. Pushing the same bytes again restores them."""
     history: list[Activation] = Field([])
 
 
 class Activated(Answer):
-    """What answers from now on."""
+    """The version that is now live."""
 
     task: str
     active_version: int
