@@ -32,7 +32,7 @@ from server.engine.native.layers import NotLlamaLike
 from server.engine.runner.forward import ModelForward
 from server.engine.runner.graphs import CudaCapture, Graphs, buckets_for
 from server.engine.runner.runner import Runner, RunnerParts
-from server.engine.runner.self_test import check_model, examples, tested
+from server.engine.runner.self_test import capture_and_test, check_model, example_steps
 from server.engine.sampling.sampler import argmax
 from server.engine.sizing import (
     Budget,
@@ -136,8 +136,8 @@ def _graphs(parts: Assembly, config: m.EngineConfig, forward: ModelForward) -> G
         max_num_rows=max(2, config.max_num_seqs),
         device=device,
     )
-    steps = examples(parts.loaded.spec, parts.loaded.vocab_size, device)
-    return tested(graphs, forward, parts.backend, steps)
+    steps = example_steps(parts.loaded.spec, parts.loaded.vocab_size, device)
+    return capture_and_test(graphs, forward, parts.backend, steps)
 
 
 def _forward(loaded: LoadedModel, backend: AttentionBackend) -> ModelForward:
@@ -171,12 +171,12 @@ def _layout(backend: AttentionBackend) -> tuple[type[KvPool], Callable[[Tensor],
 
 def _within_context(config: m.EngineConfig, context: Context) -> m.EngineConfig:
     """Limit `max_model_len` to the context within which every request is exact."""
-    if context.why_shorter is None:
+    if context.limited_by is None:
         return config
     limit = context.num_tokens
-    logger.warning("max_model_len is at most %d: after that, %s", limit, context.why_shorter)
-    wanted = config.max_model_len
-    return replace(config, max_model_len=min(wanted, limit) if wanted else wanted)
+    logger.warning("max_model_len is at most %d: after that, %s", limit, context.limited_by)
+    requested = config.max_model_len
+    return replace(config, max_model_len=min(requested, limit) if requested else requested)
 
 
 def _backend(name: str, device: str) -> AttentionBackend:

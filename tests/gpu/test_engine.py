@@ -20,7 +20,7 @@ from server.engine.params import Delta, SamplingParams
 from server.engine.runner.forward import ModelForward
 from server.engine.runner.graphs import CudaCapture, Graphs
 from server.engine.runner.runner import Runner, RunnerParts
-from server.engine.runner.self_test import agrees, examples, tested
+from server.engine.runner.self_test import agrees, capture_and_test, example_steps
 from server.engine.sampling.sampler import INVALID, SampleRow, sample
 from server.engine.scheduler.batch import Batch
 from server.engine.scheduler.scheduler import Scheduler
@@ -68,16 +68,16 @@ def graphs_of(forward: ModelForward) -> Graphs:
 def test_replays_agree_with_the_forward(family: str) -> None:
     backend = triton()
     forward = parts(family, backend)[1].parts.forward
-    steps = examples(spec_of(CONFIGS[family]), VOCAB, CUDA)
+    steps = example_steps(spec_of(CONFIGS[family]), VOCAB, CUDA)
 
-    assert tested(graphs_of(forward), forward, backend, steps) is not None
+    assert capture_and_test(graphs_of(forward), forward, backend, steps) is not None
 
 
 def test_a_backend_that_plans_on_the_host_does_not_pass() -> None:
     """Control: a graph of the oracle cannot be captured, or repeats one step forever."""
     backend = RefBackend()
     forward = parts("llama", backend)[1].parts.forward
-    steps = examples(spec_of(CONFIGS["llama"]), VOCAB, CUDA)
+    steps = example_steps(spec_of(CONFIGS["llama"]), VOCAB, CUDA)
 
     assert not agrees(graphs_of(forward), forward, backend, steps)
 

@@ -136,15 +136,20 @@ class Runner:
                 return logits
         return self.parts.forward(step)
 
-    def _forward_scoring(self, step: Step, wanted: PromptRows) -> tuple[Tensor, PendingLogprobs]:
+    def _forward_scoring(
+        self, step: Step, prompt_rows: PromptRows
+    ) -> tuple[Tensor, PendingLogprobs]:
         """Like `forward`, and score prompt tokens, with the logits of a block of rows at a time."""
         forward = self.parts.forward
         self.parts.backend.plan(step)
         hidden = forward.hidden(step)
-        columns = (to_device(x, torch.long, hidden.device) for x in (wanted.rows, wanted.token_ids))
+        columns = (
+            to_device(x, torch.long, hidden.device)
+            for x in (prompt_rows.rows, prompt_rows.token_ids)
+        )
         blocks = zip(*(torch.split(x, logprobs.BLOCK_ROWS) for x in columns), strict=True)
         scored = ((forward.logits(hidden[:, at]), token_ids) for at, token_ids in blocks)
-        prompt_logprobs = PendingLogprobs(wanted.askers, scored)
+        prompt_logprobs = PendingLogprobs(prompt_rows.askers, scored)
         return forward.logits(hidden[:, step.logit_rows]), prompt_logprobs
 
     def _fill_in(self, batch: Batch, step: Step) -> None:

@@ -69,7 +69,7 @@ def _error(
     return float(torch.tensor(errors).max())  # NaN if one of them is
 
 
-def tested(
+def capture_and_test(
     graphs: Graphs, forward: Forward, backend: AttentionBackend, steps: list[Step]
 ) -> Graphs | None:
     """Capture and test `graphs`. Returns None, and logs a warning, if they cannot be used."""
@@ -96,7 +96,7 @@ def _agrees(graphs: Graphs, forward: Forward, backend: AttentionBackend, step: S
     return got is not None and agree(expected, got, MODEL_LIMITS[expected.dtype])
 
 
-def examples(spec: BaseModelSpec, vocab_size: int, device: torch.device) -> list[Step]:
+def example_steps(spec: BaseModelSpec, vocab_size: int, device: torch.device) -> list[Step]:
     """Return steps like those of `check_model`, with random tokens and a random prefix."""
     generator = torch.Generator().manual_seed(0)
     shape = (spec.num_layers, 2, spec.num_kv_heads, 5, spec.head_dim)

@@ -23,7 +23,7 @@ from server.engine.params import Delta, SamplingParams
 from server.engine.runner.forward import ModelForward
 from server.engine.runner.graphs import CudaCapture, Graphs, buckets_for
 from server.engine.runner.runner import Runner, RunnerParts
-from server.engine.runner.self_test import agrees, examples
+from server.engine.runner.self_test import agrees, example_steps
 from server.engine.scheduler.batch import Batch
 from server.engine.scheduler.page_allocator import PageAllocator
 from server.engine.scheduler.scheduler import Scheduler
@@ -93,7 +93,7 @@ class Engine:
             self._forward, CudaCapture(), max_num_tokens=MAX_NUM_BATCHED_TOKENS,
             max_num_rows=self.scheduler.max_num_seqs, device=self.device,
         )  # fmt: skip
-        steps = examples(self.spec, self.geometry.vocab_size, self.device)
+        steps = example_steps(self.spec, self.geometry.vocab_size, self.device)
         return graphs if agrees(graphs, self._forward, self.backend, steps) else None
 
     def make_prefix(self, num_tokens: int) -> ResidentPrefix:
