@@ -12,6 +12,7 @@ from prefix_store.prefix import BaseModelSpec
 from server.engine.memory.prefix import ResidentPrefix
 from server.engine.native.backend import PAGE_SIZE, install
 from server.engine.native.blocks import BlockPool, to_blocks
+from server.engine.runner.forward import ModelForward
 from tests import tiny_models
 from tests.tiny_models import Engine, build_model, make_engine, random_prefix
 
@@ -73,7 +74,7 @@ def native_engine(
         model, backend, page_size=PAGE_SIZE, num_pages=60,
         max_num_batched_tokens=max_num_batched_tokens,
     )  # fmt: skip
-    engine.runner.bare_forward = backend.bare_forward
+    engine.rebuild_runner(forward=ModelForward(model, backend.bare_forward))
     engine.pool = BlockPool(spec_of(model), num_pages=60, page_size=PAGE_SIZE, device="cpu")
     backend.allocate(engine.pool)
     return engine

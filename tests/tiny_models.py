@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import transformers as T
@@ -19,7 +20,8 @@ from server.engine.attention.ref import RefBackend
 from server.engine.memory.kv_pool import KvPool
 from server.engine.memory.prefix import ResidentPrefix
 from server.engine.params import SamplingParams
-from server.engine.runner.runner import Runner
+from server.engine.runner.forward import ModelForward
+from server.engine.runner.runner import Runner, RunnerParts
 from server.engine.scheduler.page_allocator import PageAllocator
 from server.engine.scheduler.prompt_cache import PromptCache
 from server.engine.scheduler.scheduler import Scheduler
@@ -122,12 +124,15 @@ class AlwaysReady:
 class RecordingRunner(Runner):
     """Keeps the logits of every sampled row, by request."""
 
-    def __init__(self, model: PreTrainedModel, backend: AttentionBackend, ready: AlwaysReady):
-        super().__init__(model, backend, ready.prefixes.__getitem__)
+    def __init__(self, parts: RunnerParts) -> None:
+        super().__init__(parts)
         self.logits: dict[int, list[Tensor]] = {}
         self.steps: list[Step] = []
-        self.activate = lambda: interface.register(backend.attend)
         self.activate()
+
+    def activate(self) -> None:
+        """Register this runner's backend, in place of that of another engine."""
+        interface.register(self.parts.backend.attend)
 
     def forward(self, step: Step) -> Tensor:
         logits = super().forward(step)
@@ -147,6 +152,10 @@ class Engine:
     pool: KvPool
     ready: AlwaysReady
     completions: dict[int, list[int]] = field(default_factory=dict)
+
+    def rebuild_runner(self, **parts: Any) -> None:
+        """Replace some of the runner's parts."""
+        self.runner = RecordingRunner(replace(self.runner.parts, **parts))
 
     def add(
         self, request_id: int, token_ids: list[int], prefix: ResidentPrefix | None, num_new: int
@@ -190,7 +199,8 @@ def make_engine(
         allocator, ready, max_num_seqs=32, max_num_batched_tokens=max_num_batched_tokens,
         eos_token_ids=[2], prompt_cache=PromptCache(allocator) if prompt_cache else None,
     )  # fmt: skip
-    return Engine(scheduler, RecordingRunner(model, backend, ready), pool, ready)
+    parts = RunnerParts(ModelForward(model), backend, ready.prefixes.__getitem__)
+    return Engine(scheduler, RecordingRunner(parts), pool, ready)
 
 
 @torch.no_grad()

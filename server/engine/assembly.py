@@ -29,9 +29,11 @@ from server.engine.native.backend import PAGE_SIZE, NativeBackend, install
 from server.engine.native.blocks import BlockPool, to_blocks
 from server.engine.native.build import NativeUnavailable, has_wide_vectors
 from server.engine.native.layers import NotLlamaLike
+from server.engine.runner.forward import ModelForward
 from server.engine.runner.graphs import CudaCapture, Graphs, buckets_for
-from server.engine.runner.runner import Runner
-from server.engine.runner.self_test import check_model, examples, tested
+from server.engine.runner.runner import Runner, RunnerParts
+from server.engine.runner.self_test import capture_and_test, check_model, example_steps
+from server.engine.sampling.sampler import argmax
 from server.engine.sizing import (
     Budget,
     Sizes,
@@ -110,28 +112,37 @@ def make_runner(
 
     Call it before any sequence runs: the test writes to the pool.
     """
-    runner = _runner(parts.loaded, parts.backend, prefix_of)
-    device = parts.loaded.model.device
-    if device.type == "cuda" and parts.backend.graph_safe:
-        graphs = Graphs(
-            runner.run_model,
-            CudaCapture(),
-            max_num_tokens=config.max_num_batched_tokens,
-            max_num_rows=max(2, config.max_num_seqs),
-            device=device,
+    forward = _forward(parts.loaded, parts.backend)
+    return Runner(
+        RunnerParts(
+            forward,
+            parts.backend,
+            prefix_of,
+            eos_token_ids=parts.loaded.eos_token_ids,
+            argmax=parts.backend.argmax if isinstance(parts.backend, NativeBackend) else argmax,
+            graphs=_graphs(parts, config, forward),
         )
-        steps = examples(parts.loaded.spec, parts.loaded.vocab_size, device)
-        runner.graphs = tested(graphs, runner.run_model, parts.backend, steps)
-    return runner
+    )
 
 
-def _runner(
-    loaded: LoadedModel, backend: AttentionBackend, prefix_of: Callable[[Digest], ResidentPrefix]
-) -> Runner:
-    runner = Runner(loaded.model, backend, prefix_of, loaded.eos_token_ids)
-    if isinstance(backend, NativeBackend):
-        runner.argmax, runner.bare_forward = backend.argmax, backend.bare_forward
-    return runner
+def _graphs(parts: Assembly, config: m.EngineConfig, forward: ModelForward) -> Graphs | None:
+    device = parts.loaded.model.device
+    if device.type != "cuda" or not parts.backend.graph_safe:
+        return None
+    graphs = Graphs(
+        forward,
+        CudaCapture(),
+        max_num_tokens=config.max_num_batched_tokens,
+        max_num_rows=max(2, config.max_num_seqs),
+        device=device,
+    )
+    steps = example_steps(parts.loaded.spec, parts.loaded.vocab_size, device)
+    return capture_and_test(graphs, forward, parts.backend, steps)
+
+
+def _forward(loaded: LoadedModel, backend: AttentionBackend) -> ModelForward:
+    bare_forward = backend.bare_forward if isinstance(backend, NativeBackend) else None
+    return ModelForward(loaded.model, bare_forward)
 
 
 def _check(
@@ -150,8 +161,7 @@ def _check(
     num_tokens = reference.prefix.shape[3]
     prefix = ResidentPrefix(layout(reference.prefix), num_tokens, num_tokens)
     limit = ANY_LIMIT if int8 else MODEL_LIMITS[getattr(torch, loaded.spec.dtype)]
-    resident: dict[Digest, ResidentPrefix] = {}  # the steps bring their own
-    check_model(reference, _runner(loaded, backend, resident.__getitem__), prefix, limit)
+    check_model(reference, _forward(loaded, backend), backend, prefix, limit)
 
 
 def _layout(backend: AttentionBackend) -> tuple[type[KvPool], Callable[[Tensor], Tensor]]:
@@ -161,12 +171,12 @@ def _layout(backend: AttentionBackend) -> tuple[type[KvPool], Callable[[Tensor],
 
 def _within_context(config: m.EngineConfig, context: Context) -> m.EngineConfig:
     """Limit `max_model_len` to the context within which every request is exact."""
-    if context.why_shorter is None:
+    if context.limited_by is None:
         return config
     limit = context.num_tokens
-    logger.warning("max_model_len is at most %d: after that, %s", limit, context.why_shorter)
-    wanted = config.max_model_len
-    return replace(config, max_model_len=min(wanted, limit) if wanted else wanted)
+    logger.warning("max_model_len is at most %d: after that, %s", limit, context.limited_by)
+    requested = config.max_model_len
+    return replace(config, max_model_len=min(requested, limit) if requested else requested)
 
 
 def _backend(name: str, device: str) -> AttentionBackend:

@@ -42,19 +42,19 @@ class Budget:
     prefixes: int
 
 
-def choose_device(wanted: str) -> str:
-    """Resolve the setting `device`. Raises ValueError if CUDA is wanted but not available."""
-    if wanted == "auto":
+def choose_device(requested: str) -> str:
+    """Resolve the setting `device`. Raises ValueError if CUDA is requested but not available."""
+    if requested == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted == "cuda" and not torch.cuda.is_available():
+    if requested == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda, but torch finds no CUDA device here; use device=cpu")
-    return wanted
+    return requested
 
 
-def choose_dtype(wanted: str, device: str) -> str:
+def choose_dtype(requested: str, device: str) -> str:
     """Resolve the setting `dtype`: bfloat16 if the device multiplies it natively, else float32."""
-    if wanted != "auto":
-        return wanted
+    if requested != "auto":
+        return requested
     if device == "cuda":
         return "bfloat16"
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -114,24 +114,24 @@ def sizes(config: EngineConfig, loaded: LoadedModel, budget: int, *, paged: bool
     num_pages = num_tokens // _SMALL_PAGE
     share = num_pages * _SMALL_PAGE if paged else num_tokens // config.max_num_seqs
     fitting = min(loaded.max_positions, share) // _SMALL_PAGE * _SMALL_PAGE
-    wanted = config.max_model_len or fitting
-    if wanted > loaded.max_positions:
+    requested = config.max_model_len or fitting
+    if requested > loaded.max_positions:
         raise ValueError(
-            f"max_model_len {wanted} is more than the model's {loaded.max_positions} positions"
+            f"max_model_len {requested} is more than the model's {loaded.max_positions} positions"
         )
-    if not _MIN_CONTEXT <= wanted <= share:
+    if not _MIN_CONTEXT <= requested <= share:
         raise ValueError(
-            f"kv_cache_bytes {budget} holds {share} tokens per sequence, but {wanted} are needed: "
+            f"kv_cache_bytes {budget} holds {share} tokens per sequence, {requested} are needed: "
             "raise kv_cache_bytes, or lower max_num_seqs or max_model_len"
         )
     if config.max_model_len is None and share < loaded.max_positions:
         logger.warning(
             "max_model_len is %d of the model's %d positions: kv_cache_bytes %d holds no more",
-            wanted, loaded.max_positions, budget,
+            requested, loaded.max_positions, budget,
         )  # fmt: skip
     if paged:
-        return Sizes(wanted, num_pages, _SMALL_PAGE)
-    return Sizes(wanted, config.max_num_seqs, wanted)
+        return Sizes(requested, num_pages, _SMALL_PAGE)
+    return Sizes(requested, config.max_num_seqs, requested)
 
 
 def _memory_bytes() -> int:

@@ -17,9 +17,10 @@ from server.engine.attention.ref import RefBackend
 from server.engine.loop.steps import Steps
 from server.engine.memory.transfer import SideCopy
 from server.engine.params import Delta, SamplingParams
+from server.engine.runner.forward import ModelForward
 from server.engine.runner.graphs import CudaCapture, Graphs
-from server.engine.runner.runner import Runner
-from server.engine.runner.self_test import agrees, examples, tested
+from server.engine.runner.runner import Runner, RunnerParts
+from server.engine.runner.self_test import agrees, capture_and_test, example_steps
 from server.engine.sampling.sampler import INVALID, SampleRow, sample
 from server.engine.scheduler.batch import Batch
 from server.engine.scheduler.scheduler import Scheduler
@@ -41,7 +42,9 @@ def triton() -> AttentionBackend:
     return TritonBackend()
 
 
-def parts(family: str, backend: AttentionBackend) -> tuple[Scheduler, Runner]:
+def parts(
+    family: str, backend: AttentionBackend, *, with_graphs: bool = False
+) -> tuple[Scheduler, Runner]:
     """Return the scheduler and runner of a tiny model on the device, with a prefix."""
     model = build_model(family, ATTENTION_NAME).to(CUDA)
     engine = make_engine(model, backend, page_size=16, num_pages=200, max_num_batched_tokens=64)
@@ -49,29 +52,34 @@ def parts(family: str, backend: AttentionBackend) -> tuple[Scheduler, Runner]:
     engine.add(-1, [5], prefix, 1)
     engine.scheduler.cancel(-1)
     (resident,) = engine.ready.prefixes.values()
-    return engine.scheduler, Runner(model, backend, {PREFIX: resident}.__getitem__)
+    forward = ModelForward(model)
+    graphs = graphs_of(forward) if with_graphs else None
+    if graphs is not None:
+        graphs.capture_all()
+    prefix_of = {PREFIX: resident}.__getitem__
+    return engine.scheduler, Runner(RunnerParts(forward, backend, prefix_of, graphs=graphs))
 
 
-def graphs_of(runner: Runner) -> Graphs:
-    return Graphs(runner.run_model, CudaCapture(), max_num_tokens=64, max_num_rows=32, device=CUDA)
+def graphs_of(forward: ModelForward) -> Graphs:
+    return Graphs(forward, CudaCapture(), max_num_tokens=64, max_num_rows=32, device=CUDA)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_replays_agree_with_the_forward(family: str) -> None:
     backend = triton()
-    _, runner = parts(family, backend)
-    steps = examples(spec_of(CONFIGS[family]), VOCAB, CUDA)
+    forward = parts(family, backend)[1].parts.forward
+    steps = example_steps(spec_of(CONFIGS[family]), VOCAB, CUDA)
 
-    assert tested(graphs_of(runner), runner.run_model, backend, steps) is not None
+    assert capture_and_test(graphs_of(forward), forward, backend, steps) is not None
 
 
 def test_a_backend_that_plans_on_the_host_does_not_pass() -> None:
     """Control: a graph of the oracle cannot be captured, or repeats one step forever."""
     backend = RefBackend()
-    _, runner = parts("llama", backend)
-    steps = examples(spec_of(CONFIGS["llama"]), VOCAB, CUDA)
+    forward = parts("llama", backend)[1].parts.forward
+    steps = example_steps(spec_of(CONFIGS["llama"]), VOCAB, CUDA)
 
-    assert not agrees(graphs_of(runner), runner.run_model, backend, steps)
+    assert not agrees(graphs_of(forward), forward, backend, steps)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -85,10 +93,7 @@ def test_graphs_and_overlap_do_not_change_the_tokens(family: str) -> None:
 
 
 def run(family: str, *, with_graphs: bool, overlap: bool) -> dict[int, list[int]]:
-    scheduler, runner = parts(family, triton())
-    if with_graphs:
-        runner.graphs = graphs_of(runner)
-        runner.graphs.capture_all()
+    scheduler, runner = parts(family, triton(), with_graphs=with_graphs)
     completions: dict[int, list[int]] = {}
 
     def on_commit(batch: Batch, deltas: list[Delta]) -> None:
@@ -124,10 +129,7 @@ def no_waiting() -> Iterator[None]:
 
 @pytest.mark.parametrize("with_graphs", [False, True])
 def test_a_launch_never_waits_for_the_device(with_graphs: bool) -> None:
-    scheduler, runner = parts("llama", triton())
-    if with_graphs:
-        runner.graphs = graphs_of(runner)
-        runner.graphs.capture_all()
+    scheduler, runner = parts("llama", triton(), with_graphs=with_graphs)
     kinds: list[dict[str, Any]] = [
         {}, {"temperature": 0.8}, {"temperature": 0.8, "top_k": 9}, {"temperature": 1, "top_p": 0.9}
     ]  # fmt: skip
@@ -200,4 +202,4 @@ def test_the_engine_is_assembled_for_cuda(tmp_path: Path) -> None:
         "cuda", "triton", "bfloat16",
     )  # fmt: skip
     assert built.copy is not None
-    assert make_runner(built, config, {}.__getitem__).graphs is not None
+    assert make_runner(built, config, {}.__getitem__).parts.graphs is not None

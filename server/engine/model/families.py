@@ -73,7 +73,7 @@ def _reason(config: PretrainedConfig) -> str | None:
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
         return "it is an encoder, which does not generate text token by token"
     if _keeps_state(config):
-        return "it keeps a state beside keys and values"
+        return "it keeps a state besides keys and values"
     return None
 
 
@@ -100,14 +100,14 @@ def refusing(config: PretrainedConfig, what: str) -> Iterator[None]:
     except (UnsupportedModel, OSError):
         raise
     except Exception as exc:
-        said = f"{what} ({type(exc).__name__}: {first_line(exc)})"
-        raise UnsupportedModel.because(config, said) from exc
+        message = f"{what} ({type(exc).__name__}: {first_line(exc)})"
+        raise UnsupportedModel.because(config, message) from exc
 
 
 def first_line(exc: BaseException) -> str:
     """Return the first line of an error's message: those of transformers have paragraphs."""
-    said = str(exc).strip().splitlines()
-    return said[0] if said else repr(exc)
+    message = str(exc).strip().splitlines()
+    return message[0] if message else repr(exc)
 
 
 # --- context length ---
@@ -118,7 +118,7 @@ class Context:
     """The maximum number of tokens of a sequence: prefix, prompt and completion."""
 
     num_tokens: int
-    why_shorter: str | None = None
+    limited_by: str | None = None
     """What changes after `num_tokens`, if the model has more positions than that."""
 
 

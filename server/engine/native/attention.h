@@ -57,7 +57,7 @@ inline void score(const Queries<T>& qs, const T* const* keys, const T* const* la
     Floats k[NB];
     for (int b = 0; b < NB; b++) {
       k[b] = L::load_lanes(keys[b] + d * kBlock);
-      prefetch_later(later[b] + d * kBlock);
+      prefetch_l2(later[b] + d * kBlock);
     }
     for (int q = 0; q < NQ; q++) {
       Floats x = L::broadcast(qs.query[q] + d);
@@ -70,8 +70,8 @@ inline void score(const Queries<T>& qs, const T* const* keys, const T* const* la
 
 // Adds the values, weighted by `probs`, to the sums: dimensions [d, d + 16 * ND) of NQ queries.
 template <class T, int NQ, int ND>
-inline void gather(Queries<T>& qs, int d, int num_blocks, const T* const* values,
-                   const T* const* later, const T* probs) {
+inline void add_values(Queries<T>& qs, int d, int num_blocks, const T* const* values,
+                       const T* const* later, const T* probs) {
   using L = Lanes<T>;
   Floats acc[NQ][ND];
   for (int q = 0; q < NQ; q++)
@@ -82,7 +82,7 @@ inline void gather(Queries<T>& qs, int d, int num_blocks, const T* const* values
       for (int i = 0; i < ND; i++) {
         const long at = long(t) * qs.head_dim + (d + i * kLanes) * L::kPack;
         v[i] = L::load_lanes(values[b] + at);
-        prefetch_later(later[b] + at);
+        prefetch_l2(later[b] + at);
       }
       for (int q = 0; q < NQ; q++) {
         Floats p = L::broadcast(probs + (q * kChunk + b) * kBlock + t);
@@ -96,8 +96,8 @@ inline void gather(Queries<T>& qs, int d, int num_blocks, const T* const* values
 // Turns the scores of one query into weights relative to its highest score so far. If that rises,
 // the sums are scaled down. From here on exponentials are in base 2, which saves a multiplication.
 template <class T>
-inline void soften(Queries<T>& qs, int q, int first_key, int num_blocks, float scale, float* s,
-                   T* probs) {
+inline void update_softmax(Queries<T>& qs, int q, int first_key, int num_blocks, float scale,
+                           float* s, T* probs) {
   const Ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   const bool all = qs.first[q] <= first_key && first_key + num_blocks * kBlock <= qs.last[q];
   Floats highest = splat(kHidden);
@@ -145,13 +145,13 @@ inline void attend_chunk(Queries<T>& qs, int first_key, int num_blocks, const Bl
   for (; b < num_blocks; b++)
     score<T, NQ, 1>(qs, now.keys + b, later.keys + b, scores + b * kBlock);
   for (int q = 0; q < NQ; q++)
-    soften(qs, q, first_key, num_blocks, scale, scores + q * kChunk * kBlock,
-           probs + q * kChunk * kBlock);
+    update_softmax(qs, q, first_key, num_blocks, scale, scores + q * kChunk * kBlock,
+                   probs + q * kChunk * kBlock);
   int d = 0;
   for (; d + 2 * kLanes <= qs.head_dim; d += 2 * kLanes)
-    gather<T, NQ, 2>(qs, d, num_blocks, now.values, later.values, probs);
+    add_values<T, NQ, 2>(qs, d, num_blocks, now.values, later.values, probs);
   for (; d < qs.head_dim; d += kLanes)
-    gather<T, NQ, 1>(qs, d, num_blocks, now.values, later.values, probs);
+    add_values<T, NQ, 1>(qs, d, num_blocks, now.values, later.values, probs);
 }
 
 // All keys of a segment for `qs`, whose `first` and `last` must be set. `block(i, keys, values)`

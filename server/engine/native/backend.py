@@ -80,7 +80,7 @@ class AttentionRecorder(RefBackend):
         return super().attend(layer, q, k, v, call)
 
     def calls(self) -> list[AttentionCall]:
-        """By layer."""
+        """Return the recorded options of each layer."""
         return [call for _, call in sorted(self._calls.items())]
 
 
@@ -127,7 +127,7 @@ def _install(
     reference = AttentionRecorder()
     pool = KvPool(spec, num_pages=4, page_size=PAGE_SIZE, device="cpu")
     reference.allocate(pool)
-    kv = _own_prefix(model, reference, pool)
+    kv = _make_prefix(model, reference, pool)
     num_tokens = kv.shape[3]
     by_model = partial(_by_model, model)
     steps = _steps(ResidentPrefix(kv, num_tokens, num_tokens), last_position)
@@ -176,7 +176,7 @@ def _steps(prefix: ResidentPrefix, last_position: int) -> list[tuple[list[QueryS
     return [(prompts, 0), (tokens, 0), (tokens, last_position)]
 
 
-def _own_prefix(model: PreTrainedModel, backend: AttentionBackend, pool: KvPool) -> Tensor:
+def _make_prefix(model: PreTrainedModel, backend: AttentionBackend, pool: KvPool) -> Tensor:
     """Compute a prefix from tokens: [num_layers, 2, num_kv_heads, L, head_dim]."""
     pages = [0, 1, 2]
     num_tokens = 2 * PAGE_SIZE + 5

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from server.engine.memory.kv_pool import KvPool
-from server.engine.native.memory import in_huge_pages
+from server.engine.native.memory import to_huge_pages
 
 BLOCK = 16
 
@@ -35,7 +35,7 @@ def to_blocks(kv: Tensor) -> Tensor:
     keys = keys.reshape(*heads, -1, BLOCK, head_dim // pack, pack).transpose(3, 4)
     values = values.reshape(*heads, -1, BLOCK // pack, pack, head_dim).transpose(4, 5)
     shape = (*heads, -1, head_dim)
-    return in_huge_pages(torch.stack([keys.reshape(shape), values.reshape(shape)], dim=1))
+    return to_huge_pages(torch.stack([keys.reshape(shape), values.reshape(shape)], dim=1))
 
 
 def from_blocks(blocks: Tensor, num_tokens: int) -> Tensor:

@@ -5,7 +5,7 @@
 // layout serves AVX512-BF16 and AMX tiles alike. Weights have the type of x (W = T), or are 8-bit
 // integers that are widened in registers and scaled per output.
 //
-// Speed is bound by memory, so products also prefetch (`Ahead`, `Reader`): see layers.cpp.
+// Speed is bound by memory, so products also prefetch: see prefetch.h.
 #pragma once
 
 #include <algorithm>
@@ -26,30 +26,30 @@ inline int round_up(int n, int multiple) { return (n + multiple - 1) / multiple 
 
 // Memory to prefetch during a product, a little in each iteration. The processor's own prefetcher
 // stops at each change of stream, and between two matrices.
-struct Ahead {
+struct Prefetch {
   const char* next;
   long num_bytes;
 
   // The i-th of `num_parts` equal parts.
-  Ahead part(int i, int num_parts) const {
+  Prefetch part(int i, int num_parts) const {
     return {next + num_bytes / num_parts * i, num_bytes / num_parts};
   }
 };
 
-constexpr Ahead kNothing{nullptr, 0};
+constexpr Prefetch kNoPrefetch{nullptr, 0};
 
 constexpr int kRun = 32;       // K is a multiple of it
 constexpr int kStripRows = 8;  // rows of x that one call of the inner loop multiplies
 
-// Prefetches `ahead` evenly over a product: one step per run of kRun values of K.
-class Reader {
+// Prefetches `memory` evenly over a product: one step per run of kRun values of K.
+class Prefetcher {
  public:
-  Reader(Ahead ahead, int k)
-      : next_(ahead.next), end_(next_), stride_(ahead.num_bytes * kRun / k) {}
+  Prefetcher(Prefetch memory, int k)
+      : next_(memory.next), end_(next_), stride_(memory.num_bytes * kRun / k) {}
 
   void step() {
     end_ += stride_;
-    for (; next_ < end_; next_ += 64) prefetch_later(next_);
+    for (; next_ < end_; next_ += 64) prefetch_l2(next_);
   }
 
  private:
@@ -57,24 +57,24 @@ class Reader {
   long stride_;
 };
 
-// Rows [0, MR) of x times NB blocks of 16 columns. `ahead` (weights) and `keys` (the KV cache) are
+// Rows [0, MR) of x times NB blocks of 16 columns. `next_w` (weights) and `kv` (the KV cache) are
 // prefetched along the way. KU independent sums hide the latency of the multiply-adds.
 template <class T, class W, int MR, int NB, int KU>
-inline void multiply_rows(const T* x, int ldx, const W* w, int k, Ahead ahead, Ahead keys,
+inline void multiply_rows(const T* x, int ldx, const W* w, int k, Prefetch next_w, Prefetch kv,
                           float* out) {
   using L = Lanes<T>;
   constexpr int kStep = kLanes * L::kPack;
   Floats acc[KU][MR][NB] = {};
   const long block = long(k) * kLanes;
-  Reader reader(keys, k);
-  const char* next = ahead.next;
-  const long stride = ahead.num_bytes * L::kPack / k;
+  Prefetcher prefetcher(kv, k);
+  const char* next = next_w.next;
+  const long stride = next_w.num_bytes * L::kPack / k;
   for (const T *end = x + k, *run = x; x < end;) {
-    reader.step();
+    prefetcher.step();
     run += kRun;
     while (x < run) {
       for (int u = 0; u < KU; u++) {
-        for (int b = 0; b < NB; b++) prefetch_later(next + 64 * b);
+        for (int b = 0; b < NB; b++) prefetch_l2(next + 64 * b);
         next += stride;
         Floats wv[NB];
         for (int b = 0; b < NB; b++) wv[b] = L::load_lanes(w + b * block);
@@ -95,24 +95,24 @@ inline void multiply_rows(const T* x, int ldx, const W* w, int k, Ahead ahead, A
     }
 }
 
-// Multiplies `m` rows, a strip of kStripRows at a time. Strip i prefetches `keys(i)` of the KV pool
-// and its share of `ahead`.
-template <class T, class W, int NB, class Keys>
-inline void multiply_any(const T* x, int ldx, const W* w, int m, int k, Ahead ahead,
-                         const Keys& keys, float* out) {
+// Multiplies `m` rows, a strip of kStripRows at a time. Strip i prefetches `kv(i)` of the KV pool
+// and its share of `next_w`.
+template <class T, class W, int NB, class Kv>
+inline void multiply_any(const T* x, int ldx, const W* w, int m, int k, Prefetch next_w,
+                         const Kv& kv, float* out) {
   const int num_parts = (m + kStripRows - 1) / kStripRows;
   for (int i = 0; i < num_parts; i++) {
     const int n = std::min(m, kStripRows);
-    const Ahead part = ahead.part(i, num_parts), its_keys = keys(i);
+    const Prefetch part = next_w.part(i, num_parts), its_kv = kv(i);
     switch (n) {
-      case 1: multiply_rows<T, W, 1, NB, 4>(x, ldx, w, k, part, its_keys, out); break;
-      case 2: multiply_rows<T, W, 2, NB, 4>(x, ldx, w, k, part, its_keys, out); break;
-      case 3: multiply_rows<T, W, 3, NB, 2>(x, ldx, w, k, part, its_keys, out); break;
-      case 4: multiply_rows<T, W, 4, NB, 2>(x, ldx, w, k, part, its_keys, out); break;
-      case 5: multiply_rows<T, W, 5, NB, 1>(x, ldx, w, k, part, its_keys, out); break;
-      case 6: multiply_rows<T, W, 6, NB, 1>(x, ldx, w, k, part, its_keys, out); break;
-      case 7: multiply_rows<T, W, 7, NB, 1>(x, ldx, w, k, part, its_keys, out); break;
-      default: multiply_rows<T, W, 8, NB, 1>(x, ldx, w, k, part, its_keys, out);
+      case 1: multiply_rows<T, W, 1, NB, 4>(x, ldx, w, k, part, its_kv, out); break;
+      case 2: multiply_rows<T, W, 2, NB, 4>(x, ldx, w, k, part, its_kv, out); break;
+      case 3: multiply_rows<T, W, 3, NB, 2>(x, ldx, w, k, part, its_kv, out); break;
+      case 4: multiply_rows<T, W, 4, NB, 2>(x, ldx, w, k, part, its_kv, out); break;
+      case 5: multiply_rows<T, W, 5, NB, 1>(x, ldx, w, k, part, its_kv, out); break;
+      case 6: multiply_rows<T, W, 6, NB, 1>(x, ldx, w, k, part, its_kv, out); break;
+      case 7: multiply_rows<T, W, 7, NB, 1>(x, ldx, w, k, part, its_kv, out); break;
+      default: multiply_rows<T, W, 8, NB, 1>(x, ldx, w, k, part, its_kv, out);
     }
     m -= n, x += long(n) * ldx, out += n * kTileCols;
   }
@@ -141,18 +141,18 @@ inline void load_tile_config() {
   _tile_loadconfig(&config);
 }
 
-// 32 rows (16 if `half`) times 32 columns with AMX, prefetching `ahead` and `keys`.
-inline void multiply_tiles(const bf16* x, int ldx, const bf16* w, int k, Ahead ahead, Ahead keys,
-                           float* out, bool half) {
+// 32 rows (16 if `half`) times 32 columns with AMX, prefetching `next_w` and `kv`.
+inline void multiply_tiles(const bf16* x, int ldx, const bf16* w, int k, Prefetch next_w,
+                           Prefetch kv, float* out, bool half) {
   const bf16* w1 = w + long(k) * kLanes;
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-  Reader weight_reader(ahead, k), key_reader(keys, k);
+  Prefetcher w_prefetcher(next_w, k), kv_prefetcher(kv, k);
   for (int i = 0; i < k; i += kRun) {
-    weight_reader.step();
-    key_reader.step();
+    w_prefetcher.step();
+    kv_prefetcher.step();
     _tile_loadd(6, w + i * kLanes, 64);
     _tile_loadd(7, w1 + i * kLanes, 64);
     _tile_loadd(4, x + i, ldx * 2);
@@ -194,32 +194,32 @@ struct Weight {
   int num_chunks() const { return (n + kTileCols - 1) / kTileCols; }
   long chunk_bytes() const { return long(kTileCols) * k * (scales ? 1 : long(sizeof(T))); }
   const char* chunk(int i) const { return static_cast<const char*>(data) + i * chunk_bytes(); }
-  Ahead ahead(int i) const { return {chunk(i), chunk_bytes()}; }
+  Prefetch prefetch(int i) const { return {chunk(i), chunk_bytes()}; }
 };
 
 // Up to 32 rows of x times one or two blocks of 16 columns.
-template <class T, class W, class Keys>
+template <class T, class W, class Kv>
 inline void multiply_block(const T* x, int ldx, const W* w, int rows, int k, int num_blocks,
-                           Ahead ahead, const Keys& keys, float* out) {
+                           Prefetch next_w, const Kv& kv, float* out) {
 #if defined(__AMX_BF16__)
   constexpr int kMinTileRows = 5;  // with fewer rows, tiles are slower than vectors
   if constexpr (std::is_same_v<W, bf16>) {
     if (num_blocks == 2 && rows >= kMinTileRows && may_use_tiles())
-      return multiply_tiles(x, ldx, w, k, ahead, keys(0), out, rows <= 16);
+      return multiply_tiles(x, ldx, w, k, next_w, kv(0), out, rows <= 16);
   }
 #endif
   if (num_blocks == 2)
-    multiply_any<T, W, 2>(x, ldx, w, rows, k, ahead, keys, out);
+    multiply_any<T, W, 2>(x, ldx, w, rows, k, next_w, kv, out);
   else
-    multiply_any<T, W, 1>(x, ldx, w, rows, k, ahead, keys, out);
+    multiply_any<T, W, 1>(x, ldx, w, rows, k, next_w, kv, out);
 }
 
-// Columns [32 c, 32 (c + 1)) of the result for all rows of x. `ahead` is prefetched in total, and
-// `keys(strip)` for each strip of kStripRows rows. `finish(row, column, sums)` receives the
+// Columns [32 c, 32 (c + 1)) of the result for all rows of x. `next_w` is prefetched in total, and
+// `kv(strip)` for each strip of kStripRows rows. `finish(row, column, sums)` receives the
 // results, 16 columns at a time.
-template <class T, class Keys, class Finish>
-inline void multiply(const T* x, int ldx, int m, const Weight<T>& w, int c, Ahead ahead,
-                     const Keys& keys, const Finish& finish) {
+template <class T, class Kv, class Finish>
+inline void multiply(const T* x, int ldx, int m, const Weight<T>& w, int c, Prefetch next_w,
+                     const Kv& kv, const Finish& finish) {
   alignas(64) float out[kTileRows * kTileCols];
   const int first = c * kTileCols;
   const int num_blocks = std::min(2, (w.n - first + kLanes - 1) / kLanes);
@@ -227,8 +227,8 @@ inline void multiply(const T* x, int ldx, int m, const Weight<T>& w, int c, Ahea
   for (int i = 0; i < num_tiles; i++) {
     const int row = i * kTileRows, rows = std::min(kTileRows, m - row);
     const T* from = x + long(row) * ldx;
-    const Ahead part = ahead.part(i, num_tiles);
-    const auto own = [&](int strip) { return keys(row / kStripRows + strip); };
+    const Prefetch part = next_w.part(i, num_tiles);
+    const auto own = [&](int strip) { return kv(row / kStripRows + strip); };
     if (w.scales)
       multiply_block(from, ldx, reinterpret_cast<const int8_t*>(w.chunk(c)), rows, w.k, num_blocks,
                      part, own, out);
@@ -248,9 +248,9 @@ inline void multiply(const T* x, int ldx, int m, const Weight<T>& w, int c, Ahea
 // The chunk of weights that a thread is likely to need after chunk `c`. Threads take chunks in
 // turn, so it is `team_size` chunks further on, and after the last chunk it is in the next matrix.
 template <class T>
-inline Ahead ahead_of(int c, int team_size, const Weight<T>& w, const Weight<T>& next) {
-  const int coming = c + team_size;
-  return coming < w.num_chunks() ? w.ahead(coming) : next.ahead(coming - w.num_chunks());
+inline Prefetch likely_next(int c, int team_size, const Weight<T>& w, const Weight<T>& next) {
+  const int i = c + team_size;
+  return i < w.num_chunks() ? w.prefetch(i) : next.prefetch(i - w.num_chunks());
 }
 
 }  // namespace foreword

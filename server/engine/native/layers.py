@@ -65,7 +65,7 @@ class NativeLayers(nn.Module):
         self._pool = pool
 
     def plan(self, step: Step) -> None:
-        """Convert a step to the structs of layers.cpp. A C group is a run of spans with the same
+        """Convert a step to the structs of structs.h. A C group is a run of spans with the same
         prefix, or with none."""
         assert self._pool is not None
         spans, groups = (CSpan * len(step.spans))(), []

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from server.engine.native.blocks import pack_size
-from server.engine.native.memory import in_huge_pages
+from server.engine.native.memory import to_huge_pages
 from server.engine.native.structs import CWeight
 from server.engine.native.team import ThreadTeam
 
@@ -37,7 +37,7 @@ class PackedWeight:
             self.scales = weight.float().abs().amax(1).clamp(min=1e-12) / 127
             weight = (weight.float() / self.scales[:, None]).round().to(torch.int8)
         blocks = weight.view(n // LANES, LANES, self.k // pack, pack)
-        self.data = in_huge_pages(blocks.transpose(1, 2))  # [n / 16, k / pack, 16, pack]
+        self.data = to_huge_pages(blocks.transpose(1, 2))  # [n / 16, k / pack, 16, pack]
         self.bias = None if bias is None else pad(bias.detach().float(), (0, n - len(bias)))
         self.n = n
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def in_huge_pages(tensor: Tensor) -> Tensor:
+def to_huge_pages(tensor: Tensor) -> Tensor:
     """Copy a tensor to huge pages.
 
     With pages of 4 KiB a step waits longer for page table lookups than for the memory itself.

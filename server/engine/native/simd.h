@@ -99,7 +99,7 @@ inline void store(bf16* p, Floats v) {
 #endif
 
 // Prefetches the cache line at `p` into the second level cache.
-inline void prefetch_later(const void* p) { __builtin_prefetch(p, 0, 2); }
+inline void prefetch_l2(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 #if defined(__AVX512F__)
 inline float sum(Floats v) { return _mm512_reduce_add_ps((__m512)v); }

@@ -1,4 +1,4 @@
-"""The structs of the C interface, field by field as layers.cpp declares them."""
+"""The structs of the C interface, field by field as structs.h declares them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The compute threads of the compiled layers, and what they compute besides layers."""
+"""The compute threads of the compiled layers, and argmax on them."""
 
 from __future__ import annotations
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from prefix_store.digest import Digest
-from server.engine.attention.base import AttentionBackend, QuerySpan, Step
+from server.engine.attention.base import AttentionBackend, Step
 from server.engine.memory.prefix import ResidentPrefix
 from server.engine.memory.transfer import ToHost, to_device
-from server.engine.model.split_forward import SplitForward
 from server.engine.params import Logprobs
 from server.engine.runner import planner
+from server.engine.runner.forward import ModelForward
 from server.engine.runner.graphs import Graphs
 from server.engine.sampling import logprobs
 from server.engine.sampling.logits_processors import process_logits
@@ -64,33 +64,33 @@ class Handle:
         return self._prompt_logprobs.wait()
 
 
+@dataclass(frozen=True, slots=True)
+class RunnerParts:
+    """The components of a runner."""
+
+    forward: ModelForward
+    backend: AttentionBackend
+    prefix_of: Callable[[Digest], ResidentPrefix]
+    eos_token_ids: Sequence[int] = ()
+    argmax: Argmax = argmax
+    """Finds the highest logit of each row."""
+    graphs: Graphs | None = None
+    """Captured forwards, which are replayed where possible."""
+
+
 class Runner:
-    """Owns the model. `embeds` holds soft prompts [L, hidden_size], by request id; `probes` keeps
-    the logits [vocab_size] of those requests that it names.
+    """Runs batches. `probes` keeps the logits [vocab_size] of the requests that are its keys."""
 
-    With `graphs` a forward is replayed where it can be. `argmax` finds the highest logits, and
-    `direct`, where set, takes the place of the model's own forward.
-    """
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        backend: AttentionBackend,
-        prefix_of: Callable[[Digest], ResidentPrefix],
-        eos_token_ids: Sequence[int] = (),
-    ) -> None:
-        self.model = model
-        self._split_forward = SplitForward(model)
-        self._backend = backend
-        self._prefix_of = prefix_of
-        self._eos_token_ids = eos_token_ids
-        self.argmax: Argmax = argmax
-        self.bare_forward: Callable[..., Tensor] | None = None
-        self.graphs: Graphs | None = None
-        self.embeds: dict[int, Tensor] = {}
+    def __init__(self, parts: RunnerParts) -> None:
+        self.parts = parts
+        self.probes: dict[int, Tensor | None] = {}
         self._sampled: dict[int, int] = {}
         self._sampled_ids = torch.empty(0)
-        self.probes: dict[int, Tensor | None] = {}
+
+    @property
+    def embeds(self) -> dict[int, Tensor]:
+        """Soft prompts [L, hidden_size], by request id."""
+        return self.parts.forward.soft_prompts
 
     @torch.inference_mode()
     def launch(self, batch: Batch) -> Handle:
@@ -100,7 +100,7 @@ class Runner:
         Tokens are sampled here, unless a grammar mask depends on a token in flight: then the caller
         must call `Handle.sample`.
         """
-        step = planner.plan(batch, self._prefix_of, self.model.device)
+        step = planner.plan(batch, self.parts.prefix_of, self.parts.forward.model.device)
         self._fill_in(batch, step)
         prompt_rows = PromptRows.of(batch, step)
         if prompt_rows.rows:
@@ -116,8 +116,8 @@ class Runner:
     @torch.inference_mode()
     def _sample(self, batch: Batch, step: Step, logits: Tensor) -> tuple[Tensor, PendingLogprobs]:
         rows = [SampleRow(c.seq.sampling, c.num_completion_tokens) for c in batch.sampled]
-        processed = process_logits(logits, batch.sampled, step, self._eos_token_ids)
-        token_ids = sample(processed, rows, self.argmax)
+        processed = process_logits(logits, batch.sampled, step, self.parts.eos_token_ids)
+        token_ids = sample(processed, rows, self.parts.argmax)
         self._sampled = {chunk.seq.request_id: row for row, chunk in enumerate(batch.sampled)}
         # An INVALID token fails its request later; until then the next step needs a valid id.
         self._sampled_ids = token_ids.clamp(min=0)
@@ -129,48 +129,28 @@ class Runner:
 
         Returns the logits [num_sampled, vocab_size], which are valid until the next step.
         """
-        self._backend.plan(step)
-        if self.graphs is not None and not self._soft_prompts(step):
-            logits = self.graphs.replay(step)
+        self.parts.backend.plan(step)
+        if self.parts.graphs is not None and not self.parts.forward.has_soft_prompts(step):
+            logits = self.parts.graphs.replay(step)
             if logits is not None:
                 return logits
-        return self.run_model(step)
+        return self.parts.forward(step)
 
-    def _forward_scoring(self, step: Step, wanted: PromptRows) -> tuple[Tensor, PendingLogprobs]:
+    def _forward_scoring(
+        self, step: Step, prompt_rows: PromptRows
+    ) -> tuple[Tensor, PendingLogprobs]:
         """Like `forward`, and score prompt tokens, with the logits of a block of rows at a time."""
-        self._backend.plan(step)
-        hidden = self._hidden(step)
-        columns = (to_device(x, torch.long, hidden.device) for x in (wanted.rows, wanted.token_ids))
-        blocks = zip(*(torch.split(x, logprobs.BLOCK_ROWS) for x in columns), strict=True)
-        scored = (
-            (self._split_forward.logits(hidden[:, at]), token_ids) for at, token_ids in blocks
+        forward = self.parts.forward
+        self.parts.backend.plan(step)
+        hidden = forward.hidden(step)
+        columns = (
+            to_device(x, torch.long, hidden.device)
+            for x in (prompt_rows.rows, prompt_rows.token_ids)
         )
-        prompt_logprobs = PendingLogprobs(wanted.requests, scored)
-        return self._split_forward.logits(hidden[:, step.logit_rows]), prompt_logprobs
-
-    def run_planned(self, step: Step) -> Tensor:
-        """Plan a step and run the forward without a graph."""
-        self._backend.plan(step)
-        return self.run_model(step)
-
-    def run_split(self, step: Step) -> Tensor:
-        """Plan a step and run the forward in two parts, as for scoring prompts."""
-        self._backend.plan(step)
-        return self._split_forward.logits(self._hidden(step)[:, step.logit_rows])
-
-    def _hidden(self, step: Step) -> Tensor:
-        return self._split_forward.hidden(**self._inputs(step), position_ids=step.position_ids)
-
-    def run_model(self, step: Step) -> Tensor:
-        """Run the forward of a planned step; returns the logits [num_sampled, vocab_size]."""
-        inputs = self._inputs(step) | {
-            "position_ids": step.position_ids,
-            "logits_to_keep": step.logit_rows,
-        }
-        if self.bare_forward is not None:
-            return self.bare_forward(**inputs)
-        logits: Tensor = self.model(**inputs, use_cache=False).logits[0]
-        return logits
+        blocks = zip(*(torch.split(x, logprobs.BLOCK_ROWS) for x in columns), strict=True)
+        scored = ((forward.logits(hidden[:, at]), token_ids) for at, token_ids in blocks)
+        prompt_logprobs = PendingLogprobs(prompt_rows.requests, scored)
+        return forward.logits(hidden[:, step.logit_rows]), prompt_logprobs
 
     def _fill_in(self, batch: Batch, step: Step) -> None:
         """Fill in the input tokens that the previous step samples: so far only the device has
@@ -184,21 +164,7 @@ class Runner:
         sources = [self._sampled[request_id] for request_id in waiting]
         step.input_ids[0, rows] = self._sampled_ids[to_device(sources, torch.long, device)]
 
-    def _soft_prompts(self, step: Step) -> list[QuerySpan]:
-        return [span for span in step.spans if span.request_id in self.embeds]
-
     def _keep_probed(self, batch: Batch, logits: Tensor) -> None:
         for chunk, row in zip(batch.sampled, logits, strict=True):
             if chunk.seq.request_id in self.probes:
                 self.probes[chunk.seq.request_id] = row.float().clone()
-
-    def _inputs(self, step: Step) -> dict[str, Tensor]:
-        """Return token ids, or embeddings if some rows are of a soft prompt, which has no ids."""
-        soft = self._soft_prompts(step)
-        if not soft:
-            return {"input_ids": step.input_ids}
-        embeds = self.model.get_input_embeddings()(step.input_ids)  # [1, T, hidden_size]
-        for span in soft:
-            rows = self.embeds[span.request_id][span.num_computed_tokens : span.seq_len]
-            embeds[0, span.begin : span.end] = rows
-        return {"inputs_embeds": embeds}

@@ -15,22 +15,28 @@ from server.engine.memory.prefix import ResidentPrefix
 from server.engine.model.families import UnsupportedModel, refusing
 from server.engine.model.numerics import ANY_LIMIT, MODEL_LIMITS, agree, relative_error
 from server.engine.model.reference import NUM_AFTER_PREFIX, NUM_ALONE, Reference
+from server.engine.runner.forward import ModelForward
 from server.engine.runner.graphs import Forward, Graphs
-from server.engine.runner.runner import Runner
 
 logger = logging.getLogger(__name__)
 
 
-def check_model(reference: Reference, runner: Runner, prefix: ResidentPrefix, limit: float) -> None:
+def check_model(
+    reference: Reference,
+    forward: ModelForward,
+    backend: AttentionBackend,
+    prefix: ResidentPrefix,
+    limit: float,
+) -> None:
     """Compare the engine's logits with the reference, in mixed steps with prompts in chunks.
 
     The steps write to the first pages of the pool, which must not be in use. `prefix` is that of
     the reference, in the layout of the backend. Raises `UnsupportedModel` if the relative error is
     larger than `limit` (three times `reference.noise`, if that is more), or a step fails.
     """
-    config = runner.model.config
+    config = forward.model.config
     with refusing(config, "it does not run in a batch"):
-        error = _error(reference, runner, prefix)
+        error = _error(reference, forward, backend, prefix)
     limit = min(ANY_LIMIT, max(limit, 3 * reference.noise))
     if not error <= limit:  # also if it is NaN
         raise UnsupportedModel.because(
@@ -39,23 +45,31 @@ def check_model(reference: Reference, runner: Runner, prefix: ResidentPrefix, li
 
 
 @torch.inference_mode()
-def _error(reference: Reference, runner: Runner, prefix: ResidentPrefix) -> float:
+def _error(
+    reference: Reference,
+    forward: ModelForward,
+    backend: AttentionBackend,
+    prefix: ResidentPrefix,
+) -> float:
     """Return the largest relative error of the logits, those for scoring prompts included."""
     got = [torch.empty_like(logits) for logits in reference.logits]
+    device = forward.model.device
     for spans in _batches(prefix):
-        step = _step(spans, reference.prompts, runner.model.device)
-        step = replace(step, logit_rows=torch.arange(spans[-1].end, device=runner.model.device))
-        logits = runner.run_planned(step).float().cpu()
+        step = _step(spans, reference.prompts, device)
+        step = replace(step, logit_rows=torch.arange(spans[-1].end, device=device))
+        backend.plan(step)
+        logits = forward(step).float().cpu()
         for span in spans:
             own = slice(span.num_computed_tokens, span.seq_len)
             got[span.request_id][own] = logits[span.begin : span.end]
-    scored = runner.run_split(step).float().cpu()
+    backend.plan(step)
+    scored = forward.logits(forward.hidden(step)).float().cpu()
     pairs = zip([*reference.logits, logits], [*got, scored], strict=True)
     errors = [relative_error(*pair) for pair in pairs]
     return float(torch.tensor(errors).max())  # NaN if one of them is
 
 
-def tested(
+def capture_and_test(
     graphs: Graphs, forward: Forward, backend: AttentionBackend, steps: list[Step]
 ) -> Graphs | None:
     """Capture and test `graphs`. Returns None, and logs a warning, if they cannot be used."""
@@ -82,7 +96,7 @@ def _agrees(graphs: Graphs, forward: Forward, backend: AttentionBackend, step: S
     return got is not None and agree(expected, got, MODEL_LIMITS[expected.dtype])
 
 
-def examples(spec: BaseModelSpec, vocab_size: int, device: torch.device) -> list[Step]:
+def example_steps(spec: BaseModelSpec, vocab_size: int, device: torch.device) -> list[Step]:
     """Return steps like those of `check_model`, with random tokens and a random prefix."""
     generator = torch.Generator().manual_seed(0)
     shape = (spec.num_layers, 2, spec.num_kv_heads, 5, spec.head_dim)

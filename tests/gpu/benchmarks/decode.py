@@ -33,7 +33,7 @@ def run(scale: Scale = FULL) -> Iterator[tuple[str, Any]]:
                     "tokens_per_s": per_second(batch_size, step_s),
                     "read_bytes": num_bytes,
                     "fraction": round(num_bytes / step_s / rate, 3),
-                    "graphs": engine.runner.graphs is not None,
+                    "graphs": engine.graphs is not None,
                 },
             )
         del engine

@@ -20,9 +20,10 @@ from server.engine.loop.steps import Steps
 from server.engine.memory.kv_pool import KvPool
 from server.engine.memory.prefix import ResidentPrefix
 from server.engine.params import Delta, SamplingParams
+from server.engine.runner.forward import ModelForward
 from server.engine.runner.graphs import CudaCapture, Graphs, buckets_for
-from server.engine.runner.runner import Runner
-from server.engine.runner.self_test import agrees, examples
+from server.engine.runner.runner import Runner, RunnerParts
+from server.engine.runner.self_test import agrees, example_steps
 from server.engine.scheduler.batch import Batch
 from server.engine.scheduler.page_allocator import PageAllocator
 from server.engine.scheduler.scheduler import Scheduler
@@ -49,7 +50,7 @@ class Prefixes:
 
 
 class Engine:
-    """Scheduler, runner and pool. `runner.graphs` is None if device or model cannot use graphs."""
+    """Scheduler, runner and pool. `graphs` is None if the device or the model cannot use them."""
 
     def __init__(self, geometry: Geometry, scale: Scale) -> None:
         self.geometry, self.scale = geometry, scale
@@ -74,21 +75,26 @@ class Engine:
             PageAllocator(num_pages, PAGE_SIZE), self.prefixes, max_num_seqs=max_num_seqs,
             max_num_batched_tokens=MAX_NUM_BATCHED_TOKENS, eos_token_ids=[],
         )  # fmt: skip
-        self.runner = Runner(self.model, self.backend, self.prefixes.resident.__getitem__)
-        if self.device.type == "cuda":
-            self.runner.graphs = self._tested_graphs()
+        self._forward = ModelForward(self.model)
+        self.graphs = self._tested_graphs() if self.device.type == "cuda" else None
+        self.use_graphs(self.graphs)
         self._generator = torch.Generator().manual_seed(0)
         self._num_tokens = 0
+
+    def use_graphs(self, graphs: Graphs | None) -> None:
+        """Build the runner, with these graphs or with none."""
+        prefix_of = self.prefixes.resident.__getitem__
+        self.runner = Runner(RunnerParts(self._forward, self.backend, prefix_of, graphs=graphs))
 
     def _tested_graphs(self) -> Graphs | None:
         """Return graphs that passed the test. The first step of a bucket captures it: few are
         used here."""
         graphs = Graphs(
-            self.runner.run_model, CudaCapture(), max_num_tokens=MAX_NUM_BATCHED_TOKENS,
+            self._forward, CudaCapture(), max_num_tokens=MAX_NUM_BATCHED_TOKENS,
             max_num_rows=self.scheduler.max_num_seqs, device=self.device,
         )  # fmt: skip
-        steps = examples(self.spec, self.geometry.vocab_size, self.device)
-        return graphs if agrees(graphs, self.runner.run_model, self.backend, steps) else None
+        steps = example_steps(self.spec, self.geometry.vocab_size, self.device)
+        return graphs if agrees(graphs, self._forward, self.backend, steps) else None
 
     def make_prefix(self, num_tokens: int) -> ResidentPrefix:
         shape = (

@@ -13,12 +13,12 @@ def run(scale: Scale = FULL) -> Iterator[tuple[str, Any]]:
     """Yield times of a decode step. "graph" means eager if device or model cannot use graphs."""
     for geometry in scale.geometries:
         engine = Engine(geometry, scale)
-        graphs = engine.runner.graphs
+        graphs = engine.graphs
         capture_s = seconds(graphs.capture_all, engine.device) if graphs is not None else None
         for batch_size in scale.batch_sizes:
             times_ms = {}
             for uses_graphs in (True, False):
-                engine.runner.graphs = graphs if uses_graphs else None
+                engine.use_graphs(graphs if uses_graphs else None)
                 for overlap in (True, False):
                     with engine.requests([None] * batch_size, overlap=overlap) as steps:
                         name = f"{'graph' if uses_graphs else 'eager'}, "

@@ -29,16 +29,16 @@ def run(scale: Scale = FULL) -> Iterator[tuple[str, Any]]:
             alone = [_time(steps.step) for _ in range(scale.num_steps)]
             with ThreadPoolExecutor(1) as copier:
                 copied = copier.submit(_time, partial(copy, prefix))
-                beside: list[float] = []
-                while not copied.done() and len(beside) < scale.num_steps:
-                    beside.append(_time(steps.step))
+                during: list[float] = []
+                while not copied.done() and len(during) < scale.num_steps:
+                    during.append(_time(steps.step))
         yield (
             geometry.name,
             {
                 "prefix_bytes": prefix.numel() * prefix.itemsize,
                 "copy_ms": ms(copied.result()),
-                "steps_during_copy": len(beside),
-                "step_ms": {"alone": _spread(alone), "beside": _spread(beside)},
+                "steps_during_copy": len(during),
+                "step_ms": {"alone": _spread(alone), "during": _spread(during)},
             },
         )
         del engine

@@ -88,10 +88,10 @@ def call(command: list[str], on_line: Callable[[str], None], *, timeout_s: float
             _kill(process)
         seconds = round(time.monotonic() - began_s, 1)
         log.seek(0)
-        said = log.read()
+        log_text = log.read()
     if process.returncode < 0:
-        said += f"ended by signal {-process.returncode} after {seconds} s\n"
-    return Ended(process.returncode, said, seconds)
+        log_text += f"ended by signal {-process.returncode} after {seconds} s\n"
+    return Ended(process.returncode, log_text, seconds)
 
 
 def say(line: str) -> None:

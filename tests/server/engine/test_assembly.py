@@ -77,10 +77,10 @@ def test_a_family_that_a_backend_computes_wrongly_is_refused(
     monkeypatch.setitem(tiny_models.CONFIGS, "diffllama", T.DiffLlamaConfig(**tiny_models.GQA))
     build_model("diffllama", "eager").save_pretrained(tmp_path)
 
-    with pytest.raises(UnsupportedModel, match="diffllama is not supported: its logits") as said:
+    with pytest.raises(UnsupportedModel, match="diffllama is not supported: its logits") as message:
         assemble(config_of(tmp_path, attention=attention))
 
-    assert "\n" not in str(said.value)
+    assert "\n" not in str(message.value)
 
 
 @pytest.mark.parametrize("attention", ["cpu", "ref"])
@@ -122,7 +122,7 @@ LONGROPE = {
 
 
 @pytest.mark.parametrize("wanted", [None, 200])
-def test_the_context_ends_where_a_long_request_would_change_a_short_one(
+def test_the_context_ends_before_a_long_request_changes_a_short_one(
     wanted: int | None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

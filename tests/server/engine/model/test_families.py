@@ -1,4 +1,4 @@
-"""What the config alone decides: which families are refused, and the context of the others."""
+"""Decisions by the config alone: which families are refused, and the context of the others."""
 
 from __future__ import annotations
 
@@ -55,10 +55,12 @@ def test_an_unsupported_family_is_refused_in_a_sentence_by_its_config(
     config, reason = REFUSED[family]
     config.save_pretrained(tmp_path)
 
-    with pytest.raises(UnsupportedModel, match=f"^{family} is not supported: .*{reason}") as said:
+    with pytest.raises(
+        UnsupportedModel, match=f"^{family} is not supported: .*{reason}"
+    ) as message:
         check_supported(read_config(str(tmp_path)))
 
-    assert "\n" not in str(said.value)
+    assert "\n" not in str(message.value)
 
 
 def test_quantized_weights_are_refused(tmp_path: Path) -> None:
@@ -85,24 +87,24 @@ def test_supported_families_pass(family: str) -> None:
     check_supported(CONFIGS[family])
 
     assert context_of(CONFIGS[family]).num_tokens == 256
-    assert context_of(CONFIGS[family]).why_shorter is None
+    assert context_of(CONFIGS[family]).limited_by is None
 
 
 def test_a_config_of_an_unknown_family_is_refused_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "nobody_knows"}')
 
-    with pytest.raises(UnsupportedModel, match="nobody_knows") as said:
+    with pytest.raises(UnsupportedModel, match="nobody_knows") as message:
         read_config(str(tmp_path))
 
-    assert "\n" not in str(said.value)
+    assert "\n" not in str(message.value)
     with pytest.raises(OSError, match="nothing"):
         read_config(str(tmp_path / "nothing"))
 
 
 def test_any_error_of_a_familys_code_becomes_a_sentence() -> None:
     config = CONFIGS["llama"]
-    said = r"llama is not supported: it fails \(KeyError: 'x'"
-    with pytest.raises(UnsupportedModel, match=said), refusing(config, "it fails"):
+    message = r"llama is not supported: it fails \(KeyError: 'x'"
+    with pytest.raises(UnsupportedModel, match=message), refusing(config, "it fails"):
         {}["x"]
     with pytest.raises(OSError, match="disk"), refusing(config, "it fails"):
         raise OSError("disk")
@@ -155,5 +157,5 @@ def test_the_context_ends_where_one_request_would_change_another(
     context = context_of(config)
 
     assert context.num_tokens == num_tokens
-    assert (context.why_shorter is not None) == bool(why)
-    assert why in (context.why_shorter or "")
+    assert (context.limited_by is not None) == bool(why)
+    assert why in (context.limited_by or "")

@@ -1,4 +1,4 @@
-// Neighbours exchange numbers, phase by phase: whoever is late or early spoils the sum.
+// Neighbours exchange numbers, phase by phase: a thread that is late or early changes the sum.
 
 #include "team.h"
 

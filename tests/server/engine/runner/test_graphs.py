@@ -15,7 +15,7 @@ from server.engine.attention.interface import ATTENTION_NAME
 from server.engine.attention.ref import RefBackend
 from server.engine.memory.kv_pool import KvPool
 from server.engine.runner.graphs import BUCKETS, CAPTURED_AT_START, Capture, Graphs, buckets_for
-from server.engine.runner.self_test import agrees, examples
+from server.engine.runner.self_test import agrees, example_steps
 from tests.tiny_models import (
     CONFIGS,
     VOCAB,
@@ -160,7 +160,7 @@ def engine_with_graphs(
     backend = backend or Oracle()
     engine = make_engine(build_model("llama", ATTENTION_NAME), backend, page_size=16, num_pages=64)
     graphs = Graphs(
-        lambda step: spoil(engine.runner.run_model(step)),
+        lambda step: spoil(engine.runner.parts.forward(step)),
         capture,
         max_num_tokens=16,
         max_num_rows=32,
@@ -173,7 +173,7 @@ def engine_with_graphs(
 def passes_self_test(*args: Callable[..., Any]) -> bool:
     engine, graphs, backend = engine_with_graphs(*args)
     spec = spec_of(CONFIGS["llama"])
-    return agrees(graphs, engine.runner.run_model, backend, examples(spec, VOCAB, CPU))
+    return agrees(graphs, engine.runner.parts.forward, backend, example_steps(spec, VOCAB, CPU))
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_replays_return_the_tokens_of_each_sequence_alone(
 ) -> None:
     recorder, reference = Recorder(), build_model("llama", "eager")
     engine, graphs, _ = engine_with_graphs(recorder, backend=make_backend())
-    engine.runner.graphs = graphs
+    engine.rebuild_runner(graphs=graphs)
     engine.scheduler.max_num_batched_tokens = 12
     prefix = random_prefix(spec_of(CONFIGS["llama"]), 7, 0)
     prompts = [[*range(3 + i, 7 + 3 * i)] for i in range(3)]
@@ -197,7 +197,7 @@ def test_replays_return_the_tokens_of_each_sequence_alone(
 
     tokens = engine.run()
 
-    assert len(recorder.replayed) > 3, "prompts beside decode rows"
+    assert len(recorder.replayed) > 3, "prompts in the same steps as decode rows"
     for i, prompt in enumerate(prompts):
         assert tokens[i] == oracle(reference, prompt, prefix if i % 2 else None, 3)[0]
 
