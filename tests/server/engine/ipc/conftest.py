@@ -47,7 +47,7 @@ def make_client(model_dir: Path, blobs_dir: Path) -> Callable[..., EngineClient]
             "max_num_seqs": 8, "kv_cache_bytes": 128 << 20,
         }  # fmt: skip
         settings = EngineConfig(**(defaults | config))
-        return EngineClient(settings, start_timeout_s=60, hang_timeout_s=hang_timeout_s)
+        return EngineClient(settings, start_timeout_s=180, hang_timeout_s=hang_timeout_s)
 
     return make
 
