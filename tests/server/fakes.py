@@ -1,4 +1,4 @@
-"""A tokenizer made on the spot and an engine without a model: everything above the engine runs."""
+"""A tokenizer without files and an engine without a model, for everything above the engine."""
 
 from __future__ import annotations
 
@@ -284,10 +284,8 @@ def expected_tokens(prefix: Digest | None, token_ids: list[int], num_tokens: int
     """Lower-case letters, as bytes of the tiny tokenizer's alphabet."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     letters = [alphabet.index(chr(c)) for c in range(ord("a"), ord("z") + 1)]
-    seed = f"{prefix}{token_ids}"
-    return [
-        letters[hashlib.sha256(f"{seed}{i}".encode()).digest()[0] % 26] for i in range(num_tokens)
-    ]
+    hashes = (hashlib.sha256(f"{prefix}{token_ids}{i}".encode()) for i in range(num_tokens))
+    return [letters[each.digest()[0] % 26] for each in hashes]
 
 
 ARTIFACT = {"Content-Type": "application/vnd.safetensors"}

@@ -19,7 +19,7 @@ from server.engine.sizing import (
     cuda_budget,
     sizes,
 )
-from tests.server.engine.simulation import make_scheduler, sequence, step
+from tests.server.engine.scheduler_setup import make_scheduler, sequence, step
 
 SPEC = BaseModelSpec("tiny", "sha256:" + "0" * 64, 2, 1, 8, 16, "float32")
 GIB = 1 << 30

@@ -1,17 +1,11 @@
-"""The client with a real engine process: a tiny model, real sockets, real signals."""
+"""The client with a real engine process: a tiny model and real sockets."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import time
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import pytest
-import pytest_asyncio
 import torch
 from safetensors.torch import save
 from transformers import PreTrainedModel
@@ -19,100 +13,13 @@ from transformers import PreTrainedModel
 from prefix_store import artifact
 from prefix_store.blobs.blobs import FileBlobStore
 from prefix_store.digest import Digest
-from prefix_store.prefix import Prefix
 from server.engine.ipc.client import EngineClient
-from server.engine.ipc.messages import EngineConfig
 from server.engine.params import SamplingParams
-from server.errors import CompileFailed, EngineUnavailable, PrefixUnavailable, StepFailed
-from tests.tiny_models import CONFIGS, build_model, oracle, random_prefix, spec_of
+from server.errors import CompileFailed, PrefixUnavailable
+from tests.server.engine.ipc.running_client import PROMPT, random_artifact, tokens, wait_until
+from tests.tiny_models import CONFIGS, oracle, random_prefix, spec_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-PROMPT = [5, 9, 14, 3, 77]
-POISON, LOSES_DEVICE = 91, 92
-"""First tokens of requests: one that fails, and one after which the device fails for good."""
-
-ENGINE_ON_A_BAD_DEVICE = f"""
-import sys
-from server.engine.runner.runner import Runner
-launch, lost = Runner.launch, []
-def bad(self, batch):
-    firsts = [chunk.seq.token_ids[0] for chunk in batch.chunks]
-    lost.extend(first for first in firsts if first == {LOSES_DEVICE})
-    if lost or {POISON} in firsts or sys.argv[3:]:
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
-    return launch(self, batch)
-Runner.launch = bad
-from server.engine.__main__ import main
-main(*map(int, sys.argv[1:3]))
-"""
-
-
-@pytest.fixture(scope="module")
-def model() -> PreTrainedModel:
-    made = build_model("llama", "eager")
-    made.config.max_position_embeddings = 20_000  # room for requests that run for many seconds
-    return made
-
-
-@pytest.fixture(scope="module")
-def model_dir(model: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model")
-    model.save_pretrained(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def blobs(tmp_path_factory: pytest.TempPathFactory) -> FileBlobStore:
-    return FileBlobStore(tmp_path_factory.mktemp("blobs"))
-
-
-@pytest.fixture(scope="module")
-def make_client(
-    model_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., EngineClient]:
-    def make(hang_timeout_s: float = 60.0, **config: object) -> EngineClient:
-        root = tmp_path_factory.getbasetemp() / "blobs0"
-        defaults: dict[str, object] = {
-            "model": str(model_dir), "blobs": str(root), "dtype": "float32", "num_threads": 1,
-            "max_num_seqs": 8, "kv_cache_bytes": 128 << 20,
-        }  # fmt: skip
-        settings = EngineConfig(**(defaults | config))
-        return EngineClient(settings, start_timeout_s=60, hang_timeout_s=hang_timeout_s)
-
-    return make
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def client(
-    make_client: Callable[..., EngineClient], blobs: FileBlobStore
-) -> AsyncIterator[EngineClient]:
-    made = make_client()
-    await made.start()
-    yield made
-    await made.stop(drain_timeout_s=1)
-
-
-async def tokens(
-    client: EngineClient, prefix: Digest | None, token_ids: list[int], max_tokens: int = 8
-) -> list[int]:
-    stream = client.submit(
-        prefix, token_ids, SamplingParams(max_tokens=max_tokens, ignore_eos=True)
-    )
-    return [token_id async for delta in stream for token_id in delta.token_ids]
-
-
-async def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "the condition did not become true in time"
-        await asyncio.sleep(0.02)
-
-
-def random_artifact(num_tokens: int, seed: int, fingerprint: str) -> bytes:
-    keys, values = random_prefix(spec_of(CONFIGS["llama"]), num_tokens, seed).kv.unbind(1)
-    return artifact.dump(
-        Prefix(tuple(keys.unbind(0)), tuple(values.unbind(0)), num_tokens, fingerprint)
-    )
 
 
 async def test_concurrent_requests_of_many_tasks_match_the_reference(
@@ -233,83 +140,6 @@ async def test_a_damaged_prefix_is_refused_and_quarantined_and_can_be_put_again(
     assert len(await tokens(client, digest, PROMPT)) == 8
 
 
-async def test_a_killed_engine_is_replaced_and_only_what_it_ran_is_lost(
-    client: EngineClient, blobs: FileBlobStore, model: PreTrainedModel
-) -> None:
-    restarts = client.num_restarts
-    running = [asyncio.create_task(tokens(client, None, PROMPT, 15_000)) for _ in range(4)]
-    await wait_until(lambda: client.stats.num_running == 4)
-    started_s = time.monotonic()
-
-    assert client.pid is not None
-    os.kill(client.pid, signal.SIGKILL)
-    lost = await asyncio.gather(*running, return_exceptions=True)
-
-    assert [type(error) for error in lost] == [EngineUnavailable] * 4
-    with pytest.raises(EngineUnavailable):
-        client.submit(None, PROMPT, SamplingParams(max_tokens=1))
-    assert client.heartbeat_age_s is None
-    await wait_until(lambda: client.is_ready)
-    assert time.monotonic() - started_s < 60
-    assert client.num_restarts == restarts + 1
-    assert await tokens(client, None, PROMPT) == oracle(model, PROMPT, None, 8)[0]
-
-
-def on_a_bad_device(monkeypatch: pytest.MonkeyPatch, *flags: str) -> None:
-    """Start later engines with a bad device. With a flag, no step runs on it at all."""
-    start = asyncio.create_subprocess_exec
-
-    def start_there(python: str, _m: str, _: str, *args: str, **options: Any) -> Any:
-        return start(python, "-c", ENGINE_ON_A_BAD_DEVICE, *args, *flags, **options)
-
-    monkeypatch.setattr(asyncio, "create_subprocess_exec", start_there)
-
-
-async def test_an_engine_on_which_nothing_runs_is_a_clear_failure_to_start(
-    make_client: Callable[..., EngineClient], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    on_a_bad_device(monkeypatch, "lost")
-    client = make_client(attention="ref")
-
-    with pytest.raises(EngineUnavailable, match="illegal memory access"):
-        await client.start()
-    await client.stop(drain_timeout_s=0)
-
-
-async def test_an_engine_whose_device_is_lost_is_replaced_and_one_with_bad_requests_is_not(
-    make_client: Callable[..., EngineClient], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    on_a_bad_device(monkeypatch)
-    client = make_client(attention="ref")
-    await client.start()
-    for _ in range(6):
-        with pytest.raises(StepFailed):
-            await tokens(client, None, [POISON])
-    assert client.num_restarts == 0
-    assert len(await tokens(client, None, PROMPT)) == 8
-
-    with pytest.raises(EngineUnavailable):
-        await tokens(client, None, [LOSES_DEVICE])
-
-    await wait_until(lambda: client.is_ready, timeout_s=60)
-    assert client.num_restarts == 1
-    assert len(await tokens(client, None, PROMPT)) == 8
-    await client.stop(drain_timeout_s=1)
-
-
-async def test_an_engine_that_hangs_is_replaced(make_client: Callable[..., EngineClient]) -> None:
-    client = make_client(hang_timeout_s=3.0)
-    await client.start()
-    stuck = client.pid
-    assert stuck is not None
-
-    os.kill(stuck, signal.SIGSTOP)
-
-    await wait_until(lambda: client.is_ready and client.pid != stuck)
-    assert len(await tokens(client, None, PROMPT)) == 8
-    await client.stop(drain_timeout_s=1)
-
-
 @pytest.mark.parametrize("attention", ["ref", "auto"])
 async def test_a_repeated_prompt_is_served_from_the_prompt_cache_unless_it_is_disabled(
     make_client: Callable[..., EngineClient], model: PreTrainedModel, attention: str
@@ -346,13 +176,3 @@ async def test_a_drained_engine_finishes_its_requests(
 
     assert len(await running) == 50
     assert client.num_restarts == 0
-
-
-async def test_a_missing_model_is_a_clear_failure_to_start(
-    make_client: Callable[..., EngineClient], tmp_path: Path
-) -> None:
-    client = make_client(model=str(tmp_path))
-
-    with pytest.raises(EngineUnavailable, match=r"config\.json|model"):
-        await client.start()
-    await client.stop(drain_timeout_s=0)

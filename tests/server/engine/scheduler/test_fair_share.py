@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from prefix_store.digest import Digest
 from server.engine.scheduler.fair_share import QUANTUM, FairShare
 from server.engine.scheduler.scheduler import AGEING_STEPS
-from tests.server.engine.simulation import make_scheduler, sequence, shape, step
+from tests.server.engine.scheduler_setup import make_scheduler, sequence, shape, step
 
 
 def test_a_single_request_does_not_wait_for_a_thousand_of_another_task() -> None:

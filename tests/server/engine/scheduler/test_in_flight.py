@@ -8,14 +8,8 @@ from prefix_store.digest import Digest
 from server.engine.params import SamplingParams, SchedulingParams
 from server.engine.scheduler.batch import Batch
 from server.engine.scheduler.sequence import Sequence
-from tests.server.engine.simulation import (
-    EOS,
-    Simulation,
-    expected,
-    make_scheduler,
-    sequence,
-    shape,
-)
+from tests.server.engine.scheduler_setup import EOS, make_scheduler, sequence, shape
+from tests.server.engine.simulation import Simulation, expected
 
 
 def test_a_row_in_flight_counts_as_one_token_of_unknown_id() -> None:

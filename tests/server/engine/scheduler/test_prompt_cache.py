@@ -14,14 +14,8 @@ from server.engine.params import SamplingParams, SchedulingParams
 from server.engine.scheduler import prompt_cache
 from server.engine.scheduler.page_allocator import PageAllocator
 from server.engine.scheduler.sequence import Sequence
-from tests.server.engine.simulation import (
-    EOS,
-    Simulation,
-    expected,
-    make_scheduler,
-    sequence,
-    shape,
-)
+from tests.server.engine.scheduler_setup import EOS, make_scheduler, sequence, shape
+from tests.server.engine.simulation import Simulation, expected
 from tests.tiny_models import (
     ATTENTION_NAME,
     build_model,

@@ -3,7 +3,7 @@ from __future__ import annotations
 from prefix_store.digest import Digest
 from server.engine.params import SamplingParams
 from server.engine.scheduler.sequence import Sequence
-from tests.server.engine.simulation import EOS, make_scheduler, sequence, shape, step
+from tests.server.engine.scheduler_setup import EOS, make_scheduler, sequence, shape, step
 
 
 def test_decode_comes_first_and_prefill_fills_the_budget_in_chunks() -> None:

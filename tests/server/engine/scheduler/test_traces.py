@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefix_store.digest import Digest
-from tests.server.engine.simulation import Simulation, expected, make_scheduler, sequence
+from tests.server.engine.scheduler_setup import make_scheduler, sequence
+from tests.server.engine.simulation import Simulation, expected
 
 DIGESTS = (None, *(Digest.of(bytes([i])) for i in range(3)))
 LIMITS = {0: None, 1: 1, 2: 2}
