@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from prefix_store.blobs.blobs import FileBlobStore
 from prefix_store.prefix import BaseModelSpec, Prefix
 from prefix_store.registry.registry import Registry
+from prefix_store.store import PrefixStore
 from tests.postgres import Postgres, running_postgres
 
 
@@ -57,3 +59,20 @@ def prefix(base: BaseModelSpec) -> Prefix:
         fingerprint=base.fingerprint,
         origin={"source_format": "text", "tool": "foreword"},
     )
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def blobs(root: Path) -> FileBlobStore:
+    return FileBlobStore(root)
+
+
+@pytest.fixture
+def store(root: Path, blobs: FileBlobStore) -> Iterator[PrefixStore]:
+    registry = Registry(f"sqlite:///{root}/registry.db")
+    yield PrefixStore(blobs, registry)
+    registry.close()

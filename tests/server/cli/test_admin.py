@@ -97,7 +97,7 @@ def test_a_key_that_is_not_there_is_told(capsys: pytest.CaptureFixture[str]) -> 
     admin.keys(["create", "--scope", "admin", "--name", "x"])
     id = capsys.readouterr().out.split("_")[1]
 
-    for wrong, told in (("nope", "there is no such key"), (id, "the last admin key")):
+    for wrong, told in (("nope", "there is no such key"), (id, "the last valid admin key")):
         with pytest.raises(SystemExit) as ended:
             admin.keys(["revoke", wrong])
         assert ended.value.code == 2
