@@ -21,7 +21,7 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Of a registry that nobody has used before; in turn of each kind there is."""
+    """URL of an empty registry, SQLite and PostgreSQL in turn."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'registry.db'}"
     server: Postgres = request.getfixturevalue("postgres")

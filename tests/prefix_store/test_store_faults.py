@@ -53,7 +53,7 @@ def damaged(data: bytes, random: Random) -> bytes:
 
 
 def test_processes_share_a_folder(root: Path) -> None:
-    """Two servers on one folder: numbers without a gap, and nobody's blobs are collected."""
+    """Two servers share a folder: no gaps in version numbers, and no live blob is collected."""
     FileBlobStore(root)
     Registry(f"sqlite:///{root}/registry.db").close()
     command = [sys.executable, "-c", SHARER, str(root)]

@@ -59,7 +59,7 @@ async def test_every_route_but_health_checks_and_console_files_wants_a_key(
 async def test_every_route_wants_a_scope(
     app: FastAPI, http: httpx.AsyncClient, make: Make, tasks: None
 ) -> None:
-    """Of each route: refused with every scope that is not declared beside it, let in by each."""
+    """Each route accepts each of its declared scopes and rejects all others."""
     headers = {scope: make(scope) for scope in SCOPES}
     for route in app.routes:
         needed = required_scopes(route)
