@@ -1,1 +1,1 @@
-"""What a prefix is and where it is kept. A library: no server needed."""
+"""Prefixes and their store: a library that needs no server."""

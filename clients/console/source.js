@@ -12,9 +12,16 @@ export async function ofFiles(files) {
   const found = inOutermost(files);
   if (!found.has(WEIGHTS)) throw new Error(missing(files));
   const wanted = [CONFIG, WEIGHTS, ...OPTIONAL].filter((name) => found.has(name));
-  if (!found.has(CONFIG)) return ofFile(found.get(WEIGHTS));
+  if (!found.has(CONFIG)) return alone(found);
   const body = tar(wanted.map((name) => ({ name, blob: found.get(name) })));
   return { body, type: "application/x-tar", words: `PEFT folder: ${wanted.join(", ")}` };
+}
+
+/** The weights without their config, unless that would silently leave out other files. */
+function alone(found) {
+  const lost = OPTIONAL.filter((name) => found.has(name));
+  if (lost.length) throw new Error(`There is no ${CONFIG}; without it ${lost.join(", ")} cannot be sent.`);
+  return ofFile(found.get(WEIGHTS));
 }
 
 async function ofFile(file) {

@@ -13,26 +13,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
-from prefix_store import artifact
-from prefix_store.blobs.blobs import FileBlobStore
-from prefix_store.digest import Digest
-from prefix_store.registry.audit import AuditLog
-from prefix_store.registry.keys import KeyStore
-from prefix_store.registry.registry import Registry
-from prefix_store.store import PrefixStore
 from server import logs
 from server.api.http.http_server import DeadlineProtocol, HttpServer
 from server.app import create_app
-from server.engine.ipc.messages import PrefixCompiled
 from server.settings import Settings
 from server.text.tokenizer import Tokenizer
 from tests.running_server import free_port
-from tests.server.fakes import INFO, FakeEngine, make_prefix, make_transformers_tokenizer
+from tests.server.fakes import FakeEngine, make_transformers_tokenizer
+from tests.server.stores import compile_into, open_store
 
 
 @dataclass(frozen=True)
@@ -85,25 +78,14 @@ def _wait_ready(server: FakeServer) -> None:
 
 
 async def _serve(settings: Settings) -> None:
-    registry = Registry(f"sqlite:///{settings.store / 'registry.db'}")
-    blobs = FileBlobStore(settings.store / "blobs")
-    store = PrefixStore(blobs, registry)
-
-    def compile_to(
-        token_ids: list[int] | None, embeddings: Digest | None, origin: dict[str, str]
-    ) -> PrefixCompiled:
-        num_tokens = len(token_ids) if token_ids is not None else 2
-        prefix = make_prefix(num_tokens, num_tokens=num_tokens, fingerprint=INFO.fingerprint)
-        made = replace(prefix, origin=origin)
-        is_new = not blobs.exists(Digest.of(artifact.dump(made)))
-        digest, num_bytes = store.put(made)
-        return PrefixCompiled(0, str(digest), num_tokens, num_bytes, is_new)
-
-    engine = FakeEngine(compile_to=compile_to, delay_s=0.002)
     tokenizer = Tokenizer(make_transformers_tokenizer())
-    keys, audit = KeyStore(registry.database, b"pepper" * 8), AuditLog(registry.database)
-    app = create_app(settings, store, keys, audit, engine, tokenizer, "tiny")  # type: ignore[arg-type]
-    with socket.create_server((settings.host, settings.port)) as listener:
+    with (
+        open_store(settings.store) as stored,
+        socket.create_server((settings.host, settings.port)) as listener,
+    ):
+        compile_to = compile_into(stored.store, settings.store)
+        engine = FakeEngine(compile_to=compile_to, delay_s=0.002)
+        app = create_app(settings, *stored, engine, tokenizer, "tiny")  # type: ignore[arg-type]
         async with app.router.lifespan_context(app):
             await HttpServer(app, drain_timeout_s=settings.drain_timeout_s).serve([listener])
 

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from prefix_store.blobs.blobs import FileBlobStore
 from prefix_store.prefix import BaseModelSpec, Prefix
 from prefix_store.registry.registry import Registry
+from prefix_store.store import PrefixStore
 from tests.postgres import Postgres, running_postgres
 from tests.sqlite import new_sqlite
 
@@ -20,7 +22,7 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Of a registry that nobody has used before; in turn of each kind there is."""
+    """URL of an empty registry, SQLite and PostgreSQL in turn."""
     if request.param == "sqlite":
         return new_sqlite(tmp_path)
     server: Postgres = request.getfixturevalue("postgres")
@@ -58,3 +60,20 @@ def prefix(base: BaseModelSpec) -> Prefix:
         fingerprint=base.fingerprint,
         origin={"source_format": "text", "tool": "foreword"},
     )
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def blobs(root: Path) -> FileBlobStore:
+    return FileBlobStore(root)
+
+
+@pytest.fixture
+def store(root: Path, blobs: FileBlobStore) -> Iterator[PrefixStore]:
+    registry = Registry(new_sqlite(root))
+    yield PrefixStore(blobs, registry)
+    registry.close()

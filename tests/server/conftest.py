@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
 from fastapi import FastAPI
 
-from prefix_store import artifact
-from prefix_store.blobs.blobs import FileBlobStore
-from prefix_store.digest import Digest
 from prefix_store.registry.audit import AuditLog
 from prefix_store.registry.keys import KeyStore
 from prefix_store.registry.registry import Registry
 from prefix_store.store import PrefixStore
 from server.api.http.deps import Services
 from server.app import create_app
-from server.engine.ipc.messages import PrefixCompiled
 from server.settings import Settings
 from server.text.tokenizer import Tokenizer
-from tests.server.fakes import INFO, FakeEngine, make_prefix, make_transformers_tokenizer
+from tests.server.fakes import FakeEngine, make_transformers_tokenizer
 from tests.server.live import LiveServer, serve
-from tests.sqlite import new_sqlite
+from tests.server.stores import Stored, compile_into, open_store
 
 
 @pytest.fixture
@@ -49,42 +44,34 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
-    registry = Registry(new_sqlite(tmp_path))
-    yield registry
-    registry.close()
+def stored(tmp_path: Path) -> Iterator[Stored]:
+    with open_store(tmp_path) as stored:
+        yield stored
 
 
 @pytest.fixture
-def store(tmp_path: Path, registry: Registry) -> PrefixStore:
-    return PrefixStore(FileBlobStore(tmp_path / "blobs"), registry)
+def store(stored: Stored) -> PrefixStore:
+    return stored.store
 
 
 @pytest.fixture
-def keys(registry: Registry) -> KeyStore:
-    return KeyStore(registry.database, b"pepper" * 8)
+def registry(store: PrefixStore) -> Registry:
+    return store.registry
 
 
 @pytest.fixture
-def audit(registry: Registry) -> AuditLog:
-    return AuditLog(registry.database)
+def keys(stored: Stored) -> KeyStore:
+    return stored.keys
+
+
+@pytest.fixture
+def audit(stored: Stored) -> AuditLog:
+    return stored.audit
 
 
 @pytest.fixture
 def engine(store: PrefixStore, tmp_path: Path) -> FakeEngine:
-    blobs = FileBlobStore(tmp_path / "blobs")
-
-    def compile_to(
-        token_ids: list[int] | None, embeddings: Digest | None, origin: dict[str, str]
-    ) -> PrefixCompiled:
-        num_tokens = len(token_ids) if token_ids is not None else 2
-        prefix = make_prefix(num_tokens, num_tokens=num_tokens, fingerprint=INFO.fingerprint)
-        made = replace(prefix, origin=origin)
-        is_new = not blobs.exists(Digest.of(artifact.dump(made)))
-        digest, num_bytes = store.put(made)
-        return PrefixCompiled(0, str(digest), num_tokens, num_bytes, is_new)
-
-    return FakeEngine(compile_to=compile_to)
+    return FakeEngine(compile_to=compile_into(store, tmp_path))
 
 
 @pytest.fixture

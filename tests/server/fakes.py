@@ -78,10 +78,9 @@ INFO = EngineInfo(
 
 
 def make_vocabulary() -> Vocabulary:
-    """Of the tokenizer of bytes."""
+    """Return the vocabulary of the byte tokenizer."""
     text = make_transformers_tokenizer().backend_tokenizer.to_str()
-    ends = INFO.eos_token_ids
-    return Vocabulary(text, vocab_size=INFO.vocab_size, eos_token_ids=ends)
+    return Vocabulary(text, vocab_size=INFO.vocab_size, eos_token_ids=INFO.eos_token_ids)
 
 
 BASE = BaseModelSpec(
@@ -243,8 +242,8 @@ class FakeEngine:
     ) -> None:
         try:
             if sampling.prompt_logprobs is not None:
-                scored = prompt[sampling.first_scored :]
-                for half in filter(None, (scored[:2], scored[2:])):  # as chunks are computed
+                scored = prompt[sampling.first_scored :]  # two chunks
+                for half in filter(None, (scored[:2], scored[2:])):
                     scores = fake_scores(half, sampling.prompt_logprobs)
                     stream.put(Delta(number, [], None, prompt_logprobs=scores))
             for i, token_id in enumerate(made[: sampling.max_tokens]):
@@ -296,5 +295,4 @@ async def push(http: httpx.AsyncClient, task: str, seed: int = 0) -> dict[str, o
     body = artifact.dump(make_prefix(seed))
     response = await http.put(f"/tasks/{task}/prefix", content=body, headers=ARTIFACT)
     assert response.status_code in (200, 201), response.text
-    found: dict[str, object] = response.json()
-    return found
+    return dict(response.json())

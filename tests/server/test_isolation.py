@@ -10,14 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
 
 from prefix_store import artifact, formats
 from prefix_store.blobs.blobs import FileBlobStore
 from prefix_store.digest import Digest
-from prefix_store.registry.audit import AuditLog
-from prefix_store.registry.keys import KeyStore
-from prefix_store.registry.registry import Registry
-from prefix_store.store import PrefixStore
 from server.api.http.deps import Services
 from server.app import create_app
 from server.engine.memory.prefix import ResidentPrefix
@@ -31,6 +28,7 @@ from server.settings import Settings
 from server.text.tokenizer import Tokenizer
 from tests.server.fakes import make_prefix, make_transformers_tokenizer
 from tests.server.loop_engine import LoopEngine, checksum, expected, stacked
+from tests.server.stores import open_store
 
 NUM_TASKS = 32
 NUM_REQUESTS = 10_000
@@ -135,15 +133,10 @@ Run = Callable[..., Tally]
 def run(tmp_path: Path) -> Run:
     def run(num_requests: int, *, forgets_mask: bool = False) -> Tally:
         settings = Settings(_cli_parse_args=False, store=tmp_path)
-        blobs = FileBlobStore(tmp_path / "blobs")
-        registry = Registry(f"sqlite:///{tmp_path / 'registry.db'}")
-        store = PrefixStore(blobs, registry)
-        keys, audit = KeyStore(registry.database, b"pepper" * 8), AuditLog(registry.database)
-        engine = LoopEngine(blobs, forgets_mask=forgets_mask)
+        engine = LoopEngine(FileBlobStore(tmp_path / "blobs"), forgets_mask=forgets_mask)
         tokenizer = Tokenizer(make_transformers_tokenizer())
-        app = create_app(settings, store, keys, audit, engine, tokenizer, "tiny")
 
-        async def traffic() -> Tally:
+        async def traffic(app: FastAPI) -> Tally:
             async with app.router.lifespan_context(app):
                 tally = await Traffic(app.state.services).run(num_requests)
                 tally.num_cached_tokens = engine.scheduler.num_cached_tokens
@@ -151,7 +144,9 @@ def run(tmp_path: Path) -> Run:
                 tally.num_loads = engine.residency.num_loads
                 return tally
 
-        return asyncio.run(traffic())
+        with open_store(tmp_path) as stored:
+            app = create_app(settings, *stored, engine, tokenizer, "tiny")
+            return asyncio.run(traffic(app))
 
     return run
 

@@ -102,7 +102,7 @@ def test_an_outage_is_logged_without_the_password(
         finally:
             postgres.start()
 
-    assert "served from what is held" in caplog.text
+    assert "served from the replica" in caplog.text
     assert PASSWORD not in caplog.text + str(refusal.value)
     assert PASSWORD.replace(" ", "%20") not in caplog.text + str(refusal.value)
 

@@ -17,10 +17,6 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from prefix_store.registry.audit import AuditLog
-from prefix_store.registry.keys import KeyStore
-from prefix_store.registry.registry import Registry
-from prefix_store.store import PrefixStore
 from server import tracing
 from server.app import create_app
 from server.settings import Settings
@@ -28,6 +24,7 @@ from server.text.tokenizer import Tokenizer
 from server.tracing import Tracing
 from tests.server.fakes import FakeEngine
 from tests.server.live import serve, wait_until
+from tests.server.stores import Stored
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 CALLER = f"00-{TRACE}-b7ad6b7169203331-01"
@@ -58,11 +55,8 @@ class AppWith:
 
 
 @pytest.fixture
-def app_with(
-    settings: Settings, store: PrefixStore, registry: Registry, tokenizer: Tokenizer
-) -> AppWith:
-    keys, audit = KeyStore(registry.database, b"pepper" * 8), AuditLog(registry.database)
-    return AppWith(settings, store, keys, audit, FakeEngine(), tokenizer, "tiny")
+def app_with(settings: Settings, stored: Stored, tokenizer: Tokenizer) -> AppWith:
+    return AppWith(settings, *stored, FakeEngine(), tokenizer, "tiny")
 
 
 def spans(exporter: InMemorySpanExporter, num: int) -> dict[str, ReadableSpan]:
@@ -170,7 +164,7 @@ def test_off_nothing_is_loaded_and_nothing_stands_in_between(
 
     names = [middleware.cls for middleware in app_with(None).user_middleware]
     assert [getattr(name, "__name__", "") for name in names] == (
-        ["RequestContext", "BodyLimits", "CrossSiteGuard"]
+        ["RequestContext", "BodyLimits", "HeadLimits", "CrossSiteGuard"]
     )
     code = "import sys, server.app; sys.exit(any('opentelemetry.sdk' in m for m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], timeout=100)

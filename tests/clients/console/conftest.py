@@ -20,13 +20,17 @@ from tests.server.conftest import (
     registry,
     settings,
     store,
+    stored,
     tokenizer,
 )
 from tests.server.live import LiveServer
 
 expect.set_options(timeout=20_000)  # a slow machine is not a broken page
 
-__all__ = ["app", "audit", "engine", "keys", "live", "registry", "settings", "store", "tokenizer"]
+__all__ = [
+    "app", "audit", "engine", "keys", "live", "registry", "settings", "store", "stored",
+    "tokenizer",
+]  # fmt: skip
 
 _REPORT = "addEventListener('securitypolicyviolation', (e) => console.error('CSP', e.blockedURI))"
 Open = Callable[..., Page]

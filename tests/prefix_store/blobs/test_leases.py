@@ -1,4 +1,4 @@
-"""What uploads leave behind: nothing, but never at the cost of somebody else's."""
+"""Failed uploads leave no blobs, and never delete the blobs of others."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def s3() -> Iterator[S3]:
 
 @pytest.fixture(params=["s3", "memory", "file"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Where nobody has put anything before."""
+    """URL of an empty store."""
     if request.param == "s3":
         request.getfixturevalue("s3")
         return f"s3://{BUCKET}/{next(_NUMBERS)}"
@@ -91,7 +91,7 @@ def test_copies_outlast_an_outage_and_it_is_told(tmp_path: Path, cache: FileBlob
         s3.stop()
 
         assert blobs.get(held) == b"held"
-        blobs.check()  # nobody has asked yet
+        blobs.check()  # not asked yet
         for ask in (
             lambda: blobs.get(other),
             lambda: blobs.put(b"new"),

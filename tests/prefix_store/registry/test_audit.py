@@ -237,7 +237,7 @@ def test_only_an_anchor_shows_that_the_end_was_cut_off_together_with_its_record(
     execute(registry, "DELETE FROM audit WHERE seq > 3")
     execute(registry, "UPDATE audit_head SET seq = 3, hash = ?", rows[2].hash)
 
-    assert log.verify() is None  # as documented: whoever writes the database can do that
+    assert log.verify() is None  # as documented: write access to the database permits that
     assert log.verify(anchor) == Broken(4, "the anchor is row 5")
     fill(registry, 2)
     assert log.verify(anchor) == Broken(5, "the row does not match the anchor")

@@ -1,13 +1,13 @@
+"""API keys: creation, verification, revocation."""
+
 from __future__ import annotations
 
 import hmac
 import re
-import stat
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from types import SimpleNamespace
 
 import hypothesis.strategies as st
@@ -16,12 +16,12 @@ from hypothesis import given
 from pydantic import ValidationError
 from sqlalchemy import func, select, update
 
-from prefix_store.errors import LastAdminKey, StorageFailure, UnknownKey
+from prefix_store.errors import LastAdminKey, UnknownKey
 from prefix_store.manifest import Profile
 from prefix_store.reference import matches
 from prefix_store.registry import keys as keys_module
 from prefix_store.registry.audit import Actor, AuditLog
-from prefix_store.registry.keys import CACHE_S, Grant, KeyStore, load_pepper
+from prefix_store.registry.keys import CACHE_S, Grant, KeyStore
 from prefix_store.registry.registry import Registry
 from prefix_store.registry.schema import metadata
 
@@ -281,30 +281,3 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
         registry.create_task(name, Profile())
     yield registry
     registry.close()
-
-
-def test_the_pepper_is_made_once_and_is_for_its_owner(tmp_path: Path) -> None:
-    path = tmp_path / "pepper"
-
-    with ThreadPoolExecutor(8) as pool:
-        made = set(pool.map(lambda _: load_pepper(path, create=True), range(8)))
-
-    assert len(made) == 1
-    assert load_pepper(path, create=False) in made
-    assert stat.S_IMODE(path.stat().st_mode) == 0o400
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_pepper_that_cannot_be_right_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "pepper"
-
-    with pytest.raises(StorageFailure, match="No such file"):
-        load_pepper(path, create=False)
-    path.write_text("short\n")
-    path.chmod(0o600)
-    with pytest.raises(StorageFailure, match="shorter than"):
-        load_pepper(path, create=True)
-    path.write_text("x" * 32)
-    path.chmod(0o644)
-    with pytest.raises(StorageFailure, match="world-readable"):
-        load_pepper(path, create=True)

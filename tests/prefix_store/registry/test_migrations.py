@@ -31,7 +31,7 @@ def open_and_close(path: Path) -> None:
 
 
 def tables(path: Path) -> dict[str, str]:
-    """Of each table and index, the statement that makes it, but for its layout."""
+    """Return the CREATE statement of each table and index, with whitespace normalised."""
     connection = sqlite3.connect(path)
     query = "SELECT name, sql FROM sqlite_master WHERE sql NOT NULL AND name NOT LIKE 'sqlite_%'"
     found = {

@@ -28,7 +28,7 @@ def registry(path: Path) -> Iterator[Registry]:
 
 @pytest.fixture
 def any_registry(database_url: str) -> Iterator[Registry]:
-    """Of either kind."""
+    """A registry's URL, SQLite and PostgreSQL in turn."""
     registry = Registry(database_url)
     yield registry
     registry.close()

@@ -96,7 +96,7 @@ def test_where_no_word_comes_through_asking_is_enough(
 
 
 def test_a_change_is_held_here_when_it_returns(here: Registry) -> None:
-    replica = Replica(here, max_age_s=3600)  # nobody listens, nobody asks
+    replica = Replica(here, max_age_s=3600)  # not started: it neither listens nor polls
     keys = KeyStore(here.database, PEPPER, replica)
 
     for number in range(1, 6):

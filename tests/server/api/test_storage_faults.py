@@ -48,7 +48,7 @@ async def test_a_damaged_blob_is_told_and_healed_by_the_same_upload(
     assert (swap.status_code, swap.json()["code"]) == (409, "version_quarantined")
     assert (back.status_code, back.json()["code"]) == (409, "version_quarantined")
     assert (ready.status_code, ready.json()["status"]) == (200, "degraded")
-    assert "1 damaged" in ready.json()["reasons"][0]
+    assert "1 corrupt" in ready.json()["reasons"][0]
     assert "foreword_quarantined_blobs 1.0\n" in metrics
     assert beside.status_code == 200
 

@@ -97,7 +97,7 @@ def test_an_unknown_key_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     admin.keys(["create", "--scope", "admin", "--name", "x"])
     id = capsys.readouterr().out.split("_")[1]
 
-    for wrong, said in (("nope", "there is no such key"), (id, "the last admin key")):
+    for wrong, said in (("nope", "there is no such key"), (id, "the last valid admin key")):
         with pytest.raises(SystemExit) as ended:
             admin.keys(["revoke", wrong])
         assert ended.value.code == 2

@@ -147,7 +147,7 @@ def test_a_reset_in_the_middle_of_a_stream_frees_its_place(
 
 
 def test_a_client_that_shuts_its_side_has_left(live: LiveServer, engine: FakeEngine) -> None:
-    """It cannot be told from one that closes, and whose request would run for nobody."""
+    """It looks like a client that closes, whose request would run for no one."""
     engine.delay_s = 0.02
     with stream(live) as connection:
         wait_until(lambda: engine.num_in_flight == 1)

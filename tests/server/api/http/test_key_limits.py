@@ -1,0 +1,95 @@
+"""Limits of keys, and of peers with invalid keys."""
+
+from __future__ import annotations
+
+import asyncio
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from prefix_store.registry.keys import KeyStore
+from server.api.http import access
+from server.api.http.limits import TokenBucket
+from tests.server.api.http.keyed import GENERATE, Make
+from tests.server.fakes import FakeEngine
+from tests.server.live import LiveServer
+
+
+async def test_a_key_has_a_rate(
+    http: httpx.AsyncClient, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, other = make("read", requests_per_s=0.5, burst=3), make("read")
+    now_s = [access.time.monotonic()]
+    monkeypatch.setattr("server.api.http.limits.time.monotonic", lambda: now_s[0])
+
+    statuses = [(await http.get("/tasks", headers=slow)).status_code for _ in range(5)]
+    refused = await http.get("/tasks", headers=slow)
+
+    assert statuses == [200, 200, 200, 429, 429]
+    assert (refused.json()["code"], refused.headers["Retry-After"]) == ("key_limit_reached", "2")
+    assert (await http.get("/tasks", headers=other)).status_code == 200
+    now_s[0] += 2
+    assert (await http.get("/tasks", headers=slow)).status_code == 200
+
+
+async def test_a_rate_that_never_comes_round_is_a_wait_of_a_day() -> None:
+    """Keys with such a rate could be made once."""
+    bucket = TokenBucket(5e-324, burst=1)
+
+    assert bucket.take() == 0
+    assert bucket.take() == 24 * 3600
+
+
+async def test_a_key_has_so_many_requests_at_once_to_their_very_end(
+    live: LiveServer, make: Make, engine: FakeEngine
+) -> None:
+    engine.delay_s = 0.02
+    two = make("generate", max_concurrency=2)
+    body = {"prompt": "hi", "max_tokens": 100, "stream": True}
+    async with (
+        httpx.AsyncClient(base_url=live.url, headers=two) as client,
+        client.stream("POST", "/generate", json=body) as first,
+    ):
+        assert first.status_code == 200
+        async with client.stream("POST", "/generate", json=body):
+            refused = await client.post("/generate", json=GENERATE)
+            assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
+            other = await client.get("/livez")
+            assert other.status_code == 200
+        for _ in range(100):  # the second stream was left: its place is free again
+            again = await client.post("/generate", json=GENERATE)
+            if again.status_code == 200:
+                break
+            await asyncio.sleep(0.02)
+        assert again.status_code == 200
+    two = make("generate", max_concurrency=2)
+    async with httpx.AsyncClient(base_url=live.url, headers=two) as client:
+        body = {"prompt": "hi", "max_tokens": 100}
+        answers = await asyncio.gather(*(client.post("/generate", json=body) for _ in range(10)))
+    assert sorted(answer.status_code for answer in answers) == [200] * 2 + [429] * 8
+
+
+async def test_wrong_keys_are_slowed_down_and_right_ones_are_not(
+    http: httpx.AsyncClient, app: FastAPI, make: Make, keys: KeyStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    good, wrong = make("read"), {"Authorization": f"Bearer fwd_{'a' * 12}_wrong"}
+    assert (await http.get("/tasks", headers=good)).status_code == 200
+    lookups: list[object] = []
+    monkeypatch.setattr(keys, "find", lambda attempt: lookups.append(attempt))
+
+    responses = [await http.get("/tasks", headers=wrong) for _ in range(1000)]
+
+    statuses = [r.status_code for r in responses]
+    assert set(statuses[:20]) == {401}
+    assert statuses.count(429) > 950
+    assert len(lookups) < 50
+    assert responses[-1].json()["code"] == "too_many_attempts"
+    assert int(responses[-1].headers["Retry-After"]) >= 1
+    assert (await http.get("/tasks", headers=good)).status_code == 200
+    monkeypatch.undo()
+    elsewhere = httpx.ASGITransport(app, client=("10.1.2.3", 1))
+    async with httpx.AsyncClient(transport=elsewhere, base_url="http://test") as other:
+        assert (await other.get("/tasks", headers=make("read"))).status_code == 200
+        assert (await other.get("/tasks", headers=wrong)).status_code == 401
