@@ -286,4 +286,4 @@ def test_a_text_that_is_short_already_is_not_distilled(
              "--task", "x", "-o", str(tmp_path / "run"), *QUICK]
         )  # fmt: skip
 
-    assert "push it as it is" in capsys.readouterr().err
+    assert "push it as text" in capsys.readouterr().err
