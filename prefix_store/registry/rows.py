@@ -86,6 +86,14 @@ def check_known_number(task: str, number: int) -> None:
         raise UnknownVersion(f"{task} has no such version")
 
 
+def profile_json(profile: Profile) -> str:
+    """Return a profile as it is stored: without unset fields.
+
+    A server of an earlier version on the same registry refuses fields that it does not know.
+    """
+    return profile.model_dump_json(exclude_none=True)
+
+
 def create(connection: Connection, name: str, profile: Profile) -> bool:
     """Insert a task, or reset a deleted one. Return False if the task exists."""
     found = connection.execute(
@@ -95,7 +103,7 @@ def create(connection: Connection, name: str, profile: Profile) -> bool:
         return False
     at = now()
     fields = {
-        "profile": profile.model_dump_json(),
+        "profile": profile_json(profile),
         "active_seq": None,
         "since_seq": connection.scalar(select(func.max(activations.c.seq))) or 0,
         "created_at": at,

@@ -50,7 +50,7 @@ class TaskRegistry:
             if not rows.create(connection, name, profile):
                 raise TaskExists(f"the task {name} exists already")
             self._quotas.check_tasks(connection)
-            digest = Digest.of(profile.model_dump_json().encode())
+            digest = Digest.of(rows.profile_json(profile).encode())
             audit.append(connection, by, "create_task", task=name, digest=digest)
             return rows.read_task(connection, name)
 
@@ -97,6 +97,6 @@ class TaskRegistry:
 
 def write_profile(connection: Connection, task: str, profile: Profile, by: Actor) -> None:
     """Write a task's profile and an audit row."""
-    text = profile.model_dump_json()
+    text = rows.profile_json(profile)
     rows.change(connection, task, profile=text)
     audit.append(connection, by, "set_profile", task=task, digest=Digest.of(text.encode()))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import product
 
+from tests.corpus.raw_bytes import SAFETENSORS, TAR, Raw, chunked, chunked_raw, post, request
 from tests.prefix_store.bad_files import BAD
 from tests.server.api.test_bad_input import BODIES
 
@@ -16,50 +16,6 @@ CLOSED = 0
 
 SECRET = b"sw0rdfish"
 """Never comes back."""
-
-
-JSON = "application/json"
-SAFETENSORS = "application/vnd.safetensors"
-TAR = "application/x-tar"
-
-
-@dataclass(frozen=True)
-class Raw:
-    name: str
-    data: bytes
-    allowed: frozenset[int]
-
-
-def request(
-    line: str, *headers: str | bytes, body: bytes = b"", host: str | bytes | None = "localhost"
-) -> bytes:
-    """A request that asks for the connection to be closed after the answer."""
-    lines: list[str | bytes] = [line]
-    if host is not None:
-        lines.append(b"Host: " + (host.encode() if isinstance(host, str) else host))
-    lines += [*headers, "Connection: close"]
-    raw = [one.encode() if isinstance(one, str) else one for one in lines]
-    return b"\r\n".join([*raw, b"", body])
-
-
-def post(
-    path: str, body: bytes, *headers: str | bytes, method: str = "POST", kind: str = JSON
-) -> bytes:
-    typed = [f"Content-Type: {kind}"] if kind else []
-    length = f"Content-Length: {len(body)}"
-    return request(f"{method} {path} HTTP/1.1", *typed, length, *headers, body=body)
-
-
-def chunked(path: str, *chunks: bytes, kind: str = JSON) -> bytes:
-    """Each chunk with its size in front; the last one, of size 0, is up to the caller."""
-    framed = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks)
-    return _chunked(path, framed, kind=kind)
-
-
-def _chunked(path: str, framed: bytes, *headers: str, kind: str = JSON) -> bytes:
-    typed = f"Content-Type: {kind}"
-    line = f"POST {path} HTTP/1.1"
-    return request(line, typed, "Transfer-Encoding: chunked", *headers, body=framed)
 
 
 GOOD = b'{"prompt": "x", "max_tokens": 1}'
@@ -280,20 +236,20 @@ def _chunks() -> Cases:
         b"5;" + b"x" * 100_000 + b"\r\nhello\r\n", b"5\r\nhello\r\n0\r\nX: " + b"y" * 100_000,
         b"5\r\nhello\r\n0\r\nno colon\r\n\r\n", b"\xd9\xa5\r\nhello\r\n",
     ]):  # fmt: skip
-        yield f"{i}", _chunked("/generate", framed), {400, 408, 431, CLOSED}
-        yield f"{i} to nowhere", _chunked("/nope", framed), {400, 404, 408, 431, CLOSED}
-    yield "crumbs", _chunked("/generate", b"1\r\nx\r\n" * 60_000 + END), {400, CLOSED}
+        yield f"{i}", chunked_raw("/generate", framed), {400, 408, 431, CLOSED}
+        yield f"{i} to nowhere", chunked_raw("/nope", framed), {400, 404, 408, 431, CLOSED}
+    yield "crumbs", chunked_raw("/generate", b"1\r\nx\r\n" * 60_000 + END), {400, CLOSED}
     yield (
         "crumbs uploaded",
-        _chunked("/tasks/x/versions", b"1\r\nx\r\n" * 60_000 + END),
+        chunked_raw("/tasks/x/versions", b"1\r\nx\r\n" * 60_000 + END),
         {400, CLOSED},
     )
     few = [bytes([byte]) for byte in GOOD]
     yield "a few crumbs", chunked("/generate", *few, b""), {200}
     extended = b"%x;a=b\r\n%b\r\n" % (len(GOOD), GOOD) + END
-    yield "an extension", _chunked("/generate", extended), {200}
+    yield "an extension", chunked_raw("/generate", extended), {200}
     trailer = b"%x\r\n%b\r\n0\r\nX-A: b\r\n\r\n" % (len(GOOD), GOOD)
-    yield "a trailer", _chunked("/generate", trailer), {200}
+    yield "a trailer", chunked_raw("/generate", trailer), {200}
     large = [b"x" * 10_000] * 120
     yield "more than fits", chunked("/generate", *large[:10], b""), {413}
     yield "an upload that is too large", chunked("/tasks/x/versions", *large, b""), {413}

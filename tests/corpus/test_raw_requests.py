@@ -18,7 +18,8 @@ from server.default_model import ensure_default_model
 from server.settings import Settings
 from tests.corpus.fake_server import fake_server
 from tests.corpus.live_traffic import Traffic, live_traffic
-from tests.corpus.raw_requests import CLOSED, SECRET, Raw, corpus
+from tests.corpus.raw_bytes import Raw
+from tests.corpus.raw_requests import CLOSED, SECRET, corpus
 from tests.running_server import running_server
 from tests.server.fakes import ARTIFACT, make_prefix
 

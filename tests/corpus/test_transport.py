@@ -16,7 +16,8 @@ import pytest
 
 from tests.corpus.fake_server import FakeServer, fake_server
 from tests.corpus.live_traffic import live_traffic
-from tests.corpus.raw_requests import GOOD, post
+from tests.corpus.raw_bytes import post
+from tests.corpus.raw_requests import GOOD
 from tests.corpus.test_raw_requests import ask, beside, statuses
 
 NUM_IDLE = 2000

@@ -4,7 +4,6 @@ SmolLM2 in float32; and every number it is given against transformers' own."""
 from __future__ import annotations
 
 import asyncio
-import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,13 @@ import httpx
 import openai
 import pytest
 import torch
-from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    DynamicCache,
-    PreTrainedModel,
     RepetitionPenaltyLogitsProcessor,
 )
 
+from tests.integration.openai_reference import Reference
 from tests.running_server import RunningServer, running_server
 
 pytestmark = pytest.mark.smollm2
@@ -36,34 +33,6 @@ PROMPTS = [
 CHAT = [{"role": "user", "content": "Name three colours."}]
 TOLERANCE = 2e-4
 """Log-probabilities in float32, of the compiled layers here and of transformers' there."""
-
-
-class Reference:
-    """transformers alone, behind nothing or behind the text of the task."""
-
-    def __init__(self, model: PreTrainedModel, tokenizer: Any) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
-        ids = torch.tensor([tokenizer(TEXT).input_ids])
-        with torch.inference_mode():
-            self._cache = model(ids, use_cache=True).past_key_values
-
-    def ids(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text).input_ids
-        return ids
-
-    @torch.inference_mode()
-    def logits(self, token_ids: list[int], *, behind: bool) -> Tensor:
-        """After every token: [len(token_ids), vocab_size]."""
-        cache = copy.deepcopy(self._cache) if behind else DynamicCache()
-        output = self.model(torch.tensor([token_ids]), past_key_values=cache)
-        logits: Tensor = output.logits[0]
-        return logits
-
-    def logprobs(self, token_ids: list[int], *, behind: bool) -> Tensor:
-        """Of every token from the second on."""
-        logprobs = self.logits(token_ids, behind=behind)[:-1].log_softmax(-1)
-        return logprobs.gather(1, torch.tensor(token_ids[1:])[:, None])[:, 0]
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +55,7 @@ def server(short_smollm2: Path) -> Iterator[RunningServer]:
 @pytest.fixture(scope="module")
 def reference(short_smollm2: Path) -> Reference:
     model = AutoModelForCausalLM.from_pretrained(short_smollm2, dtype=torch.float32).eval()
-    return Reference(model, AutoTokenizer.from_pretrained(short_smollm2))
+    return Reference(model, AutoTokenizer.from_pretrained(short_smollm2), TEXT)
 
 
 @pytest.fixture(scope="module")
@@ -208,11 +177,11 @@ def test_a_batch_of_token_ids_with_echo_is_what_lm_eval_needs(
         assert logprobs.token_logprobs is not None
         assert logprobs.top_logprobs is not None
         own = torch.tensor(logprobs.token_logprobs[1:-1])
-        expected = reference.logprobs(prompt, behind=behind)
+        expected = reference.logprobs(prompt, after_text=behind)
         torch.testing.assert_close(own, expected, atol=TOLERANCE, rtol=0)
-        other = reference.logprobs(prompt, behind=not behind)
+        other = reference.logprobs(prompt, after_text=not behind)
         assert not torch.allclose(own, other, atol=100 * TOLERANCE), "it would be seen"
-        highest = reference.logits(prompt, behind=behind)[:-1].argmax(-1)
+        highest = reference.logits(prompt, after_text=behind)[:-1].argmax(-1)
         is_highest = [
             mine == max(top.values())
             for mine, top in zip(own.tolist(), logprobs.top_logprobs[1:-1], strict=True)
@@ -234,7 +203,7 @@ def test_a_long_prompt_is_scored_over_all_its_chunks(
     logprobs = answer.choices[0].logprobs
     assert logprobs is not None
     assert logprobs.token_logprobs is not None
-    expected = reference.logprobs(prompt, behind=False)
+    expected = reference.logprobs(prompt, after_text=False)
     own = torch.tensor(logprobs.token_logprobs[1:])
     torch.testing.assert_close(own, expected, atol=TOLERANCE, rtol=0)
     assert answer.usage is not None
@@ -283,7 +252,7 @@ def penalised(
     """Greedy tokens behind the task's text, by the definitions."""
     token_ids = list(prompt)
     for _ in range(num_new):
-        logits = reference.logits(token_ids, behind=True)[-1].clone()
+        logits = reference.logits(token_ids, after_text=True)[-1].clone()
         for token_id, bias in asked.get("logit_bias", {}).items():
             logits[int(token_id)] += bias
         if factor := asked["extra_body"].get("repetition_penalty"):
@@ -317,7 +286,7 @@ def test_logprobs_of_sampled_tokens_are_the_models_own_whatever_the_temperature(
     assert len({choice.text for choice in answer.choices}) == 3
     for choice in answer.choices:
         made: list[int] = choice.token_ids  # type: ignore[attr-defined]
-        expected = reference.logprobs(prompt + made, behind=True)[len(prompt) - 1 :]
+        expected = reference.logprobs(prompt + made, after_text=True)[len(prompt) - 1 :]
         assert choice.logprobs is not None
         assert choice.logprobs.token_logprobs is not None
         own = torch.tensor(choice.logprobs.token_logprobs)
@@ -340,6 +309,6 @@ def test_the_native_route_has_the_same_numbers(
     assert (first["token_id"], first["logprob"]) == (prompt[0], None)
     assert [token["token_id"] for token in rest] == token_ids[1:]
     own = torch.tensor([token["logprob"] for token in rest])
-    expected = reference.logprobs(token_ids, behind=True)
+    expected = reference.logprobs(token_ids, after_text=True)
     torch.testing.assert_close(own, expected, atol=TOLERANCE, rtol=0)
     assert all(len(token["top"]) == 2 for token in answer["logprobs"])

@@ -27,6 +27,7 @@ from server.app import create_app
 from server.settings import Settings
 from server.storage import open_blobs, open_storage
 from server.text.tokenizer import Tokenizer
+from tests.integration.swap_timing import TARGET_S, Answer, Swap, num_late
 from tests.postgres import Postgres, running_postgres
 from tests.s3 import BUCKET, S3, running_s3
 from tests.server.fakes import make_prefix, make_transformers_tokenizer
@@ -41,7 +42,6 @@ NUM_ACTIVATIONS = int(os.environ.get("NUM_ACTIVATIONS", "40"))
 OUTAGE_S = float(os.environ.get("OUTAGE_S", "6"))
 NUM_VERSIONS = 4
 NUM_CLIENTS = 4
-TARGET_S = 2.0
 PROMPT = [10, 11, 12]
 MAX_TOKENS = 5
 SUMS = {v: checksum(stacked(make_prefix(v))) for v in range(1, NUM_VERSIONS + 1)}
@@ -106,22 +106,6 @@ def server(settings: Settings, *, new_key: bool = True) -> Iterator[tuple[str, s
 def client(pair: Pair, url: str) -> httpx.AsyncClient:
     headers = {"Authorization": f"Bearer {pair.key}"}
     return httpx.AsyncClient(base_url=url, headers=headers, timeout=60)
-
-
-@dataclass(frozen=True)
-class Answer:
-    server: int
-    sent_s: float
-    answered_s: float
-    version: int
-
-
-@dataclass(frozen=True)
-class Swap:
-    server: int
-    began_s: float
-    ended_s: float
-    version: int
 
 
 @dataclass
@@ -228,26 +212,6 @@ async def test_a_swap_on_either_server_is_seen_by_both(pair: Pair) -> None:
 async def _answers(http: httpx.AsyncClient, version: int) -> bool:
     response = await http.post("/generate?task=x", json={"prompt": PROMPT, "max_tokens": 1})
     return response.status_code == 200 and response.json()["version"] == version
-
-
-def num_late(answers: list[Answer], swaps: list[Swap]) -> int:
-    """Answers by a version that another had already replaced when the request was sent: at once on
-    the server that made the swap, within the target on the other; or that was not asked for yet."""
-    replaced = zip(swaps, [*swaps[1:], None], strict=True)
-    in_force = [
-        (swap, [next_ and next_.ended_s + (0 if next_.server == server else TARGET_S)
-                for server in (0, 1)])
-        for swap, next_ in replaced
-    ]  # fmt: skip
-    return sum(
-        not any(
-            swap.version == one.version
-            and swap.began_s <= one.answered_s
-            and (until[one.server] is None or one.sent_s <= until[one.server])
-            for swap, until in in_force
-        )
-        for one in answers
-    )
 
 
 async def test_no_request_notices_that_the_database_is_away(pair: Pair) -> None:

@@ -95,7 +95,7 @@ def work_list(step: Step, tiling: Tiling, offset_of: Callable[[ResidentPrefix], 
     `offset_of` returns a prefix's distance from the pool, in elements. The partial results are at
     most `tiling.max_parts`, which must be at least two per row.
     """
-    groups, spans = step.groups, step.spans
+    spans = step.spans
     pages = np.fromiter(chain.from_iterable(span.pages for span in spans), np.int64)
     first_page = _starts([len(span.pages) for span in spans])
     own = np.array(
@@ -107,17 +107,7 @@ def work_list(step: Step, tiling: Tiling, offset_of: Callable[[ResidentPrefix], 
     own_position = np.arange(len(row_span)) - (begins - starts)[row_span]
     row_page = pages[first_page[row_span] + own_position // tiling.page_size]
 
-    # One entry per segment: the prefixes, then each sequence's own keys.
-    segments = _table(
-        offset=[*(offset_of(g.prefix) for g in groups), *(0 for _ in spans)],
-        length=[*(g.prefix.num_tokens for g in groups), *(0 for _ in spans)],
-        first_page=[*(0 for _ in groups), *first_page],
-        first_row=[*(g.begin for g in groups), *begins],
-        num_rows=[*(g.end - g.begin for g in groups), *num_tokens],
-        num_keys=[*(g.prefix.num_tokens for g in groups), *(starts + num_tokens)],
-        first_position=[*(0 for _ in groups), *num_prefix],
-        causal=[*(0 for _ in groups), *(1 for _ in spans)],
-    )
+    segments = _segments(step, own, first_page, offset_of)
     tiles = _tiles(segments, tiling)
     # All items have the same number of keys (the last of a tile may have fewer): the smallest that
     # does not give the programs more items than they need to balance the load.
@@ -135,19 +125,7 @@ def work_list(step: Step, tiling: Tiling, offset_of: Callable[[ResidentPrefix], 
         keys_per_item *= 2
 
     tile = np.repeat(np.arange(len(num_items)), num_items)  # [num_items]; each item's tile
-    index = _ordinals(num_items)  # of the item in its tile
-    begin = index * keys_per_item
-    # A row's own partial results follow those of its prefix, whose number depends on its length.
-    num_before = np.where(tiles["causal"], -(-tiles["first_position"] // keys_per_item), 0)
-    items = np.stack(
-        [
-            tiles["offset"][tile], tiles["length"][tile], tiles["first_page"][tile],
-            tiles["first_row"][tile], tiles["num_rows"][tile],
-            begin, np.minimum(begin + keys_per_item, tiles["end"][tile]),
-            tiles["first_position"][tile], tiles["causal"][tile], index + num_before[tile],
-        ],
-        axis=1,
-    )  # fmt: skip
+    items = _items(tiles, tile, _ordinals(num_items), keys_per_item)
     is_low = tiles["is_low"][tile].astype(bool)
     return WorkList(
         items=np.concatenate([items[is_low], items[~is_low]]),
@@ -157,6 +135,43 @@ def work_list(step: Step, tiling: Tiling, offset_of: Callable[[ResidentPrefix], 
         row_positions=num_prefix[row_span] + own_position,
         row_parts=row_parts,
     )
+
+
+def _segments(
+    step: Step, own: Array, first_page: Array, offset_of: Callable[[ResidentPrefix], int]
+) -> dict[str, Array]:
+    """One entry per segment: the prefixes, then each sequence's own keys.
+
+    `own` [num_spans, 4]: begin, new tokens, computed tokens and prefix tokens of each sequence.
+    """
+    groups, spans = step.groups, step.spans
+    begins, num_tokens, starts, num_prefix = own.T
+    return _table(
+        offset=[*(offset_of(g.prefix) for g in groups), *(0 for _ in spans)],
+        length=[*(g.prefix.num_tokens for g in groups), *(0 for _ in spans)],
+        first_page=[*(0 for _ in groups), *first_page],
+        first_row=[*(g.begin for g in groups), *begins],
+        num_rows=[*(g.end - g.begin for g in groups), *num_tokens],
+        num_keys=[*(g.prefix.num_tokens for g in groups), *(starts + num_tokens)],
+        first_position=[*(0 for _ in groups), *num_prefix],
+        causal=[*(0 for _ in groups), *(1 for _ in spans)],
+    )
+
+
+def _items(tiles: dict[str, Array], tile: Array, index: Array, keys_per_item: int) -> Array:
+    """The items [num_items, ITEM_SIZE], each the `index`-th of its `tile`."""
+    begin = index * keys_per_item
+    # A row's own partial results follow those of its prefix, whose number depends on its length.
+    num_before = np.where(tiles["causal"], -(-tiles["first_position"] // keys_per_item), 0)
+    return np.stack(
+        [
+            tiles["offset"][tile], tiles["length"][tile], tiles["first_page"][tile],
+            tiles["first_row"][tile], tiles["num_rows"][tile],
+            begin, np.minimum(begin + keys_per_item, tiles["end"][tile]),
+            tiles["first_position"][tile], tiles["causal"][tile], index + num_before[tile],
+        ],
+        axis=1,
+    )  # fmt: skip
 
 
 def _tiles(segments: dict[str, Array], tiling: Tiling) -> dict[str, Array]:

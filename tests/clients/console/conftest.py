@@ -28,8 +28,8 @@ from tests.server.live import LiveServer
 expect.set_options(timeout=20_000)  # a slow machine is not a broken page
 
 __all__ = [
-    "app", "audit", "engine", "keys", "live", "registry", "settings", "store", "stored",
-    "tokenizer",
+    "app", "audit", "engine", "keys", "live",
+    "registry", "settings", "store", "stored", "tokenizer",
 ]  # fmt: skip
 
 _REPORT = "addEventListener('securitypolicyviolation', (e) => console.error('CSP', e.blockedURI))"

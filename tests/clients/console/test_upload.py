@@ -105,11 +105,10 @@ def test_a_folder_without_weights_says_how_to_save_them(open_page: Open, tmp_pat
 
 
 def test_a_file_that_would_be_left_out_is_named(open_page: Open, tmp_path: Path) -> None:
-    for name in ("adapter_model.safetensors", "evaluation.json", "README.md"):
-        (tmp_path / name).write_bytes(b"{}")
+    names = ("adapter_model.safetensors", "evaluation.json", "README.md")
     page = open_page("/upload")
 
-    page.get_by_label("Files").set_input_files(list(tmp_path.iterdir()))
+    page.get_by_label("Files").set_input_files([written(tmp_path / n, b"{}") for n in names])
 
     expect(page.locator(".chosen")).to_contain_text("no adapter_config.json")
     expect(page.locator(".chosen")).to_contain_text("evaluation.json cannot be sent")
