@@ -164,7 +164,7 @@ async def test_pipelined_requests_are_answered_in_order(server: FakeServer) -> N
 
 
 def test_a_burst_beyond_the_queue_is_refused(tmp_path: Path) -> None:
-    """G14: whoever is not taken hears so, and may come back; all others are served."""
+    """A connection that is refused gets an answer and may come back; all others are served."""
 
     async def burst(server: FakeServer) -> list[httpx.Response]:
         limits = httpx.Limits(max_connections=600)

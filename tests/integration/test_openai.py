@@ -15,10 +15,9 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    RepetitionPenaltyLogitsProcessor,
 )
 
-from tests.integration.openai_reference import Reference
+from tests.integration.openai_reference import Reference, penalised
 from tests.running_server import RunningServer, running_server
 
 pytestmark = pytest.mark.smollm2
@@ -244,26 +243,6 @@ def test_penalties_give_transformers_tokens_in_a_mixed_batch(
     expected = penalised(reference, prompt, num_new, whole)
     assert alone.choices[0].token_ids == mixed.choices[0].token_ids == expected
     assert expected != plain, "it must matter in this test"
-
-
-def penalised(
-    reference: Reference, prompt: list[int], num_new: int, asked: dict[str, Any]
-) -> list[int]:
-    """Greedy tokens behind the task's text, by the definitions."""
-    token_ids = list(prompt)
-    for _ in range(num_new):
-        logits = reference.logits(token_ids, after_text=True)[-1].clone()
-        for token_id, bias in asked.get("logit_bias", {}).items():
-            logits[int(token_id)] += bias
-        if factor := asked["extra_body"].get("repetition_penalty"):
-            processor = RepetitionPenaltyLogitsProcessor(factor)
-            logits = processor(torch.tensor([token_ids]), logits[None])[0]
-        made = torch.tensor(token_ids[len(prompt) :], dtype=torch.long)
-        counts = made.bincount(minlength=len(logits))
-        logits -= asked.get("frequency_penalty", 0.0) * counts
-        logits -= asked.get("presence_penalty", 0.0) * (counts > 0)
-        token_ids.append(int(logits.argmax()))
-    return token_ids[len(prompt) :]
 
 
 def test_logprobs_of_sampled_tokens_are_the_models_own_whatever_the_temperature(

@@ -10,7 +10,7 @@ from safetensors.torch import save
 
 from prefix_store import artifact
 from prefix_store.blobs.blobs import FileBlobStore
-from server.engine.ipc.messages import Room
+from server.engine.ipc.messages import EvictionPreview
 from tests.server.api.uploads import checks_of
 from tests.server.fakes import (
     ARTIFACT,
@@ -26,7 +26,7 @@ async def test_a_dry_run_says_what_would_happen_and_changes_nothing(
 ) -> None:
     await push(http, "x", seed=1)
     before = (await http.get("/tasks/x/versions")).json()
-    engine.room = Room(0, True, ["sha256:" + "e" * 64])
+    engine.room = EvictionPreview(0, True, ["sha256:" + "e" * 64])
     body = artifact.dump(make_prefix(2))
 
     there = await http.put("/tasks/x/prefix?dry_run=true", content=body, headers=ARTIFACT)
