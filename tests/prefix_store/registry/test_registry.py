@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from prefix_store.errors import StorageFailure
-from prefix_store.manifest import Profile
+from prefix_store.manifest import Defaults, Profile
 from prefix_store.registry import rows
 from prefix_store.registry.registry import Registry
 from prefix_store.testing import RegistryContract, draft
@@ -174,3 +175,11 @@ def test_a_version_that_cannot_be_written_leaves_no_task_behind(
 
     assert registry.list_tasks() == []
     assert registry.add_version("x", draft(), activate=True, create=True).version == 1
+
+
+def test_a_stored_profile_names_no_field_that_is_unset() -> None:
+    """A server of an earlier version on the same registry refuses fields that it does not know."""
+    profile = Profile(defaults=Defaults(min_p=0.1))
+
+    assert json.loads(rows.profile_json(profile))["defaults"] == {"min_p": 0.1}
+    assert Profile.model_validate_json(rows.profile_json(profile)) == profile
