@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
+from contextlib import suppress
 from functools import cached_property
 
 from server.engine.grammar import (
@@ -42,6 +43,7 @@ class GrammarCheck:
         self._info = info
         self._executor = executor
         self._errors = ByteBoundedCache[str](CACHE_BYTES, lambda grammar: 512 + len(grammar))
+        self._loading: Future[Vocabulary] | None = None
 
     async def check(self, grammar: str) -> None:
         """Raises `InvalidGrammar`, also for a grammar that is too large or takes too long, and
@@ -59,6 +61,7 @@ class GrammarCheck:
 
         Raises `InvalidGrammar` when it takes too long, and `Overloaded`.
         """
+        await self._load_vocabulary()
         compiling = self._executor.submit(self._compile_error, grammar)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(compiling), COMPILE_TIMEOUT_S)
@@ -67,6 +70,16 @@ class GrammarCheck:
                 raise Overloaded("too many grammars are waiting to be compiled") from None
             took = f"it takes longer than {COMPILE_TIMEOUT_S:.0f} s to compile"
             raise InvalidGrammar(took) from None
+
+    async def _load_vocabulary(self) -> None:
+        """Wait until the vocabulary is built: that time is not the grammar's.
+
+        An error is raised once more by the compilation, which names it.
+        """
+        if self._loading is None:
+            self._loading = self._executor.submit(lambda: self._vocabulary)
+        with suppress(Exception):
+            await asyncio.shield(asyncio.wrap_future(self._loading))
 
     def _compile_error(self, grammar: str) -> str:
         """The reason why it does not compile, else empty. Runs on a thread of the executor."""

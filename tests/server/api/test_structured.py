@@ -163,14 +163,14 @@ async def test_a_hostile_schema_costs_a_422_and_keeps_nobody_waiting(
     http: httpx.AsyncClient, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its compile ends only after others were answered, or after ten seconds."""
-    compile_, has_begun, may_end = services.grammars._why_not, Event(), Event()
+    compile_, has_begun, may_end = services.grammars._compile_error, Event(), Event()
 
     def compile_late(grammar: str) -> str:
         has_begun.set()
         may_end.wait(10)
         return compile_(grammar)
 
-    monkeypatch.setattr(services.grammars, "_why_not", compile_late)
+    monkeypatch.setattr(services.grammars, "_compile_error", compile_late)
     monkeypatch.setattr(grammar_check, "COMPILE_TIMEOUT_S", 60)
     schema = {"type": "object", "properties": {f"p{i}": {} for i in range(2000)}}
     form = {"type": "json_schema", "json_schema": {"schema": schema}}
