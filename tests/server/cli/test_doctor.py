@@ -173,7 +173,7 @@ def test_an_open_server_and_a_world_readable_pepper(make: Make, database_file: P
     pepper = database_file.parent / "pepper"
     pepper.write_text("x" * 64)
     pepper.chmod(0o644)
-    assert_todo(checks.keys(make()), "fail", "everybody can read")
+    assert_todo(checks.keys(make()), "fail", "world-readable")
 
 
 def test_a_port_that_is_taken(make: Make, live: LiveServer) -> None:

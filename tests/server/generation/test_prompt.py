@@ -25,7 +25,7 @@ async def test_the_body_wins_over_the_profile_and_the_profile_over_the_server(
 ) -> None:
     await push(services, "x")
     defaults = Defaults(max_tokens=9, temperature=0.5, top_k=3, seed=11)
-    services.store.set_profile("x", Profile(defaults=defaults))
+    await services.store.set_profile("x", Profile(defaults=defaults))
 
     await (await admit(services, "x", temperature=0.25, ignore_eos=True)).collect()
 
@@ -71,7 +71,7 @@ async def test_a_default_max_tokens_is_cut_to_the_room_left(
 
 async def test_a_task_has_limits_of_its_own(services: Services, engine: FakeEngine) -> None:
     await push(services, "x")
-    services.store.set_profile("x", Profile(limits=Limits(max_tokens=5, max_prompt_tokens=4)))
+    await services.store.set_profile("x", Profile(limits=Limits(max_tokens=5, max_prompt_tokens=4)))
 
     await (await admit(services, "x")).collect()
 
@@ -87,7 +87,7 @@ async def test_a_request_gets_its_tasks_scheduling_params(
 ) -> None:
     for task in ("x", "y"):
         await push(services, task)
-    services.store.set_profile("x", Profile(limits=Limits(max_concurrency=3), weight=2.5))
+    await services.store.set_profile("x", Profile(limits=Limits(max_concurrency=3), weight=2.5))
 
     for task in ("x", None, "y", "x"):
         await (await admit(services, task, priority=-1)).collect()
@@ -134,7 +134,7 @@ async def test_a_template_a_chat_and_fields_make_the_prompt(
     services: Services, engine: FakeEngine, tokenizer: Tokenizer
 ) -> None:
     await push(services, "x")
-    services.store.set_profile("x", Profile(template="{prompt} in {language}:", chat=True))
+    await services.store.set_profile("x", Profile(template="{prompt} in {language}:", chat=True))
 
     await (await admit(services, "x", fields={"language": "Thai"})).collect()
 
