@@ -19,7 +19,7 @@ from schemathesis.specs.openapi.checks import negative_data_rejection, response_
 from tests.corpus.fake_server import fake_server
 from tests.corpus.test_raw_requests import setup
 
-NUM_EXAMPLES = int(os.environ.get("NUM_EXAMPLES", "10"))
+NUM_EXAMPLES = int(os.environ.get("NUM_EXAMPLES", "20"))
 CHECKS = [not_a_server_error, response_schema_conformance]
 
 ActivationSeen = Counter[tuple[str, int]]

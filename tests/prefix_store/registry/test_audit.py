@@ -13,6 +13,7 @@ from prefix_store.manifest import Profile
 from prefix_store.registry.audit import Actor, AuditLog, Broken, Entry, Head
 from prefix_store.registry.keys import Grant, KeyStore
 from prefix_store.registry.registry import Registry
+from prefix_store.registry.rows import profile_json
 from prefix_store.registry.schema import audit, metadata
 from prefix_store.testing import draft
 
@@ -78,7 +79,7 @@ def test_every_change_is_one_row_that_says_who_and_what(registry: Registry, log:
         ("x", None), (None, None), (None, None),
     ]  # fmt: skip
     assert rows[2].digest == draft("1").digest
-    profile = Profile(template="{prompt}").model_dump_json().encode()
+    profile = profile_json(Profile(template="{prompt}")).encode()
     assert rows[1].digest == str(Digest.of(profile))
     assert rows[-1].key == rows[-2].key is not None
     assert log.verify() is None
