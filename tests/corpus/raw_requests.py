@@ -229,7 +229,7 @@ def _heads() -> Cases:
 
 
 def _chunks() -> Cases:
-    """U24: chunked bodies that are cut, odd, or made of crumbs."""
+    """Chunked bodies that are cut, odd, or made of crumbs."""
     for i, framed in enumerate([
         b"zz\r\nabc\r\n", b"-1\r\n", b"5\r\nhelloo\r\n", b"\r\n", b"0x5\r\nhello\r\n",
         b"f" * 17 + b"\r\n", b"f" * 30 + b"\r\n", b"5\nhello\n0\n\n", b"5 \r\nhello\r\n",
@@ -268,7 +268,7 @@ def _cut() -> Cases:
 
 
 def _noise() -> Cases:
-    """H8: bytes that are nothing, and good requests with some bytes changed."""
+    """Bytes that are nothing, and good requests with some bytes changed."""
     dice = random.Random(7)
     for i in range(40):
         yield f"random {i}", dice.randbytes(dice.randint(1, 2000)), {CLOSED, 400}

@@ -152,7 +152,7 @@ async def test_what_trickles_ends_at_a_deadline_whatever_it_sends(server: FakeSe
 
 
 async def test_pipelined_requests_are_answered_in_order(server: FakeServer) -> None:
-    """G24: a hundred at once, good ones and bad ones, over one connection."""
+    """A hundred at once, good ones and bad ones, over one connection."""
     one = post("/generate?task=x", GOOD).replace(b"Connection: close\r\n", b"")
     nowhere = post("/nope", GOOD).replace(b"Connection: close\r\n", b"")
     last = post("/generate?task=x", b"{")
