@@ -35,7 +35,7 @@ Cases = Iterator[tuple[str, bytes, set[int]]]
 
 
 def _bodies() -> Cases:
-    """G2 to G10: what is no JSON, or JSON of another shape, in one piece and in chunks."""
+    """What is no JSON, or JSON of another shape, in one piece and in chunks."""
     for i, (body, status) in enumerate(BODIES):
         yield f"{i}", post("/generate", body), {status}
         pieces = [body[j : j + 9000] for j in range(0, len(body), 9000)]
@@ -53,7 +53,7 @@ def _other_routes() -> Cases:
 
 
 def _openai() -> Cases:
-    """G6, G26: fields that only OpenAI's routes have."""
+    """Fields that only OpenAI's routes have."""
     chat = {"model": "tiny", "messages": [{"role": "user", "content": "x"}]}
     plain = {"model": "tiny", "prompt": "x"}
     for name, value in [
@@ -78,7 +78,7 @@ def _openai() -> Cases:
 
 
 def _uploads() -> Cases:
-    """U1 to U21: files that are no prefix, under every type they could come as."""
+    """Files that are no prefix, under every type they could come as."""
     for name, data in BAD.items():
         allowed = {413} if len(data) > 1 << 20 else {422}
         for kind in (SAFETENSORS, TAR, ""):
@@ -88,7 +88,7 @@ def _uploads() -> Cases:
 
 
 def _kinds() -> Cases:
-    """G13, U22, U23: types and encodings that are not taken."""
+    """Types and encodings that are not taken."""
     kinds = [
         "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x",
         "application/problem+json", "application/json; charset=utf-16", "application/jsonp",
@@ -116,7 +116,7 @@ NAMES = [
 
 
 def _names() -> Cases:
-    """U31, G1, G22: names that no task has, wherever a name goes."""
+    """Names that no task has, wherever a name goes."""
     for name in NAMES:
         short = f"{name:.20} {len(name)}"
         refused = {404, 405, 422}
@@ -148,7 +148,7 @@ def _names() -> Cases:
 
 
 def _addresses() -> Cases:
-    """G33, G34, H7: methods and paths that lead nowhere, never a redirect."""
+    """Methods and paths that lead nowhere, never a redirect."""
     for method in ("GET", "PUT", "HEAD", "OPTIONS", "TRACE", "DELETE", "PATCH", "FOO", "x" * 500):
         yield f"{method:.9}", request(f"{method} /generate HTTP/1.1"), {405}
     for path in (
@@ -166,7 +166,7 @@ def _addresses() -> Cases:
 
 
 def _heads() -> Cases:
-    """H4, H5, H6, H8, H10, U24 to U26: heads that are too large, mean two things, or nothing."""
+    """Heads that are too large, mean two things, or nothing."""
     get = "GET /livez HTTP/1.1"
     for host in (b"a/?x=", b"evil.com#", b"a b", b"", b"a:b", b"a@b", b"[::1", b"\xff"):
         yield f"host {host!r}", request(get, host=host), {400}
@@ -257,7 +257,7 @@ def _chunks() -> Cases:
 
 
 def _cut() -> Cases:
-    """U3, U25, U28: requests that end too soon."""
+    """Requests that end too soon."""
     whole = post("/generate", GOOD)
     for i in range(1, 16):
         yield f"{i}/16", whole[: len(whole) * i // 16], {CLOSED, 408}

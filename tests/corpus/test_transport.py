@@ -131,7 +131,7 @@ async def trickle(port: int, data: bytes, *, size: int, every_s: float) -> tuple
 
 
 async def test_what_trickles_ends_at_a_deadline_whatever_it_sends(server: FakeServer) -> None:
-    """H1, H2, U29: a header line now and then, a byte of a body, a chunk of a byte."""
+    """A header line now and then, a byte of a body, a chunk of a byte."""
     header_lines = b"GET /livez HTTP/1.1\r\n" + b"X-A: b\r\n" * 1000
     slow_body = post("/generate", b'{"prompt": "' + b"x" * 30_000)
     chunks = b"POST /tasks/x/versions HTTP/1.1\r\nHost: localhost\r\n"
