@@ -91,7 +91,7 @@ class Delta(NamedTuple):
     request_id: int
     token_ids: list[int]
     finish_reason: FinishReason | None
-    num_reused: int = 0
+    num_cached_tokens: int = 0
     """Number of prompt tokens served from the prompt cache."""
     logprobs: Logprobs | None = None
     """Log-probabilities of `token_ids`, if requested."""

@@ -149,7 +149,7 @@ class Completion:
             return Piece("", [], None)
         if self.first_token_s is None and delta.token_ids:
             self.first_token_s = time.monotonic()
-        self.num_cached_tokens = delta.num_reused
+        self.num_cached_tokens = delta.num_cached_tokens
         if self._details.max_tokens == 0:
             self.finish_reason = "length"
             return Piece("", [], "length")

@@ -83,7 +83,7 @@ class CandidateStream(TokenStream):
         parts: list[Logprobs] = []
         async for delta in stream:
             parts += [delta.prompt_logprobs] if delta.prompt_logprobs is not None else []
-            self._num_cached = delta.num_reused
+            self._num_cached = delta.num_cached_tokens
         scores = joined_scores(parts)
         assert scores is not None, "every candidate has a token of its own"
         self.scores.append(scores)
@@ -106,7 +106,7 @@ class RankedCompletion(Completion):
     def _take(self, delta: Delta) -> Piece:
         candidates, scores = self._candidates, self._scored.scores
         self.first_token_s = time.monotonic()
-        self.num_cached_tokens = delta.num_reused
+        self.num_cached_tokens = delta.num_cached_tokens
         self.finish_reason = "stop"
         self.ranking = ranked(candidates.rank, scores)
         probabilities = [text.probability for text in self.ranking]

@@ -123,7 +123,7 @@ class FakeEngine:
     stats: EngineStats = field(default_factory=EngineStats)
     submitted: list[tuple[Digest | None, list[int], SamplingParams]] = field(default_factory=list)
     shares: list[SchedulingParams] = field(default_factory=list)
-    num_reused: int = 0
+    num_cached_tokens: int = 0
     """Tokens of each prompt that it says were found computed."""
     effect: float | ServerError = 0.1
     """What every verification finds."""
@@ -256,7 +256,7 @@ class FakeEngine:
                 reason = "length" if len(made) >= sampling.max_tokens else "stop"
                 ends = reason if is_last else None
                 scores = fake_scores([token_id], sampling.logprobs)
-                stream.put(Delta(number, [token_id], ends, self.num_reused, scores))  # type: ignore[arg-type]
+                stream.put(Delta(number, [token_id], ends, self.num_cached_tokens, scores))  # type: ignore[arg-type]
             if not made:
                 stream.put(Delta(number, [], "stop"))
         except asyncio.CancelledError:

@@ -25,7 +25,7 @@ from server.api.schemas.admin import (
     TaskPage,
     TaskPath,
 )
-from server.generation.prompt import check_profile
+from server.generation.prompt import check_profile, check_vocabulary
 
 routes = APIRouter(prefix="/tasks", tags=["tasks"], route_class=JsonRoute)
 
@@ -185,6 +185,8 @@ async def rollback(
 
 async def _check(profile: Profile, services: Services) -> None:
     """Reject a profile with which no request could be served."""
+    if token_ids := profile.defaults.stop_token_ids:
+        check_vocabulary(token_ids, services.engine.info)
     if (grammar := await services.run_in_thread(check_profile, profile)) is not None:
         await services.grammars.check(grammar)
 

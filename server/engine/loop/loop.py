@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
@@ -24,8 +23,6 @@ from server.engine.scheduler.batch import Batch
 from server.engine.scheduler.scheduler import Scheduler
 from server.engine.scheduler.sequence import Sequence, SequenceStatus
 from server.errors import CompileFailed, InvalidRequest, PrefixUnavailable, StepFailed
-
-logger = logging.getLogger(__name__)
 
 
 class ConnectionClosed:

@@ -36,9 +36,9 @@ class StepHandle(Protocol):
     """A launched step."""
 
     def sample(self) -> None:
-        """Sample rows whose grammar depends on the previous step's tokens. Idempotent.
+        """Sample the step's tokens, once those of the previous step are known. Idempotent.
 
-        A step without such rows samples by itself when it is launched.
+        A step without rows whose grammar depends on these samples by itself when it is launched.
         """
         ...
 
@@ -142,7 +142,7 @@ class Steps:
             self._scheduler.allocator.free(seq.pages)
 
     def _sample(self, step: _InFlightStep) -> None:
-        """Sample the rows with a grammar, now that the previous step's tokens are known.
+        """Sample the step's tokens, now that the previous step's tokens are known.
 
         The forward pass is already running meanwhile.
         """

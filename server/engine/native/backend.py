@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -31,8 +30,6 @@ from server.engine.native.build import NativeUnavailable
 from server.engine.native.layers import NativeLayers, NotLlamaLike
 from server.engine.native.linear import NativeLinear
 from server.engine.native.team import ThreadTeam
-
-logger = logging.getLogger(__name__)
 
 PAGE_SIZE = 16
 _NUM_POSITIONS = 64

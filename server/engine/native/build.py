@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import importlib.util
-import logging
 import os
 import platform
 import shutil
@@ -21,8 +20,6 @@ from functools import cache
 from pathlib import Path
 
 from server.engine import lifeline
-
-logger = logging.getLogger(__name__)
 
 _FOLDER = Path(__file__).parent
 _FLAGS = ["-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC", "-pthread"]

@@ -73,7 +73,7 @@ async def test_a_stream_is_the_whole_answer_in_pieces(http: httpx.AsyncClient) -
 async def test_the_usage_says_what_was_found_computed(
     http: httpx.AsyncClient, engine: FakeEngine
 ) -> None:
-    engine.num_reused = 16
+    engine.num_cached_tokens = 16
     body = {"prompt": "x" * 20, "max_tokens": 3}
 
     whole = (await http.post("/generate", json=body)).json()

@@ -141,7 +141,7 @@ async def test_an_error_in_a_stream_is_a_chunk_of_its_own(
 async def test_priority_and_cached_tokens_are_as_elsewhere(
     http: httpx.AsyncClient, engine: FakeEngine, route: str
 ) -> None:
-    engine.num_reused = 1
+    engine.num_cached_tokens = 1
     prompt = (
         {"prompt": ["hi", "ho"]}
         if route == "completions"

@@ -115,6 +115,7 @@ async def test_a_deleted_task_leaves_the_device(
         ("PATCH", "/tasks/x", {"colour": "red"}, 422, "validation_failed"),
         ("PATCH", "/tasks/x", [1], 422, "validation_failed"),
         ("PUT", "/tasks/x", {"defaults": {"max_tokens": 10**30}}, 422, "validation_failed"),
+        ("PUT", "/tasks/x", {"defaults": {"stop_token_ids": [10**6]}}, 422, "invalid_request"),
         ("GET", "/tasks?limit=0", None, 422, "validation_failed"),
         ("GET", "/tasks?limit=1001", None, 422, "validation_failed"),
     ],

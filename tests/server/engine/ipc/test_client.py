@@ -146,18 +146,18 @@ async def test_a_repeated_prompt_is_served_from_the_prompt_cache_unless_it_is_di
 ) -> None:
     prompt = [*range(3, 60)]
     right = oracle(model, prompt, None, 8)[0]
-    for on, num_reused in ((True, 48), (False, 0)):
+    for on, num_cached_tokens in ((True, 48), (False, 0)):
         client = make_client(attention=attention, prompt_cache=on)
         await client.start()
         if client.info.attention == "cpu":  # a page holds a whole sequence
-            num_reused = 0
+            num_cached_tokens = 0
         first = await tokens(client, None, prompt)
         stream = client.submit(None, prompt, SamplingParams(max_tokens=8, ignore_eos=True))
         deltas = [delta async for delta in stream]
 
         assert first == [token_id for delta in deltas for token_id in delta.token_ids] == right
-        assert deltas[0].num_reused == num_reused
-        if num_reused:
+        assert deltas[0].num_cached_tokens == num_cached_tokens
+        if num_cached_tokens:
             await wait_until(lambda c=client: c.stats.num_cached_tokens == 48)  # type: ignore[misc]
             assert client.stats.kv_pages_used == 0
             assert client.stats.kv_pages_cached == 4
