@@ -24,6 +24,7 @@ class Settings(BaseSettings):
         env_prefix="FOREWORD_",
         frozen=True,
         extra="forbid",
+        hide_input_in_errors=True,  # the URL of a registry holds a password
     )
 
     model: str = Field(
@@ -74,8 +75,8 @@ class Settings(BaseSettings):
     )
     allowed_hosts: str = Field(
         "",
-        description="Host names under which a server without keys may be called, comma- "
-        "separated, in addition to loopback and `host`; `*` allows any.",
+        description="Host names under which a server without keys may be called, separated "
+        "by commas, in addition to loopback and `host`; `*` allows any.",
     )
     key_pepper_file: Path | None = Field(
         None,

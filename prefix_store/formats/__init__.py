@@ -8,7 +8,7 @@ from prefix_store import artifact
 from prefix_store.digest import Digest
 from prefix_store.errors import InvalidArtifact, UnsupportedMediaType
 from prefix_store.formats import peft, sidecars, tar, text
-from prefix_store.formats.names import ARTIFACT, DEFINITION, KNOWN, PEFT_CONFIG, SIDECARS
+from prefix_store.formats.names import ARTIFACT, DEFINITION, KNOWN, PEFT_CONFIG, PEFT_WEIGHTS
 from prefix_store.manifest import Definition, Evaluation, GoldenPrompt
 from prefix_store.prefix import BaseModelSpec, Prefix, SoftPrompt, TextPrompt
 from prefix_store.safetensors_gate import read_tensors
@@ -76,7 +76,7 @@ def write_peft(prefix: Prefix, base: BaseModelSpec, definition: Definition) -> b
 
 def _read_tar(data: bytes, digest: Digest, base: BaseModelSpec, max_prefix_tokens: int) -> Upload:
     archive = tar.Archive(data, KNOWN)
-    files = archive.files(KNOWN - SIDECARS)
+    files = archive.files(frozenset((ARTIFACT, PEFT_CONFIG)))
     if ARTIFACT in files and PEFT_CONFIG in files:
         raise InvalidArtifact(
             f"the tar contains both {ARTIFACT} and {PEFT_CONFIG}: send one of them"
@@ -85,6 +85,7 @@ def _read_tar(data: bytes, digest: Digest, base: BaseModelSpec, max_prefix_token
     if ARTIFACT in files:
         source = artifact.load(files[ARTIFACT], base, max_prefix_tokens=max_prefix_tokens)
     else:
+        files = archive.files(frozenset((PEFT_CONFIG, PEFT_WEIGHTS)))
         source = peft.read_files(files, base, max_prefix_tokens=max_prefix_tokens, source=digest)
     return Upload(
         source,

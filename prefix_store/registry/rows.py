@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence, Set
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -87,11 +88,14 @@ def check_known_number(task: str, number: int) -> None:
 
 
 def profile_json(profile: Profile) -> str:
-    """Return a profile as it is stored: without unset fields.
+    """Return a profile as it is stored: without unset fields, and `rank` by its names of 0.1.1.
 
     A server of an earlier version on the same registry refuses fields that it does not know.
     """
-    return profile.model_dump_json(exclude_none=True)
+    fields = profile.model_dump(mode="json", exclude_none=True)
+    if (rank := fields["defaults"].pop("rank", None)) is not None:
+        fields["defaults"] |= {"choices": rank["texts"], "rank_by": rank["by"]}
+    return json.dumps(fields, ensure_ascii=False)
 
 
 def create(connection: Connection, name: str, profile: Profile) -> bool:

@@ -23,6 +23,7 @@ from prefix_store.registry.audit import Actor, AuditLog, Head
 from prefix_store.registry.keys import Grant, Key, Scope
 from prefix_store.registry.registry import Registry
 from server.cli.app import HELP_OPTIONS, run
+from server.cli.options import make_settings
 from server.settings import Settings
 from server.storage import open_keys, open_registry
 
@@ -68,8 +69,8 @@ def _group(help: str) -> typer.Typer:
 
 @contextmanager
 def _opened(store: Path | None, *, create: bool = False) -> Iterator[tuple[Settings, Registry]]:
-    """Open the registry of a store. Raises `PrefixStoreError`."""
-    settings = Settings() if store is None else Settings(store=store)
+    """Open the registry of a store. Raises `PrefixStoreError`, `StartError`."""
+    settings = make_settings({} if store is None else {"store": store})
     if create:
         settings.store.mkdir(parents=True, exist_ok=True)
     elif settings.registry is None and not (settings.store / "registry.db").is_file():

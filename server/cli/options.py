@@ -35,7 +35,7 @@ def with_settings(command: Callable[[Settings], None]) -> Callable[..., None]:
     def wrapper(ctx: typer.Context, **values: Any) -> None:
         check_variables()
         given = {name: value for name, value in values.items() if _is_given(ctx, name)}
-        command(_settings(given))
+        command(make_settings(given))
 
     fields = Settings.model_fields.items()
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -56,6 +56,8 @@ def read_settings(argv: Sequence[str]) -> Settings:
         typer.main.get_command(app).main(args=list(argv), standalone_mode=False)
     except typer.TyperException as exc:
         raise StartError(message(exc)) from None
+    if not found:  # it printed its help
+        raise StartError("see `foreword serve --help`")
     return found[0]
 
 
@@ -76,7 +78,8 @@ def _is_given(ctx: typer.Context, name: str) -> bool:
     return source is not None and source.name in ("COMMANDLINE", "ENVIRONMENT")
 
 
-def _settings(given: dict[str, Any]) -> Settings:
+def make_settings(given: dict[str, Any]) -> Settings:
+    """Settings from these values and the environment. Raises `StartError`, without any value."""
     try:
         return Settings(**given)
     except ValidationError as exc:

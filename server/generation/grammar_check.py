@@ -6,7 +6,6 @@ import asyncio
 import re
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from contextlib import suppress
 from functools import cached_property
 
 from server.engine.grammar import (
@@ -78,8 +77,10 @@ class GrammarCheck:
         """
         if self._loading is None:
             self._loading = self._executor.submit(lambda: self._vocabulary)
-        with suppress(Exception):
+        try:
             await asyncio.shield(asyncio.wrap_future(self._loading))
+        except Exception:
+            self._loading = None
 
     def _compile_error(self, grammar: str) -> str:
         """The reason why it does not compile, else empty. Runs on a thread of the executor."""

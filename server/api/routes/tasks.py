@@ -25,6 +25,7 @@ from server.api.schemas.admin import (
     TaskPage,
     TaskPath,
 )
+from server.errors import InvalidRequest
 from server.generation.prompt import check_profile, check_vocabulary
 
 routes = APIRouter(prefix="/tasks", tags=["tasks"], route_class=JsonRoute)
@@ -201,6 +202,9 @@ def _activated(manifest: Manifest, warning: str | None) -> ActivationResponse:
 
 
 def _patched(profile: Profile, patch: dict[str, Any]) -> Profile:
+    defaults = patch.get("defaults")
+    if isinstance(defaults, dict) and defaults.keys() & {"choices", "rank_by"}:
+        raise InvalidRequest("`choices` and `rank_by` are the old names of `rank`: set `rank`")
     merged = _merged(profile.model_dump(mode="json"), patch)
     try:
         return Profile.model_validate(merged)

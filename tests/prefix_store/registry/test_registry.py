@@ -12,6 +12,7 @@ from prefix_store.errors import StorageFailure
 from prefix_store.manifest import Defaults, Profile
 from prefix_store.registry import rows
 from prefix_store.registry.registry import Registry
+from prefix_store.sampling import Rank
 from prefix_store.testing import RegistryContract, draft
 
 
@@ -183,3 +184,12 @@ def test_a_stored_profile_names_no_field_that_is_unset() -> None:
 
     assert json.loads(rows.profile_json(profile))["defaults"] == {"min_p": 0.1}
     assert Profile.model_validate_json(rows.profile_json(profile)) == profile
+
+
+def test_a_stored_ranking_has_the_names_of_the_version_before() -> None:
+    profile = Profile(defaults=Defaults(rank=Rank(texts=("a", "b"), by="mean")))
+
+    stored = rows.profile_json(profile)
+
+    assert json.loads(stored)["defaults"] == {"choices": ["a", "b"], "rank_by": "mean"}
+    assert Profile.model_validate_json(stored) == profile

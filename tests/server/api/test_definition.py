@@ -177,3 +177,16 @@ async def test_a_tar_holds_one_prefix(http: httpx.AsyncClient) -> None:
     response = await put(http, "x", tar.write(both))
 
     assert (response.status_code, response.json()["code"]) == (422, "invalid_artifact")
+
+
+@pytest.mark.parametrize("folders", [("", "x/"), ("x/", "y/"), ("x/", "")])
+async def test_an_artifact_is_read_whatever_weights_lie_elsewhere_in_the_tar(
+    http: httpx.AsyncClient, folders: tuple[str, str]
+) -> None:
+    here, elsewhere = folders
+    data = artifact.dump(make_prefix())
+    files = {f"{here}prefix.safetensors": data, f"{elsewhere}adapter_model.safetensors": data}
+
+    response = await put(http, "x", tar.write(files))
+
+    assert response.status_code == 201, response.text

@@ -54,6 +54,20 @@ async def test_old_names_of_rank_are_refused_and_the_new_one_is_named(
     assert engine.submitted == []
 
 
+@pytest.mark.parametrize("old", [{"choices": ["a", "b"]}, {"choices": None}, {"rank_by": "mean"}])
+async def test_a_patch_with_the_old_names_of_rank_is_refused(
+    http: httpx.AsyncClient, old: dict[str, object]
+) -> None:
+    profile = {"defaults": {"rank": {"texts": ["a", "b"]}}}
+    before = (await http.put("/tasks/x", json=profile)).json()
+
+    answer = await http.patch("/tasks/x", json={"defaults": old})
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+    assert "`rank`" in answer.json()["detail"]
+    assert (await http.get("/tasks/x")).json()["profile"] == before["profile"]
+
+
 async def test_a_ranking_streams_and_may_come_from_the_profile(http: httpx.AsyncClient) -> None:
     await push(http, "x")
     await http.patch(

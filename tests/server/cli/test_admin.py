@@ -4,7 +4,7 @@ import json
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -91,6 +91,30 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert ended.value.code == 2
     assert said in capsys.readouterr().err.splitlines()[-1]
     assert not settings.store.exists()
+
+
+@pytest.mark.parametrize("url", ["mysql://u:hunter2@h/d", "postgresql+psycopg://u:hunter2@h/d"])
+@pytest.mark.parametrize("command", [admin.keys, admin.audit])
+def test_a_wrong_setting_is_one_line_without_the_password(
+    command: Callable[[list[str]], None],
+    url: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second URL is right, and lacks the pepper that a shared registry needs."""
+    monkeypatch.setenv("FOREWORD_REGISTRY", url)
+
+    with pytest.raises(SystemExit) as ended:
+        command(["list" if command is admin.keys else "verify"])
+
+    output = capsys.readouterr()
+    assert ended.value.code == 2
+    assert output.err.startswith("error: ")
+    assert len(output.err.splitlines()) == 1
+    assert "hunter2" not in output.err + output.out
+    with pytest.raises(ValueError, match=r"registry|pepper") as refused:
+        Settings(_cli_parse_args=False)
+    assert "hunter2" not in str(refused.value)
 
 
 def test_an_unknown_key_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
