@@ -75,11 +75,7 @@ async def completions(
     key: TrafficKeyHeader = None,
 ) -> Response:
     """Complete one prompt or several: text, or token ids."""
-    task, version = _target(body.model, services, principal)
-    key = traffic_key(key, request)
-    admitted = services.router.admit_all(task, version, body.params(), key=key)
-    running = await until_disconnect(request, admitted)
-    return await _respond(body, running, request, services)
+    return await _complete(body, request, services, principal, key)
 
 
 @routes.post("/chat/completions")
@@ -92,9 +88,20 @@ async def chat_completions(
     key: TrafficKeyHeader = None,
 ) -> Response:
     """Answer chat messages."""
+    return await _complete(body, request, services, principal, key)
+
+
+async def _complete(
+    body: CompletionRequest | ChatRequest,
+    request: Request,
+    services: Services,
+    principal: Principal,
+    key: str | None,
+) -> Response:
     task, version = _target(body.model, services, principal)
-    key = traffic_key(key, request)
-    admitted = services.router.admit_all(task, version, body.params(), key=key)
+    admitted = services.router.admit_all(
+        task, version, body.params(), key=traffic_key(key, request)
+    )
     running = await until_disconnect(request, admitted)
     return await _respond(body, running, request, services)
 
