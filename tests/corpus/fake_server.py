@@ -85,7 +85,7 @@ async def _serve(settings: Settings) -> None:
     ):
         compile_to = compile_into(stored.store, settings.store)
         engine = FakeEngine(compile_to=compile_to, delay_s=0.002)
-        app = create_app(settings, *stored, engine, tokenizer, "tiny")  # type: ignore[arg-type]
+        app = create_app(settings, *stored, engine, tokenizer, "tiny")
         async with app.router.lifespan_context(app):
             await HttpServer(app, drain_timeout_s=settings.drain_timeout_s).serve([listener])
 

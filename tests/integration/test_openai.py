@@ -127,7 +127,7 @@ def test_the_asynchronous_client_does_the_same(client: openai.OpenAI, base: str)
                     for model in (TASK, base)
                 )
             )
-            stream = await other.chat.completions.create(  # type: ignore[call-overload]
+            stream = await other.chat.completions.create(
                 model=base, messages=CHAT, max_tokens=8, stream=True
             )
             pieces = [chunk.choices[0].delta.content or "" async for chunk in stream]

@@ -32,7 +32,7 @@ def demo_app(
 ) -> FastAPI:
     engine.info_or_none = msgspec.structs.replace(engine.info, max_model_len=4096)
     with_demo = settings.model_copy(update={"demo": True})
-    return create_app(with_demo, store, keys, audit, engine, tokenizer, "tiny")  # type: ignore[arg-type]
+    return create_app(with_demo, store, keys, audit, engine, tokenizer, "tiny")
 
 
 async def test_demo_tasks_are_made_once(demo_app: FastAPI, engine: FakeEngine) -> None:

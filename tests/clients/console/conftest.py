@@ -102,6 +102,6 @@ def make_key(keys: KeyStore) -> Callable[..., str]:
     """Makes a key. From the first one on, the server asks for keys."""
 
     def make_key(*scopes: str, **grant: object) -> str:
-        return keys.create(Grant(name="test", scopes=scopes, **grant))[1]  # type: ignore[arg-type]
+        return keys.create(Grant(name="test", scopes=scopes, **grant))[1]
 
     return make_key

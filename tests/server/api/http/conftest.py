@@ -16,7 +16,7 @@ def make(keys: KeyStore) -> Make:
     """Makes a key and returns its header."""
 
     def make(*scopes: str, **grant: object) -> dict[str, str]:
-        _, text = keys.create(Grant(name="test", scopes=scopes or SCOPES, **grant))  # type: ignore[arg-type]
+        _, text = keys.create(Grant(name="test", scopes=scopes or SCOPES, **grant))
         return {"Authorization": f"Bearer {text}"}
 
     return make

@@ -142,6 +142,6 @@ def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     tokenizer = Tokenizer(make_transformers_tokenizer())
     with open_store(path) as stored:
         stored.keys.create(Grant(name="x", scopes=("admin",)))
-        app = create_app(settings, *stored, FakeEngine(), tokenizer, "tiny")  # type: ignore[arg-type]
+        app = create_app(settings, *stored, FakeEngine(), tokenizer, "tiny")
         with serve(app) as running:
             yield running

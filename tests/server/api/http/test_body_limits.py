@@ -53,7 +53,7 @@ def roomy(
     """With the limits that a server has by default."""
     defaults = {"max_body_bytes": 4 << 20, "max_upload_bytes": 2 << 30, "body_timeout_s": 10.0}
     settings = settings.model_copy(update=defaults)
-    app: FastAPI = create_app(settings, store, keys, audit, engine, tokenizer, "tiny")  # type: ignore[arg-type]
+    app: FastAPI = create_app(settings, store, keys, audit, engine, tokenizer, "tiny")
     with serve(app) as running:
         yield running
 

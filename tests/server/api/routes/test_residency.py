@@ -91,7 +91,7 @@ async def test_a_server_that_starts_again_pins_what_was_pinned(
     digest = (await push(http, "x"))["digest"]
     await http.post("/tasks/x/versions/1/pin")
     other = FakeEngine()
-    again = create_app(settings, store, keys, audit, other, tokenizer, "tiny")  # type: ignore[arg-type]
+    again = create_app(settings, store, keys, audit, other, tokenizer, "tiny")
 
     async with again.router.lifespan_context(again):
         assert {str(d) for d in other.pinned} == {digest}
