@@ -167,7 +167,8 @@ def _allowed(routes: Sequence[APIRoute], scope: Scope) -> str:
     found = [
         route.methods or set() for route in routes if route.path_regex.fullmatch(scope["path"])
     ]
-    return ", ".join(sorted(set().union(*found)))
+    methods = set().union(*found)
+    return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
 
 
 def _response(
