@@ -1,17 +1,19 @@
 """Request bodies of OpenAI's routes, with vLLM's additions as far as they are supported.
 
-A field that would silently be ignored is refused: `refuse_unsupported`.
+A field that would silently be ignored is refused: `openai_fields` has the table.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from prefix_store import strict_json
 from prefix_store.sampling import MAX_TOKENS, Choice, Rank, Regex, ResponseFormat
+from server.api.schemas import openai_fields
 from server.api.schemas.generate import USE_RANK, NumTop, TokenIds
+from server.api.schemas.openai_fields import Fields, Open
 from server.errors import InvalidRequest, UnsupportedParameter
 from server.generation.constraint import ANYTHING, Constraint, of_fields
 from server.generation.prompt import DEFAULT_MAX_TOKENS, GenerateParams
@@ -23,48 +25,11 @@ MAX_SCHEMA_CHARS = 256 << 10
 CHAT_MAX_TOKENS = 1024
 """Default `max_tokens` of chats, whose clients expect a whole answer without naming a length."""
 
-_WITHOUT_EFFECT = {
-    "metadata", "name", "prompt_cache_key", "request_id", "safety_identifier", "session_id", "user",
-}  # fmt: skip
-"""Fields without effect on the answer: accepted and ignored."""
-_NO_OPS: dict[str, tuple[object, ...]] = {
-    "add_generation_prompt": (True,),
-    "bad_words": ([],),
-    "continue_final_message": (False,),
-    "function_call": ("none", "auto"),
-    "functions": ([],),
-    "include_stop_str_in_output": (False,),
-    "length_penalty": (1,),
-    "modalities": (["text"],),
-    "parallel_tool_calls": (True, False),
-    "service_tier": ("auto", "default"),
-    "skip_special_tokens": (True,),
-    "spaces_between_special_tokens": (True,),
-    "store": (False,),
-    "suffix": ("",),
-    "tool_calls": ([],),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-    "use_beam_search": (False,),
-}
-"""Unsupported fields, and their values that are no-ops, and therefore accepted."""
-
-
-class Open(BaseModel):
-    """Base class of bodies with fields that are not listed, as OpenAI's clients send them."""
-
-    model_config = ConfigDict(extra="allow")
-
-    def refuse_unsupported(self) -> None:
-        """Raises `UnsupportedParameter` for an unlisted field that would change the answer."""
-        for name, value in (self.model_extra or {}).items():
-            harmless = value is None or name in _WITHOUT_EFFECT
-            if not harmless and value not in _NO_OPS.get(name, ()):
-                raise UnsupportedParameter(name if _is_plain(name) else "?")
-
 
 class StreamOptions(Open):
     """Options for token counts in a stream."""
+
+    unserved: ClassVar[Fields] = openai_fields.STREAM_OPTIONS
 
     include_usage: bool | None = None
     """Send the usage in a last chunk of its own."""
@@ -75,6 +40,8 @@ class StreamOptions(Open):
 class StructuredOutputs(Open):
     """vLLM's `structured_outputs`."""
 
+    unserved: ClassVar[Fields] = openai_fields.STRUCTURED_OUTPUTS
+
     json_: dict[str, Any] | str | None = Field(None, alias="json")
     """A schema, as an object or as text."""
     json_object: bool | None = None
@@ -83,7 +50,7 @@ class StructuredOutputs(Open):
 
     def constraint(self) -> Constraint | None:
         """Raises `InvalidRequest` and `UnsupportedParameter`."""
-        self.refuse_unsupported()
+        self.refuse_unsupported("structured_outputs.")
         schema = _schema(self.json_)
         if self.json_object:
             schema = {"type": "object"} if schema is None else schema
@@ -110,6 +77,8 @@ def _schema(given: dict[str, Any] | str | None) -> dict[str, Any] | None:
 class OpenAIRequest(Open, RequestOptions):
     """The fields that completions and chat share."""
 
+    unserved: ClassVar[Fields] = openai_fields.REQUEST
+
     model: str = Field(max_length=512)
     """A task, `task@version`, or the base model's name."""
     top_k: int | None = Field(None, ge=-1, le=1_000_000, description="-1 and 0: all tokens.")
@@ -128,12 +97,12 @@ class OpenAIRequest(Open, RequestOptions):
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
 
-    def refuse_unsupported(self) -> None:
+    def refuse_unsupported(self, place: str = "") -> None:
         for name in (self.model_extra or {}).keys() & {"choices", "rank_by"}:
             raise UnsupportedParameter(name, USE_RANK)
-        super().refuse_unsupported()
+        super().refuse_unsupported(place)
         if self.stream_options is not None:
-            self.stream_options.refuse_unsupported()
+            self.stream_options.refuse_unsupported("stream_options.")
             if not self.stream:
                 raise UnsupportedParameter("stream_options", "`stream_options` go with `stream`")
 
@@ -222,6 +191,8 @@ class CompletionRequest(OpenAIRequest):
 class TextPart(Open):
     """A part of a message's content. Only text is supported."""
 
+    unserved: ClassVar[Fields] = openai_fields.TEXT_PART
+
     type: Literal["text"]
     text: str
 
@@ -229,15 +200,22 @@ class TextPart(Open):
 class OpenAIMessage(Open):
     """A chat message. `developer` means `system`."""
 
+    unserved: ClassVar[Fields] = openai_fields.MESSAGE
+
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[TextPart], Field(fail_fast=True)]
 
-    def plain(self) -> dict[str, str]:
-        """Role and text as a chat template takes them. Raises `UnsupportedParameter`."""
-        self.refuse_unsupported()
+    def plain(self, place: str) -> dict[str, str]:
+        """Role and text as a chat template takes them. `place` is the message's, for errors.
+
+        Raises `UnsupportedParameter`.
+        """
+        self.refuse_unsupported(f"{place}.")
         role = "system" if self.role == "developer" else self.role
         if isinstance(self.content, str):
             return {"role": role, "content": self.content}
+        for i, part in enumerate(self.content):
+            part.refuse_unsupported(f"{place}.content[{i}].")
         return {"role": role, "content": "\n".join(part.text for part in self.content)}
 
 
@@ -254,7 +232,7 @@ class ChatRequest(OpenAIRequest):
         self.refuse_unsupported()
         if self.top_logprobs is not None and not self.logprobs:
             raise UnsupportedParameter("top_logprobs", "`top_logprobs` go with `logprobs`")
-        messages = [message.plain() for message in self.messages]
+        messages = [each.plain(f"messages[{i}]") for i, each in enumerate(self.messages)]
         max_tokens = self.max_completion_tokens
         if max_tokens is None:
             max_tokens = self.max_tokens
@@ -269,8 +247,3 @@ class ChatRequest(OpenAIRequest):
             )
             for options in self.per_choice(max_tokens=max_tokens)
         ]
-
-
-def _is_plain(name: str) -> bool:
-    """Whether a client's field name is harmless enough to be returned in an error."""
-    return name.isascii() and name.isidentifier() and len(name) <= 64
