@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, Tag
 
 from prefix_store import strict_json
 from prefix_store.sampling import MAX_TOKENS, Choice, Rank, Regex, ResponseFormat
 from server.api.schemas import openai_fields
-from server.api.schemas.generate import USE_RANK, NumTop, TokenIds
+from server.api.schemas.generate import USE_RANK, NumTop, TemplateFields, TokenIds
 from server.api.schemas.openai_fields import Fields, Open
+from server.api.schemas.wording import by_kind, by_type
 from server.errors import InvalidRequest, UnsupportedParameter
 from server.generation.constraint import ANYTHING, Constraint, of_fields
 from server.generation.prompt import DEFAULT_MAX_TOKENS, GenerateParams
@@ -24,6 +25,30 @@ MAX_SCHEMA_CHARS = 256 << 10
 """Maximum length of a schema sent as text: it is parsed on the event loop."""
 CHAT_MAX_TOKENS = 1024
 """Default `max_tokens` of chats, whose clients expect a whole answer without naming a length."""
+
+
+def _kind_of_prompt(value: object) -> str | None:
+    """The branch of `Prompts`: a list's is that of its first item."""
+    if not isinstance(value, list):
+        return "(text)" if isinstance(value, str) else None
+    first = value[0] if value else ""
+    if isinstance(first, str):
+        return "(texts)"
+    return "(lists)" if isinstance(first, list) else "(ids)"
+
+
+_Prompts = Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)
+Prompts = Annotated[
+    Annotated[str, Tag("(text)")]
+    | Annotated[TokenIds, Tag("(ids)")]
+    | Annotated[list[str], _Prompts, Tag("(texts)")]
+    | Annotated[list[TokenIds], _Prompts, Tag("(lists)")],
+    by_kind(_kind_of_prompt, "must be a string, a list of token ids, or a list of either"),
+]
+JsonSchema = Annotated[
+    Annotated[dict[str, Any], Tag("(schema)")] | Annotated[str, Tag("(text)")],
+    by_type({dict: "(schema)", str: "(text)"}, "must be a JSON schema"),
+]
 
 
 class StreamOptions(Open):
@@ -42,7 +67,7 @@ class StructuredOutputs(Open):
 
     unserved: ClassVar[Fields] = openai_fields.STRUCTURED_OUTPUTS
 
-    json_: dict[str, Any] | str | None = Field(None, alias="json")
+    json_: JsonSchema | None = Field(None, alias="json")
     """A schema, as an object or as text."""
     json_object: bool | None = None
     regex: Regex | None = None
@@ -88,11 +113,14 @@ class OpenAIRequest(Open, RequestOptions):
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
-    guided_json: dict[str, Any] | str | None = None
+    guided_json: JsonSchema | None = None
     guided_regex: Regex | None = None
     guided_choice: Choice | None = None
     rank: Rank | None = Field(
         None, description="Nothing is generated: the answer is the most likely of these texts."
+    )
+    fields: TemplateFields | None = Field(
+        None, description="For the named fields of a task's template."
     )
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
@@ -104,7 +132,9 @@ class OpenAIRequest(Open, RequestOptions):
         if self.stream_options is not None:
             self.stream_options.refuse_unsupported("stream_options.")
             if not self.stream:
-                raise UnsupportedParameter("stream_options", "`stream_options` go with `stream`")
+                raise UnsupportedParameter(
+                    "stream_options", "`stream_options` needs `stream: true`"
+                )
 
     @property
     def num_choices(self) -> int:
@@ -145,12 +175,7 @@ class OpenAIRequest(Open, RequestOptions):
 class CompletionRequest(OpenAIRequest):
     """One or several prompts, with `n` choices each."""
 
-    prompt: (
-        str
-        | TokenIds
-        | Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)]
-        | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)]
-    )
+    prompt: Prompts
     max_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS, description="0 goes with `echo`.")
     best_of: int | None = Field(None, ge=1, le=MAX_CHOICES, description="As many as `n`.")
     echo: bool | None = None
@@ -170,6 +195,7 @@ class CompletionRequest(OpenAIRequest):
         return [
             GenerateParams(
                 prompt=prompt,
+                fields=self.fields or {},
                 options=options,
                 default_max_tokens=DEFAULT_MAX_TOKENS,
                 logprobs=self.logprobs,
@@ -197,13 +223,22 @@ class TextPart(Open):
     text: str
 
 
+_CONTENT = 'must be a string, or a list of parts such as {"type": "text", "text": "..."}'
+Content = Annotated[
+    Annotated[str, Tag("(text)")]
+    | Annotated[list[TextPart], Field(min_length=1, fail_fast=True), Tag("(parts)")],
+    by_type({str: "(text)", list: "(parts)"}, _CONTENT),
+]
+
+
 class OpenAIMessage(Open):
     """A chat message. `developer` means `system`."""
 
     unserved: ClassVar[Fields] = openai_fields.MESSAGE
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
+    content: Content | None
+    """Null beside tool calls, which are refused by their own name."""
 
     def plain(self, place: str) -> dict[str, str]:
         """Role and text as a chat template takes them. `place` is the message's, for errors.
@@ -212,6 +247,10 @@ class OpenAIMessage(Open):
         """
         self.refuse_unsupported(f"{place}.")
         role = "system" if self.role == "developer" else self.role
+        if self.content is None:
+            raise UnsupportedParameter(
+                f"{place}.content", f"`{place}.content` {_CONTENT}, not null"
+            )
         if isinstance(self.content, str):
             return {"role": role, "content": self.content}
         for i, part in enumerate(self.content):
@@ -231,7 +270,7 @@ class ChatRequest(OpenAIRequest):
         """One request for each choice. Raises `InvalidRequest` for what is not supported."""
         self.refuse_unsupported()
         if self.top_logprobs is not None and not self.logprobs:
-            raise UnsupportedParameter("top_logprobs", "`top_logprobs` go with `logprobs`")
+            raise UnsupportedParameter("top_logprobs", "`top_logprobs` needs `logprobs: true`")
         messages = [each.plain(f"messages[{i}]") for i, each in enumerate(self.messages)]
         max_tokens = self.max_completion_tokens
         if max_tokens is None:
@@ -240,6 +279,7 @@ class ChatRequest(OpenAIRequest):
         return [
             GenerateParams(
                 messages=messages,
+                fields=self.fields or {},
                 options=options,
                 default_max_tokens=CHAT_MAX_TOKENS,
                 logprobs=(self.top_logprobs or 0) if self.logprobs else None,

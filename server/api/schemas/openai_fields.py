@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+from server.api.schemas.wording import meant
 from server.errors import UnsupportedParameter
 
 
@@ -139,11 +139,11 @@ class Open(BaseModel):
 
     def _refusal(self, where: str, name: str, field: Unserved | None) -> str:
         if field is not None:
-            allowed = "".join(f" or send {json.dumps(value)}" for value in field.no_ops)
-            return f"`{where}` is not supported by this server: leave it out{allowed}"
-        [*similar] = get_close_matches(name, type(self).model_fields, 1)
-        meant = "".join(f"; did you mean `{other}`?" for other in similar)
-        return f"`{where}` is not supported by this server{meant}"
+            values = " or ".join(json.dumps(value) for value in field.no_ops)
+            or_send = f" or send {values}" if values else ""
+            return f"`{where}` is not supported by this server: leave it out{or_send}"
+        fields = [field.alias or name for name, field in type(self).model_fields.items()]
+        return f"`{where}` is not supported by this server{meant(name, fields)}"
 
 
 def _is_plain(name: str) -> bool:
