@@ -15,9 +15,10 @@ NO_BRANCH = "no_branch"
 """Type of the error of a value that is of no kind that a union has."""
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
-_BRANCH = re.compile(r"\(.*\)")
-"""A tag of a union, which is no part of a place: `(texts)`."""
+_BRANCH = re.compile(r"\(.*\)|constrained-\w+|\w+\[.*\]")
+"""The branch of a union, which is no part of a place: our `(texts)`, or pydantic's `list[int]`."""
 _OF_KEY = "[key]"
+"""A step after the name that is wrong."""
 _EXPECTED = {
     "bool_parsing": "must be true or false",
     "bool_type": "must be true or false",

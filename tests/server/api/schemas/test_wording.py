@@ -99,3 +99,11 @@ async def test_of_a_query(http: httpx.AsyncClient) -> None:
     path = "/generate?task=x&version=0"
 
     assert await message(http, path, {"prompt": "x"}) == "`version` in the query must be at least 1"
+
+
+async def test_of_a_union_that_selects_no_branch(http: httpx.AsyncClient) -> None:
+    body = {"golden": [{"prompt": "x", "expect": 7}]}
+
+    detail = (await http.put("/tasks/x", json=body)).json()["detail"]
+
+    assert detail == "`golden[0].expect` must be a string, not a number"
