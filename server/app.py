@@ -31,7 +31,7 @@ from server.api.http.assets import load_assets
 from server.api.http.body_limits import BodyLimits
 from server.api.http.deps import Services
 from server.api.http.head_limits import HeadLimits
-from server.api.http.middleware import RequestContext
+from server.api.http.middleware import HeadRequests, RequestContext
 from server.api.routes import console, generate, health, openai, residency, tasks, traffic, versions
 from server.api.routes import keys as keys_api
 from server.async_store import AsyncStore
@@ -196,6 +196,7 @@ def _assemble(services: Services, executors: list[Executor], tracing: Tracing | 
         [r for router in ROUTERS for r in router.routes if isinstance(r, APIRoute)],
         services.metrics,
     )
+    app.add_middleware(HeadRequests)
     app.add_middleware(
         CrossSiteGuard,
         hosts=AllowedHosts(settings.host, settings.allowed_hosts.split(",")),
