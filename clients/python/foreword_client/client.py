@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal, Unpack
 
 from foreword_client import _calls, types
 from foreword_client._body import Progress, Source
 from foreword_client._connection import Connection
 from foreword_client._wire import NOT_READY
+from foreword_client.errors import PermissionDeniedError
 from foreword_client.streams import Stream
 
 
@@ -159,11 +161,17 @@ class Client(Connection):
         return self._call(_calls.version(task, number))
 
     def activate(self, task: str, number: int, *, if_match: int | None = None) -> types.Activated:
-        """Make a version live. Requests in progress finish on the version they started with."""
+        """Make a version live. Requests in progress finish on the version they started with.
+
+        `if_match`: only if the task is still at this `revision`. By default it is the one at the
+        time of the call, so that an activation that is retried never replaces a later one.
+        """
+        if_match = self._revision(task, if_match)
         return self._call(_calls.activate(task, number, if_match))
 
     def rollback(self, task: str, *, if_match: int | None = None) -> types.Activated:
-        """Activate the version that was active before."""
+        """Activate the version that was active before; a second rollback goes further back."""
+        if_match = self._revision(task, if_match)
         return self._call(_calls.rollback(task, if_match))
 
     def traffic(self, task: str) -> types.Traffic:
@@ -178,6 +186,7 @@ class Client(Connection):
         The split ends at the next activation or rollback. Requests with the same `traffic_key` get
         the same version.
         """
+        if_match = self._revision(task, if_match)
         return self._call(_calls.set_traffic(task, weights, if_match))
 
     def verify(self, task: str, number: int) -> types.Report:
@@ -258,3 +267,11 @@ class Client(Connection):
             return self._call(_calls.is_ready())
         except NOT_READY:
             return False
+
+    def _revision(self, task: str, given: int | None) -> int | None:
+        """Return `given`, or else the task's revision; None if the key may not read tasks."""
+        if given is not None:
+            return given
+        with suppress(PermissionDeniedError):
+            return self.task(task).revision
+        return None

@@ -195,7 +195,9 @@ def test_every_other_call_says_what_the_contract_says(
         ("GET", "/tasks/x"),
         ("GET", "/tasks/x/versions"),
         ("GET", "/tasks/x/versions/2"),
+        ("GET", "/tasks/x"),
         ("POST", "/tasks/x/activate"),
+        ("GET", "/tasks/x"),
         ("POST", "/tasks/x/rollback"),
         ("GET", "/tasks/x/versions/1/prefix"),
         ("GET", "/tasks/x/versions/1/prefix?format=peft"),
@@ -204,6 +206,8 @@ def test_every_other_call_says_what_the_contract_says(
         ("DELETE", "/tasks/x/versions/3"),
     ]
     assert server.bodies() == [{"description": "d"}, {"template": None}, {"version": 2}]
+    changes = [headers for _, where, headers, _ in server.seen if where.endswith(("ate", "back"))]
+    assert [headers["if-match"] for headers in changes] == ['"7"', '"7"']  # what it saw
 
 
 def test_keys_are_made_listed_and_revoked(connect: Connect, server: FakeForeword) -> None:

@@ -14,6 +14,15 @@ from foreword_client.types import ProfileFields
 Task = Annotated[str, typer.Argument(metavar="TASK", help="The task's name.")]
 Version = Annotated[int, typer.Argument(metavar="VERSION", min=1, help="The version's number.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+IfMatch = Annotated[
+    int | None,
+    typer.Option(
+        metavar="REVISION",
+        help="Only if the task is still at this revision, which `foreword task` shows. "
+        "Default: the one at the start of the command.",
+        show_default=False,
+    ),
+]
 
 Description = Annotated[
     str | None,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import Annotated
 
 import typer
 
 from foreword_client import types
 from foreword_client.cli import arguments, output
+from foreword_client.client import Client
+from foreword_client.errors import PermissionDeniedError
 
 
 def tasks(ctx: typer.Context, as_json: arguments.AsJson = False) -> None:
@@ -67,6 +70,7 @@ def _fields(task: types.Task) -> list[tuple[str, str]]:
         ("active", _active(task) + (f" ({output.short(task.digest)})" if task.digest else "")),
         ("residency", task.residency or "-"),
         ("versions", str(task.num_versions)),
+        ("revision", "-" if task.revision is None else str(task.revision)),
         ("template", "-" if profile.template is None else repr(profile.template)),
         ("chat", "yes" if profile.chat else "no"),
         ("defaults", ", ".join(f"{k} {v}" for k, v in defaults.items()) or "-"),
@@ -76,23 +80,55 @@ def _fields(task: types.Task) -> list[tuple[str, str]]:
     return [*fields, ("created", output.when(task.created_at))]
 
 
+def _live(task: types.Task) -> str:
+    """The versions that get a task's traffic."""
+    if task.weights:
+        return " and ".join(f"v{n} (weight {weight})" for n, weight in task.weights.items())
+    return "none" if task.active_version is None else f"v{task.active_version}"
+
+
 def _active(task: types.Task) -> str:
     return "-" if task.active_version is None else f"v{task.active_version}"
 
 
-def rollback(ctx: typer.Context, task: arguments.Task, as_json: arguments.AsJson = False) -> None:
-    """Activate the version that was active before."""
+def rollback(
+    ctx: typer.Context,
+    task: arguments.Task,
+    if_match: arguments.IfMatch = None,
+    as_json: arguments.AsJson = False,
+) -> None:
+    """Activate the version that was active before; a second rollback goes further back.
+
+    While versions share the traffic, the active one alone gets it again.
+    """
     with arguments.connect(ctx) as client:
-        show_activated(client.rollback(task), as_json=as_json)
+        before = before_change(client, task)
+        activated = client.rollback(task, if_match=expected(if_match, before))
+    show_activated(activated, before, as_json=as_json)
 
 
-def show_activated(activated: types.Activated, *, as_json: bool) -> None:
-    """Print which version is live now."""
+def before_change(client: Client, task: str) -> types.Task | None:
+    """Get the task as it is before a change; None if the key may not read tasks."""
+    with suppress(PermissionDeniedError):
+        return client.task(task)
+    return None
+
+
+def expected(if_match: int | None, before: types.Task | None) -> int | None:
+    """The revision a change is meant for: the one given, else the one just seen."""
+    return if_match if if_match is not None or before is None else before.revision
+
+
+def show_activated(activated: types.Activated, before: types.Task | None, *, as_json: bool) -> None:
+    """Print which version is live now, and what was before."""
     if as_json:
         output.show_json(activated)
         return
     digest = output.short(activated.digest)
-    output.say(f"{activated.task}: v{activated.active_version} is now live ({digest})")
+    output.say(
+        f"{activated.task}: v{activated.active_version} is now live ({digest})"
+        + ("" if before is None else f"; before: {_live(before)}")
+    )
     if activated.warning:
         output.warn(activated.warning)
 

@@ -11,7 +11,7 @@ import typer
 
 from foreword_client import types
 from foreword_client.cli import arguments, output
-from foreword_client.cli.tasks import show_activated
+from foreword_client.cli.tasks import before_change, expected, show_activated
 
 Source = Annotated[
     Path | None,
@@ -185,11 +185,17 @@ def activate(
     ctx: typer.Context,
     task: arguments.Task,
     version: arguments.Version,
+    if_match: arguments.IfMatch = None,
     as_json: arguments.AsJson = False,
 ) -> None:
-    """Make a version live, without a restart."""
+    """Make a version live, without a restart.
+
+    Refused if the task has changed in the meantime.
+    """
     with arguments.connect(ctx) as client:
-        show_activated(client.activate(task, version), as_json=as_json)
+        before = before_change(client, task)
+        activated = client.activate(task, version, if_match=expected(if_match, before))
+    show_activated(activated, before, as_json=as_json)
 
 
 def download(
