@@ -1,4 +1,4 @@
-"""Publishing by SDK and CLI, on the real app: a newer activation stays, an interrupted push waits."""
+"""Publishing by SDK and CLI on the real app: a newer activation stays, a broken push waits."""
 
 from __future__ import annotations
 

@@ -150,16 +150,34 @@ def test_a_push_streams_a_file_with_its_length(
     assert not stored.active
 
 
-def test_a_push_can_change_the_profile_once_it_succeeded(
+def test_a_push_carries_how_it_is_asked_and_changes_the_task_afterwards(
     connect: Connect, server: FakeForeword
 ) -> None:
-    connect(server.url).push("x", text="t", chat=True, template=None)
+    client = connect(server.url)
+
+    client.push("x", text="t", chat=True, defaults={"stop": ["."]}, description="d")
+    client.push("x", text="t", definition={"template": "{prompt}!"}, activate=False)
+    client.push("x", prefix_of=2, definition={"template": "{prompt}?"})
 
     assert [(method, where) for method, where, _, _ in server.seen] == [
+        ("GET", "/tasks/x"),
         ("PUT", "/tasks/x/prefix"),
         ("PATCH", "/tasks/x"),
+        ("POST", "/tasks/x/versions"),
+        ("POST", "/tasks/x/versions?activate=true"),
     ]
-    assert server.bodies()[1] == {"chat": True, "template": None}
+    assert server.bodies() == [
+        {"text": "t", "definition": {"chat": True, "defaults": {"stop": ["."]}}},
+        {"description": "d"},
+        {"text": "t", "definition": {"template": "{prompt}!"}},
+        {"prefix_of": 2, "definition": {"template": "{prompt}?"}},
+    ]
+    # The first one builds on the task's definition, as it was at this revision.
+    assert [headers.get("if-match") for _, _, headers, _ in server.seen] == [
+        None,
+        '"7"',
+        *[None] * 3,
+    ]
 
 
 def test_tasks_are_collected_over_all_pages(connect: Connect, server: FakeForeword) -> None:

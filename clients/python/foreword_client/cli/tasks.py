@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from foreword_client import types
-from foreword_client.cli import arguments, output
+from foreword_client.cli import arguments, definitions, output
 from foreword_client.client import Client
 from foreword_client.errors import PermissionDeniedError
 
@@ -46,24 +46,39 @@ def task(
     description: arguments.Description = None,
     template: arguments.Template = None,
     chat: arguments.Chat = None,
+    stop: arguments.Stop = None,
+    max_tokens: arguments.MaxTokens = None,
     as_json: arguments.AsJson = False,
 ) -> None:
-    """Show a task, or change its profile."""
-    changes = arguments.profile(description, template, chat)
+    """Show a task, or change it.
+
+    Another template, chat or default is a new version, which has the active one's prefix and is
+    live at once.
+    """
+    changes = arguments.changes(description, template, chat, stop, max_tokens)
     with arguments.connect(ctx) as client:
-        if changes:
-            client.update_task(name, **changes)
         found = client.task(name)
+        if changes:
+            before = found
+            client.update_task(name, if_match=before.revision, **changes)
+            found = client.task(name)
+            _note_new_version(before, found)
     if as_json:
         output.show_json(found)
     else:
         output.show_fields(_fields(found))
 
 
+def _note_new_version(before: types.Task, now: types.Task) -> None:
+    if now.num_versions > before.num_versions:
+        output.note(
+            f"{now.name}: {_active(now)} is now live; it has the prefix of {_active(before)} and "
+            "is asked in the changed way"
+        )
+
+
 def _fields(task: types.Task) -> list[tuple[str, str]]:
     profile = task.profile
-    defaults = profile.defaults.model_dump(exclude_none=True)
-    limits = profile.limits.model_dump(exclude_none=True)
     fields = [
         ("task", task.name),
         ("description", profile.description or "-"),
@@ -71,10 +86,8 @@ def _fields(task: types.Task) -> list[tuple[str, str]]:
         ("residency", task.residency or "-"),
         ("versions", str(task.num_versions)),
         ("revision", "-" if task.revision is None else str(task.revision)),
-        ("template", "-" if profile.template is None else repr(profile.template)),
-        ("chat", "yes" if profile.chat else "no"),
-        ("defaults", ", ".join(f"{k} {v}" for k, v in defaults.items()) or "-"),
-        ("limits", ", ".join(f"{k} {v}" for k, v in limits.items()) or "-"),
+        *definitions.fields(profile),
+        ("limits", definitions.settings(profile.limits)),
         ("weight", f"{profile.weight:g}"),
     ]
     return [*fields, ("created", output.when(task.created_at))]
