@@ -39,6 +39,7 @@ from server.engine.background import yield_to_steps
 from server.engine.ipc.client import EngineClient
 from server.engine.ipc.messages import EngineConfig
 from server.engine.ipc.protocol import Engine
+from server.errors import EngineUnavailable
 from server.generation.grammar_check import GrammarCheck
 from server.generation.router import Router
 from server.metrics import Metrics
@@ -114,7 +115,7 @@ def create_app(
     uploads = ThreadPoolExecutor(2, "upload", yield_to_steps)
     compilers = ThreadPoolExecutor(2, "grammar", yield_to_steps)
     grammars = GrammarCheck(tokenizer, lambda: engine.info, executor=compilers)
-    metrics = _metrics(settings, store, engine, tracing)
+    metrics = _metrics(settings, store, engine, model_name, tracing)
     drafts = Drafts(
         store,
         engine,
@@ -156,9 +157,16 @@ def create_app(
 
 
 def _metrics(
-    settings: Settings, store: PrefixStore, engine: Engine, tracing: Tracing | None
+    settings: Settings, store: PrefixStore, engine: Engine, model: str, tracing: Tracing | None
 ) -> Metrics:
+    def fingerprint() -> str:
+        with contextlib.suppress(EngineUnavailable):
+            return engine.info.fingerprint
+        return ""
+
     metrics = Metrics(max_task_labels=settings.max_task_labels)
+    metrics.watch_build(_version(), model, fingerprint)
+    metrics.watch_processes(lambda: engine.pid)
     metrics.watch_engine(lambda: engine.stats, lambda: engine.num_restarts)
     metrics.watch_quarantine(lambda: len(store.quarantined()))
     metrics.watch_storage(store.outages, store.source.age_s)
@@ -226,6 +234,7 @@ async def _running(services: Services, executors: list[Executor]) -> AsyncIterat
         await services.engine.start()
         if services.settings.demo:
             await maintenance.seed_demo_tasks(services)
+        await maintenance.update_series(services)
         running = maintenance.start(services)
         yield
     finally:
