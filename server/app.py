@@ -142,6 +142,7 @@ def create_app(
             grammars=grammars,
             executor=async_store.request_executor,
             max_in_flight=settings.max_num_seqs + settings.max_waiting,
+            reads_generation_config=settings.generation_config == "auto",
         ),
         uploads=Uploads(
             store, engine, drafts, verification, definitions, metrics, executor=uploads

@@ -46,6 +46,23 @@ async def test_by_default_the_server_is_greedy_and_draws_a_seed(
     assert first.seed != second.seed
 
 
+async def test_a_generation_config_holds_for_the_base_model_alone(
+    services: Services, engine: FakeEngine
+) -> None:
+    engine.info_or_none = replace(INFO, generation_defaults={"temperature": 0.6, "max_tokens": 9})
+    await push(services, "x")
+
+    await (await admit(services)).collect()
+    await (await admit(services, temperature=0.25)).collect()
+    await (await admit(services, "x")).collect()
+    services.router._reads_generation_config = False
+    await (await admit(services)).collect()
+
+    sampling = [params for _, _, params in engine.submitted]
+    found = [(params.temperature, params.max_tokens) for params in sampling]
+    assert found == [(0.6, 9), (0.25, 9), (0.0, 64), (0.0, 64)]
+
+
 async def test_prefix_prompt_and_completion_must_fit_the_context(
     services: Services,
 ) -> None:
