@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from prefix_store.errors import DefinitionMismatch
+from prefix_store.rollback import RollbackRule
 from prefix_store.sampling import AnswerFields, SamplingFields
 
 TASK_NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
@@ -237,5 +238,9 @@ class Activation(BaseModel):
     action: Literal["activate", "rollback", "traffic"]
     weights: dict[int, int] | None = None
     """Traffic weights by version while this is in force; None: `version` gets all traffic."""
+    rollback_if: RollbackRule | None = None
+    """The rule by which the split ends by itself."""
+    reason: str | None = None
+    """Why a split ended by itself."""
     at: datetime
     by: str | None = None

@@ -43,6 +43,7 @@ from server.errors import EngineUnavailable
 from server.generation.grammar_check import GrammarCheck
 from server.generation.router import Router
 from server.metrics import Metrics
+from server.publishing.canary import SplitGuard
 from server.publishing.drafts import Drafts
 from server.publishing.uploads import Uploads
 from server.publishing.verification import Verification
@@ -124,6 +125,7 @@ def create_app(
         max_prefix_tokens=settings.max_prefix_tokens,
     )
     verification = Verification(engine, tokenizer, uploads)
+    publisher = Uploads(store, engine, drafts, verification, grammars, metrics, executor=uploads)
     services = Services(
         settings=settings,
         store=async_store,
@@ -139,7 +141,8 @@ def create_app(
             executor=async_store.request_executor,
             max_in_flight=settings.max_num_seqs + settings.max_waiting,
         ),
-        uploads=Uploads(store, engine, drafts, verification, grammars, metrics, executor=uploads),
+        uploads=publisher,
+        split_guard=SplitGuard(async_store, publisher, metrics),
         grammars=grammars,
         metrics=metrics,
         replica=replica,

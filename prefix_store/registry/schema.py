@@ -69,6 +69,7 @@ versions = Table(
     Column("pinned", Boolean, nullable=False, server_default=false()),
     # Size of the artifact. Null in rows written by servers without this column.
     Column("num_bytes", BigInteger),
+    Column("definition", Text),
 )
 
 activations = Table(
@@ -82,6 +83,9 @@ activations = Table(
     Column("parent", Integer),
     Column("at", UtcDateTime, nullable=False),
     Column("by", Text),
+    # The rule by which a traffic split ends by itself, and why one did.
+    Column("rollback_if", Text),
+    Column("reason", Text),
     Index("activations_of_a_task", "task", "seq"),
     sqlite_autoincrement=True,
 )

@@ -20,6 +20,7 @@ from server.errors import InvalidRequest, MalformedRequest, UnsupportedBody
 from server.generation.grammar_check import GrammarCheck
 from server.generation.router import Router
 from server.metrics import Metrics
+from server.publishing.canary import SplitGuard
 from server.publishing.uploads import Uploads
 from server.settings import Settings
 from server.text.tokenizer import Tokenizer
@@ -41,6 +42,7 @@ class Services:
     tokenizer: Tokenizer
     router: Router
     uploads: Uploads
+    split_guard: SplitGuard
     grammars: GrammarCheck
     metrics: Metrics
     model_name: str

@@ -15,7 +15,14 @@ from foreword_client.types.generation import (
 )
 from foreword_client.types.keys import AuditEntry, AuditPage, CreatedKey, Key, KeyList, KeyOptions
 from foreword_client.types.server import Info, ServerLimits
-from foreword_client.types.tasks import Profile, ProfileFields, Task, TaskLimits, TaskPage, Traffic
+from foreword_client.types.tasks import Profile, ProfileFields, Task, TaskLimits, TaskPage
+from foreword_client.types.traffic import (
+    Percentiles,
+    RollbackOptions,
+    Traffic,
+    TrafficReport,
+    VersionTraffic,
+)
 from foreword_client.types.versions import (
     Activated,
     Activation,
@@ -27,6 +34,7 @@ from foreword_client.types.versions import (
     Rehearsal,
     Report,
     Residency,
+    RollbackRule,
     Uploaded,
     Version,
     Versions,
@@ -52,6 +60,7 @@ __all__ = [
     "LikelyToken",
     "Manifest",
     "Message",
+    "Percentiles",
     "Profile",
     "ProfileFields",
     "PromptFormat",
@@ -60,6 +69,8 @@ __all__ = [
     "Rehearsal",
     "Report",
     "Residency",
+    "RollbackOptions",
+    "RollbackRule",
     "ScoredToken",
     "ServerLimits",
     "Task",
@@ -68,8 +79,10 @@ __all__ = [
     "Timings",
     "Token",
     "Traffic",
+    "TrafficReport",
     "Uploaded",
     "Usage",
     "Version",
+    "VersionTraffic",
     "Versions",
 ]
