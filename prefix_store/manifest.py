@@ -22,6 +22,7 @@ from prefix_store.definition import (
     GoldenPrompts,
     PromptFormat,
 )
+from prefix_store.rollback import RollbackRule
 
 TASK_NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 TaskName = Annotated[str, StringConstraints(pattern=TASK_NAME_PATTERN)]
@@ -161,5 +162,9 @@ class Activation(BaseModel):
     action: Literal["activate", "rollback", "traffic"]
     weights: dict[int, int] | None = None
     """Traffic weights by version while this is in force; None: `version` gets all traffic."""
+    rollback_if: RollbackRule | None = None
+    """The rule by which the split ends by itself."""
+    reason: str | None = None
+    """Why a split ended by itself."""
     at: datetime
     by: str | None = None
