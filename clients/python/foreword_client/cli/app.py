@@ -14,6 +14,7 @@ from foreword_client.cli import (
     errors,
     generate,
     plugins,
+    push,
     residency,
     tasks,
     traffic,
@@ -87,7 +88,7 @@ def make_app() -> typer.Typer:
     app.command()(generate.generate)
     app.command()(chat.chat)
     for command in (
-        versions.push,
+        push.push,
         tasks.tasks,
         tasks.task,
         versions.versions,
