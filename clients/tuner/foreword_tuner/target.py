@@ -24,6 +24,7 @@ from foreword_tuner.errors import TunerError
 DEFAULT = "default"
 _DEFAULT_NAME = "SmolLM2-135M-Instruct"
 _DEFAULT_MODULE = "server.default_model"
+_UNSET = {"template": None, "chat": False}
 _NO_PREFIX = bytes(8)
 """An upload that can only be refused for its content: first the server checks the key, its scopes
 and the task's name."""
@@ -36,7 +37,7 @@ class Target:
     task: str
     info: Info | None
     profile: Profile | None
-    """Also None for a new task."""
+    """Also None for a task that says nothing yet about how it is asked."""
 
     def check_length(self, num_virtual_tokens: int) -> None:
         """Raise `TunerError` for a prefix that is too long for the server."""
@@ -56,7 +57,7 @@ class Target:
         """Compare a definition with the task's: one text for each part that would change."""
         if self.profile is None:
             return []
-        old, new = _parts(self.profile.model_dump(mode="json")), _parts(definition)
+        old, new = _parts(self.profile.model_dump()), _parts(definition)
         return [
             f"{name} {_shown(old.get(name))} becomes {_shown(new.get(name))}"
             for name in sorted(old.keys() | new.keys())
@@ -91,7 +92,8 @@ def _info(client: Client) -> Info | None:
 def _profile(client: Client, task: str) -> Profile | None:
     with suppress(PermissionDeniedError, UnknownTaskError):
         found = client.task(task)
-        return found.profile if found.num_versions else None
+        if found.num_versions or _parts(found.profile.model_dump()) != _UNSET:
+            return found.profile
     return None
 
 

@@ -150,7 +150,12 @@ def _definition(settings: Settings, max_tokens: int) -> dict[str, Any]:
     """Describe the prompt format: prompts must look as they did in training."""
     template = None if settings.template == PLAIN else settings.template
     defaults = {"temperature": 0.0, "max_tokens": max_tokens}
-    return {"template": template, "chat": settings.chat, "defaults": defaults}
+    return {
+        "template": template,
+        "chat": settings.chat,
+        "defaults": defaults,
+        "prompt": {"add_special_tokens": True},
+    }
 
 
 def _max_answer_tokens(examples: Examples) -> int:

@@ -7,6 +7,7 @@ import json
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -91,19 +92,47 @@ def test_without_a_base_model_the_servers_is_trained(
     assert json.loads((folder / "training.json").read_text())["settings"]["base"] == base.name
 
 
+@pytest.mark.parametrize(
+    ("task", "before", "said"),
+    [
+        (
+            "told",
+            {"template": "{prompt}\n", "defaults": {"max_tokens": 2}},
+            "max_tokens 2 becomes 4",
+        ),
+        (
+            "versionless",
+            {"template": "Q: {prompt}"},
+            r"template 'Q: {prompt}' becomes '{prompt}\n'",
+        ),
+    ],
+)
 def test_a_push_that_changes_the_definition_is_announced(
-    base: Path, server: RunningServer, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    base: Path,
+    server: RunningServer,
+    data: Path,
+    tmp_path: Path,
+    task: str,
+    before: dict[str, Any],
+    said: str,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     with Client(server.url) as client:
-        client.push("told", text="Say: ", template="{prompt}\n", defaults={"max_tokens": 2})
+        client.create_task(task, **before)
+        if task == "told":
+            client.push(task, text="Say: ")
 
     run(
-        tune, "--data", data, "--base", base, "--task", "told", "-o", tmp_path / "run", *QUICK,
+        tune, "--data", data, "--base", base, "--task", task, "-o", tmp_path / "run", *QUICK,
         "--epochs", 1, "--push", server.url,
     )  # fmt: skip
 
-    told = "the push will change how told is asked: max_tokens 2 becomes 4; temperature unset becom"
-    assert told in capfd.readouterr().err
+    told = capfd.readouterr().err
+    assert f"the push will change how {task} is asked: " in told
+    assert said in told
+    with Client(server.url) as client:
+        profile = client.task(task).profile
+    assert (profile.template, profile.defaults.max_tokens) == ("{prompt}\n", 4)
 
 
 def test_a_failed_push_prints_the_command_that_does_it(
@@ -130,21 +159,31 @@ def test_a_failed_push_prints_the_command_that_does_it(
 
 
 @pytest.mark.parametrize(
-    "options", [("--chat",), ("--template", "Q: {prompt}\\nA:")], ids=["chat", "template"]
+    ("task", "options"),
+    [("new-chat", ["--chat"]), ("asked-otherwise", ["--template", "Q: {prompt}\\nA:"])],
 )
 def test_a_folder_is_pushed_as_it_was_evaluated(
-    base: Path, server: RunningServer, data: Path, tmp_path: Path, options: tuple[str, ...]
+    base: Path, server: RunningServer, data: Path, tmp_path: Path, task: str, options: list[str]
 ) -> None:
-    folder, task = tmp_path / "run", f"folder{len(options)}"
+    folder = tmp_path / "run"
     run(
         tune, "--data", data, "--base", base, "--task", "x", "-o", folder, *QUICK, *options,
         "--epochs", 25,
     )  # fmt: skip
+    with Client(server.url) as client:
+        if task == "asked-otherwise":
+            client.push(task, text="Say: ", template="Z {prompt}", defaults={"stop": ["a"]})
 
     foreword("--url", server.url, "push", task, folder)
 
     with Client(server.url) as client:
-        manifest, answer = client.version(task, 1), client.generate("7 is", task=task)
+        answer = client.generate("7 is", task=task)
+        manifest = client.version(task, answer.version or 0)
     assert (answer.text, answer.finish_reason) == ("ab", "stop")
+    assert manifest.definition is not None
+    written = json.loads((folder / "foreword.json").read_text())
+    assert manifest.definition.model_dump(exclude_none=True) == {
+        name: value for name, value in written.items() if value is not None
+    }
     assert [prompt.expect for prompt in manifest.golden] == ["ab"] * 6
     assert {check.name: check.passed for check in manifest.verification}["golden"] is True
