@@ -1,0 +1,253 @@
+"""Prefixes from files, folders, tars and URLs: read alike, and recognised by their content."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from fsspec.registry import _registry
+
+from foreword_client import types
+from foreword_client.apply import remote, sources
+from foreword_client.apply.models import Definition, VersionSpec
+from foreword_client.apply.sources import FileSource, Source, digest_of
+from foreword_client.errors import SourceError
+from prefix_store import artifact, formats
+from prefix_store.digest import Digest
+from prefix_store.formats import names, tar
+from tests.clients.python.apply.conftest import save_peft
+from tests.server.fakes import BASE, make_prefix
+
+ASKED = Definition(template="Q: {prompt}")
+OTHER = Definition(template="Question: {prompt}")
+DIGEST = "sha256:" + "ab" * 32
+
+
+def opened(prefix: str, folder: Path) -> FileSource:
+    scratch = folder / "scratch"
+    scratch.mkdir(exist_ok=True)
+    source = sources.open_source(VersionSpec(prefix=prefix), folder, scratch)
+    assert isinstance(source, FileSource)
+    return source
+
+
+def version(number: int = 1, **fields: Any) -> types.Version:
+    given = {"task": "x", "version": number, "digest": DIGEST, "num_virtual_tokens": 3,
+             "num_bytes": 9, "created_at": "2026-01-01T00:00:00Z"}  # fmt: skip
+    return types.Version.model_validate(given | fields)
+
+
+def digest(data: bytes) -> str:
+    return str(Digest.of(data))
+
+
+def uploaded(source: Source, definition: Definition) -> bytes:
+    body = source.body(definition)
+    assert body is not None
+    return b"".join(body.chunks())
+
+
+def read(data: bytes) -> formats.Upload:
+    return formats.read(data, "", BASE, max_prefix_tokens=100)
+
+
+def test_names_of_files_are_the_stores() -> None:
+    assert set(remote.KNOWN) == names.KNOWN
+    assert (sources.ARTIFACT, sources.DEFINITION) == (names.ARTIFACT, names.DEFINITION)
+
+
+def test_the_files_definition_goes_into_the_upload(tmp_path: Path) -> None:
+    save_peft(tmp_path / "run", definition={"template": "old {prompt}"})
+
+    source = opened("run", tmp_path)
+    found = read(uploaded(source, ASKED))
+
+    assert source.own == Definition(template="old {prompt}")
+    assert found.definition is not None
+    assert found.definition.template == "Q: {prompt}"
+    assert uploaded(source, source.own) == b"".join(source.as_is.chunks())
+
+
+def test_a_folder_is_packed_alike_wherever_it_lies(tmp_path: Path) -> None:
+    save_peft(tmp_path / "here", definition={"template": "Q: {prompt}"})
+    save_peft(tmp_path / "there", definition={"template": "Q: {prompt}"})
+
+    here, there = opened("here", tmp_path), opened(str(tmp_path / "there"), tmp_path)
+
+    assert uploaded(here, OTHER) == uploaded(there, OTHER)
+    assert digest_of(here.as_is) == digest_of(there.as_is)
+
+
+def test_a_prefix_is_recognised_under_every_definition_it_was_uploaded_with(
+    tmp_path: Path,
+) -> None:
+    save_peft(tmp_path / "run")
+    source = opened("run", tmp_path)
+    pushed = digest_of(source.as_is)
+    versions = [
+        version(1, source_digest=pushed),
+        version(2, source_digest=digest(uploaded(source, ASKED))),
+        version(3, source_digest=digest(uploaded(source, OTHER))),
+        version(4, source_digest=DIGEST),
+    ]
+
+    assert source.held_by(versions, [ASKED]) == {1, 2}
+    assert source.held_by(versions, [ASKED, OTHER]) == {1, 2, 3}
+
+
+def test_an_artifact_is_recognised_by_its_digest(tmp_path: Path) -> None:
+    data = artifact.dump(make_prefix())
+    made = digest(data)
+    (tmp_path / "x.safetensors").write_bytes(data)
+    golden = [{"prompt": "a", "expect": "b"}]
+    line = json.dumps(golden[0]).encode()
+    (tmp_path / "x.tar").write_bytes(tar.write({names.ARTIFACT: data, names.GOLDEN: line}))
+
+    bare, packed = opened("x.safetensors", tmp_path), opened("x.tar", tmp_path)
+
+    plain, asked = version(1, digest=made), version(2, digest=made, golden=golden)
+    assert bare.held_by([plain, asked], []) == {1}
+    assert packed.held_by([plain, asked], []) == {2}
+    assert read(uploaded(bare, ASKED)).definition is not None
+
+
+def test_text_is_recognised_with_and_without_a_definition() -> None:
+    source = sources.open_source(VersionSpec(text="hi"), Path(), Path())
+    assert source is not None
+    bodies = [b'{"text": "hi"}', uploaded(source, ASKED)]
+    versions = [version(n, source_digest=digest(body)) for n, body in enumerate(bodies)]
+
+    assert source.held_by(versions, [ASKED]) == {0, 1}
+    assert source.held_by(versions, [OTHER]) == {0}
+
+
+def test_a_tar_is_read_from_its_outermost_folder(tmp_path: Path) -> None:
+    folder = save_peft(tmp_path / "run", definition={"template": "Q: {prompt}"})
+    with tarfile.open(tmp_path / "run.tar", "w") as archive:
+        archive.add(folder, "deep")
+        archive.add(save_peft(tmp_path / "other", seed=1), "deep/checkpoint-5")
+
+    source = opened("run.tar", tmp_path)
+
+    assert source.own == ASKED
+    assert uploaded(source, OTHER) == uploaded(opened("run", tmp_path), OTHER)
+
+
+@pytest.mark.parametrize("scheme", ["memory", "file"])
+def test_a_url_is_read_as_a_local_folder_is(scheme: str, tmp_path: Path) -> None:
+    folder = save_peft(tmp_path / "run", definition={"template": "Q: {prompt}"})
+    (folder / "optimizer.pt").write_bytes(b"large")
+    url = f"file://{folder}"
+    if scheme == "memory":
+        url = "memory://bucket/run"
+        filesystem = fsspec.filesystem("memory")
+        filesystem.put(str(folder), "/bucket/run", recursive=True)
+
+    source = opened(url, tmp_path)
+
+    assert source.label == url
+    assert source.own == ASKED
+    assert uploaded(source, OTHER) == uploaded(opened("run", tmp_path), OTHER)
+    assert not list((tmp_path / "scratch").rglob("optimizer.pt"))
+
+
+def test_a_file_at_a_url_is_read(tmp_path: Path) -> None:
+    fsspec.filesystem("memory").pipe("/bucket/x.safetensors", artifact.dump(make_prefix()))
+
+    source = opened("memory://bucket/x.safetensors", tmp_path)
+
+    assert read(uploaded(source, ASKED)).definition is not None
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("memory://bucket/none", "memory://bucket/none: no such file or folder"),
+        ("nothing://x", "nothing:// is no kind of URL that fsspec reads"),
+        ("s3://key:secret@bucket/x", "s3://bucket/x cannot be read: no route"),
+    ],
+)
+def test_a_url_that_cannot_be_read_is_refused_in_one_sentence(
+    url: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if url.startswith("s3:"):
+
+        def fails(url: str) -> None:
+            raise OSError("no route\nto the host")
+
+        monkeypatch.setattr(fsspec.core, "url_to_fs", fails)
+
+    with pytest.raises(SourceError) as caught:
+        opened(url, tmp_path)
+
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("url", "missing", "extra"),
+    [
+        ("hf://org/repo", "fsspec", "hf"),
+        ("s3://bucket/x", "s3fs", "s3"),
+        ("hf://org/repo", "huggingface_hub", "hf"),
+        ("gs://bucket/x", "fsspec", "fsspec"),
+    ],
+)
+def test_a_missing_package_is_named_with_the_extra_that_has_it(
+    url: str, missing: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.delitem(_registry, url.partition(":")[0], raising=False)
+
+    with pytest.raises(SourceError, match=rf"pip install 'foreword-client\[{extra}\]'$"):
+        opened(url, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"x": b""}, "empty"),
+        ({"x": b"PK\x03\x04" + bytes(9)}, "a pickled file"),
+        ({"x": b"\x1f\x8b" + bytes(9)}, "compressed"),
+        ({"x": b"12345678nonsense"}, "the header of the file is not JSON"),
+        ({"x/adapter_config.json": b"{}"}, "is no PEFT folder"),
+        ({"x/adapter_config.json": b"{}", "x/adapter_model.safetensors": b"w",
+          "x/foreword.json": b'{"chat": 1}'}, "foreword.json: chat: Input should be"),
+        ({"x/adapter_config.json": b"{}", "x/adapter_model.safetensors": b"w",
+          "x/foreword.json": b"{"}, "foreword.json is not JSON"),
+    ],
+)  # fmt: skip
+def test_what_is_no_prefix_is_refused(
+    files: dict[str, bytes], message: str, tmp_path: Path
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+
+    with pytest.raises(SourceError, match=message):
+        opened("x", tmp_path)
+
+
+def test_weights_alone_and_damaged_tars_are_refused(tmp_path: Path) -> None:
+    folder = save_peft(tmp_path / "run")
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.add(folder, "run")
+    (tmp_path / "cut.tar").write_bytes(buffer.getvalue()[:700])
+    with tarfile.open(tmp_path / "empty.tar", "w") as archive:
+        archive.add(folder / "adapter_config.json", "notes.json")
+
+    for name, message in {
+        "run/adapter_model.safetensors": "weights alone: give the folder",
+        "cut.tar": "the tar is damaged",
+        "empty.tar": "the tar has neither prefix.safetensors nor adapter_model.safetensors",
+        "missing": "no such file or folder",
+        "sha256:12": "a digest is",
+    }.items():
+        with pytest.raises(SourceError, match=message):
+            opened(name, tmp_path)
