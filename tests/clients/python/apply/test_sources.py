@@ -4,37 +4,27 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
-from fsspec.registry import _registry
 
 from foreword_client import types
 from foreword_client.apply import remote, sources
 from foreword_client.apply.models import Definition, VersionSpec
-from foreword_client.apply.sources import FileSource, Source, digest_of
+from foreword_client.apply.sources import digest_of
 from foreword_client.errors import SourceError
-from prefix_store import artifact, formats
+from prefix_store import artifact
 from prefix_store.digest import Digest
 from prefix_store.formats import names, tar
 from tests.clients.python.apply.conftest import save_peft
-from tests.server.fakes import BASE, make_prefix
+from tests.clients.python.apply.opening import opened, read, uploaded
+from tests.server.fakes import make_prefix
 
 ASKED = Definition(template="Q: {prompt}")
 OTHER = Definition(template="Question: {prompt}")
 DIGEST = "sha256:" + "ab" * 32
-
-
-def opened(prefix: str, folder: Path) -> FileSource:
-    scratch = folder / "scratch"
-    scratch.mkdir(exist_ok=True)
-    source = sources.open_source(VersionSpec(prefix=prefix), folder, scratch)
-    assert isinstance(source, FileSource)
-    return source
 
 
 def version(number: int = 1, **fields: Any) -> types.Version:
@@ -45,16 +35,6 @@ def version(number: int = 1, **fields: Any) -> types.Version:
 
 def digest(data: bytes) -> str:
     return str(Digest.of(data))
-
-
-def uploaded(source: Source, definition: Definition) -> bytes:
-    body = source.body(definition)
-    assert body is not None
-    return b"".join(body.chunks())
-
-
-def read(data: bytes) -> formats.Upload:
-    return formats.read(data, "", BASE, max_prefix_tokens=100)
 
 
 def test_names_of_files_are_the_stores() -> None:
@@ -137,75 +117,6 @@ def test_a_tar_is_read_from_its_outermost_folder(tmp_path: Path) -> None:
 
     assert source.own == ASKED
     assert uploaded(source, OTHER) == uploaded(opened("run", tmp_path), OTHER)
-
-
-@pytest.mark.parametrize("scheme", ["memory", "file"])
-def test_a_url_is_read_as_a_local_folder_is(scheme: str, tmp_path: Path) -> None:
-    folder = save_peft(tmp_path / "run", definition={"template": "Q: {prompt}"})
-    (folder / "optimizer.pt").write_bytes(b"large")
-    url = f"file://{folder}"
-    if scheme == "memory":
-        url = "memory://bucket/run"
-        filesystem = fsspec.filesystem("memory")
-        filesystem.put(str(folder), "/bucket/run", recursive=True)
-
-    source = opened(url, tmp_path)
-
-    assert source.label == url
-    assert source.own == ASKED
-    assert uploaded(source, OTHER) == uploaded(opened("run", tmp_path), OTHER)
-    assert not list((tmp_path / "scratch").rglob("optimizer.pt"))
-
-
-def test_a_file_at_a_url_is_read(tmp_path: Path) -> None:
-    fsspec.filesystem("memory").pipe("/bucket/x.safetensors", artifact.dump(make_prefix()))
-
-    source = opened("memory://bucket/x.safetensors", tmp_path)
-
-    assert read(uploaded(source, ASKED)).definition is not None
-
-
-@pytest.mark.parametrize(
-    ("url", "message"),
-    [
-        ("memory://bucket/none", "memory://bucket/none: no such file or folder"),
-        ("nothing://x", "nothing:// is no kind of URL that fsspec reads"),
-        ("s3://key:secret@bucket/x", "s3://bucket/x cannot be read: no route"),
-    ],
-)
-def test_a_url_that_cannot_be_read_is_refused_in_one_sentence(
-    url: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if url.startswith("s3:"):
-
-        def fails(url: str) -> None:
-            raise OSError("no route\nto the host")
-
-        monkeypatch.setattr(fsspec.core, "url_to_fs", fails)
-
-    with pytest.raises(SourceError) as caught:
-        opened(url, tmp_path)
-
-    assert str(caught.value) == message
-
-
-@pytest.mark.parametrize(
-    ("url", "missing", "extra"),
-    [
-        ("hf://org/repo", "fsspec", "hf"),
-        ("s3://bucket/x", "s3fs", "s3"),
-        ("hf://org/repo", "huggingface_hub", "hf"),
-        ("gs://bucket/x", "fsspec", "fsspec"),
-    ],
-)
-def test_a_missing_package_is_named_with_the_extra_that_has_it(
-    url: str, missing: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, missing, None)
-    monkeypatch.delitem(_registry, url.partition(":")[0], raising=False)
-
-    with pytest.raises(SourceError, match=rf"pip install 'foreword-client\[{extra}\]'$"):
-        opened(url, tmp_path)
 
 
 @pytest.mark.parametrize(
