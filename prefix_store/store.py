@@ -10,7 +10,7 @@ from prefix_store.blobs.blobs import BlobStore
 from prefix_store.blobs.leases import BlobLease, BlobLeases
 from prefix_store.digest import Digest
 from prefix_store.errors import StorageFailure, UnknownDigest
-from prefix_store.manifest import Activation, Definition, Draft, Manifest
+from prefix_store.manifest import Activation, Draft, Manifest
 from prefix_store.registry.audit import NOBODY, Actor
 from prefix_store.registry.preconditions import (
     UNCONDITIONAL,
@@ -86,16 +86,17 @@ class PrefixStore:
         create: bool,
         by: Actor = NOBODY,
         preconditions: Preconditions = UNCONDITIONAL,
-        definition: Definition | None = None,
+        is_inherited: bool = False,
         dry_run: bool = False,
     ) -> Manifest:
         """Make a stored artifact the next version of a task.
 
-        `create` creates the task if it does not exist. A task without versions adopts the
-        `definition`. `dry_run` writes nothing and returns the manifest that a push would write.
+        `create` creates the task if it does not exist. `is_inherited`: the draft's definition is
+        the task's current one. `dry_run` writes nothing and returns the manifest that a push would
+        write.
 
         Raises `UnknownDigest`, `UnknownTask`, `InvalidName`, `PreconditionFailed`,
-        `QuotaExceeded`, `DefinitionMismatch`, `ActivationOvertaken`.
+        `QuotaExceeded`, `ActivationOvertaken`.
         """
         digest = Digest(draft.digest)
         if not self._blobs.exists(digest):
@@ -107,7 +108,7 @@ class PrefixStore:
             create=create,
             by=by,
             preconditions=preconditions,
-            definition=definition,
+            is_inherited=is_inherited,
             dry_run=dry_run,
         )
 

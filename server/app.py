@@ -42,6 +42,7 @@ from server.engine.ipc.protocol import Engine
 from server.generation.grammar_check import GrammarCheck
 from server.generation.router import Router
 from server.metrics import Metrics
+from server.publishing.definitions import Definitions
 from server.publishing.drafts import Drafts
 from server.publishing.uploads import Uploads
 from server.publishing.verification import Verification
@@ -123,6 +124,9 @@ def create_app(
         max_prefix_tokens=settings.max_prefix_tokens,
     )
     verification = Verification(engine, tokenizer, uploads)
+    definitions = Definitions(
+        store.registry, engine, grammars, verification, executor=async_store.request_executor
+    )
     services = Services(
         settings=settings,
         store=async_store,
@@ -138,8 +142,10 @@ def create_app(
             executor=async_store.request_executor,
             max_in_flight=settings.max_num_seqs + settings.max_waiting,
         ),
-        uploads=Uploads(store, engine, drafts, verification, grammars, metrics, executor=uploads),
-        grammars=grammars,
+        uploads=Uploads(
+            store, engine, drafts, verification, definitions, metrics, executor=uploads
+        ),
+        definitions=definitions,
         metrics=metrics,
         replica=replica,
         model_name=model_name,

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Set
 
 from sqlalchemy import select
 
+from prefix_store.database.schema import activations, tasks
 from prefix_store.digest import Digest
 from prefix_store.errors import NothingActive, NothingToRollBack
 from prefix_store.manifest import Activation
 from prefix_store.registry import answers, audit, rows, traffic
 from prefix_store.registry.audit import NOBODY, Actor
 from prefix_store.registry.preconditions import UNCONDITIONAL, CurrentActivation, Preconditions
-from prefix_store.registry.schema import activations, tasks
 from prefix_store.registry.tasks import TaskRegistry
 
 

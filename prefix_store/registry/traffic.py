@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from sqlalchemy import Connection, insert, select
 
-from prefix_store.registry.schema import traffic
+from prefix_store.database.schema import traffic
 
 MAX_VERSIONS = 16
 MAX_WEIGHT = 1_000_000

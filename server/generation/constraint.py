@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prefix_store.manifest import Defaults
+from prefix_store.definition import Defaults
 from prefix_store.sampling import Rank
 from server.engine import grammar
 from server.engine.grammar import GrammarError
@@ -67,7 +67,7 @@ def of_fields(given: Mapping[str, Any]) -> Constraint | None:
     return None
 
 
-def of_profile(defaults: Defaults) -> Constraint:
+def of_defaults(defaults: Defaults) -> Constraint:
     """The constraint of a task's answers where a request has none."""
     return of_fields(dict(defaults)) or ANYTHING
 

@@ -127,15 +127,15 @@ class Router:
             if version is not None:
                 raise InvalidRequest("a `version` needs a `task`")
             return Target(None, None, None, 0), PromptContext(is_base=True)
-        route = self._store.serving_version(task, version, key)
-        manifest = route.manifest
+        serving = self._store.serving_version(task, version, key)
+        manifest = serving.manifest
         self._check_base_model(manifest)
         num_tokens = manifest.num_virtual_tokens
         target = Target(manifest.task, manifest.version, Digest(manifest.digest), num_tokens)
         context = PromptContext(
             num_prefix_tokens=num_tokens,
-            prompt_format=manifest.prompt,
-            profile=route.profile,
+            definition=manifest.definition,
+            profile=serving.profile,
             queue=_queue_of(manifest.task),
         )
         return target, context

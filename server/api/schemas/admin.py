@@ -10,9 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from prefix_store.manifest import (
     Activation,
     Check,
-    GoldenPrompts,
     Manifest,
-    Message,
     Task,
 )
 from prefix_store.reference import MAX_VERSION
@@ -146,14 +144,6 @@ class Rehearsal(Uploaded):
     device_bytes: int = Field(description="Approximate bytes of its prefix on the device.")
     fits: bool = Field(description="Whether it fits beside the prefixes that are in use or pinned.")
     evicted: list[str] = Field(description="Digests of the prefixes that would be evicted for it.")
-
-
-class TextUpload(Body):
-    """A prefix to be computed by the server, from exactly one of text and messages."""
-
-    text: str | None = Field(None, min_length=1)
-    messages: list[Message] | None = Field(None, min_length=1, max_length=1000)
-    golden: GoldenPrompts = Field((), description="Prompts, and how their answers must begin.")
 
 
 class CreatedKey(Key):

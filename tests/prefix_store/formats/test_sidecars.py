@@ -12,10 +12,10 @@ import pytest
 
 from foreword_client import _body
 from prefix_store import artifact, formats
+from prefix_store.definition import Definition, Evaluation, GoldenPrompt
 from prefix_store.digest import Digest
 from prefix_store.errors import InvalidArtifact
 from prefix_store.formats import names, tar
-from prefix_store.manifest import Definition, Evaluation, GoldenPrompt
 from prefix_store.prefix import BaseModelSpec, Prefix
 
 CONSOLE = Path(__file__).parents[3] / "clients" / "console" / "source.js"

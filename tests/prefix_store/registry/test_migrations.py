@@ -12,10 +12,10 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
 from prefix_store import migrations
+from prefix_store.database.schema import metadata
 from prefix_store.errors import StorageFailure
 from prefix_store.manifest import Profile
 from prefix_store.registry.registry import Registry
-from prefix_store.registry.schema import metadata
 from prefix_store.testing import draft
 from tests.crash.operations import make_old_database
 from tests.postgres import Postgres

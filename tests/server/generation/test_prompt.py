@@ -1,11 +1,12 @@
-"""A request and its task's profile become token ids and sampling parameters, or are refused."""
+"""A request becomes token ids and sampling parameters by its version, or is refused."""
 
 from __future__ import annotations
 
 import pytest
 from msgspec.structs import replace
 
-from prefix_store.manifest import Defaults, Limits, Profile
+from prefix_store.definition import Defaults
+from prefix_store.manifest import Limits, Profile
 from prefix_store.sampling import Rank
 from server.api.http.deps import Services
 from server.engine.params import BASE_MODEL, COMPILES
@@ -20,12 +21,12 @@ from tests.server.fakes import INFO, FakeEngine
 from tests.server.generation.admission import admit, push
 
 
-async def test_the_body_wins_over_the_profile_and_the_profile_over_the_server(
+async def test_the_body_wins_over_the_definition_and_that_over_the_server(
     services: Services, engine: FakeEngine
 ) -> None:
-    await push(services, "x")
     defaults = Defaults(max_tokens=9, temperature=0.5, top_k=3, seed=11)
-    await services.store.set_profile("x", Profile(defaults=defaults))
+    await services.store.create_task("x", Profile(defaults=defaults))
+    await push(services, "x")
 
     await (await admit(services, "x", temperature=0.25, ignore_eos=True)).collect()
 
@@ -133,8 +134,9 @@ async def test_a_text_with_a_token_that_the_model_has_no_embedding_for_is_refuse
 async def test_a_template_a_chat_and_fields_make_the_prompt(
     services: Services, engine: FakeEngine, tokenizer: Tokenizer
 ) -> None:
+    profile = Profile(template="{prompt} in {language}:", chat=True)
+    await services.store.create_task("x", profile)
     await push(services, "x")
-    await services.store.set_profile("x", Profile(template="{prompt} in {language}:", chat=True))
 
     await (await admit(services, "x", fields={"language": "Thai"})).collect()
 

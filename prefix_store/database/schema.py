@@ -69,6 +69,9 @@ versions = Table(
     Column("pinned", Boolean, nullable=False, server_default=false()),
     # Size of the artifact. Null in rows written by servers without this column.
     Column("num_bytes", BigInteger),
+    # How the version is asked. Null in rows written by servers without this column: such a version
+    # is asked as its task's profile says.
+    Column("definition", Text),
 )
 
 activations = Table(
