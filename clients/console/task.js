@@ -1,6 +1,7 @@
 // One task: its traffic, versions, prompt format and history.
 
 import { call, seg } from "./api.js";
+import { definitionFacts, definitionFields, settings } from "./definition.js";
 import { announce, button, h, replace } from "./dom.js";
 import { watch } from "./feed.js";
 import { ago, plural } from "./format.js";
@@ -17,7 +18,9 @@ export function task(view, name) {
   const head = h("div");
   const traffic = h("section", { class: "card", "aria-label": "Traffic" });
   const versions = h("section", { class: "card", "aria-label": "Versions" });
-  const about = h("div", { class: "columns" });
+  const asking = h("section", { class: "card", "aria-label": "Prompts" });
+  const past = h("section", { class: "card", "aria-label": "History" });
+  const about = h("div", { class: "columns" }, asking, past);
   const opened = new Set();
   const reports = new Map();
   let shown = {};
@@ -56,7 +59,8 @@ export function task(view, name) {
     );
     part("traffic", [found.revision, found.weights], () => replace(traffic, trafficForm(context)));
     part("versions", [listed, found.weights, found.revision], () => replace(versions, versionList(context)));
-    part("about", [found.profile, listed.history], () => replace(about, prompts(found.profile), history(listed.history)));
+    part("prompts", [found.profile, found.revision], () => replace(asking, prompts(found, act)));
+    part("history", listed.history, () => replace(past, history(listed.history)));
     updateShares(view, found);
   }
 
@@ -65,7 +69,8 @@ export function task(view, name) {
     problems.replaceChildren();
     try {
       const answer = await work();
-      announce(answer?.warning ? `${said} Warning: ${answer.warning}` : said);
+      const words = answer?.said ?? said;
+      announce(answer?.warning ? `${words} Warning: ${answer.warning}` : words);
       return answer;
     } catch (problem) {
       problems.replaceChildren(problemBox(problem));
@@ -118,22 +123,43 @@ function heading(name, description, actions) {
   );
 }
 
-function prompts(profile) {
-  const { defaults, limits } = profile;
+function prompts(task, act) {
+  const { profile } = task;
   const facts = [
-    ["Prompt", profile.chat ? "a user message of the model's chat template" : "plain text"],
-    ["Template", profile.template && h("pre", {}, profile.template)],
-    ["Defaults", listed(defaults)],
-    ["Limits", listed(limits)],
+    ...definitionFacts(profile),
+    ["Limits", settings(profile.limits)],
     ["Weight", String(profile.weight)],
     ["Golden prompts", String(profile.golden.length)],
   ];
-  return h("section", { class: "card" }, h("h2", {}, "Prompts"), definitions(facts));
+  return [h("h2", {}, "Prompts"), definitions(facts), changeForm(task, act)];
 }
 
-function listed(settings) {
-  const given = Object.entries(settings).filter(([, value]) => value !== null);
-  return given.map(([name, value]) => `${name} ${JSON.stringify(value)}`).join(", ");
+/** Template, chat and stop sequences. Where a version is active, a change makes another one. */
+function changeForm({ name, profile, active_version, revision }, act) {
+  const fields = definitionFields();
+  const { template, chat, defaults } = profile;
+  fields.show({ template, chat, defaults });
+  const effect = active_version === null
+    ? "The first version of the task will be asked like this."
+    : `Makes a new version, live at once, with the prefix of v${active_version}. Roll back to undo it.`;
+
+  async function save(event) {
+    event.preventDefault();
+    const wanted = fields.read();
+    const json = { ...wanted, defaults: { stop: wanted.defaults.stop ?? null } };
+    await act("Saved.", async () => {
+      const changed = await call("PATCH", `tasks/${seg(name)}`, { json, revision });
+      if (changed.active_version === active_version) return {};
+      return { said: `v${changed.active_version} is now live: the prefix of v${active_version}, asked in the changed way.` };
+    });
+  }
+
+  return h(
+    "details",
+    {},
+    h("summary", {}, "Change how it is asked"),
+    h("form", { on: { submit: save } }, fields.elements, h("p", { class: "hint" }, effect), h("div", { class: "buttons" }, h("button", { type: "submit", class: "primary" }, "Save"))),
+  );
 }
 
 function history(activations) {
@@ -143,5 +169,5 @@ function history(activations) {
     return h("li", {}, h("span", {}, words[action]), h("time", { datetime: at }, ago(at)));
   });
   const list = lines.length ? h("ol", { class: "history" }, lines) : empty("Nothing yet", "Activate a version to make it live.");
-  return h("section", { class: "card" }, h("h2", {}, "History"), list);
+  return [h("h2", {}, "History"), list];
 }

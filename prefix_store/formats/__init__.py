@@ -89,7 +89,7 @@ def _read_tar(data: bytes, digest: Digest, base: BaseModelSpec, max_prefix_token
         )
     source: Source
     if ARTIFACT in files:
-        source = artifact.load(files[ARTIFACT], base, max_prefix_tokens=max_prefix_tokens)
+        source = _read_safetensors(files[ARTIFACT], digest, base, max_prefix_tokens)
     else:
         files = archive.files(frozenset((PEFT_CONFIG, PEFT_WEIGHTS)))
         source = peft.read_files(files, base, max_prefix_tokens=max_prefix_tokens, source=digest)

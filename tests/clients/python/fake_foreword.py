@@ -183,8 +183,9 @@ def event(name: str, data: object) -> bytes:
 
 def task(name: str) -> dict[str, Any]:
     profile = {"description": f"[bold]{name}[/bold]", "template": None, "chat": False}
+    numbers = {"active_version": 3, "num_versions": 3, "revision": 7}
     times = {"created_at": NOW, "updated_at": NOW}
-    return {"name": name, "profile": profile, "active_version": 3, "num_versions": 3} | times
+    return {"name": name, "profile": profile} | numbers | times
 
 
 def key(name: str, scopes: list[str], tasks: list[str], **limits: Any) -> dict[str, Any]:

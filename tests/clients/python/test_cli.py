@@ -138,14 +138,13 @@ def test_a_task_is_shown_and_changed(run: Run, server: FakeForeword) -> None:
 
 
 def test_push_says_what_is_live(run: Run, server: FakeForeword) -> None:
-    done = run("push", "x", "--text", "Translate.", "--chat")
+    done = run("push", "x", "--text", "Translate.")
     stored = run("push", "x", "--text", "Translate.", "--no-activate")
 
     assert done.stdout.startswith("x: v4 is now live (20 virtual tokens from peft, 1.5 MB")
     assert "is stored, but not active" in stored.stdout
     assert [s[:2] for s in server.seen] == [
         ("PUT", "/tasks/x/prefix"),
-        ("PATCH", "/tasks/x"),
         ("POST", "/tasks/x/versions"),
     ]
 

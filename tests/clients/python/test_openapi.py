@@ -66,6 +66,7 @@ NOT_CALLED = re.compile(r"/v1/|/health$")
 ARGUMENTS: dict[str, Any] = {
     "after": 1,
     "id": "k",
+    "if_match": 1,
     "name": "x",
     "number": 1,
     "prompt": "hi",
@@ -154,7 +155,7 @@ def test_every_operation_of_the_server_has_a_method(document: Schema) -> None:
         if not name.startswith("_") and name != "close":
             _call(method)
     with pytest.raises(APIStatusError):
-        client.set_traffic("x", {})
+        client.set_traffic("x", {}, if_match=1)
     with pytest.raises(APIStatusError):
         client.push("x", text="t", activate=False)
 

@@ -15,6 +15,7 @@ from foreword_client.cli import (
     errors,
     generate,
     plugins,
+    push,
     residency,
     tasks,
     traffic,
@@ -88,7 +89,7 @@ def make_app() -> typer.Typer:
     app.command()(generate.generate)
     app.command()(chat.chat)
     for command in (
-        versions.push,
+        push.push,
         tasks.tasks,
         tasks.task,
         versions.versions,

@@ -15,11 +15,21 @@ from foreword_client.types.generation import (
 )
 from foreword_client.types.keys import AuditEntry, AuditPage, CreatedKey, Key, KeyList, KeyOptions
 from foreword_client.types.server import Info, ServerLimits
-from foreword_client.types.tasks import Profile, ProfileFields, Task, TaskLimits, TaskPage, Traffic
+from foreword_client.types.tasks import (
+    DefinitionFields,
+    Profile,
+    ProfileFields,
+    PushFields,
+    Task,
+    TaskLimits,
+    TaskPage,
+    Traffic,
+)
 from foreword_client.types.versions import (
     Activated,
     Activation,
     Check,
+    Definition,
     Evaluation,
     GoldenPrompt,
     Manifest,
@@ -41,6 +51,8 @@ __all__ = [
     "Check",
     "CreatedKey",
     "Defaults",
+    "Definition",
+    "DefinitionFields",
     "Evaluation",
     "GenerateOptions",
     "Generation",
@@ -55,6 +67,7 @@ __all__ = [
     "Profile",
     "ProfileFields",
     "PromptFormat",
+    "PushFields",
     "Rank",
     "RankedText",
     "Rehearsal",
