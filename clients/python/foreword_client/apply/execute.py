@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from foreword_client.apply import requests
+from foreword_client import _body, _calls, _upload, types
+from foreword_client._wire import Call
 from foreword_client.apply.changes import (
     Activate,
     Change,
@@ -29,7 +30,8 @@ from foreword_client.apply.changes import (
     Unpin,
     Upload,
 )
-from foreword_client.apply.sources import Source
+from foreword_client.apply.models import DEFINITION_FIELDS, Definition, Settings
+from foreword_client.apply.sources import Source, UploadSource
 from foreword_client.apply.state import run_all
 from foreword_client.async_client import AsyncClient
 from foreword_client.errors import (
@@ -167,7 +169,15 @@ class _Run:
     async def _make_version(self, step: Upload | Redefine) -> None:
         if self._revision is None and not self._is_stale:
             await self._check_absent()
-        made = await self._client._call(await self._version_call(step))
+        revision = await self._if_match()
+        call = _calls.push(
+            self._task,
+            self._upload(step),
+            activate=step.activate,
+            if_match=revision,
+            progress=None,
+        )
+        made = await self._client._call(call)
         if made.warning is not None:
             self.warnings.append(made.warning)
         self._numbers[step.index] = made.version
@@ -175,14 +185,12 @@ class _Run:
             self._active = made.version
         self._is_stale = True
 
-    async def _version_call(self, step: Upload | Redefine) -> Any:
-        revision = await self._if_match()
-        options: Any = {"activate": step.activate, "if_match": revision}
+    def _upload(self, step: Upload | Redefine) -> _upload.Upload:
         if isinstance(step, Redefine):
-            return requests.redefine(self._task, step.of, step.definition, **options)
-        body = self._sources[step.index].body(step.definition)
-        assert body is not None, "only sources with a body are uploaded"
-        return requests.upload(self._task, body, **options)
+            return _upload.Upload(prefix_of=step.of, definition=step.definition.to_json())
+        source = self._sources[step.index]
+        assert isinstance(source, UploadSource), "an existing version is not uploaded"
+        return source.upload(step.definition)
 
     async def _direct_traffic(self, step: Activate | Split | EndSplit) -> None:
         revision = await self._if_match()
@@ -199,11 +207,21 @@ class _Run:
             self.warnings.append(warning)
         self._is_stale = True
 
-    async def _put_profile(self, settings: Any, definition: Any, if_match: int | None) -> Any:
-        call = requests.put_profile(self._task, settings, definition, if_match=if_match)
-        return await self._client._call(call)
+    async def _put_profile(
+        self, settings: Settings, definition: Definition | None, if_match: int | None
+    ) -> types.Task:
+        """Create the task, or replace its whole profile."""
+        profile: dict[str, Any] = settings.model_dump(mode="json", exclude_none=True)
+        if definition is not None:
+            asked = definition.to_json()
+            profile |= {name: asked[name] for name in DEFINITION_FIELDS if name in asked}
+        body, path = _body.of_json(profile), _calls._path("tasks", self._task)
+        parse = _calls._as(types.Task)
+        return await self._client._call(
+            Call("PUT", path, parse, body=body, repeatable=True, if_match=if_match)
+        )
 
-    def _seen(self, task: Any) -> None:
+    def _seen(self, task: types.Task) -> None:
         self._revision, self._is_stale = task.revision, False
 
     async def _if_match(self) -> int | None:

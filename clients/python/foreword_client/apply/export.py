@@ -108,7 +108,7 @@ async def _version(
 
 
 def _asked(task: types.Task, version: types.Version | None) -> Document:
-    definition = task.profile if version is None else definition_of(task, version)
+    definition = task.profile if version is None else definition_of(version)
     data: Mapping[str, Any] = definition.model_dump(mode="json", exclude_none=True)
     return {name: data[name] for name in DEFINITION_FIELDS if data.get(name)}
 

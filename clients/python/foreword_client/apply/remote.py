@@ -6,11 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from foreword_client._body import BESIDE, GOLDEN, PEFT_CONFIG, PEFT_WEIGHTS
+from foreword_client._upload import ARTIFACT, BESIDE, PEFT_CONFIG, PEFT_WEIGHTS
 from foreword_client.errors import SourceError
 
-ARTIFACT = "prefix.safetensors"
-KNOWN = (ARTIFACT, PEFT_CONFIG, PEFT_WEIGHTS, GOLDEN, *BESIDE)
+KNOWN = (ARTIFACT, PEFT_CONFIG, PEFT_WEIGHTS, *BESIDE)
 """Files of a folder that are copied."""
 
 _EXTRAS = {"hf": "hf", "s3": "s3"}

@@ -10,7 +10,7 @@ from foreword_client.apply.changes import ActualTask, WantedTask, WantedVersion
 from foreword_client.apply.files import DeclaredTask, InvalidFileError
 from foreword_client.apply.models import Definition, Settings, SharedVersion, VersionSpec
 from foreword_client.apply.plan import preferred
-from foreword_client.apply.sources import Source, StoredSource, digest_of, open_source
+from foreword_client.apply.sources import Source, UploadSource, open_source
 from foreword_client.apply.state import Found
 from foreword_client.errors import SourceError
 
@@ -70,31 +70,37 @@ def _place(declared: DeclaredTask, index: int, spec: VersionSpec) -> str:
 def _version(spec: VersionSpec, source: Source, place: str, found: Found | None) -> WantedVersion:
     manifests = () if found is None else found.manifests
     known = {} if found is None else found.actual.versions
-    can_upload = not isinstance(source, StoredSource)
-    held_by, own = frozenset[int](), source.own or Definition()
-    if found is not None and not can_upload:
-        held_by = source.held_by(manifests, ())
-        if (number := preferred(held_by, found.actual)) is not None:
-            own = known[number]
-    definition = own.with_fields(spec.definition)
-    if can_upload:
+    if isinstance(source, UploadSource):
+        own = source.own or Definition()
+        definition = own.with_fields(spec.definition)
         tried = [one.with_fields({"prompt": own.prompt}) for one in known.values()]
         held_by = source.held_by(manifests, [definition, *tried])
-    traffic = spec.traffic if isinstance(spec, SharedVersion) else 1
-    return WantedVersion(source.label, place, definition, held_by, traffic, spec.pinned, can_upload)
+    else:
+        held_by = source.held_by(manifests)
+        number = None if found is None else preferred(held_by, found.actual)
+        own = Definition() if number is None else known[number]
+        definition = own.with_fields(spec.definition)
+    return WantedVersion(
+        label=source.label,
+        place=place,
+        definition=definition,
+        held_by=held_by,
+        traffic=spec.traffic if isinstance(spec, SharedVersion) else 1,
+        pinned=spec.pinned,
+        can_upload=isinstance(source, UploadSource),
+    )
 
 
 def _check_distinct(versions: Sequence[WantedVersion], sources: Sequence[Source]) -> None:
     """Refuse a version that is named twice: its traffic would be ambiguous."""
     if len(versions) == 1:
         return
-    seen: set[str] = set()
+    seen: list[tuple[str, Definition]] = []
     for version, source in zip(versions, sources, strict=True):
-        body = source.body(version.definition)
-        key = digest_of(body) if body is not None else f"{source.label} {version.definition!r}"
-        if key in seen:
+        one = source.digest(version.definition), version.definition
+        if one in seen:
             raise InvalidFileError(f"{version.place}: this version is named twice")
-        seen.add(key)
+        seen.append(one)
 
 
 def _without_source(

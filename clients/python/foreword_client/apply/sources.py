@@ -5,169 +5,126 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic import ValidationError
 
-from foreword_client import _body, types
-from foreword_client._body import BESIDE, GOLDEN, PEFT_CONFIG, PEFT_WEIGHTS, Body
-from foreword_client.apply import remote, tars
+from foreword_client import _tar, types
+from foreword_client._body import Body, Part, size
+from foreword_client._upload import ARTIFACT, DEFINITION, GOLDEN, Upload
+from foreword_client.apply import remote
 from foreword_client.apply.files import describe
 from foreword_client.apply.models import Definition, VersionSpec
-from foreword_client.apply.remote import ARTIFACT, KNOWN
 from foreword_client.errors import SourceError
 
-DEFINITION, EVALUATION = BESIDE
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-_MAX_HEADER_BYTES = 1 << 20
+_TAR = "application/x-tar"
 _LABEL_CHARS = 40
+_MADE_FOR = ("base_model", "fingerprint")
+"""Fields of a `foreword.json` that are no part of the definition, and that the server checks."""
 
 
-class Source(Protocol):
-    """Where the prefix of a version comes from."""
+class StoredSource:
+    """A version that exists, by its digest or the digest of its upload."""
 
-    @property
-    def label(self) -> str:
-        """How a plan names it."""
-        ...
+    def __init__(self, digest: str) -> None:
+        self.label = digest[:19]
+        self._digest = digest
 
-    @property
-    def own(self) -> Definition | None:
-        """How it says that it is asked; None if it does not."""
-        ...
+    def digest(self, definition: Definition) -> str:
+        return self._digest
+
+    def held_by(self, versions: Iterable[types.Manifest]) -> frozenset[int]:
+        """Return the versions of this digest."""
+        return frozenset(v.version for v in versions if self._digest in (v.digest, v.source_digest))
+
+
+class UploadSource:
+    """A prefix to upload, unless a version has it: from a file, a folder, text or messages."""
+
+    def __init__(self, label: str, upload: Upload) -> None:
+        """`label`: how a plan names it. Raises `SourceError`."""
+        self.label = label
+        self._plain = upload
+        self._made_for: dict[str, Any] = {}
+        self.own = self._read_own(upload.own_definition())
+        """How it says itself that it is asked, if it does."""
+        self._begin: tuple[Part, ...] = ()
+        self._hash_of_begin = sha256()
+        self._digest_as_is = self._digest(upload.body())
+
+    def upload(self, definition: Definition) -> Upload:
+        """Return the upload with a definition.
+
+        One without would take over that of the active version.
+        """
+        asked = definition.to_json() | self._made_for
+        return replace(self._plain, definition=asked)
+
+    def digest(self, definition: Definition) -> str:
+        """Return the digest of the upload, which its manifest would have as `source_digest`."""
+        return self._digest(self.upload(definition).body())
 
     def held_by(
         self, versions: Iterable[types.Manifest], tried: Sequence[Definition]
     ) -> frozenset[int]:
         """Return the versions that have this prefix. `tried` are definitions that may have been
         uploaded with it: the digest of an upload covers both."""
-        ...
-
-    def body(self, definition: Definition) -> Body | None:
-        """The upload of the prefix with a definition; None if it can only be found."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class StoredSource:
-    """A version that exists, by its digest or the digest of its upload."""
-
-    digest: str
-    own: Definition | None = None
-
-    @property
-    def label(self) -> str:
-        return self.digest[:19]
-
-    def held_by(
-        self, versions: Iterable[types.Manifest], tried: Sequence[Definition]
-    ) -> frozenset[int]:
-        return frozenset(v.version for v in versions if self.digest in (v.digest, v.source_digest))
-
-    def body(self, definition: Definition) -> Body | None:
-        return None
-
-
-@dataclass(frozen=True, slots=True)
-class ComputedSource:
-    """Text or messages, from which the server computes a prefix."""
-
-    fields: dict[str, Any]
-    own: Definition | None = None
-
-    @property
-    def label(self) -> str:
-        [(name, value)] = self.fields.items()
-        text = json.dumps(value, ensure_ascii=False)
-        return f"{name} {text if len(text) <= _LABEL_CHARS else text[:_LABEL_CHARS] + '...'}"
-
-    def held_by(
-        self, versions: Iterable[types.Manifest], tried: Sequence[Definition]
-    ) -> frozenset[int]:
-        bodies = [_body.of_json(self.fields), *map(self.body, tried)]
-        digests = set(map(digest_of, bodies))
-        return frozenset(v.version for v in versions if v.source_digest in digests)
-
-    def body(self, definition: Definition) -> Body:
-        return _body.of_json(self.fields | {"definition": definition.to_json()})
-
-
-class FileSource:
-    """A prefix in local files."""
-
-    def __init__(
-        self, label: str, as_is: Body, files: dict[str, Path], own: Definition | None
-    ) -> None:
-        """`as_is`: what `foreword push` would upload. `files`: the prefix and what lies beside it,
-        by name."""
-        self.label = label
-        self.as_is = as_is
-        self.own = own
-        self._files = files
-
-    def held_by(
-        self, versions: Iterable[types.Manifest], tried: Sequence[Definition]
-    ) -> frozenset[int]:
-        digests = {self._digest_as_is, *map(self._digest_with, tried)}
+        digests = {self._digest_as_is, *map(self.digest, tried)}
         return frozenset(
             v.version for v in versions if v.source_digest in digests or self._is_artifact_of(v)
         )
 
-    def body(self, definition: Definition) -> Body:
-        # Without a definition of its own, an upload would take over that of the active version.
-        if definition == self.own:
-            return self.as_is
-        return Body(tars.MEDIA_TYPE, (*self._parts, *_last_parts(definition)))
+    def _read_own(self, found: dict[str, Any] | None) -> Definition | None:
+        if found is None:
+            return None
+        self._made_for = {name: found[name] for name in _MADE_FOR if found.get(name) is not None}
+        data = _renamed({name: found[name] for name in found.keys() - set(_MADE_FOR)})
+        try:
+            return Definition.model_validate_json(json.dumps(data))
+        except ValidationError as exc:
+            raise SourceError(f"{DEFINITION}: {describe(exc, data)}") from None
 
-    @cached_property
-    def _parts(self) -> tuple[bytes | Path, ...]:
-        """The tar up to the definition, which is its last member."""
-        names = (name for name in KNOWN if name in self._files and name != DEFINITION)
-        return tuple(part for name in names for part in tars.member(name, self._files[name]))
-
-    @cached_property
-    def _digest_as_is(self) -> str:
-        return digest_of(self.as_is)
-
-    @cached_property
-    def _hash_of_parts(self) -> Any:
-        return _hash_of(Body(tars.MEDIA_TYPE, self._parts))
-
-    def _digest_with(self, definition: Definition) -> str:
-        """Return the digest of `body`. Reads the prefix once, whatever the definition."""
-        if definition == self.own:
-            return self._digest_as_is
-        found = self._hash_of_parts.copy()
-        for part in _last_parts(definition):
-            found.update(part)
-        return f"sha256:{found.hexdigest()}"
+    def _digest(self, body: Body) -> str:
+        """Return the digest of a body. Its largest part, which is the prefix, is read once."""
+        num_begin = 1 + max(range(len(body.parts)), key=lambda index: size(body.parts[index]))
+        begin, end = body.parts[:num_begin], body.parts[num_begin:]
+        if begin != self._begin:
+            self._begin, self._hash_of_begin = begin, _hashed(sha256(), begin)
+        return f"sha256:{_hashed(self._hash_of_begin.copy(), end).hexdigest()}"
 
     def _is_artifact_of(self, version: types.Manifest) -> bool:
-        """Whether the artifact is the version's, with the same golden prompts and evaluation."""
-        if ARTIFACT not in self._files or version.digest != self._digest_of_artifact:
+        """Whether it is the version's artifact, with the same golden prompts."""
+        if version.digest != self._digest_of_artifact:
             return False
-        evaluation = version.evaluation and version.evaluation.model_dump()
-        golden = [prompt.model_dump() for prompt in version.golden]
-        return (self._golden, self._evaluation) == (golden, evaluation)
+        return self._golden == [prompt.model_dump() for prompt in version.golden]
 
     @cached_property
-    def _digest_of_artifact(self) -> str:
-        return digest_of(Body("", (self._files[ARTIFACT],)))
+    def _digest_of_artifact(self) -> str | None:
+        source = self._plain.source
+        if source is None:
+            return None
+        if (artifact := _beside(source, ARTIFACT)) is not None:
+            return f"sha256:{sha256(artifact).hexdigest()}"
+        return self._digest_as_is
 
     @cached_property
     def _golden(self) -> list[Any]:
-        lines = _read(self._files[GOLDEN]).splitlines() if GOLDEN in self._files else []
-        return [_json(GOLDEN, line) for line in lines if line.strip()]
+        assert self._plain.source is not None, "only files are compared by their artifact"
+        lines = (_beside(self._plain.source, GOLDEN) or b"").splitlines()
+        try:
+            return [json.loads(line) for line in lines if line.strip()]
+        except ValueError:
+            raise SourceError(f"{GOLDEN} is not JSON, line by line") from None
 
-    @cached_property
-    def _evaluation(self) -> Any:
-        path = self._files.get(EVALUATION)
-        return None if path is None else _json(EVALUATION, _read(path))
+
+Source = StoredSource | UploadSource
+"""Where the prefix of a version comes from."""
 
 
 def open_source(spec: VersionSpec, folder: Path, scratch: Path) -> Source | None:
@@ -176,9 +133,10 @@ def open_source(spec: VersionSpec, folder: Path, scratch: Path) -> Source | None
     `folder`: what paths are relative to. `scratch`: where copies are kept. Raises `SourceError`.
     """
     if spec.text is not None:
-        return ComputedSource({"text": spec.text})
+        return UploadSource(_label("text", spec.text), Upload(text=spec.text))
     if spec.messages is not None:
-        return ComputedSource({"messages": [message.model_dump() for message in spec.messages]})
+        messages = [message.model_dump() for message in spec.messages]
+        return UploadSource(_label("messages", messages), Upload(messages=messages))
     if spec.prefix is None:
         return None
     if _DIGEST.fullmatch(spec.prefix):
@@ -187,79 +145,35 @@ def open_source(spec: VersionSpec, folder: Path, scratch: Path) -> Source | None
         raise SourceError("a digest is `sha256:` and 64 hexadecimal digits")
     if remote.is_url(spec.prefix):
         copy = remote.fetch(spec.prefix, Path(tempfile.mkdtemp(dir=scratch)))
-        return open_files(copy, scratch, label=remote.shown(spec.prefix))
-    return open_files(folder / Path(spec.prefix).expanduser(), scratch, label=spec.prefix)
+        return UploadSource(remote.shown(spec.prefix), Upload(copy))
+    return UploadSource(spec.prefix, Upload(folder / Path(spec.prefix).expanduser()))
 
 
-def open_files(path: Path, scratch: Path, *, label: str) -> FileSource:
-    """Open a folder, a .safetensors file or a .tar. Raises `SourceError`."""
-    if path.is_dir():
-        files = {name: path / name for name in KNOWN if (path / name).is_file()}
-        has_artifact = ARTIFACT in files and not {PEFT_CONFIG, PEFT_WEIGHTS} & files.keys()
-        as_is = tars.write(files) if has_artifact else _body.of_prefix(path, None, None)
-    else:
-        as_is = _body.of_prefix(path, None, None)
-        is_tar = as_is.media_type == tars.MEDIA_TYPE
-        files = _unpacked(path, scratch) if is_tar else _bare(path)
-    own = _definition(files[DEFINITION]) if DEFINITION in files else None
-    return FileSource(label, as_is, files, own)
+def _label(name: str, value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return f"{name} {text if len(text) <= _LABEL_CHARS else text[:_LABEL_CHARS] + '...'}"
 
 
-def digest_of(body: Body) -> str:
-    """Return the digest of a body's bytes, which a manifest has as `source_digest`."""
-    return f"sha256:{_hash_of(body).hexdigest()}"
-
-
-def _hash_of(body: Body) -> Any:
-    found = sha256()
-    for chunk in body.chunks():
+def _hashed(found: Any, parts: tuple[Part, ...]) -> Any:
+    for chunk in Body("", parts).chunks():
         found.update(chunk)
     return found
 
 
-def _last_parts(definition: Definition) -> Iterator[bytes]:
-    content = json.dumps(definition.to_json(), indent=2).encode() + b"\n"
-    for part in tars.member(DEFINITION, content):
-        assert isinstance(part, bytes)
-        yield part
-    yield tars.END
+def _beside(source: Any, name: str) -> bytes | None:
+    """Read a file of a folder or a tar; None if there is none."""
+    path = Path(source)
+    if path.is_dir():
+        return (path / name).read_bytes() if (path / name).is_file() else None
+    return _tar.read(path, name) if Upload(path).body().media_type == _TAR else None
 
 
-def _unpacked(path: Path, scratch: Path) -> dict[str, Path]:
-    files = tars.unpack(path, Path(tempfile.mkdtemp(dir=scratch)))
-    if not {ARTIFACT, PEFT_WEIGHTS} & files.keys():
-        raise SourceError(f"the tar has neither {ARTIFACT} nor {PEFT_WEIGHTS}")
-    return files
-
-
-def _bare(path: Path) -> dict[str, Path]:
-    """Return an artifact as the file of a folder. Raises `SourceError` for other safetensors."""
-    with path.open("rb") as file:
-        num_bytes = int.from_bytes(file.read(8), "little")
-        header = file.read(min(num_bytes, _MAX_HEADER_BYTES))
-    names = _json("the header of the file", header)
-    if not isinstance(names, dict) or not any(name.startswith("layers.") for name in names):
-        raise SourceError(f"weights alone: give the folder, which has the {PEFT_CONFIG} too")
-    return {ARTIFACT: path}
-
-
-def _definition(path: Path) -> Definition:
-    data = _json(DEFINITION, _read(path))
-    try:
-        return Definition.model_validate(data)
-    except ValidationError as exc:
-        raise SourceError(f"{DEFINITION}: {describe(exc, data)}") from None
-
-
-def _json(name: str, data: bytes) -> Any:
-    try:
-        return json.loads(data)
-    except ValueError:
-        raise SourceError(f"{name} is not JSON") from None
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as exc:
-        raise SourceError(f"{path.name}: {exc.strerror}") from None
+def _renamed(definition: dict[str, Any]) -> dict[str, Any]:
+    """Read the names that `rank` had in files up to 0.1.1."""
+    defaults = definition.get("defaults")
+    if not isinstance(defaults, dict) or not defaults.keys() & {"choices", "rank_by"}:
+        return definition
+    rest = {name: defaults[name] for name in defaults.keys() - {"choices", "rank_by"}}
+    if (texts := defaults.get("choices")) is not None:
+        rest["rank"] = {"texts": texts, "by": defaults.get("rank_by") or "sum"}
+    return definition | {"defaults": rest}

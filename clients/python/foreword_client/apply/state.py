@@ -12,7 +12,7 @@ from foreword_client import types
 from foreword_client.apply.changes import ActualTask
 from foreword_client.apply.models import Definition, Settings
 from foreword_client.async_client import AsyncClient
-from foreword_client.errors import ForewordError, UnknownTaskError
+from foreword_client.errors import ForewordError, UnexpectedAnswerError, UnknownTaskError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -52,15 +52,16 @@ def _actual(
         definition=Definition.of_answer(task.profile),
         active=task.active_version,
         weights=task.weights,
-        versions={version.version: definition_of(task, version) for version in usable},
+        versions={version.version: definition_of(version) for version in usable},
         pinned=frozenset(version.version for version in versions if version.pinned),
     )
 
 
-def definition_of(task: types.Task, version: types.Version) -> Definition:
-    """Return how a version is asked."""
-    asked = Definition.of_answer(task.profile)
-    return asked.with_fields({"prompt": version.prompt.model_dump(exclude_none=True)})
+def definition_of(version: types.Version) -> Definition:
+    """Return how a version is asked. Raises `UnexpectedAnswerError` for servers before 0.2."""
+    if version.definition is None:
+        raise UnexpectedAnswerError("the server is too old: its versions have no definition")
+    return Definition.of_answer(version.definition)
 
 
 async def run_all(

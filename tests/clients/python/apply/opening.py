@@ -6,23 +6,21 @@ from pathlib import Path
 
 from foreword_client.apply import sources
 from foreword_client.apply.models import Definition, VersionSpec
-from foreword_client.apply.sources import FileSource, Source
+from foreword_client.apply.sources import UploadSource
 from prefix_store import formats
 from tests.server.fakes import BASE
 
 
-def opened(prefix: str, folder: Path) -> FileSource:
+def opened(prefix: str, folder: Path) -> UploadSource:
     scratch = folder / "scratch"
     scratch.mkdir(exist_ok=True)
     source = sources.open_source(VersionSpec(prefix=prefix), folder, scratch)
-    assert isinstance(source, FileSource)
+    assert isinstance(source, UploadSource)
     return source
 
 
-def uploaded(source: Source, definition: Definition) -> bytes:
-    body = source.body(definition)
-    assert body is not None
-    return b"".join(body.chunks())
+def uploaded(source: UploadSource, definition: Definition) -> bytes:
+    return b"".join(source.upload(definition).body().chunks())
 
 
 def read(data: bytes) -> formats.Upload:

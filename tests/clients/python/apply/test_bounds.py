@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from foreword_client.apply import models
-from prefix_store import manifest, sampling
+from prefix_store import definition, manifest, sampling
 from prefix_store.registry import traffic
 
 BOUNDS = (
@@ -17,11 +17,11 @@ BOUNDS = (
 )  # fmt: skip
 PAIRS = {
     "Rank": (models.Rank, sampling.Rank),
-    "Defaults": (models.Defaults, manifest.Defaults),
+    "Defaults": (models.Defaults, definition.Defaults),
     "Limits": (models.Limits, manifest.Limits),
-    "GoldenPrompt": (models.GoldenPrompt, manifest.GoldenPrompt),
+    "GoldenPrompt": (models.GoldenPrompt, definition.GoldenPrompt),
     "Settings": (models.Settings, manifest.Profile),
-    "Definition": (models.Definition, manifest.Definition),
+    "Definition": (models.Definition, definition.Definition),
 }
 
 UNWRITTEN = {"stop": {("maxItems", repr(sampling.MAX_STOP_STRINGS))}}
@@ -57,6 +57,6 @@ def test_versions_and_their_traffic_have_the_servers_bounds() -> None:
     assert weight["maximum"] == traffic.MAX_WEIGHT
     assert ("maxItems", repr(traffic.MAX_VERSIONS)) in bounds(schema(models.TaskSpec)["versions"])
     assert bounds(schema(models.VersionSpec)["template"]) == bounds(
-        schema(manifest.Definition)["template"]
+        schema(definition.Definition)["template"]
     )
     assert ("maxItems", "16") in bounds(schema(models.Settings)["golden"])

@@ -11,16 +11,17 @@ from typing import Any
 import pytest
 
 from foreword_client import types
+from foreword_client._upload import Upload
 from foreword_client.apply import remote, sources
-from foreword_client.apply.models import Definition, VersionSpec
-from foreword_client.apply.sources import digest_of
+from foreword_client.apply.models import Defaults, Definition, Rank, VersionSpec
+from foreword_client.apply.sources import UploadSource
 from foreword_client.errors import SourceError
 from prefix_store import artifact
 from prefix_store.digest import Digest
 from prefix_store.formats import names, tar
 from tests.clients.python.apply.conftest import save_peft
 from tests.clients.python.apply.opening import opened, read, uploaded
-from tests.server.fakes import make_prefix
+from tests.server.fakes import BASE, make_prefix
 
 ASKED = Definition(template="Q: {prompt}")
 OTHER = Definition(template="Question: {prompt}")
@@ -39,19 +40,20 @@ def digest(data: bytes) -> str:
 
 def test_names_of_files_are_the_stores() -> None:
     assert set(remote.KNOWN) == names.KNOWN
-    assert (sources.ARTIFACT, sources.DEFINITION) == (names.ARTIFACT, names.DEFINITION)
 
 
 def test_the_files_definition_goes_into_the_upload(tmp_path: Path) -> None:
-    save_peft(tmp_path / "run", definition={"template": "old {prompt}"})
+    own = {"template": "old {prompt}", "defaults": {"choices": ["a"], "rank_by": "mean"}}
+    save_peft(tmp_path / "run", definition=own | {"fingerprint": BASE.fingerprint})
 
     source = opened("run", tmp_path)
     found = read(uploaded(source, ASKED))
 
-    assert source.own == Definition(template="old {prompt}")
+    ranked = Defaults(rank=Rank(texts=["a"], by="mean"))
+    assert source.own == Definition(template="old {prompt}", defaults=ranked)
     assert found.definition is not None
     assert found.definition.template == "Q: {prompt}"
-    assert uploaded(source, source.own) == b"".join(source.as_is.chunks())
+    assert b'"fingerprint"' in uploaded(source, ASKED)
 
 
 def test_a_folder_is_packed_alike_wherever_it_lies(tmp_path: Path) -> None:
@@ -61,7 +63,7 @@ def test_a_folder_is_packed_alike_wherever_it_lies(tmp_path: Path) -> None:
     here, there = opened("here", tmp_path), opened(str(tmp_path / "there"), tmp_path)
 
     assert uploaded(here, OTHER) == uploaded(there, OTHER)
-    assert digest_of(here.as_is) == digest_of(there.as_is)
+    assert here.digest(OTHER) == there.digest(OTHER) == digest(uploaded(here, OTHER))
 
 
 def test_a_prefix_is_recognised_under_every_definition_it_was_uploaded_with(
@@ -69,7 +71,7 @@ def test_a_prefix_is_recognised_under_every_definition_it_was_uploaded_with(
 ) -> None:
     save_peft(tmp_path / "run")
     source = opened("run", tmp_path)
-    pushed = digest_of(source.as_is)
+    pushed = digest(b"".join(Upload(tmp_path / "run").body().chunks()))
     versions = [
         version(1, source_digest=pushed),
         version(2, source_digest=digest(uploaded(source, ASKED))),
@@ -99,7 +101,7 @@ def test_an_artifact_is_recognised_by_its_digest(tmp_path: Path) -> None:
 
 def test_text_is_recognised_with_and_without_a_definition() -> None:
     source = sources.open_source(VersionSpec(text="hi"), Path(), Path())
-    assert source is not None
+    assert isinstance(source, UploadSource)
     bodies = [b'{"text": "hi"}', uploaded(source, ASKED)]
     versions = [version(n, source_digest=digest(body)) for n, body in enumerate(bodies)]
 
@@ -107,16 +109,17 @@ def test_text_is_recognised_with_and_without_a_definition() -> None:
     assert source.held_by(versions, [OTHER]) == {0}
 
 
-def test_a_tar_is_read_from_its_outermost_folder(tmp_path: Path) -> None:
+def test_a_tar_is_read_from_its_folder(tmp_path: Path) -> None:
     folder = save_peft(tmp_path / "run", definition={"template": "Q: {prompt}"})
     with tarfile.open(tmp_path / "run.tar", "w") as archive:
         archive.add(folder, "deep")
-        archive.add(save_peft(tmp_path / "other", seed=1), "deep/checkpoint-5")
 
     source = opened("run.tar", tmp_path)
 
     assert source.own == ASKED
-    assert uploaded(source, OTHER) == uploaded(opened("run", tmp_path), OTHER)
+    found = read(uploaded(source, OTHER))
+    assert found.definition is not None
+    assert found.definition.template == OTHER.template
 
 
 @pytest.mark.parametrize(
@@ -125,12 +128,11 @@ def test_a_tar_is_read_from_its_outermost_folder(tmp_path: Path) -> None:
         ({"x": b""}, "empty"),
         ({"x": b"PK\x03\x04" + bytes(9)}, "a pickled file"),
         ({"x": b"\x1f\x8b" + bytes(9)}, "compressed"),
-        ({"x": b"12345678nonsense"}, "the header of the file is not JSON"),
         ({"x/adapter_config.json": b"{}"}, "is no PEFT folder"),
         ({"x/adapter_config.json": b"{}", "x/adapter_model.safetensors": b"w",
           "x/foreword.json": b'{"chat": 1}'}, "foreword.json: chat: Input should be"),
         ({"x/adapter_config.json": b"{}", "x/adapter_model.safetensors": b"w",
-          "x/foreword.json": b"{"}, "foreword.json is not JSON"),
+          "x/foreword.json": b"{"}, "the foreword.json of the source is not JSON"),
     ],
 )  # fmt: skip
 def test_what_is_no_prefix_is_refused(
@@ -144,19 +146,15 @@ def test_what_is_no_prefix_is_refused(
         opened("x", tmp_path)
 
 
-def test_weights_alone_and_damaged_tars_are_refused(tmp_path: Path) -> None:
+def test_damaged_tars_and_missing_files_are_refused(tmp_path: Path) -> None:
     folder = save_peft(tmp_path / "run")
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         archive.add(folder, "run")
     (tmp_path / "cut.tar").write_bytes(buffer.getvalue()[:700])
-    with tarfile.open(tmp_path / "empty.tar", "w") as archive:
-        archive.add(folder / "adapter_config.json", "notes.json")
 
     for name, message in {
-        "run/adapter_model.safetensors": "weights alone: give the folder",
-        "cut.tar": "the tar is damaged",
-        "empty.tar": "the tar has neither prefix.safetensors nor adapter_model.safetensors",
+        "cut.tar": "not a whole tar",
         "missing": "no such file or folder",
         "sha256:12": "a digest is",
     }.items():
