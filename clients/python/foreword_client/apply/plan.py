@@ -74,7 +74,7 @@ def _created(wanted: WantedTask) -> Change:
 
 
 def _number(wanted: WantedVersion, actual: ActualTask) -> int | None:
-    """Return the version that is as wanted: the active one, or else the newest."""
+    """Return the version that is as wanted, if there is one."""
     versions = actual.versions
     alike = [n for n in wanted.held_by if versions[n].is_asked_like(wanted.definition)]
     if not wanted.can_upload and not wanted.held_by:
@@ -83,9 +83,12 @@ def _number(wanted: WantedVersion, actual: ActualTask) -> int | None:
 
 
 def preferred(numbers: Iterable[int], actual: ActualTask) -> int | None:
-    """Return the active one of some versions, or one with traffic, or the newest; None for none."""
-    weights = actual.weights or {}
-    return max(numbers, key=lambda n: (n == actual.active, n in weights, n), default=None)
+    """Return the one of equal versions that is in use: active, with traffic or pinned; or else the
+    newest. None for none."""
+    weights, pinned = actual.weights or {}, actual.pinned
+    return max(
+        numbers, key=lambda n: (n == actual.active, n in weights, n in pinned, n), default=None
+    )
 
 
 def _check_distinct(wanted: WantedTask, numbers: tuple[int | None, ...]) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from foreword_client.apply import files
 from foreword_client.apply.files import InvalidFileError
+from tests.checkout import ROOT
 
 A = "tasks:\n  a: {text: hi"
 BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcd", "bcde"))  # noqa: B905
@@ -155,3 +156,14 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(InvalidFileError, match=rf"{name}: {message}$"):
             files.read([str(tmp_path / name)])
+
+
+def test_the_example_of_the_page_is_a_file_of_tasks(tmp_path: Path) -> None:
+    page = (ROOT / "docs/tasks-as-code.md").read_text("utf-8")
+    example = page.partition("```yaml\n")[2].partition("```")[0]
+
+    found = read(example, tmp_path)
+
+    assert list(found) == ["french", "summarize", "mood"]
+    assert found["french"].defaults.stop == ["\n"]
+    assert [version.traffic for version in found["mood"].versions] == [90, 10]

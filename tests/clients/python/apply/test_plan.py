@@ -3,8 +3,7 @@ after that there is nothing left to plan."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 import hypothesis
 import pytest
@@ -12,19 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foreword_client.apply.changes import (
-    Activate,
     ActualTask,
-    Change,
-    Configure,
-    Create,
     Define,
     Delete,
-    EndSplit,
-    Pin,
     Redefine,
-    Split,
-    Step,
-    Unpin,
     Upload,
     WantedTask,
     WantedVersion,
@@ -32,6 +22,7 @@ from foreword_client.apply.changes import (
 from foreword_client.apply.files import InvalidFileError
 from foreword_client.apply.models import Defaults, Definition, Limits, Settings
 from foreword_client.apply.plan import plan
+from tests.clients.python.apply.model_server import Stored, Wish, carry_out, wanted
 
 DEFINITIONS = (
     Definition(),
@@ -44,97 +35,6 @@ SETTINGS = (
     Settings(weight=2.0, limits=Limits(max_concurrency=1)),
 )
 CONTENTS = ("a", "b", "c")
-
-
-@dataclass
-class Stored:
-    """A task of the model: versions are a prefix and a definition."""
-
-    name: str
-    settings: Settings = SETTINGS[0]
-    versions: dict[int, tuple[str, Definition]] = field(default_factory=dict)
-    active: int | None = None
-    weights: dict[int, int] | None = None
-    pinned: set[int] = field(default_factory=set)
-    revision: int = 1
-
-    def actual(self) -> ActualTask:
-        versions = {number: definition for number, (_, definition) in self.versions.items()}
-        asked = versions[self.active] if self.active else Definition()
-        return ActualTask(
-            self.name, self.revision, self.settings, asked, self.active, self.weights, versions,
-            frozenset(self.pinned),
-        )  # fmt: skip
-
-    def add(self, content: str, definition: Definition, *, activate: bool) -> int:
-        number = max(self.versions, default=0) + 1
-        self.versions[number] = (content, definition)
-        if activate:
-            self.activate(number)
-        return number
-
-    def activate(self, number: int) -> None:
-        self.active, self.weights = number, None
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What a file says of a version."""
-
-    content: str
-    definition: Definition
-    traffic: int
-    pinned: bool
-
-
-def wanted(wishes: list[Wish], settings: Settings, stored: Stored | None) -> WantedTask:
-    held = {} if stored is None else stored.versions
-    versions = tuple(
-        WantedVersion(
-            label=wish.content,
-            place=f"versions.{index}",
-            definition=wish.definition,
-            held_by=frozenset(n for n, (content, _) in held.items() if content == wish.content),
-            traffic=wish.traffic,
-            pinned=wish.pinned,
-        )
-        for index, wish in enumerate(wishes)
-    )
-    return WantedTask("x", settings, versions)
-
-
-def carry_out(change: Change, stored: Stored | None, wishes: list[Wish]) -> Stored:
-    task = stored or Stored("x")
-    numbers = list(change.numbers)
-    for step in change.steps:
-        do(step, task, numbers, wishes)
-        task.revision += 1
-    return task
-
-
-def do(step: Step, task: Stored, numbers: list[Any], wishes: list[Wish]) -> None:
-    match step:
-        case Create(settings) | Define(settings):
-            task.settings = settings
-        case Configure(fields):
-            old = task.settings.model_dump(mode="json")
-            task.settings = Settings.model_validate(old | dict(fields))
-        case Upload(index, definition, activate):
-            content = wishes[index].content
-            numbers[index] = task.add(content, definition, activate=activate)
-        case Redefine(index, of, definition, activate):
-            content = task.versions[of][0]
-            numbers[index] = task.add(content, definition, activate=activate)
-        case Activate(index):
-            task.activate(numbers[index])
-        case Split(weights):
-            task.weights = {numbers[index]: weight for index, weight in weights.items()}
-        case EndSplit():
-            task.weights = None
-        case Pin(index):
-            task.pinned.add(numbers[index])
-        case Unpin(version):
-            task.pinned.remove(version)
 
 
 def check_is_as_wanted(task: Stored, wishes: list[Wish], settings: Settings) -> None:
@@ -241,6 +141,21 @@ def test_the_active_version_stays_active_among_equal_ones() -> None:
 
     assert plan([wanted([Wish("a", DEFINITIONS[1], 1, False)], SETTINGS[0], task)],
                 {"x": task.actual()}) == []  # fmt: skip
+
+
+def test_a_version_in_use_is_preferred_among_equal_ones() -> None:
+    """Or a pin would move to the newest one as soon as another version is active."""
+    task = Stored("x")
+    for content in "abb":
+        task.add(content, DEFINITIONS[0], activate=True)
+    task.activate(2)
+    wishes = [Wish("a", DEFINITIONS[0], 1, False), Wish("b", DEFINITIONS[0], 0, True)]
+
+    for change in plan([wanted(wishes, SETTINGS[0], task)], {"x": task.actual()}):
+        carry_out(change, task, wishes)
+
+    assert task.pinned == {2}
+    assert plan([wanted(wishes, SETTINGS[0], task)], {"x": task.actual()}) == []
 
 
 def test_a_digest_that_no_version_has_is_refused() -> None:
