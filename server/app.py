@@ -31,7 +31,7 @@ from server.api.http.assets import load_assets
 from server.api.http.body_limits import BodyLimits
 from server.api.http.deps import Services
 from server.api.http.head_limits import HeadLimits
-from server.api.http.middleware import RequestContext
+from server.api.http.middleware import HeadRequests, RequestContext
 from server.api.routes import console, generate, health, openai, residency, tasks, traffic, versions
 from server.api.routes import keys as keys_api
 from server.async_store import AsyncStore
@@ -39,6 +39,7 @@ from server.engine.background import yield_to_steps
 from server.engine.ipc.client import EngineClient
 from server.engine.ipc.messages import EngineConfig
 from server.engine.ipc.protocol import Engine
+from server.errors import EngineUnavailable
 from server.generation.grammar_check import GrammarCheck
 from server.generation.router import Router
 from server.metrics import Metrics
@@ -114,7 +115,7 @@ def create_app(
     uploads = ThreadPoolExecutor(2, "upload", yield_to_steps)
     compilers = ThreadPoolExecutor(2, "grammar", yield_to_steps)
     grammars = GrammarCheck(tokenizer, lambda: engine.info, executor=compilers)
-    metrics = _metrics(settings, store, engine, tracing)
+    metrics = _metrics(settings, store, engine, model_name, tracing)
     drafts = Drafts(
         store,
         engine,
@@ -156,9 +157,16 @@ def create_app(
 
 
 def _metrics(
-    settings: Settings, store: PrefixStore, engine: Engine, tracing: Tracing | None
+    settings: Settings, store: PrefixStore, engine: Engine, model: str, tracing: Tracing | None
 ) -> Metrics:
+    def fingerprint() -> str:
+        with contextlib.suppress(EngineUnavailable):
+            return engine.info.fingerprint
+        return ""
+
     metrics = Metrics(max_task_labels=settings.max_task_labels)
+    metrics.watch_build(_version(), model, fingerprint)
+    metrics.watch_processes(lambda: engine.pid)
     metrics.watch_engine(lambda: engine.stats, lambda: engine.num_restarts)
     metrics.watch_quarantine(lambda: len(store.quarantined()))
     metrics.watch_storage(store.outages, store.source.age_s)
@@ -196,6 +204,7 @@ def _assemble(services: Services, executors: list[Executor], tracing: Tracing | 
         [r for router in ROUTERS for r in router.routes if isinstance(r, APIRoute)],
         services.metrics,
     )
+    app.add_middleware(HeadRequests)
     app.add_middleware(
         CrossSiteGuard,
         hosts=AllowedHosts(settings.host, settings.allowed_hosts.split(",")),
@@ -225,6 +234,7 @@ async def _running(services: Services, executors: list[Executor]) -> AsyncIterat
         await services.engine.start()
         if services.settings.demo:
             await maintenance.seed_demo_tasks(services)
+        await maintenance.update_series(services)
         running = maintenance.start(services)
         yield
     finally:

@@ -92,6 +92,8 @@ class AsyncStore:
     history = _method("readers", Registry.history)
     pinned = _method("readers", Registry.pinned)
     current_activation = _method("readers", Registry.current_activation)
+    activated_since = _method("readers", Registry.activated_since)
+    alive = _method("readers", Registry.alive)
     find_answer = _method("readers", Registry.answer)
     open = _method("readers", PrefixStore.open)
     quarantined = _method("readers", PrefixStore.quarantined)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Collection, Mapping, Set
 
 from sqlalchemy import select
 
@@ -14,6 +14,7 @@ from prefix_store.registry import answers, audit, rows, traffic
 from prefix_store.registry.audit import NOBODY, Actor
 from prefix_store.registry.preconditions import UNCONDITIONAL, CurrentActivation, Preconditions
 from prefix_store.registry.tasks import TaskRegistry
+from prefix_store.registry.traffic import Serving
 
 
 class ActivationRegistry(TaskRegistry):
@@ -129,3 +130,13 @@ class ActivationRegistry(TaskRegistry):
             found = connection.execute(query).all()
             weights = traffic.read(connection, [row.seq for row in found])
             return [rows.as_activation(row, weights.get(row.seq)) for row in found]
+
+    def activated_since(self, seq: int, limit: int) -> list[Serving]:
+        """Return what the last `limit` tasks activated after `seq` serve, oldest first."""
+        with self._read() as connection:
+            return traffic.activated_since(connection, seq, limit)
+
+    def alive(self, tasks: Collection[str]) -> dict[str, set[int]]:
+        """Return which of these tasks exist, and their versions."""
+        with self._read() as connection:
+            return traffic.alive(connection, tasks)

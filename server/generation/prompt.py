@@ -174,7 +174,7 @@ def _token_ids(
         params = replace(params, messages=None, prompt=_only_message(params.messages))
     if isinstance(params.prompt, list) or params.messages is not None:
         if params.fields:
-            raise TemplateMismatch("`fields` go with a text `prompt` only")
+            raise TemplateMismatch("`fields` go with one text only: no token ids, no conversation")
         if isinstance(params.prompt, list):
             return params.prompt + tokenizer.encode(then, add_special_tokens=False)
     if params.messages is not None:

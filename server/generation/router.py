@@ -78,25 +78,34 @@ class Router:
     ) -> list[Completion]:
         """Start several completions on the same version, all or none. Raises as `admit` does."""
         arrived_s = time.monotonic()
+        targets: list[Target] = []
         try:
-            target, prepared = await self._prepare(task, version, params, key)
+            prepared = await self._prepare(task, version, params, key, targets)
+            target = targets[0]
             await self._check_grammars(prepared)
             self.check_open()
             self._check_room(sum(one.num_sequences for one in prepared))
             return self._submit_all(target, prepared, arrived_s)
         except (ServerError, PrefixStoreError) as exc:
-            self._metrics.refused(exc.code)
+            self._metrics.refused(exc.code, task, *targets)
             raise
 
     async def _prepare(
-        self, task: str | None, version: int | None, params: Sequence[GenerateParams], key: str
-    ) -> tuple[Target, list[EngineRequest]]:
+        self,
+        task: str | None,
+        version: int | None,
+        params: Sequence[GenerateParams],
+        key: str,
+        targets: list[Target],
+    ) -> list[EngineRequest]:
+        """Prepare the requests. Appends the version to `targets` once it is chosen, so that a
+        later refusal is counted for it."""
         self.check_open()
         self._check_room(len(params))
         self._num_preparing += len(params)
         try:
             return await asyncio.get_running_loop().run_in_executor(
-                self._executor, self._prepare_all, task, version, params, key
+                self._executor, self._prepare_all, task, version, params, key, targets
             )
         finally:
             self._num_preparing -= len(params)
@@ -113,12 +122,17 @@ class Router:
             raise Overloaded(f"{num_in_flight} requests are running or waiting already")
 
     def _prepare_all(
-        self, task: str | None, version: int | None, params: Sequence[GenerateParams], key: str
-    ) -> tuple[Target, list[EngineRequest]]:
+        self,
+        task: str | None,
+        version: int | None,
+        params: Sequence[GenerateParams],
+        key: str,
+        targets: list[Target],
+    ) -> list[EngineRequest]:
         """Runs on a thread of the executor, because the registry and the tokenizer are slow."""
         target, context = self._resolve(task, version, key)
-        info = self._engine.info
-        return target, prepare_all(params, context, tokenizer=self._tokenizer, info=info)
+        targets.append(target)
+        return prepare_all(params, context, tokenizer=self._tokenizer, info=self._engine.info)
 
     def _resolve(
         self, task: str | None, version: int | None, key: str

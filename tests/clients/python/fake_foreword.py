@@ -73,6 +73,8 @@ class FakeForeword:
         task = request.query_params.get("task")
         if task == "nope":
             return problem(404, "unknown_task", "there is no such task")
+        if task == "hidden" and len(body["messages"]) > 1:
+            return problem(400, "not_a_chat", "send exactly one user message")
         if texts := body.get("rank", {}).get("texts"):
             numbers = {"logprob": -1.0, "num_tokens": 1}
             ranking = [{"text": texts[0], "probability": 0.75} | numbers]
@@ -121,6 +123,8 @@ class FakeForeword:
         await self._note(request)
         if request.path_params["task"] == "nope":
             return problem(404, "unknown_task", "there is no such task")
+        if request.path_params["task"] == "hidden":
+            return problem(403, "insufficient_scope", "this needs a key with the scope read")
         if request.method == "DELETE":
             return Response(status_code=204)
         found = task(request.path_params["task"])

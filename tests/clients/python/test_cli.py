@@ -226,6 +226,27 @@ def test_a_system_message_for_a_task_that_answers_single_prompts_is_refused(
     assert server.bodies() == []
 
 
+def test_a_chat_that_the_server_refuses_goes_on_with_single_prompts(
+    run: Run, server: FakeForeword
+) -> None:
+    """A key for `generate` alone cannot look whether a task is a chat."""
+    done = run("chat", "-t", "hidden", input="hi\nand now?\nbye\n")
+
+    asked = [[message["content"] for message in body["messages"]] for body in server.bodies()]
+    assert asked == [["hi"], ["hi", "one two three", "and now?"], ["and now?"], ["bye"]]
+    assert (done.exit_code, done.stdout) == (0, "one two three\n" * 3)
+    assert done.stderr.count("does not remember") == 1
+
+
+def test_a_chat_fills_in_the_fields_of_a_template(run: Run, server: FakeForeword) -> None:
+    done = run("chat", "-t", "x", "--field", "tone=kind", input="hi\n")
+    wrong = run("chat", "-t", "x", "--field", "tone", input="hi\n")
+
+    assert done.exit_code == 0
+    assert [body["fields"] for body in server.bodies()] == [{"tone": "kind"}]
+    assert (wrong.exit_code, "NAME=VALUE" in wrong.stderr) == (2, True)
+
+
 def test_files_without_a_chat_are_refused(run: Run, tmp_path: Path) -> None:
     for content in ("{", "{}", '[{"role": "user"}]', "[3]"):
         path = tmp_path / "chat.json"

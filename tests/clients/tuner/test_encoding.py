@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from foreword_tuner.data import Line
 from foreword_tuner.encoding import Encoder
 from foreword_tuner.errors import DataError, TunerError
+from foreword_tuner.forms import Line
 from prefix_store.manifest import Profile
 from server.generation.prompt import GenerateParams, PromptContext, prepare
 from server.generation.sampling import RequestOptions

@@ -65,6 +65,13 @@ MaxTokens = Annotated[
     ),
 ]
 
+Fields = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--field", metavar="NAME=VALUE", help="For a field of the task's template. Repeatable."
+    ),
+]
+
 
 def connect(ctx: typer.Context) -> Client:
     """Connect to the server given by the options before the command."""
@@ -95,6 +102,15 @@ def changes(
     if defaults:
         fields["defaults"] = defaults
     return fields
+
+
+def template_fields(given: list[str] | None) -> dict[str, str] | None:
+    """Parse values for the fields of a template."""
+    pairs = [pair.partition("=") for pair in given or []]
+    for name, equals, _ in pairs:
+        if not (name and equals):
+            raise typer.BadParameter("write a field as NAME=VALUE", param_hint="--field")
+    return {name: value for name, _, value in pairs} or None
 
 
 def messages(path: Path) -> list[dict[str, str]]:

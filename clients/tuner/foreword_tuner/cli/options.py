@@ -16,10 +16,14 @@ CLIP = 1.0
 
 Data = Annotated[
     Path,
-    typer.Option(metavar="FILE", help="JSON lines with `prompt` and `completion`, or `messages`."),
+    typer.Option(
+        metavar="FILE",
+        help="Examples as JSON lines, a JSON array or CSV: `prompt` and `completion`, `messages`, "
+        "or another form that docs/tuning.md lists.",
+    ),
 ]
 Prompts = Annotated[
-    Path, typer.Option(metavar="FILE", help="JSON lines with a `prompt`, as users send them.")
+    Path, typer.Option(metavar="FILE", help="Prompts as users send them; no answers are needed.")
 ]
 Text = Annotated[
     Path, typer.Option(metavar="FILE", help="The long text that precedes every prompt today.")

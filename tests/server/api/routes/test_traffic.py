@@ -6,10 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
-from server.api.http.deps import Services
-from server.metrics import Metrics
 from tests.server.fakes import FakeEngine, push
 
 
@@ -138,44 +135,3 @@ async def test_a_key_has_a_bound(http: httpx.AsyncClient) -> None:
     by_header = await http.post("/generate?task=x", json=body, headers={"X-Traffic-Key": "k" * 257})
 
     assert (by_body.status_code, by_header.status_code) == (422, 422)
-
-
-# --- figures of versions ---
-
-
-def samples(metrics: Metrics, name: str) -> dict[tuple[str, str], float]:
-    return {
-        (sample.labels["task"], sample.labels["version"]): sample.value
-        for family in text_string_to_metric_families(metrics.render().decode())
-        for sample in family.samples
-        if sample.name == name
-    }
-
-
-async def test_every_version_has_figures_of_its_own(
-    http: httpx.AsyncClient, services: Services, engine: FakeEngine
-) -> None:
-    await split(http, {"1": 1, "2": 1})
-    for version in (1, 1, 2):
-        await http.post(
-            f"/generate?task=x&version={version}", json={"prompt": "a", "max_tokens": 5}
-        )
-
-    requests = samples(services.metrics, "foreword_version_requests_total")
-    tokens = samples(services.metrics, "foreword_version_completion_tokens_total")
-    failures = samples(services.metrics, "foreword_version_failures_total")
-    assert requests == {("x", "1"): 2, ("x", "2"): 1}
-    assert tokens == {("x", "1"): 10, ("x", "2"): 5}
-    assert failures == {("x", "1"): 0, ("x", "2"): 0}
-
-
-async def test_the_versions_used_last_have_labels(http: httpx.AsyncClient) -> None:
-    services: Services = http._transport.app.state.services  # type: ignore[attr-defined]
-    services.metrics._max_task_labels = 2
-    for seed in (1, 2, 3):
-        await push(http, "x", seed)
-    for version in (1, 2, 1, 3):
-        await http.post(f"/generate?task=x&version={version}", json={"prompt": "a"})
-
-    requests = samples(services.metrics, "foreword_version_requests_total")
-    assert requests == {("x", "1"): 2, ("x", "3"): 1}
