@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from foreword_client._version import __version__
 from foreword_client.cli import (
+    apply,
     chat,
     errors,
     generate,
@@ -102,6 +103,8 @@ def make_app() -> typer.Typer:
         residency.pin,
         residency.unpin,
         residency.evict,
+        apply.apply,
+        apply.export,
     ):
         app.command(rich_help_panel=_TASKS)(command)
     app.command(rich_help_panel=plugins.PANEL)(tasks.info)
