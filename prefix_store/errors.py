@@ -16,7 +16,7 @@ Errors of the prefix store, independent of HTTP.
     + LastAdminKey
     + VersionQuarantined
     + RequestInProgress
-    + DefinitionMismatch
+    + TrafficSplit
     + ActivationOvertaken
   x QuotaExceeded
     + StoreFull
@@ -130,10 +130,10 @@ class RequestInProgress(Conflict):
     code = "request_in_progress"
 
 
-class DefinitionMismatch(Conflict):
-    """The upload's definition contradicts its task's template or chat setting."""
+class TrafficSplit(Conflict):
+    """The definition cannot change while versions share the traffic."""
 
-    code = "definition_mismatch"
+    code = "traffic_split"
 
 
 class ActivationOvertaken(Conflict):

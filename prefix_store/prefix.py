@@ -69,3 +69,10 @@ class TextPrompt:
 
     text: str | None = None
     messages: tuple[dict[str, str], ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixOf:
+    """The stored prefix of another version of the same task."""
+
+    version: int

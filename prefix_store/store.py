@@ -10,13 +10,14 @@ from prefix_store.blobs.blobs import BlobStore
 from prefix_store.blobs.leases import BlobLease, BlobLeases
 from prefix_store.digest import Digest
 from prefix_store.errors import StorageFailure, UnknownDigest
-from prefix_store.manifest import Activation, Definition, Draft, Manifest
+from prefix_store.manifest import Activation, Draft, Manifest
 from prefix_store.registry.audit import NOBODY, Actor
 from prefix_store.registry.preconditions import (
     UNCONDITIONAL,
     Preconditions,
 )
 from prefix_store.registry.registry import Registry, ServingVersion
+from prefix_store.rollback import Condition, RollbackRule
 
 if TYPE_CHECKING:
     from prefix_store.prefix import Prefix
@@ -86,16 +87,17 @@ class PrefixStore:
         create: bool,
         by: Actor = NOBODY,
         preconditions: Preconditions = UNCONDITIONAL,
-        definition: Definition | None = None,
+        is_inherited: bool = False,
         dry_run: bool = False,
     ) -> Manifest:
         """Make a stored artifact the next version of a task.
 
-        `create` creates the task if it does not exist. A task without versions adopts the
-        `definition`. `dry_run` writes nothing and returns the manifest that a push would write.
+        `create` creates the task if it does not exist. `is_inherited`: the draft's definition is
+        the task's current one. `dry_run` writes nothing and returns the manifest that a push would
+        write.
 
         Raises `UnknownDigest`, `UnknownTask`, `InvalidName`, `PreconditionFailed`,
-        `QuotaExceeded`, `DefinitionMismatch`, `ActivationOvertaken`.
+        `QuotaExceeded`, `ActivationOvertaken`.
         """
         digest = Digest(draft.digest)
         if not self._blobs.exists(digest):
@@ -107,7 +109,7 @@ class PrefixStore:
             create=create,
             by=by,
             preconditions=preconditions,
-            definition=definition,
+            is_inherited=is_inherited,
             dry_run=dry_run,
         )
 
@@ -126,6 +128,7 @@ class PrefixStore:
         weights: Mapping[int, int],
         by: Actor = NOBODY,
         preconditions: Preconditions = UNCONDITIONAL,
+        rollback_if: RollbackRule | None = None,
     ) -> Activation:
         """Split a task's traffic between versions. Without weights the active one gets all of it.
 
@@ -133,7 +136,18 @@ class PrefixStore:
         `PreconditionFailed`.
         """
         return self.registry.set_traffic(
-            task, weights, by, preconditions, self._blobs.quarantined()
+            task, weights, by, preconditions, self._blobs.quarantined(), rollback_if
+        )
+
+    def end_split(
+        self, task: str, condition: Condition, reason: str, preconditions: Preconditions
+    ) -> Activation:
+        """Give the active version all traffic back, because the split's rule applies.
+
+        Raises `UnknownTask`, `ActivationOvertaken`, `VersionQuarantined`.
+        """
+        return self.registry.end_split(
+            task, condition, reason, preconditions, self._blobs.quarantined()
         )
 
     def activate(

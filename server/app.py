@@ -31,7 +31,7 @@ from server.api.http.assets import load_assets
 from server.api.http.body_limits import BodyLimits
 from server.api.http.deps import Services
 from server.api.http.head_limits import HeadLimits
-from server.api.http.middleware import RequestContext
+from server.api.http.middleware import HeadRequests, RequestContext
 from server.api.routes import console, generate, health, openai, residency, tasks, traffic, versions
 from server.api.routes import keys as keys_api
 from server.async_store import AsyncStore
@@ -39,9 +39,12 @@ from server.engine.background import yield_to_steps
 from server.engine.ipc.client import EngineClient
 from server.engine.ipc.messages import EngineConfig
 from server.engine.ipc.protocol import Engine
+from server.errors import EngineUnavailable
 from server.generation.grammar_check import GrammarCheck
 from server.generation.router import Router
 from server.metrics import Metrics
+from server.publishing.canary import SplitGuard
+from server.publishing.definitions import Definitions
 from server.publishing.drafts import Drafts
 from server.publishing.uploads import Uploads
 from server.publishing.verification import Verification
@@ -113,7 +116,7 @@ def create_app(
     uploads = ThreadPoolExecutor(2, "upload", yield_to_steps)
     compilers = ThreadPoolExecutor(2, "grammar", yield_to_steps)
     grammars = GrammarCheck(tokenizer, lambda: engine.info, executor=compilers)
-    metrics = _metrics(settings, store, engine, tracing)
+    metrics = _metrics(settings, store, engine, model_name, tracing)
     drafts = Drafts(
         store,
         engine,
@@ -123,6 +126,10 @@ def create_app(
         max_prefix_tokens=settings.max_prefix_tokens,
     )
     verification = Verification(engine, tokenizer, uploads)
+    definitions = Definitions(
+        store.registry, engine, grammars, verification, executor=async_store.request_executor
+    )
+    publisher = Uploads(store, engine, drafts, verification, definitions, metrics, executor=uploads)
     services = Services(
         settings=settings,
         store=async_store,
@@ -137,9 +144,11 @@ def create_app(
             grammars=grammars,
             executor=async_store.request_executor,
             max_in_flight=settings.max_num_seqs + settings.max_waiting,
+            reads_generation_config=settings.generation_config == "auto",
         ),
-        uploads=Uploads(store, engine, drafts, verification, grammars, metrics, executor=uploads),
-        grammars=grammars,
+        uploads=publisher,
+        definitions=definitions,
+        split_guard=SplitGuard(async_store, publisher, metrics),
         metrics=metrics,
         replica=replica,
         model_name=model_name,
@@ -150,9 +159,16 @@ def create_app(
 
 
 def _metrics(
-    settings: Settings, store: PrefixStore, engine: Engine, tracing: Tracing | None
+    settings: Settings, store: PrefixStore, engine: Engine, model: str, tracing: Tracing | None
 ) -> Metrics:
+    def fingerprint() -> str:
+        with contextlib.suppress(EngineUnavailable):
+            return engine.info.fingerprint
+        return ""
+
     metrics = Metrics(max_task_labels=settings.max_task_labels)
+    metrics.watch_build(_version(), model, fingerprint)
+    metrics.watch_processes(lambda: engine.pid)
     metrics.watch_engine(lambda: engine.stats, lambda: engine.num_restarts)
     metrics.watch_quarantine(lambda: len(store.quarantined()))
     metrics.watch_storage(store.outages, store.source.age_s)
@@ -190,6 +206,7 @@ def _assemble(services: Services, executors: list[Executor], tracing: Tracing | 
         [r for router in ROUTERS for r in router.routes if isinstance(r, APIRoute)],
         services.metrics,
     )
+    app.add_middleware(HeadRequests)
     app.add_middleware(
         CrossSiteGuard,
         hosts=AllowedHosts(settings.host, settings.allowed_hosts.split(",")),
@@ -219,6 +236,7 @@ async def _running(services: Services, executors: list[Executor]) -> AsyncIterat
         await services.engine.start()
         if services.settings.demo:
             await maintenance.seed_demo_tasks(services)
+        await maintenance.update_series(services)
         running = maintenance.start(services)
         yield
     finally:

@@ -7,11 +7,12 @@ import io
 import logging
 import tarfile
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import msgspec
 
 from prefix_store import formats
-from prefix_store.errors import PrefixStoreError, UnknownTask
+from prefix_store.errors import PrefixStoreError, StorageFailure, UnknownTask
 from server.api.http.deps import Services
 from server.demo.tasks import DEMO_TASKS, DemoTask
 
@@ -46,11 +47,34 @@ def start(services: Services) -> list[asyncio.Task[None]]:
 async def _run_periodically(services: Services, job: Job, interval_s: float) -> None:
     while True:
         await asyncio.sleep(interval_s)
-        await job(services)
+        try:
+            await job(services)
+        except Exception:  # a bug: one failure must not end the job for good
+            logger.exception("%s failed; the next run is in %g s", job.__name__, interval_s)
 
 
 async def _refresh_blob_health(services: Services) -> None:
     await services.store.refresh_health()
+
+
+async def update_series(services: Services) -> None:
+    """Start series of versions that became active, and end those of what was deleted."""
+    store, metrics, limit = services.store, services.metrics, services.settings.max_task_labels
+    with suppress(StorageFailure):  # an outage has metrics of its own
+        for serving in await store.activated_since(metrics.last_activation, limit):
+            metrics.expect(serving.task, serving.versions, urgent=serving.is_split)
+            metrics.last_activation = serving.seq
+        tasks, versions = set(metrics.tasks), set(metrics.versions.labels)
+        alive = await store.alive(tasks | {task for task, _ in versions})
+        metrics.end(
+            tasks - alive.keys(),
+            {(task, number) for task, number in versions if int(number) not in alive.get(task, ())},
+        )
+
+
+async def _check_splits(services: Services) -> None:
+    with suppress(StorageFailure):  # the next check is in seconds
+        await services.split_guard.check()
 
 
 async def _collect_garbage(services: Services) -> None:
@@ -72,6 +96,8 @@ async def log_audit_head(services: Services) -> None:
 
 _INTERVALS_S: dict[Job, float] = {
     _refresh_blob_health: 5.0,
+    update_series: 2.0,
+    _check_splits: 5.0,
     _collect_garbage: 3600.0,
     log_audit_head: 3600.0,
 }

@@ -17,7 +17,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from prefix_store.registry.database import Database
+from prefix_store.database.database import Database
 from tests.running_server import free_port
 
 PASSWORD = "a password that no log may show"

@@ -41,6 +41,7 @@ def test_every_setting_is_described_in_operations() -> None:
 def test_every_metric_is_described_in_operations() -> None:
     metrics = Metrics(max_task_labels=1)
     metrics.watch_engine(EngineStats, lambda: 0)
+    metrics.watch_build("0", "tiny", str)
     families = text_string_to_metric_families(metrics.render().decode())
     names = {family.name for family in families if not family.name.endswith("_created")}
 

@@ -1,20 +1,51 @@
 // Turns dropped, chosen or typed content into the body of an upload.
 
-import { tar } from "./tar.js";
+import { readText, replaced, tar } from "./tar.js";
 
+const ARTIFACT = "prefix.safetensors";
 const WEIGHTS = "adapter_model.safetensors";
 const CONFIG = "adapter_config.json";
-const OPTIONAL = ["golden.jsonl", "foreword.json", "evaluation.json"];
+const DEFINITION = "foreword.json";
+const OPTIONAL = ["golden.jsonl", DEFINITION, "evaluation.json"];
+const SAFETENSORS = "application/vnd.safetensors";
+const TAR = "application/x-tar";
+const JSON_TYPE = "application/json";
 
 /** Make `{body, type, words}` of files with their paths. Throws an `Error` that says what to do. */
 export async function ofFiles(files) {
   if (files.length === 1) return ofFile(files[0].file);
   const found = inOutermost(files);
-  if (!found.has(WEIGHTS)) throw new Error(missing(files));
-  const wanted = [CONFIG, WEIGHTS, ...OPTIONAL].filter((name) => found.has(name));
-  if (!found.has(CONFIG)) return alone(found);
+  if (found.has(ARTIFACT) && found.has(CONFIG)) throw new Error(`There are both ${ARTIFACT} and ${CONFIG}. Remove one.`);
+  if (!found.has(WEIGHTS) && !found.has(ARTIFACT)) throw new Error(missing(files));
+  if (!found.has(CONFIG) && !found.has(ARTIFACT)) return alone(found);
+  const prefix = found.has(ARTIFACT) ? [ARTIFACT] : [CONFIG, WEIGHTS];
+  const wanted = [...prefix, ...OPTIONAL].filter((name) => found.has(name));
   const body = tar(wanted.map((name) => ({ name, blob: found.get(name) })));
-  return { body, type: "application/x-tar", words: `PEFT folder: ${wanted.join(", ")}` };
+  return { body, type: TAR, words: `Folder: ${wanted.join(", ")}` };
+}
+
+/** The definition that an upload has; null if it has none. */
+export async function ownDefinition({ body, type }) {
+  if (type === SAFETENSORS) return null;
+  if (type === TAR) return parsed((await readText(body, DEFINITION)) ?? "null", DEFINITION);
+  return parsed(await body.text(), "The upload").definition ?? null;
+}
+
+/** An upload with another definition. */
+export async function asked(source, definition) {
+  const { body, type } = source;
+  if (type === JSON_TYPE) return { ...source, ...ofJson(JSON.stringify({ ...parsed(await body.text(), "The upload"), definition })) };
+  const file = { name: DEFINITION, blob: new Blob([JSON.stringify(definition)]) };
+  const packed = type === TAR ? await replaced(body, [file]) : tar([{ name: ARTIFACT, blob: body }, file]);
+  return { ...source, body: packed, type: TAR };
+}
+
+function parsed(text, name) {
+  try {
+    return JSON.parse(text);
+  } catch (error) {
+    throw new Error(`${name} is not JSON: ${error.message}`);
+  }
 }
 
 /** The weights without their config, unless that would silently leave out other files. */
@@ -26,37 +57,31 @@ function alone(found) {
 
 async function ofFile(file) {
   const name = file.name.toLowerCase();
-  if (name.endsWith(".safetensors")) return { body: file, type: "application/vnd.safetensors", words: file.name };
-  if (name.endsWith(".tar")) return { body: file, type: "application/x-tar", words: file.name };
-  if (name.endsWith(".json")) return ofJson(await file.text(), file.name);
+  if (name.endsWith(".safetensors")) return { body: file, type: SAFETENSORS, words: file.name };
+  if (name.endsWith(".tar")) return { body: file, type: TAR, words: file.name };
+  if (name.endsWith(".json")) return { ...ofJson(await file.text()), words: file.name };
   if (name.endsWith(".txt") || name.endsWith(".md")) return ofText(await file.text());
-  throw new Error(`${file.name} is not a prefix. Choose a .safetensors, a .tar, a PEFT folder, a .txt or a .json.`);
+  throw new Error(`${file.name} is not a prefix. Choose a .safetensors, a .tar, a folder from PEFT or a download, a .txt or a .json.`);
 }
 
-function ofJson(text, name) {
-  const body = new Blob([text], { type: "application/json" });
-  return { body, type: "application/json", words: name };
+function ofJson(text) {
+  return { body: new Blob([text], { type: JSON_TYPE }), type: JSON_TYPE };
 }
 
 export function ofText(text) {
   if (!text) throw new Error("Enter a text first.");
-  return { ...ofJson(JSON.stringify({ text }), "text"), words: `text of ${text.length} characters` };
+  return { ...ofJson(JSON.stringify({ text })), words: `text of ${text.length} characters` };
 }
 
 export function ofMessages(text) {
-  let messages;
-  try {
-    messages = JSON.parse(text);
-  } catch (error) {
-    throw new Error(`The messages are not JSON: ${error.message}`);
-  }
+  const messages = parsed(text, "The list of messages");
   if (!Array.isArray(messages)) throw new Error("Enter a list of messages: [{\"role\": \"system\", \"content\": \"...\"}]");
-  return { ...ofJson(JSON.stringify({ messages }), "messages"), words: `${messages.length} chat messages` };
+  return { ...ofJson(JSON.stringify({ messages })), words: `${messages.length} chat messages` };
 }
 
 /** Files of the outermost folder with an adapter: trainings keep checkpoints in subfolders. */
 function inOutermost(files) {
-  const known = files.filter(({ file }) => [WEIGHTS, CONFIG].includes(file.name));
+  const known = files.filter(({ file }) => [ARTIFACT, WEIGHTS, CONFIG].includes(file.name));
   const depth = ({ path }) => path.split("/").length;
   const top = Math.min(...known.map(depth));
   const folder = (path) => path.slice(0, path.lastIndexOf("/") + 1);

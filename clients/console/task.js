@@ -1,12 +1,13 @@
 // One task: its traffic, versions, prompt format and history.
 
 import { call, seg } from "./api.js";
+import { definitionFacts, definitionFields, settings } from "./definition.js";
 import { announce, button, h, replace } from "./dom.js";
 import { watch } from "./feed.js";
 import { ago, plural } from "./format.js";
 import { confirm, definitions, empty, problemBox } from "./parts.js";
 import { every } from "./poll.js";
-import { trafficForm } from "./traffic.js";
+import { trafficFigures, trafficForm } from "./traffic.js";
 import { updateShares, versionList } from "./versions.js";
 
 const EVERY_MS = 4000;
@@ -15,9 +16,13 @@ export function task(view, name) {
   const unread = h("div");
   const problems = h("div");
   const head = h("div");
-  const traffic = h("section", { class: "card", "aria-label": "Traffic" });
+  const split = h("div", { class: "inner" });
+  const figures = h("div", { class: "inner" });
+  const traffic = h("section", { class: "card", "aria-label": "Traffic" }, split, figures);
   const versions = h("section", { class: "card", "aria-label": "Versions" });
-  const about = h("div", { class: "columns" });
+  const asking = h("section", { class: "card", "aria-label": "Prompts" });
+  const past = h("section", { class: "card", "aria-label": "History" });
+  const about = h("div", { class: "columns" }, asking, past);
   const opened = new Set();
   const reports = new Map();
   let shown = {};
@@ -26,12 +31,13 @@ export function task(view, name) {
 
   async function load() {
     try {
-      const [found, listed] = await Promise.all([
+      const [found, listed, report] = await Promise.all([
         call("GET", `tasks/${seg(name)}`),
         call("GET", `tasks/${seg(name)}/versions`),
+        call("GET", `tasks/${seg(name)}/traffic`),
       ]);
       unread.replaceChildren();
-      if (!hasLeft) render(found, listed);
+      if (!hasLeft) render(found, listed, report);
     } catch (problem) {
       replace(unread, problemBox(problem, restart)); // the view below may be stale
       throw problem;
@@ -44,19 +50,22 @@ export function task(view, name) {
   }
 
   /** Rebuild only the parts that changed, so that a form in use keeps its input. */
-  function render(found, listed) {
+  function render(found, listed, report) {
     const part = (key, value, make) => {
       const said = JSON.stringify(value);
       if (shown[key] !== said) make();
       shown[key] = said;
     };
-    const context = { task: found, listed, act, opened, reports, render: () => ((shown.versions = ""), render(found, listed)) };
+    const again = () => ((shown.versions = ""), render(found, listed, report));
+    const context = { task: found, listed, report, act, opened, reports, render: again };
     part("task", [found.profile.description, found.active_version, found.num_versions, found.revision], () =>
       replace(head, heading(name, found.profile.description, actions(found, listed))),
     );
-    part("traffic", [found.revision, found.weights], () => replace(traffic, trafficForm(context)));
+    part("traffic", [found.revision, found.weights], () => replace(split, trafficForm(context)));
+    part("figures", report, () => replace(figures, trafficFigures(report)));
     part("versions", [listed, found.weights, found.revision], () => replace(versions, versionList(context)));
-    part("about", [found.profile, listed.history], () => replace(about, prompts(found.profile), history(listed.history)));
+    part("prompts", [found.profile, found.revision], () => replace(asking, prompts(found, act)));
+    part("history", listed.history, () => replace(past, history(listed.history)));
     updateShares(view, found);
   }
 
@@ -65,7 +74,8 @@ export function task(view, name) {
     problems.replaceChildren();
     try {
       const answer = await work();
-      announce(answer?.warning ? `${said} Warning: ${answer.warning}` : said);
+      const words = answer?.said ?? said;
+      announce(answer?.warning ? `${words} Warning: ${answer.warning}` : words);
       return answer;
     } catch (problem) {
       problems.replaceChildren(problemBox(problem));
@@ -118,30 +128,52 @@ function heading(name, description, actions) {
   );
 }
 
-function prompts(profile) {
-  const { defaults, limits } = profile;
+function prompts(task, act) {
+  const { profile } = task;
   const facts = [
-    ["Prompt", profile.chat ? "a user message of the model's chat template" : "plain text"],
-    ["Template", profile.template && h("pre", {}, profile.template)],
-    ["Defaults", listed(defaults)],
-    ["Limits", listed(limits)],
+    ...definitionFacts(profile),
+    ["Limits", settings(profile.limits)],
     ["Weight", String(profile.weight)],
     ["Golden prompts", String(profile.golden.length)],
   ];
-  return h("section", { class: "card" }, h("h2", {}, "Prompts"), definitions(facts));
+  return [h("h2", {}, "Prompts"), definitions(facts), changeForm(task, act)];
 }
 
-function listed(settings) {
-  const given = Object.entries(settings).filter(([, value]) => value !== null);
-  return given.map(([name, value]) => `${name} ${JSON.stringify(value)}`).join(", ");
+/** Template, chat and stop sequences. Where a version is active, a change makes another one. */
+function changeForm({ name, profile, active_version, revision }, act) {
+  const fields = definitionFields();
+  const { template, chat, defaults } = profile;
+  fields.show({ template, chat, defaults });
+  const effect = active_version === null
+    ? "The first version of the task will be asked like this."
+    : `Makes a new version, live at once, with the prefix of v${active_version}. Roll back to undo it.`;
+
+  async function save(event) {
+    event.preventDefault();
+    const wanted = fields.read();
+    const json = { ...wanted, defaults: { stop: wanted.defaults.stop ?? null } };
+    await act("Saved.", async () => {
+      const changed = await call("PATCH", `tasks/${seg(name)}`, { json, revision });
+      if (changed.active_version === active_version) return {};
+      return { said: `v${changed.active_version} is now live: the prefix of v${active_version}, asked in the changed way.` };
+    });
+  }
+
+  return h(
+    "details",
+    {},
+    h("summary", {}, "Change how it is asked"),
+    h("form", { on: { submit: save } }, fields.elements, h("p", { class: "hint" }, effect), h("div", { class: "buttons" }, h("button", { type: "submit", class: "primary" }, "Save"))),
+  );
 }
 
 function history(activations) {
-  const lines = activations.slice(-12).reverse().map(({ action, version, weights, at }) => {
+  const lines = activations.slice(0, 12).reverse().map(({ action, version, weights, reason, at }) => {
     const split = weights && Object.entries(weights).map(([v, weight]) => `v${v} ${weight}`).join(" : ");
     const words = { activate: `v${version} activated`, rollback: `rolled back to v${version}`, traffic: split ? `traffic ${split}` : `all traffic to v${version}` };
-    return h("li", {}, h("span", {}, words[action]), h("time", { datetime: at }, ago(at)));
+    const said = reason ? `${words[action]}: ${reason}` : words[action];
+    return h("li", {}, h("span", {}, said), h("time", { datetime: at }, ago(at)));
   });
   const list = lines.length ? h("ol", { class: "history" }, lines) : empty("Nothing yet", "Activate a version to make it live.");
-  return h("section", { class: "card" }, h("h2", {}, "History"), list);
+  return [h("h2", {}, "History"), list];
 }

@@ -1,11 +1,12 @@
 // Upload of a prefix, and the report on it.
 
 import { call, freshKey, seg, upload as send } from "./api.js";
+import { definitionFacts, definitionFields } from "./definition.js";
 import { announce, button, field, freshId, h, replace } from "./dom.js";
 import { bytes, percent, plural } from "./format.js";
 import { definitions, empty, problemBox } from "./parts.js";
 import { checks } from "./report.js";
-import { dropped, ofFiles, ofMessages, ofText, picked } from "./source.js";
+import { asked, dropped, ofFiles, ofMessages, ofText, ownDefinition, picked } from "./source.js";
 
 const EXAMPLE = '[{"role": "system", "content": "Answer in one short sentence."}]';
 const NAME = "[a-z0-9][a-z0-9_\\-]{0,62}";
@@ -84,6 +85,7 @@ function uploadForm(name) {
   };
   const sources = { files: zone.source, text: () => ofText(text.value), messages: () => ofMessages(messages.value) };
   const kinds = kindChoice(panels);
+  const ways = wayChoice(async () => (await currentOf(sources[kinds.value()])) ?? (await definitionOf(task.value)));
   const buttons = [
     h("button", { type: "submit", value: "dry" }, "Check only"),
     h("button", { type: "submit", value: "go", class: "primary" }, "Upload"),
@@ -97,6 +99,7 @@ function uploadForm(name) {
     names,
     kinds.element,
     Object.values(panels),
+    ways.element,
     h("label", { class: "check" }, activate, "Activate it right away"),
     h("div", { class: "buttons" }, buttons),
   );
@@ -107,12 +110,16 @@ function uploadForm(name) {
     task: () => task.value,
     isActive: () => activate.checked,
     idempotencyKey: () => idempotencyKey,
-    source: async () => sources[kinds.value()](),
+    async source() {
+      const source = await sources[kinds.value()]();
+      return ways.isOwn() ? source : asked(source, ways.read());
+    },
     busy: (isBusy) => buttons.forEach((one) => (one.disabled = isBusy)),
-    drop(files) {
+    async drop(files) {
       kinds.choose("files");
       renew();
-      return zone.take(files);
+      await zone.take(files);
+      await ways.refresh();
     },
   };
 }
@@ -145,6 +152,37 @@ function kindChoice(panels) {
   return { element: h("fieldset", { class: "choice", on: { change } }, h("legend", {}, "From"), labels), value, choose };
 }
 
+/** How the version is asked: as the upload says, or as the fields below say. `current` returns the
+ *  definition to begin with. */
+function wayChoice(current) {
+  const fields = definitionFields();
+  const change = h("input", { type: "checkbox", on: { change: refresh } });
+  const panel = h("div", { hidden: true }, fields.elements);
+  async function refresh() {
+    if (change.checked) fields.show(await current());
+    panel.hidden = !change.checked;
+  }
+  const hint = "Otherwise as its foreword.json says, else like the active version.";
+  const element = h("fieldset", {}, h("label", { class: "check" }, change, "Set how it is asked"), h("p", { class: "hint" }, hint), panel);
+  return { element, refresh, read: fields.read, isOwn: () => !change.checked };
+}
+
+/** The definition of a source; null if it has none, or is not chosen yet. */
+async function currentOf(source) {
+  try {
+    return await ownDefinition(await source());
+  } catch {
+    return null; // said where it is chosen, and again when it is sent
+  }
+}
+
+/** The definition of a task's active version; an empty one for a new task. */
+async function definitionOf(name) {
+  const found = name ? await call("GET", `tasks/${seg(name)}`).catch(() => null) : null;
+  const { template = null, chat = false, defaults = {} } = found?.profile ?? {};
+  return { template, chat, defaults };
+}
+
 function dropZone() {
   let source = null;
   const files = h("input", { type: "file", multiple: true, class: "unseen", tabindex: "-1", "aria-label": "Files" });
@@ -153,7 +191,7 @@ function dropZone() {
   const element = h(
     "div",
     { class: "drop" },
-    h("p", {}, "Drop a .safetensors, a .tar or a PEFT folder here"),
+    h("p", {}, "Drop a .safetensors, a .tar, or a folder from PEFT or a download here"),
     h("div", { class: "buttons" }, button("Choose a file", () => files.click()), button("Choose a folder", () => folder.click())),
     files,
     folder,
@@ -240,6 +278,7 @@ function body(answer) {
     ["Source", answer.source_format],
     ["Stored as", `${answer.dtype}, ${bytes(answer.num_bytes)}`],
     ["Digest", h("code", {}, answer.digest)],
+    ...(answer.definition ? definitionFacts(answer.definition) : []),
   ];
   return [
     answer.warning && h("p", { class: "warning", role: "alert" }, answer.warning),

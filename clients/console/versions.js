@@ -1,6 +1,7 @@
 // A task's versions, and the actions on each.
 
 import { blob, call, seg } from "./api.js";
+import { changes, definitionFacts } from "./definition.js";
 import { announce, button, h, setText } from "./dom.js";
 import { growth, speed } from "./feed.js";
 import { ago, bytes, figure, percent, plural, shortDigest } from "./format.js";
@@ -15,10 +16,11 @@ export function versionList(context) {
     "Upload a prefix to make this task usable.",
     h("a", { class: "button primary", href: `#/upload?task=${seg(task.name)}` }, "Upload a version"),
   );
-  return [h("h2", {}, "Versions"), newest.length ? newest.map((version) => article(context, version)) : none];
+  return [h("h2", {}, "Versions"), newest.length ? newest.map((version, i) => article(context, version, newest[i + 1])) : none];
 }
 
-function article(context, version) {
+/** `before`: the version that was uploaded before this one. */
+function article(context, version, before) {
   const { opened, render } = context;
   const isOpen = opened.has(version.version);
   const id = `version-${version.version}`;
@@ -35,12 +37,13 @@ function article(context, version) {
   return h(
     "article",
     { class: "version" },
-    h("div", { class: "line" }, name, badges(context, version), figures(version), activateButton(context, version)),
-    h("div", { class: "inside", id, hidden: !isOpen }, isOpen && details(context, version)),
+    h("div", { class: "line" }, name, badges(context, version, before), figures(version), activateButton(context, version)),
+    h("div", { class: "inside", id, hidden: !isOpen }, isOpen && details(context, version, before)),
   );
 }
 
-function badges({ task, listed }, version) {
+function badges({ task, listed }, version, before) {
+  const changed = changes(version, before).filter((name) => name !== "prefix");
   const weight = task.weights?.[version.version];
   return h(
     "span",
@@ -49,6 +52,7 @@ function badges({ task, listed }, version) {
     weight && badge(`weight ${weight}`, "accent"),
     residency(version.residency),
     version.pinned && badge("pinned"),
+    changed.length > 0 && badge(`other ${changed.join(", ")}`),
     listed.quarantined.includes(version.version) && badge("damaged on disk", "bad"),
     version.verification.some((check) => !check.passed) && badge("a check failed", "bad"),
   );
@@ -86,16 +90,25 @@ function activateButton({ task, listed, act }, version) {
   return button("Activate", activate, { "aria-label": `Activate v${version.version}`, "data-key": `activate-${version.version}` });
 }
 
-function details(context, version) {
+function details(context, version, before) {
+  const changed = changes(version, before);
   const facts = [
     ["Digest", h("code", {}, version.digest)],
     ["Source", `${version.source_format}, ${shortDigest(version.source_digest)}`],
     ["Uploaded", `${new Date(version.created_at).toLocaleString("en-GB")}${version.created_by ? ` with key ${version.created_by}` : ""}`],
     ["Stored as", `${version.dtype}, ${bytes(version.num_bytes)}, real tokens from position ${version.position_offset}`],
-    ["Golden prompts", version.golden.length ? String(version.golden.length) : ""],
+    ["Golden prompts", version.golden.length > 0 && version.golden.map(({ prompt, expect }) => h("div", {}, `${JSON.stringify(prompt)} → ${JSON.stringify(expect)}`))],
+    ["Evaluation", version.evaluation && evaluation(version.evaluation)],
+    ...(version.definition ? definitionFacts(version.definition) : []),
+    ["Changed", before && `${changed.join(", ") || "nothing"} since v${before.version}`],
   ];
   const report = h("div", {}, checks(context.reports.get(version.version) ?? version.verification));
   return [definitions(facts), h("h3", {}, "Verification"), report, doings(context, version, report)];
+}
+
+function evaluation({ num_examples, scores }) {
+  const listed = Object.entries(scores).map(([name, score]) => `${name} ${figure(score)}`);
+  return `${listed.join(", ")} (${plural(num_examples, "example")})`;
 }
 
 function doings({ task, act, reports }, version, report) {

@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from prefix_store import artifact
+from prefix_store.definition import Definition, Evaluation, GoldenPrompt
 from prefix_store.digest import Digest
 from prefix_store.errors import InvalidArtifact, UnsupportedMediaType
 from prefix_store.formats import peft, sidecars, tar, text
-from prefix_store.formats.names import ARTIFACT, DEFINITION, KNOWN, PEFT_CONFIG, PEFT_WEIGHTS
-from prefix_store.manifest import Definition, Evaluation, GoldenPrompt
-from prefix_store.prefix import BaseModelSpec, Prefix, SoftPrompt, TextPrompt
+from prefix_store.formats.names import ARTIFACT, KNOWN, PEFT_CONFIG, PEFT_WEIGHTS
+from prefix_store.manifest import Draft
+from prefix_store.prefix import BaseModelSpec, Prefix, PrefixOf, SoftPrompt, TextPrompt
 from prefix_store.safetensors_gate import read_tensors
 
-Source = Prefix | SoftPrompt | TextPrompt
+Source = Prefix | SoftPrompt | TextPrompt | PrefixOf
 
 SAFETENSORS = "application/vnd.safetensors"
 OCTET_STREAM = "application/octet-stream"
@@ -29,10 +30,12 @@ class Upload:
     """A parsed upload."""
 
     source: Source
-    """A prefix that fits the base model, or what one forward turns into a prefix."""
+    """A prefix that fits the base model, what one forward turns into a prefix, or the version
+    whose prefix is used again."""
     digest: Digest
     """Digest of the uploaded bytes."""
-    golden: tuple[GoldenPrompt, ...] = ()
+    golden: tuple[GoldenPrompt, ...] | None = ()
+    """None: those of the version whose prefix is used again."""
     evaluation: Evaluation | None = None
     definition: Definition | None = None
 
@@ -48,8 +51,8 @@ def read(data: bytes, media_type: str, base: BaseModelSpec, *, max_prefix_tokens
         raise InvalidArtifact("the body is empty")
     digest = Digest.of(data)
     if kind == JSON:
-        prompt, golden = text.read(data)
-        return Upload(prompt, digest, golden)
+        body = text.read(data)
+        return Upload(body.source(), digest, body.golden, body.evaluation, body.definition)
     if kind in TAR or (kind == OCTET_STREAM and tar.is_tar(data)):
         return _read_tar(data, digest, base, max_prefix_tokens)
     source = _read_safetensors(data, digest, base, max_prefix_tokens)
@@ -64,14 +67,17 @@ def check_media_type(media_type: str) -> str:
     return kind
 
 
-def write_tar(artifact_bytes: bytes, definition: Definition) -> bytes:
-    """Write a tar of an artifact and its definition, which `read` accepts."""
-    return tar.write({ARTIFACT: artifact_bytes, DEFINITION: sidecars.write(definition)})
+def write_tar(artifact_bytes: bytes, draft: Draft) -> bytes:
+    """Write a tar of a version's artifact and the files that describe it, which `read` accepts."""
+    return tar.write({ARTIFACT: artifact_bytes} | sidecars.write(draft))
 
 
-def write_peft(prefix: Prefix, base: BaseModelSpec, definition: Definition) -> bytes:
-    """Write a tar of a PEFT directory and the definition. Raises `IncompatiblePrefix`."""
-    return tar.write(peft.write(prefix, base) | {DEFINITION: sidecars.write(definition)})
+def write_peft(prefix: Prefix, base: BaseModelSpec, draft: Draft) -> bytes:
+    """Write a tar of a PEFT directory and the files that describe a version.
+
+    Raises `IncompatiblePrefix`.
+    """
+    return tar.write(peft.write(prefix, base) | sidecars.write(draft))
 
 
 def _read_tar(data: bytes, digest: Digest, base: BaseModelSpec, max_prefix_tokens: int) -> Upload:
@@ -83,7 +89,7 @@ def _read_tar(data: bytes, digest: Digest, base: BaseModelSpec, max_prefix_token
         )
     source: Source
     if ARTIFACT in files:
-        source = artifact.load(files[ARTIFACT], base, max_prefix_tokens=max_prefix_tokens)
+        source = _read_safetensors(files[ARTIFACT], digest, base, max_prefix_tokens)
     else:
         files = archive.files(frozenset((PEFT_CONFIG, PEFT_WEIGHTS)))
         source = peft.read_files(files, base, max_prefix_tokens=max_prefix_tokens, source=digest)
@@ -92,7 +98,7 @@ def _read_tar(data: bytes, digest: Digest, base: BaseModelSpec, max_prefix_token
         digest,
         golden=sidecars.read_golden(archive),
         evaluation=sidecars.read_evaluation(archive),
-        definition=sidecars.read_definition(archive),
+        definition=sidecars.read_definition(archive, base),
     )
 
 

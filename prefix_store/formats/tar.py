@@ -26,6 +26,7 @@ _GNU_NAME, _PAX, _PAX_GLOBAL = b"L", b"x", b"g"
 _OCTAL = re.compile(rb"[0-7]{1,12}")
 _RECORD = re.compile(rb"([1-9][0-9]{0,5}) ([^=\n]{1,256})=")
 _PICKLE = re.compile(r".*\.(bin|pt|pth|ckpt|pkl|pickle)", re.IGNORECASE | re.DOTALL)
+_WEIGHTS_SUFFIX = ".safetensors"
 _REFUSED_RECORDS = (b"size", b"linkpath", b"GNU.sparse.")
 
 
@@ -49,21 +50,36 @@ class Archive:
     def __init__(self, data: bytes, known: frozenset[str]) -> None:
         """Parse all headers once, and skip files with other names.
 
-        Raises `InvalidArtifact` for damaged archives, links, devices, sparse files, and names that
-        leave the archive or appear twice in a folder; `UnsupportedFormat` for pickles.
+        Pickles are skipped next to known safetensors files: transformers' Trainer saves
+        `training_args.bin` and optimizer states. Raises `InvalidArtifact` for damaged archives,
+        links, devices, sparse files, and names that leave the archive or appear twice in a folder;
+        `UnsupportedFormat` if there are pickles, and no known safetensors file.
         """
         if not is_tar(data):
             raise InvalidArtifact(f"this is {name_foreign(data) or 'not a tar file'}")
         self._data = data
         self._folders: dict[str, dict[str, _Member]] = {}
+        pickle: _Member | None = None
         for member in _members(data):
             _check(member)
+            if pickle is None and member.kind != _FOLDER and _PICKLE.fullmatch(member.name):
+                pickle = member
             if member.kind == _FOLDER or member.name not in known or "/" in member.folder:
                 continue
             files = self._folders.setdefault(member.folder, {})
             if member.name in files:
                 raise InvalidArtifact(f"{member.name} appears twice")
             files[member.name] = member
+        if pickle is not None and not self._has_weights():
+            raise UnsupportedFormat(
+                f"{shown(pickle.name)} is a pickle, which is never loaded: remove it, and save "
+                "with safe_serialization=True"
+            )
+
+    def _has_weights(self) -> bool:
+        return any(
+            name.endswith(_WEIGHTS_SUFFIX) for files in self._folders.values() for name in files
+        )
 
     def files(self, wanted: frozenset[str]) -> dict[str, bytes]:
         """Return the wanted files by name, from the outermost folder that has any of them.
@@ -99,11 +115,6 @@ def write(files: Mapping[str, bytes]) -> bytes:
 def _check(member: _Member) -> None:
     if member.kind not in (_FILE, _OLD_FILE, _FOLDER):
         raise InvalidArtifact(f"{shown(member.name)} is a link, a device or a sparse file")
-    if member.kind != _FOLDER and _PICKLE.fullmatch(member.name):
-        raise UnsupportedFormat(
-            f"{shown(member.name)} is a pickle, which is never loaded: remove it, and save with "
-            "safe_serialization=True"
-        )
 
 
 def _members(data: bytes) -> Iterator[_Member]:

@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from prefix_store.registry.schema import metadata
+from prefix_store.database.schema import metadata
 
 context.configure(
     connection=context.config.attributes["connection"],

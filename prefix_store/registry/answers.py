@@ -8,10 +8,10 @@ from typing import TypeVar
 from sqlalchemy import Connection, delete, insert, select
 from sqlalchemy.exc import IntegrityError
 
+from prefix_store.database.schema import answers
 from prefix_store.errors import IdempotencyMismatch, RequestInProgress
 from prefix_store.registry import rows
 from prefix_store.registry.preconditions import IdempotentRequest, Preconditions
-from prefix_store.registry.schema import answers
 
 T = TypeVar("T")
 

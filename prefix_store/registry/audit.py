@@ -11,11 +11,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Connection, insert, select, true, update
 
+from prefix_store.database.database import Database
+from prefix_store.database.schema import audit, audit_head
 from prefix_store.digest import Digest
 from prefix_store.errors import StorageFailure
 from prefix_store.registry import rows
-from prefix_store.registry.database import Database
-from prefix_store.registry.schema import audit, audit_head
 
 Action = Literal[
     "create_task",
@@ -26,6 +26,10 @@ Action = Literal[
     "delete_version",
     "activate",
     "rollback",
+    "rollback_error_rate",
+    "rollback_first_token_p95",
+    "rollback_total_p95",
+    "rollback_golden",
     "set_traffic",
     "pin",
     "unpin",

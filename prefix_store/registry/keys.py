@@ -21,11 +21,11 @@ from uuid import uuid4
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from sqlalchemy import Connection, Row, insert, select, update
 
+from prefix_store.database.database import Database
+from prefix_store.database.schema import keys
 from prefix_store.errors import LastAdminKey, StorageFailure, UnknownKey
 from prefix_store.registry import audit, rows
 from prefix_store.registry.audit import NOBODY, Actor
-from prefix_store.registry.database import Database
-from prefix_store.registry.schema import keys
 
 Scope = Literal["generate", "read", "write", "promote", "delete", "admin"]
 Glob = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_*?-]{1,63}$")]

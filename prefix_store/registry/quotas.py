@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, func, select
 
+from prefix_store.database.schema import tasks, versions
 from prefix_store.errors import QuotaExceeded, StoreFull
-from prefix_store.registry.schema import tasks, versions
 
 
 @dataclass(frozen=True, slots=True)

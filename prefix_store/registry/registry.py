@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
-from sqlalchemy import Connection, or_, select
+from sqlalchemy import Connection, Row, or_, select
 
+from prefix_store.database.schema import tasks, versions
 from prefix_store.digest import Digest
 from prefix_store.errors import (
+    ActivationOvertaken,
     NothingActive,
     UnknownTask,
     UnknownVersion,
     VersionActive,
 )
-from prefix_store.manifest import Definition, Draft, Manifest, Profile
+from prefix_store.manifest import Draft, Manifest, Profile
 from prefix_store.reference import check_task_name
-from prefix_store.registry import answers, audit, rows, traffic
+from prefix_store.registry import answers, audit, definitions, rows, traffic
 from prefix_store.registry.activations import ActivationRegistry
 from prefix_store.registry.audit import NOBODY, Actor
 from prefix_store.registry.preconditions import (
@@ -24,14 +27,15 @@ from prefix_store.registry.preconditions import (
     IdempotentRequest,
     Preconditions,
 )
-from prefix_store.registry.schema import versions
-from prefix_store.registry.tasks import write_profile
 from prefix_store.registry.traffic import choose
 
 
 @dataclass(frozen=True, slots=True)
 class ServingVersion:
-    """The version that serves a request, and its task's profile."""
+    """The version that serves a request, and its task's profile.
+
+    The request is built by the version's definition; limits and weight are the profile's.
+    """
 
     manifest: Manifest
     profile: Profile
@@ -54,15 +58,15 @@ class Registry(ActivationRegistry):
         create: bool,
         by: Actor = NOBODY,
         preconditions: Preconditions = UNCONDITIONAL,
-        definition: Definition | None = None,
+        is_inherited: bool = False,
         dry_run: bool = False,
     ) -> Manifest:
         """Add a draft as the task's next version, in one transaction.
 
-        `create` creates a missing task with an empty profile. A task without versions adopts the
-        `definition`. `dry_run` rolls everything back at the end. Raises `UnknownTask`,
-        `InvalidName`, `PreconditionFailed`, `QuotaExceeded`, `DefinitionMismatch`,
-        `ActivationOvertaken`.
+        `create` creates a missing task with an empty profile. `is_inherited`: the draft has the
+        task's current definition, and may be activated only while that is current. `dry_run` rolls
+        everything back at the end. Raises `UnknownTask`, `InvalidName`, `PreconditionFailed`,
+        `QuotaExceeded`, `ActivationOvertaken`.
         """
         if create:
             check_task_name(task)
@@ -74,8 +78,8 @@ class Registry(ActivationRegistry):
             ):
                 self._quotas.check_tasks(connection)
             row = rows.lock(connection, task, preconditions)
-            if definition is not None:
-                _adopt(connection, task, definition, by)
+            if activate and is_inherited:
+                _check_current(connection, task, draft)
             number = rows.next_number(connection, task)
             manifest = draft.as_version(task, number, at=rows.now(), by=by.key)
             rows.add(connection, manifest)
@@ -101,13 +105,14 @@ class Registry(ActivationRegistry):
     def list_versions(self, task: str) -> list[Manifest]:
         """Return a task's versions by number. Raises `UnknownTask`."""
         query = (
-            select(versions.c.manifest)
+            select(versions.c.manifest, versions.c.definition, tasks.c.profile)
+            .join(tasks, tasks.c.name == versions.c.task)
             .where(versions.c.task == task, versions.c.deleted_at.is_(None))
             .order_by(versions.c.number)
         )
         with self._read() as connection:
             rows.read_task(connection, task)
-            return [Manifest.model_validate_json(text) for text in connection.scalars(query)]
+            return [definitions.as_manifest(row) for row in connection.execute(query)]
 
     def delete_version(
         self,
@@ -159,12 +164,23 @@ class Registry(ActivationRegistry):
             self._quotas.check_bytes(connection, num_bytes)
 
     def resolve(self, task: str, version: int | None = None, key: str = "") -> Manifest:
-        """Return the version that serves a request, in one query, as every request needs it.
+        """Return the version that serves a request.
 
         If the traffic is split, requests with the same key get the same version.
 
         Raises `UnknownTask`, `UnknownVersion`, `NothingActive`.
         """
+        return definitions.as_manifest(self._resolved(task, version, key))
+
+    def serving_version(self, task: str, version: int | None, key: str) -> ServingVersion:
+        """Return what `resolve` finds, with the task's profile."""
+        row = self._resolved(task, version, key)
+        return ServingVersion(
+            definitions.as_manifest(row), Profile.model_validate_json(row.profile)
+        )
+
+    def _resolved(self, task: str, version: int | None, key: str) -> Row[*tuple[Any, ...]]:
+        """Find the version in one query, as every request needs it."""
         rows.check_known_name(task)
         if version is not None:
             rows.check_known_number(task, version)
@@ -175,16 +191,12 @@ class Registry(ActivationRegistry):
         alive = {row.number: row for row in found if row.manifest is not None}
         if len(alive) > 1:
             weights = {number: row.weight for number, row in alive.items()}
-            return Manifest.model_validate_json(alive[choose(weights, task, key)].manifest)
+            return alive[choose(weights, task, key)]
         for row in alive.values():
-            return Manifest.model_validate_json(row.manifest)
+            return row
         if version is None:
             raise NothingActive(f"{task} has no active version")
         raise UnknownVersion(f"{task} has no version {version}")
-
-    def serving_version(self, task: str, version: int | None, key: str) -> ServingVersion:
-        """Return what `resolve` finds, with the task's profile."""
-        return ServingVersion(self.resolve(task, version, key), self.get_task(task).profile)
 
     def check(self) -> None:
         """Raise `StorageFailure` if requests cannot be resolved."""
@@ -227,9 +239,10 @@ class Registry(ActivationRegistry):
             return answers.forget(connection, older_than_s)
 
 
-def _adopt(connection: Connection, task: str, definition: Definition, by: Actor) -> None:
-    """Let a task adopt a definition. Raises `DefinitionMismatch`."""
-    found = rows.read_task(connection, task)
-    profile = definition.adopted_by(found)
-    if profile != found.profile:
-        write_profile(connection, task, profile, by)
+def _check_current(connection: Connection, task: str, draft: Draft) -> None:
+    """Raise `ActivationOvertaken` if the draft's definition is not the task's any more."""
+    current = rows.read_task(connection, task).profile.definition_fields
+    if draft.definition.definition_fields != current:
+        raise ActivationOvertaken(
+            f"the definition of {task} was changed while this request was running: send it again"
+        )

@@ -16,13 +16,13 @@ from threading import Event, Lock, Thread
 
 from sqlalchemy import Connection, select
 
+from prefix_store.database.schema import activations, tasks, versions
 from prefix_store.errors import NothingActive, StorageFailure, UnknownTask, UnknownVersion
-from prefix_store.manifest import Manifest, Profile
-from prefix_store.registry import audit, rows, traffic
+from prefix_store.manifest import Profile
+from prefix_store.registry import audit, definitions, rows, traffic
 from prefix_store.registry.audit import Head
 from prefix_store.registry.keys import Found, read_keys
 from prefix_store.registry.registry import Registry, ServingVersion
-from prefix_store.registry.schema import activations, tasks, versions
 
 logger = logging.getLogger(__name__)
 
@@ -38,13 +38,14 @@ _STOP_TIMEOUT_S = 2.0
 class ReplicaTask:
     """A task, its versions, and the traffic weights of requests that name no version.
 
-    Profile and manifests stay JSON until they are needed, so that one that this server cannot parse
-    does not affect other tasks.
+    Profile, manifests and definitions stay JSON until they are needed, so that one that this server
+    cannot parse does not affect other tasks.
     """
 
     profile: str
     weights: Mapping[int, int]
-    manifests: Mapping[int, str]
+    versions: Mapping[int, tuple[str, str | None]]
+    """Manifest and definition by version; see `definitions.parse`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,10 +168,11 @@ def _serving_version(
         if not found.weights:
             raise NothingActive(f"{task} has no active version")
         version = traffic.choose(found.weights, task, key)
-    if version not in found.manifests:
+    if version not in found.versions:
         raise UnknownVersion(f"{task} has no version {version}")
+    manifest, definition = found.versions[version]
     return ServingVersion(
-        Manifest.model_validate_json(found.manifests[version]),
+        definitions.parse(manifest, definition, found.profile),
         Profile.model_validate_json(found.profile),
     )
 
@@ -195,14 +197,14 @@ def _read_tasks(connection: Connection, names: frozenset[str] | None) -> dict[st
         versions_query = versions_query.where(versions.c.task.in_(names))
     found = connection.execute(tasks_query).all()
     split = traffic.read(connection, [row.active_seq for row in found if row.active_seq])
-    manifests: dict[str, dict[int, str]] = defaultdict(dict)
+    by_number: dict[str, dict[int, tuple[str, str | None]]] = defaultdict(dict)
     for row in connection.execute(versions_query):
-        manifests[row.task][row.number] = row.manifest
+        by_number[row.task][row.number] = row.manifest, row.definition
     return {
         row.name: ReplicaTask(
             row.profile,
             split.get(row.active_seq) or ({} if row.version is None else {row.version: 1}),
-            manifests[row.name],
+            by_number[row.name],
         )
         for row in found
     }
@@ -213,6 +215,6 @@ _TASKS = (
     .outerjoin(activations, activations.c.seq == tasks.c.active_seq)
     .where(tasks.c.deleted_at.is_(None))
 )
-_VERSIONS = select(versions.c.task, versions.c.number, versions.c.manifest).where(
-    versions.c.deleted_at.is_(None)
-)
+_VERSIONS = select(
+    versions.c.task, versions.c.number, versions.c.manifest, versions.c.definition
+).where(versions.c.deleted_at.is_(None))

@@ -21,6 +21,8 @@ from sqlalchemy import (
     update,
 )
 
+from prefix_store.database.schema import activations, tasks, traffic, versions
+from prefix_store.definition import Definition
 from prefix_store.digest import Digest
 from prefix_store.errors import (
     ActivationOvertaken,
@@ -31,13 +33,21 @@ from prefix_store.errors import (
 )
 from prefix_store.manifest import Activation, Manifest, Profile, Task
 from prefix_store.reference import MAX_VERSION, is_task_name
+from prefix_store.registry import definitions
 from prefix_store.registry.preconditions import Preconditions
-from prefix_store.registry.schema import activations, tasks, traffic, versions
+from prefix_store.rollback import RollbackRule
 
 _ASKED = bindparam("number", type_=Integer)
 _NUMBER = func.coalesce(_ASKED, traffic.c.version, activations.c.version)
 RESOLVED = (
-    select(tasks.c.active_seq, versions.c.manifest, versions.c.number, traffic.c.weight)
+    select(
+        tasks.c.active_seq,
+        tasks.c.profile,
+        versions.c.manifest,
+        versions.c.definition,
+        versions.c.number,
+        traffic.c.weight,
+    )
     .outerjoin(activations, activations.c.seq == tasks.c.active_seq)
     .outerjoin(traffic, (traffic.c.seq == tasks.c.active_seq) & _ASKED.is_(None))
     .outerjoin(
@@ -57,9 +67,13 @@ _NUM_VERSIONS = (
     .where(versions.c.task == tasks.c.name, versions.c.deleted_at.is_(None))
     .scalar_subquery()
 )
+_ACTIVE = versions.alias("active")
 TASKS = (
-    select(tasks, activations.c.version, _NUM_VERSIONS.label("num_versions"))
+    select(tasks, activations.c.version, _ACTIVE.c.definition, _NUM_VERSIONS.label("num_versions"))
     .outerjoin(activations, activations.c.seq == tasks.c.active_seq)
+    .outerjoin(
+        _ACTIVE, (_ACTIVE.c.task == tasks.c.name) & (_ACTIVE.c.number == activations.c.version)
+    )
     .where(tasks.c.deleted_at.is_(None))
 )
 
@@ -173,7 +187,8 @@ def add(connection: Connection, manifest: Manifest) -> None:
         insert(versions).values(
             task=manifest.task,
             number=manifest.version,
-            manifest=manifest.model_dump_json(),
+            manifest=manifest.model_dump_json(exclude={"definition"}),
+            definition=definitions.to_json(manifest.definition),
             digest=manifest.digest,
             num_bytes=manifest.num_bytes,
             created_at=manifest.created_at,
@@ -234,20 +249,33 @@ def set_active(
     *,
     parent: int | None,
     by: str | None,
+    rollback_if: RollbackRule | None = None,
+    reason: str | None = None,
 ) -> Activation:
-    """Make a version the active one and record the activation."""
+    """Make a version the active one, record the activation, and copy its definition to the task's
+    profile, from which servers up to 0.1.1 read it."""
+    definitions.fill_in(connection, task)
     values = {"task": task, "version": version, "action": action, "parent": parent, "by": by}
+    values["rollback_if"] = None if rollback_if is None else rollback_if.model_dump_json()
+    values["reason"] = reason
     row = connection.execute(
         insert(activations).values(at=now(), **values).returning(activations)
     ).one()
-    change(connection, task, active_seq=row.seq)
+    profile = _stored_profile(connection, task)
+    shown = profile.model_copy(update=definitions.read(connection, task, version).definition_fields)
+    changes = {} if shown == profile else {"profile": profile_json(shown)}
+    change(connection, task, active_seq=row.seq, **changes)
     return as_activation(row)
 
 
 def as_task(row: Row[Any]) -> Task:
+    profile = Profile.model_validate_json(row.profile)
+    if row.definition is not None:  # the stored profile has a copy, for servers up to 0.1.1
+        definition = Definition.model_validate_json(row.definition)
+        profile = profile.model_copy(update=definition.definition_fields)
     return Task(
         name=row.name,
-        profile=Profile.model_validate_json(row.profile),
+        profile=profile,
         active_version=row.version,
         num_versions=row.num_versions,
         revision=row.revision,
@@ -257,9 +285,22 @@ def as_task(row: Row[Any]) -> Task:
 
 
 def as_activation(row: Row[Any], weights: dict[int, int] | None = None) -> Activation:
+    rule = row.rollback_if and RollbackRule.model_validate_json(row.rollback_if)
     return Activation(
-        seq=row.seq, version=row.version, action=row.action, weights=weights, at=row.at, by=row.by
+        seq=row.seq,
+        version=row.version,
+        action=row.action,
+        weights=weights,
+        rollback_if=rule,
+        reason=row.reason,
+        at=row.at,
+        by=row.by,
     )
+
+
+def _stored_profile(connection: Connection, task: str) -> Profile:
+    text = connection.scalar(select(tasks.c.profile).where(tasks.c.name == task))
+    return Profile.model_validate_json(text or "")
 
 
 def _is_alive(connection: Connection, task: str, number: int) -> bool:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Row, select
 
+from prefix_store.database.database import Database
+from prefix_store.database.schema import tasks
 from prefix_store.digest import Digest
-from prefix_store.errors import TaskExists
-from prefix_store.manifest import Profile, Task
+from prefix_store.errors import ActivationOvertaken, TaskExists, TrafficSplit
+from prefix_store.manifest import Draft, Profile, Task
 from prefix_store.reference import check_task_name
-from prefix_store.registry import answers, audit, rows
+from prefix_store.registry import answers, audit, definitions, rows, traffic
 from prefix_store.registry.audit import NOBODY, Actor
-from prefix_store.registry.database import Database
 from prefix_store.registry.preconditions import UNCONDITIONAL, Preconditions
 from prefix_store.registry.quotas import Quotas
-from prefix_store.registry.schema import tasks
 
 
 class TaskRegistry:
@@ -60,12 +61,37 @@ class TaskRegistry:
         profile: Profile,
         preconditions: Preconditions = UNCONDITIONAL,
         by: Actor = NOBODY,
+        redefined: Draft | None = None,
     ) -> Task:
-        """Replace a task's profile. Raises `UnknownTask`, `PreconditionFailed`."""
+        """Replace a task's profile.
+
+        `redefined` is the active version with the profile's definition. It becomes the task's next
+        version, and active, in the same transaction.
+
+        Raises `UnknownTask`, `PreconditionFailed`, `QuotaExceeded`, `TrafficSplit`, and
+        `ActivationOvertaken` if the definition differs from the active version's without it.
+        """
         with self._write() as connection:
-            rows.lock(connection, name, preconditions)
-            write_profile(connection, name, profile, by)
+            row = rows.lock(connection, name, preconditions)
+            if redefined is not None:
+                self._redefine(connection, row, redefined, by)
+            _check_definition(connection, name, profile)
+            _write_profile(connection, name, profile, by)
             return rows.read_task(connection, name)
+
+    def _redefine(self, connection: Connection, task: Row[Any], draft: Draft, by: Actor) -> None:
+        name, active = task.name, task.active_seq
+        if traffic.read(connection, [active]):
+            raise TrafficSplit(
+                f"the traffic of {name} is split between versions: upload a version with the new "
+                "definition, or end the split first"
+            )
+        number = rows.next_number(connection, name)
+        rows.add(connection, draft.as_version(name, number, at=rows.now(), by=by.key))
+        self._quotas.check_versions(connection, name)
+        rows.set_active(connection, name, number, "activate", parent=active, by=by.key)
+        digest = Digest(draft.digest)
+        audit.append(connection, by, "push_and_activate", task=name, version=number, digest=digest)
 
     def get_task(self, name: str) -> Task:
         """Return a task. Raises `UnknownTask`."""
@@ -95,8 +121,19 @@ class TaskRegistry:
             answers.keep(connection, preconditions, None)
 
 
-def write_profile(connection: Connection, task: str, profile: Profile, by: Actor) -> None:
+def _check_definition(connection: Connection, task: str, profile: Profile) -> None:
+    """Raise `ActivationOvertaken` if a profile is not that of the task's active version."""
+    found = rows.read_task(connection, task)
+    is_other = found.profile.definition_fields != profile.definition_fields
+    if found.active_version is not None and is_other:
+        raise ActivationOvertaken(
+            f"the definition of {task} was changed while this request was running: send it again"
+        )
+
+
+def _write_profile(connection: Connection, task: str, profile: Profile, by: Actor) -> None:
     """Write a task's profile and an audit row."""
+    definitions.fill_in(connection, task)
     text = rows.profile_json(profile)
     rows.change(connection, task, profile=text)
     audit.append(connection, by, "set_profile", task=task, digest=Digest.of(text.encode()))

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefix_store.manifest import Defaults, Message, Profile
+from prefix_store.definition import Defaults, Message
+from prefix_store.manifest import Profile
 
 TUNED_FOR = "sha256:7d6cbd88e1b1e631e4b5699087afb17bd6f23a1898c7ba8040b68b725a691ef9"
 """The fingerprint of the default model."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prefix_store.manifest import Defaults
+from prefix_store.definition import Defaults
 from prefix_store.sampling import Rank
 from server.engine import grammar
 from server.engine.grammar import GrammarError
@@ -16,6 +16,15 @@ _FIELDS = ("response_format", "regex", "choice", "rank")
 _OBJECT: dict[str, Any] = {"type": "object"}
 _MEMBERS_OF_JSON_SCHEMA = {"name", "description", "strict", "schema"}
 """`strict` changes nothing: every schema is followed exactly."""
+_FORMATS = {
+    "date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "unknown", "uri",
+    "uuid",
+}  # fmt: skip
+"""Values of `format` that the compiler follows. It refuses all others."""
+_NAMED_SCHEMAS = {"$defs", "definitions", "dependentSchemas", "patternProperties", "properties"}
+"""Keywords whose value has schemas by name."""
+_VALUES = {"const", "enum"}
+"""Keywords whose value is no schema."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +42,7 @@ class Constraint:
         """The grammar for the engine; None for any text or a ranking. Raises `InvalidGrammar`."""
         try:
             if self.json_schema is not None:
-                return grammar.from_json_schema(self.json_schema)
+                return grammar.from_json_schema(_without_unknown_formats(self.json_schema))
             if self.regex is not None:
                 return grammar.from_regex(self.regex)
             return grammar.from_texts(self.choice) if self.choice else None
@@ -67,7 +76,7 @@ def of_fields(given: Mapping[str, Any]) -> Constraint | None:
     return None
 
 
-def of_profile(defaults: Defaults) -> Constraint:
+def of_defaults(defaults: Defaults) -> Constraint:
     """The constraint of a task's answers where a request has none."""
     return of_fields(dict(defaults)) or ANYTHING
 
@@ -105,6 +114,28 @@ def _schema_of(members: Mapping[str, Any]) -> dict[str, Any] | None:
     else:
         return None
     return schema if isinstance(schema, dict) else None
+
+
+def _without_unknown_formats(schema: Any) -> Any:
+    """A copy of a schema in which every `format` is one that the compiler knows. By JSON Schema, an
+    unknown one is an annotation, which limits nothing."""
+    if isinstance(schema, list):
+        return [_without_unknown_formats(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        keyword: _with_known_formats(keyword, value)
+        for keyword, value in schema.items()
+        if keyword != "format" or not isinstance(value, str) or value in _FORMATS
+    }
+
+
+def _with_known_formats(keyword: str, value: Any) -> Any:
+    if keyword in _VALUES:
+        return value
+    if keyword in _NAMED_SCHEMAS and isinstance(value, dict):
+        return {name: _without_unknown_formats(schema) for name, schema in value.items()}
+    return _without_unknown_formats(value)
 
 
 def _distinct(name: str, texts: list[str] | tuple[str, ...]) -> tuple[str, ...]:

@@ -1,16 +1,17 @@
-"""From a request and its task's profile to token ids and sampling parameters."""
+"""From a request and its version's definition to token ids and sampling parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from prefix_store.manifest import Profile, PromptFormat
+from prefix_store.definition import Definition, PromptFormat
+from prefix_store.manifest import Profile
 from prefix_store.sampling import Rank
 from server.engine.ipc.messages import EngineInfo
 from server.engine.params import BASE_MODEL, SamplingParams, SchedulingParams
 from server.errors import InvalidRequest, NotAChat, PromptTooLong, TemplateMismatch
-from server.generation.constraint import Constraint, of_profile
+from server.generation.constraint import Constraint, of_defaults
 from server.generation.ranking import Candidates
 from server.generation.sampling import RequestOptions, sampling_params, seed_of
 from server.text import template
@@ -22,7 +23,7 @@ DEFAULT_MAX_TOKENS = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateParams:
-    """One request. What is None comes from the task's profile, then from the server."""
+    """One request. What is None comes from the version's definition, then from the server."""
 
     prompt: str | list[int] | None = None
     messages: list[dict[str, str]] | None = None
@@ -39,25 +40,30 @@ class GenerateParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptContext:
-    """What comes before a prompt, and applies to it: a version's prefix and its task's profile."""
+    """What comes before a prompt, and applies to it: a version and its task's profile."""
 
     is_base: bool = False
     """No task: a prompt is plain text, and messages are a chat with the base model."""
     num_prefix_tokens: int = 0
-    prompt_format: PromptFormat = field(default_factory=PromptFormat)
+    definition: Definition = field(default_factory=Definition)
     profile: Profile = field(default_factory=Profile)
+    """Limits and weight; the definition's fields in it may be those of another version."""
     queue: int = BASE_MODEL
+
+    @property
+    def prompt_format(self) -> PromptFormat:
+        return self.definition.prompt_format
 
     @property
     def is_chat(self) -> bool:
         """Whether a plain prompt is one user message. True for every prefix computed from messages,
         because only a further message can follow it."""
-        return self.profile.chat or self.prompt_format.messages is not None
+        return self.definition.chat or self.prompt_format.messages is not None
 
     @property
     def takes_conversations(self) -> bool:
         """Whether `messages` may be any conversation. A template takes only one prompt."""
-        return self.is_base or (self.is_chat and self.profile.template is None)
+        return self.is_base or (self.is_chat and self.definition.template is None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +93,10 @@ def prepare(
     """
     token_ids = _prompt_ids(params, context, tokenizer, info)
     check_vocabulary(map(int, params.options.logit_bias or ()), info)
-    constraint = params.constraint or of_profile(context.profile.defaults)
+    constraint = params.constraint or of_defaults(context.definition.defaults)
     if constraint.rank is not None:
         return _ranked(params, context, constraint.rank, token_ids, tokenizer=tokenizer, info=info)
-    options, defaults = params.options, context.profile.defaults
+    options, defaults = params.options, context.definition.defaults
     max_tokens = _max_tokens(params, context, len(token_ids), info.max_model_len)
     min_tokens = options.min_tokens or 0
     if min_tokens > max_tokens:
@@ -130,7 +136,7 @@ def prepare_all(
     prepared: list[EngineRequest] = []
     for i, one in enumerate(params):
         if i and _without_seed(one) == _without_seed(params[i - 1]):
-            seed = seed_of(one.options, context.profile.defaults)
+            seed = seed_of(one.options, context.definition.defaults)
             sampling = replace(prepared[-1].sampling, seed=seed)
             prepared.append(replace(prepared[-1], sampling=sampling))
         else:
@@ -140,17 +146,6 @@ def prepare_all(
 
 def _without_seed(params: GenerateParams) -> GenerateParams:
     return replace(params, options=params.options.options(seed=None))
-
-
-def check_profile(profile: Profile) -> str | None:
-    """Check a profile, and return the grammar of its answers, if any.
-
-    Raises `TemplateMismatch` for a template that no request could fill in, `InvalidRequest` and
-    `InvalidGrammar` for answers in a form that does not exist.
-    """
-    if profile.template is not None:
-        template.parse(profile.template)
-    return of_profile(profile.defaults).grammar()
 
 
 # --- the prompt ---
@@ -179,12 +174,12 @@ def _token_ids(
         params = replace(params, messages=None, prompt=_only_message(params.messages))
     if isinstance(params.prompt, list) or params.messages is not None:
         if params.fields:
-            raise TemplateMismatch("`fields` go with a text `prompt` only")
+            raise TemplateMismatch("`fields` go with one text only: no token ids, no conversation")
         if isinstance(params.prompt, list):
             return params.prompt + tokenizer.encode(then, add_special_tokens=False)
     if params.messages is not None:
         return _chat_ids(params.messages, context, tokenizer, then)
-    parts = template.fill(context.profile.template, params.prompt, params.fields)
+    parts = template.fill(context.definition.template, params.prompt, params.fields)
     if context.is_chat:
         content = "".join(part.text for part in parts)
         return _chat_ids([{"role": "user", "content": content}], context, tokenizer, then)
@@ -270,7 +265,7 @@ def _max_tokens(
     if requested is not None and limit is not None and requested > limit:
         raise InvalidRequest(f"max_tokens is {requested}, this task allows {limit}")
     room = max_model_len - context.num_prefix_tokens - num_prompt_tokens
-    default = context.profile.defaults.max_tokens or params.default_max_tokens
+    default = context.definition.defaults.max_tokens or params.default_max_tokens
     num_tokens = (
         requested if requested is not None else max(1, min(default, room, limit or default))
     )

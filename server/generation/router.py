@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
 
+from prefix_store.definition import Defaults, Definition
 from prefix_store.digest import Digest
 from prefix_store.errors import PrefixStoreError
 from prefix_store.manifest import Manifest
@@ -37,6 +38,7 @@ class Router:
         grammars: GrammarCheck,
         executor: Executor,
         max_in_flight: int,
+        reads_generation_config: bool = True,
     ) -> None:
         self._store = store
         self._engine = engine
@@ -45,6 +47,7 @@ class Router:
         self._grammars = grammars
         self._executor = executor
         self._max_in_flight = max_in_flight
+        self._reads_generation_config = reads_generation_config
         self._num_preparing = 0
         self.is_draining = False
 
@@ -78,25 +81,34 @@ class Router:
     ) -> list[Completion]:
         """Start several completions on the same version, all or none. Raises as `admit` does."""
         arrived_s = time.monotonic()
+        targets: list[Target] = []
         try:
-            target, prepared = await self._prepare(task, version, params, key)
+            prepared = await self._prepare(task, version, params, key, targets)
+            target = targets[0]
             await self._check_grammars(prepared)
             self.check_open()
             self._check_room(sum(one.num_sequences for one in prepared))
             return self._submit_all(target, prepared, arrived_s)
         except (ServerError, PrefixStoreError) as exc:
-            self._metrics.refused(exc.code)
+            self._metrics.refused(exc.code, task, *targets)
             raise
 
     async def _prepare(
-        self, task: str | None, version: int | None, params: Sequence[GenerateParams], key: str
-    ) -> tuple[Target, list[EngineRequest]]:
+        self,
+        task: str | None,
+        version: int | None,
+        params: Sequence[GenerateParams],
+        key: str,
+        targets: list[Target],
+    ) -> list[EngineRequest]:
+        """Prepare the requests. Appends the version to `targets` once it is chosen, so that a
+        later refusal is counted for it."""
         self.check_open()
         self._check_room(len(params))
         self._num_preparing += len(params)
         try:
             return await asyncio.get_running_loop().run_in_executor(
-                self._executor, self._prepare_all, task, version, params, key
+                self._executor, self._prepare_all, task, version, params, key, targets
             )
         finally:
             self._num_preparing -= len(params)
@@ -113,12 +125,17 @@ class Router:
             raise Overloaded(f"{num_in_flight} requests are running or waiting already")
 
     def _prepare_all(
-        self, task: str | None, version: int | None, params: Sequence[GenerateParams], key: str
-    ) -> tuple[Target, list[EngineRequest]]:
+        self,
+        task: str | None,
+        version: int | None,
+        params: Sequence[GenerateParams],
+        key: str,
+        targets: list[Target],
+    ) -> list[EngineRequest]:
         """Runs on a thread of the executor, because the registry and the tokenizer are slow."""
         target, context = self._resolve(task, version, key)
-        info = self._engine.info
-        return target, prepare_all(params, context, tokenizer=self._tokenizer, info=info)
+        targets.append(target)
+        return prepare_all(params, context, tokenizer=self._tokenizer, info=self._engine.info)
 
     def _resolve(
         self, task: str | None, version: int | None, key: str
@@ -126,19 +143,26 @@ class Router:
         if task is None:
             if version is not None:
                 raise InvalidRequest("a `version` needs a `task`")
-            return Target(None, None, None, 0), PromptContext(is_base=True)
-        route = self._store.serving_version(task, version, key)
-        manifest = route.manifest
+            context = PromptContext(is_base=True, definition=self._base_definition())
+            return Target(None, None, None, 0), context
+        serving = self._store.serving_version(task, version, key)
+        manifest = serving.manifest
         self._check_base_model(manifest)
         num_tokens = manifest.num_virtual_tokens
         target = Target(manifest.task, manifest.version, Digest(manifest.digest), num_tokens)
         context = PromptContext(
             num_prefix_tokens=num_tokens,
-            prompt_format=manifest.prompt,
-            profile=route.profile,
+            definition=manifest.definition,
+            profile=serving.profile,
             queue=_queue_of(manifest.task),
         )
         return target, context
+
+    def _base_definition(self) -> Definition:
+        """How the base model is asked where no task is named."""
+        if not self._reads_generation_config:
+            return Definition()
+        return Definition(defaults=Defaults(**self._engine.info.generation_defaults))
 
     def _check_base_model(self, manifest: Manifest) -> None:
         if manifest.fingerprint != self._engine.info.fingerprint:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints
 
-from prefix_store.manifest import Defaults
+from prefix_store.definition import Defaults
 from prefix_store.sampling import MAX_TOKENS, SamplingFields
 from server.engine.params import SamplingParams
 

@@ -13,12 +13,14 @@ from safetensors.torch import save as save_tensors
 
 from prefix_store import artifact, formats
 from prefix_store.blobs.leases import BlobLease
+from prefix_store.definition import Definition, DefinitionFields, Message, PromptFormat
 from prefix_store.digest import Digest
-from prefix_store.manifest import Definition, Draft, Message, PromptFormat
-from prefix_store.prefix import BaseModelSpec, Prefix, SoftPrompt, TextPrompt
+from prefix_store.manifest import Draft
+from prefix_store.prefix import BaseModelSpec, Prefix, PrefixOf, SoftPrompt, TextPrompt
 from prefix_store.store import PrefixStore
 from server.engine.ipc.messages import PrefixCompiled
 from server.engine.ipc.protocol import Engine
+from server.errors import BaseModelMismatch
 from server.generation.prompt import check_vocabulary
 from server.publishing.verification import PROBE, prompt_checks, static_checks
 from server.text.template import Part
@@ -32,11 +34,22 @@ _HOLDS_SPECIAL_TOKENS = ("text", "messages")
 
 @dataclass(frozen=True, slots=True)
 class PreparedUpload:
-    """A draft and its definition, as read from an upload."""
+    """A draft as read from an upload, and the definition that the upload carries, if any."""
 
     draft: Draft
+    """Its definition holds no more than the prompt format."""
     definition: Definition | None
-    """How prompts are built, if the upload says so."""
+    is_shared: bool = False
+    """Whether its prefix is that of a version that exists already."""
+
+    def completed(self, current: DefinitionFields) -> Draft:
+        """Return the draft with its whole definition: the upload's, or the task's current one."""
+        prompt = self.draft.definition.prompt
+        if self.definition is None:
+            definition = Definition(**current.definition_fields, prompt=prompt)
+        else:
+            definition = self.definition.completed(current).model_copy(update={"prompt": prompt})
+        return self.draft.model_copy(update={"definition": definition})
 
 
 class Drafts:
@@ -59,7 +72,9 @@ class Drafts:
         self._model_name = model_name
         self._max_prefix_tokens = max_prefix_tokens
 
-    async def read(self, body: bytes, media_type: str, lease: BlobLease) -> PreparedUpload:
+    async def read(
+        self, task: str, body: bytes, media_type: str, lease: BlobLease
+    ) -> PreparedUpload:
         """Turn an upload into a draft and lease its blobs.
 
         Raises `PrefixStoreError`, `ServerError`.
@@ -69,16 +84,45 @@ class Drafts:
             formats.read, body, media_type, base, max_prefix_tokens=self.max_prefix_tokens
         )
         definition = upload.definition
-        prompt = (definition and definition.prompt) or PromptFormat()
+        prompt = (definition or Definition()).prompt_format
         await self._run_in_thread(self._check_messages, prompt)
-        draft = await self._stored(upload, base, prompt, lease)
-        sidecars = {"golden": upload.golden, "evaluation": upload.evaluation}
+        if isinstance(upload.source, PrefixOf):
+            return await self._of_version(task, upload.source.version, upload, lease)
+        draft = await self._stored(upload, upload.source, base, prompt, lease)
+        sidecars = {"golden": upload.golden or (), "evaluation": upload.evaluation}
         return PreparedUpload(draft.model_copy(update=sidecars), definition)
 
+    async def _of_version(
+        self, task: str, version: int, upload: formats.Upload, lease: BlobLease
+    ) -> PreparedUpload:
+        """Draft a version that shares the blob of another one.
+
+        It keeps that one's golden prompts, unless the upload has its own, but not its evaluation,
+        which was measured with another definition. Raises `UnknownVersion`.
+        """
+        manifest = await self._run_in_thread(self._store.registry.get_version, task, version)
+        if manifest.fingerprint != self.base().fingerprint:
+            raise BaseModelMismatch(f"version {version} was made for another base model")
+        await self._run_in_thread(lease.adopt, Digest(manifest.digest), is_new=False)
+        golden = manifest.golden if upload.golden is None else upload.golden
+        definition = manifest.definition
+        if upload.definition is not None:
+            definition = upload.definition.completed(definition)
+        prompt = definition.prompt or manifest.definition.prompt
+        draft = manifest.redefined(Definition(prompt=prompt)).model_copy(
+            update={"golden": golden, "evaluation": upload.evaluation}
+        )
+        return PreparedUpload(draft, definition, is_shared=True)
+
     async def _stored(
-        self, upload: formats.Upload, base: BaseModelSpec, prompt: PromptFormat, lease: BlobLease
+        self,
+        upload: formats.Upload,
+        source: Prefix | SoftPrompt | TextPrompt,
+        base: BaseModelSpec,
+        prompt: PromptFormat,
+        lease: BlobLease,
     ) -> Draft:
-        source, digest = upload.source, upload.digest
+        digest = upload.digest
         match source:
             case Prefix():
                 blob, num_bytes = await self._run_in_thread(self._store.put, source, lease)
@@ -185,7 +229,7 @@ class Drafts:
             fingerprint=base.fingerprint,
             source_format=source_format,
             source_digest=str(source),
-            prompt=prompt,
+            definition=Definition(prompt=prompt),
             verification=(*static_checks(prefix, base), *prompt_checks(prefix, prompt)),
         )
 

@@ -15,7 +15,7 @@ from prefix_store import artifact, formats
 from prefix_store.blobs.leases import BlobLease
 from prefix_store.digest import Digest
 from prefix_store.errors import InvalidName, PrefixStoreError, UnknownTask
-from prefix_store.manifest import Check, Definition, Draft, Manifest, Profile
+from prefix_store.manifest import Check, Draft, Manifest, Profile
 from prefix_store.prefix import BaseModelSpec
 from prefix_store.reference import check_task_name
 from prefix_store.registry.audit import NOBODY, Actor
@@ -24,15 +24,13 @@ from prefix_store.store import PrefixStore
 from server.engine.ipc.protocol import Engine
 from server.errors import (
     BaseModelMismatch,
-    GoldenPromptFailed,
     PrefixUnavailable,
     ServerError,
     UnusablePrefix,
 )
-from server.generation.grammar_check import GrammarCheck
-from server.generation.prompt import check_profile
 from server.metrics import Metrics
-from server.publishing.drafts import Drafts
+from server.publishing.definitions import Definitions
+from server.publishing.drafts import Drafts, PreparedUpload
 from server.publishing.results import DryRunResult, Preflight, PublishedVersion, failed_checks
 from server.publishing.verification import Verification, static_checks
 
@@ -55,7 +53,7 @@ class Uploads:
         engine: Engine,
         drafts: Drafts,
         verification: Verification,
-        grammars: GrammarCheck,
+        definitions: Definitions,
         metrics: Metrics,
         *,
         executor: Executor,
@@ -64,7 +62,7 @@ class Uploads:
         self._engine = engine
         self._drafts = drafts
         self._verification = verification
-        self._grammars = grammars
+        self._definitions = definitions
         self._metrics = metrics
         self._executor = executor
 
@@ -110,9 +108,8 @@ class Uploads:
         try:
             async with self._lease() as lease:
                 preflight = preflight or await self.preflight(task, media_type, create=create)
-                prepared = await self._drafts.read(body, media_type, lease)
-                profile = await self._profile(task, prepared.definition)
-                draft = await self._verified(profile, prepared.draft, activate)
+                prepared = await self._drafts.read(task, body, media_type, lease)
+                draft = await self._verified(task, prepared, activate)
                 warning = await self.load(draft.digest) if activate else None
                 warning = warning or failed_checks(draft.verification)
                 if activate and not is_wanted():
@@ -137,7 +134,7 @@ class Uploads:
                     create=create,
                     by=by,
                     preconditions=preconditions.after(pushed),
-                    definition=prepared.definition,
+                    is_inherited=prepared.definition is None,
                 )
         except (PrefixStoreError, ServerError) as exc:
             self._metrics.uploaded(exc.code)
@@ -151,13 +148,12 @@ class Uploads:
         """Do everything that `push` does, except create the version. Raises its errors."""
         async with self._lease() as lease:
             preflight = await self.preflight(task, media_type, create=create)
-            prepared = await self._drafts.read(body, media_type, lease)
+            prepared = await self._drafts.read(task, body, media_type, lease)
             draft = prepared.draft
             num_bytes = draft.num_virtual_tokens * self._drafts.base().num_bytes_per_token
             was_resident = draft.digest in self._engine.stats.prefixes_on_device
             room = await self._engine.preview_eviction(0 if was_resident else num_bytes)
-            profile = await self._profile(task, prepared.definition)
-            draft = await self._verified(profile, draft, activate)
+            draft = await self._verified(task, prepared, activate)
             if not was_resident:
                 self._engine.unload(Digest(draft.digest))
             manifest = await self._run_in_thread(
@@ -166,7 +162,7 @@ class Uploads:
                 draft,
                 activate=activate,
                 create=create,
-                definition=prepared.definition,
+                is_inherited=prepared.definition is None,
                 dry_run=True,
             )
             pushed = PublishedVersion(
@@ -186,9 +182,7 @@ class Uploads:
     async def check_golden(self, manifest: Manifest) -> None:
         """Check the golden prompts before a version gets traffic. Raises `GoldenPromptFailed`."""
         task = await self._run_in_thread(self._store.registry.get_task, manifest.task)
-        check = await self._golden(manifest, task.profile)
-        if check is not None and not check.passed:
-            raise GoldenPromptFailed(check.detail)
+        await self._verification.require_golden(manifest, task.profile)
 
     async def verify(self, manifest: Manifest) -> tuple[Check, ...]:
         """Repeat all checks of an upload, from the stored bytes on, against the loaded model.
@@ -209,43 +203,35 @@ class Uploads:
         checks = await self._run_in_thread(static_checks, prefix, base)
         checks += await self._verification.run(digest, manifest.num_virtual_tokens)
         task = await self._run_in_thread(self._store.registry.get_task, manifest.task)
-        golden = await self._golden(manifest, task.profile)
+        golden = await self._verification.golden(manifest, task.profile)
         return (*checks, *([] if golden is None else [golden]))
 
-    async def _profile(self, task: str, definition: Definition | None) -> Profile:
-        """Return the task's profile once it has adopted the definition.
-
-        Raises `DefinitionMismatch`, and the errors of an invalid profile.
-        """
+    async def _verified(self, task: str, prepared: PreparedUpload, activate: bool) -> Draft:
+        """Complete and check a draft. Raises `UnusablePrefix`, the errors of an invalid definition,
+        and `GoldenPromptFailed` if `activate`."""
         try:
-            found = await self._run_in_thread(self._store.registry.get_task, task)
+            profile = (await self._run_in_thread(self._store.registry.get_task, task)).profile
         except UnknownTask:
-            found = None
-        if definition is None:
-            return Profile() if found is None else found.profile
-        profile = definition.adopted_by(found)
-        if (grammar := await self._run_in_thread(check_profile, profile)) is not None:
-            await self._grammars.check(grammar)
-        return profile
-
-    async def _verified(self, profile: Profile, draft: Draft, activate: bool) -> Draft:
-        """Run the checks. Raises `UnusablePrefix`, and `GoldenPromptFailed` if `activate`."""
+            profile = Profile()
+        draft = prepared.completed(profile)
+        if prepared.definition is not None:
+            await self._definitions.check(draft.definition)
         digest = Digest(draft.digest)
         try:
-            checks = await self._verification.run(digest, draft.num_virtual_tokens)
-            golden = await self._golden(draft, profile)
-            if activate and golden is not None and not golden.passed:
-                raise GoldenPromptFailed(golden.detail)
+            checks = (
+                []
+                if prepared.is_shared
+                else await self._verification.run(digest, draft.num_virtual_tokens)
+            )
+            if activate:
+                checks += await self._verification.require_golden(draft, profile)
+            elif (golden := await self._verification.golden(draft, profile)) is not None:
+                checks.append(golden)
         except ServerError:
-            self._engine.unload(digest)
+            if not prepared.is_shared:
+                self._engine.unload(digest)
             raise
-        checks += [] if golden is None else [golden]
-        return draft.model_copy(update={"verification": (*draft.verification, *checks)})
-
-    async def _golden(self, draft: Draft, profile: Profile) -> Check | None:
-        return await self._verification.golden(
-            Digest(draft.digest), draft.num_virtual_tokens, draft.prompt, profile, draft.golden
-        )
+        return draft.with_checks(checks)
 
     async def load(self, digest: str) -> str | None:
         """Load a prefix before the swap, so that the first request does not wait.
@@ -272,7 +258,8 @@ class Uploads:
             self._engine.unpin(digest)
 
     async def export(self, manifest: Manifest, *, for_peft: bool) -> bytes:
-        """Return a tar of the definition and the artifact, or a directory that PEFT loads.
+        """Return a tar of the artifact, or of a directory that PEFT loads, with definition, golden
+        prompts and evaluation.
 
         Raises `IncompatiblePrefix` if PEFT cannot express the prefix, `BaseModelMismatch`.
         """
@@ -280,14 +267,12 @@ class Uploads:
         return await self._run_in_thread(self._export, manifest, base)
 
     def _export(self, manifest: Manifest, base: BaseModelSpec | None) -> bytes:
-        profile = self._store.registry.get_task(manifest.task).profile
-        definition = Definition.of(profile, manifest.prompt)
         data = self._store.open(Digest(manifest.digest))
         if base is None:
-            return formats.write_tar(data, definition)
+            return formats.write_tar(data, manifest)
         if manifest.fingerprint != base.fingerprint:
             raise BaseModelMismatch("the version was made for another base model")
-        return formats.write_peft(artifact.read(data), base, definition)
+        return formats.write_peft(artifact.read(data), base, manifest)
 
     async def _run_in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop = asyncio.get_running_loop()

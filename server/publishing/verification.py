@@ -6,12 +6,13 @@ import asyncio
 from concurrent.futures import Executor
 
 from prefix_store import artifact
+from prefix_store.definition import Defaults, Definition, GoldenPrompt, PromptFormat
 from prefix_store.digest import Digest
-from prefix_store.manifest import Check, Defaults, GoldenPrompt, Profile, PromptFormat
+from prefix_store.manifest import Check, Draft, Profile
 from prefix_store.prefix import BaseModelSpec, Prefix
 from server.engine.ipc.protocol import Engine
 from server.engine.params import COMPILES, SchedulingParams
-from server.errors import InvalidRequest, StepFailed, UnusablePrefix
+from server.errors import GoldenPromptFailed, InvalidRequest, StepFailed, UnusablePrefix
 from server.generation.prompt import (
     EngineRequest,
     GenerateParams,
@@ -101,41 +102,44 @@ class Verification:
             Check(name="effect", passed=True, detail=detail),
         ]
 
-    async def golden(
-        self,
-        digest: Digest,
-        num_prefix_tokens: int,
-        prompt_format: PromptFormat,
-        profile: Profile,
-        uploaded: tuple[GoldenPrompt, ...],
-    ) -> Check | None:
-        """Run all golden prompts of the upload and of the profile; None if there are none.
+    async def golden(self, draft: Draft, profile: Profile) -> Check | None:
+        """Run all golden prompts of a version and of its task; None if there are none.
 
         A failure names the first failing prompt by its number, never by its text.
         """
-        behind = PromptContext(
-            num_prefix_tokens=num_prefix_tokens, prompt_format=prompt_format, profile=profile
+        context = PromptContext(
+            num_prefix_tokens=draft.num_virtual_tokens,
+            definition=_greedy(draft.definition),
+            profile=profile,
         )
-        named = [(f"{i} of the upload", golden) for i, golden in enumerate(uploaded, 1)]
+        digest = Digest(draft.digest)
+        named = [(f"{i} of the upload", golden) for i, golden in enumerate(draft.golden, 1)]
         named += [(f"{i} of the profile", golden) for i, golden in enumerate(profile.golden, 1)]
         if not named:
             return None
         failures = await asyncio.gather(
-            *(self._failure(digest, behind, golden) for _, golden in named)
+            *(self._failure(digest, context, golden) for _, golden in named)
         )
         for (name, _), failure in zip(named, failures, strict=True):
             if failure is not None:
                 return Check(name="golden", passed=False, detail=f"prompt {name}: {failure}")
         return Check(name="golden", passed=True, detail=f"{len(named)} prompts")
 
+    async def require_golden(self, draft: Draft, profile: Profile) -> list[Check]:
+        """Run the golden prompts, if there are any. Raises `GoldenPromptFailed`."""
+        golden = await self.golden(draft, profile)
+        if golden is not None and not golden.passed:
+            raise GoldenPromptFailed(golden.detail)
+        return [] if golden is None else [golden]
+
     async def _failure(
-        self, digest: Digest, behind: PromptContext, golden: GoldenPrompt
+        self, digest: Digest, context: PromptContext, golden: GoldenPrompt
     ) -> str | None:
         loop = asyncio.get_running_loop()
         try:
-            prepared = await loop.run_in_executor(self._executor, self._prepare, behind, golden)
-            share = SchedulingParams(queue=COMPILES)
-            stream = self._engine.submit(digest, prepared.token_ids, prepared.sampling, share)
+            prepared = await loop.run_in_executor(self._executor, self._prepare, context, golden)
+            scheduling = SchedulingParams(queue=COMPILES)
+            stream = self._engine.submit(digest, prepared.token_ids, prepared.sampling, scheduling)
             token_ids = [i async for delta in stream for i in delta.token_ids]
         except (InvalidRequest, StepFailed) as exc:
             return str(exc)
@@ -145,28 +149,26 @@ class Verification:
             passed = token_ids[: len(golden.expect)] == list(golden.expect)
         return None if passed else "the completion does not start as expected"
 
-    def _prepare(self, behind: PromptContext, golden: GoldenPrompt) -> EngineRequest:
+    def _prepare(self, context: PromptContext, golden: GoldenPrompt) -> EngineRequest:
         """Prepare a request like the task's own, but greedy and as short as possible."""
         num_tokens = len(golden.expect)
         if isinstance(golden.expect, str):
             token_ids = self._tokenizer.encode(golden.expect, add_special_tokens=False)
             num_tokens = len(token_ids) + _SPARE_TOKENS
-        asked = behind.profile.defaults
-        form = {name: getattr(asked, name) for name in ("response_format", "regex", "choice")}
-        greedy = {"defaults": Defaults(max_tokens=num_tokens, **form)}
-        profile = behind.profile.model_copy(update=greedy)
-        behind = PromptContext(
-            num_prefix_tokens=behind.num_prefix_tokens,
-            prompt_format=behind.prompt_format,
-            profile=profile,
-        )
-        params = GenerateParams(prompt=golden.prompt)
-        return prepare(params, behind, tokenizer=self._tokenizer, info=self._engine.info)
+        params = GenerateParams(prompt=golden.prompt, default_max_tokens=num_tokens)
+        return prepare(params, context, tokenizer=self._tokenizer, info=self._engine.info)
 
     def _text(self, token_ids: list[int]) -> str:
         """Detokenise as for a request."""
         detokenizer = self._tokenizer.detokenizer()
         return "".join(map(detokenizer.push, token_ids)) + detokenizer.flush()
+
+
+def _greedy(definition: Definition) -> Definition:
+    """Return a definition without sampling, stop strings and number of tokens."""
+    asked = definition.defaults
+    form = {name: getattr(asked, name) for name in ("response_format", "regex", "choice")}
+    return definition.model_copy(update={"defaults": Defaults(**form)})
 
 
 def _last(name: str) -> str:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from string import Formatter
 
 from server.errors import TemplateMismatch
+
+PROMPT = "prompt"
+"""The field that takes a request's prompt, or its one user message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,29 +40,47 @@ def parse(template: str) -> list[tuple[str, str | None]]:
 def render(template: str, fields: dict[str, str]) -> list[Part]:
     """Fill in the fields of a task's template. Raises `TemplateMismatch`."""
     pieces = parse(template)
-    wanted = {name for _, name in pieces if name is not None}
-    if missing := sorted(wanted - fields.keys()):
-        raise TemplateMismatch(f"the task's template needs the fields: {', '.join(missing)}")
-    if fields.keys() - wanted:
-        known = ", ".join(sorted(wanted)) or "none"
-        raise TemplateMismatch(f"a field that the task's template lacks; it has: {known}")
+    wanted = _fields_of(pieces)
+    if fields.keys() != wanted:
+        raise TemplateMismatch(_difference(wanted, set(fields)))
     return [part for literal, name in pieces for part in _filled(literal, name, fields)]
 
 
 def fill(template: str | None, prompt: str | None, fields: dict[str, str]) -> list[Part]:
     """The parts of a prompt: the task's template filled in, or the prompt as it is without one.
 
-    Raises `TemplateMismatch`.
+    Clients that always send a prompt leave it empty where the template has no {prompt}. Raises
+    `TemplateMismatch`.
     """
-    given = {} if prompt is None else {"prompt": prompt}
     if template is not None:
-        if "prompt" in fields and given:
+        is_left_out = prompt == "" and PROMPT not in _fields_of(parse(template))
+        given = {} if prompt is None or is_left_out else {PROMPT: prompt}
+        if PROMPT in fields and given:
             raise TemplateMismatch("`prompt` is given twice: beside and among the fields")
         return render(template, given | fields)
     if fields:
         raise TemplateMismatch("`fields` are given, and the task has no template")
     assert prompt is not None, "the API takes no request without a prompt, messages or fields"
     return [Part(prompt, trusted=False)]
+
+
+def _fields_of(pieces: Sequence[tuple[str, str | None]]) -> set[str]:
+    return {name for _, name in pieces if name is not None}
+
+
+def _difference(wanted: set[str], given: set[str]) -> str:
+    """What to send instead of the given fields."""
+    if PROMPT in given - wanted:
+        return f"the task's template has no {{prompt}}: send `fields` with {_listed(wanted)} only"
+    if given - wanted:
+        return f"`fields` has a name that the task's template lacks; it has {_listed(wanted)}"
+    if PROMPT in wanted - given:
+        return "the task's template needs a prompt"
+    return f"the task's template needs `fields` with {_listed(wanted - {PROMPT})}"
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(f"`{name}`" for name in sorted(names)) or "none"
 
 
 def _filled(literal: str, name: str | None, fields: dict[str, str]) -> list[Part]:

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from server.errors import InvalidRequest, TemplateMismatch
 from server.text.detokenizer import Detokenizer
 from server.text.template import Marks, Part
+from server.text.token_texts import TokenTexts
 
 # Keeps the library from tokenising on threads of its own, at their own priority.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -59,14 +60,11 @@ class Tokenizer:
         }
         self._unk_id = tokenizer.unk_token_id
         self._before, self._after = self._added_around()
-        self._texts: dict[int, str] = {}
+        self._tokens = TokenTexts(backend)
         self._last = threading.local()
         """Per thread: the chat rendered last."""
-        self._is_byte_level = '"type":"ByteLevel"' in backend.to_str()
         added = (token.content.encode() for token in backend.get_added_tokens_decoder().values())
         self._max_token_size = max(map(len, [*backend.get_vocab(), *added]))
-        # Decoded on their own, the tokens of some vocabularies lose their leading space.
-        self._anchor: list[int] = backend.encode("a", add_special_tokens=False).ids
 
     @classmethod
     def load(cls, model: str) -> Tokenizer:
@@ -88,10 +86,11 @@ class Tokenizer:
 
     def token_text(self, token_id: int) -> str:
         """Text of one token: a special token's name, U+FFFD for part of a character."""
-        if token_id not in self._texts:
-            both = self._trusting.decode([*self._anchor, token_id], skip_special_tokens=False)
-            self._texts[token_id] = both.removeprefix("a")
-        return self._texts[token_id]
+        return self._tokens.text(token_id)
+
+    def token_bytes(self, token_id: int, *, at_start: bool) -> bytes:
+        """Bytes that one token adds to a text; `at_start` where nothing stands before it."""
+        return self._tokens.utf8(token_id, at_start=at_start)
 
     def least_tokens(self, texts: Iterable[str]) -> int:
         """A lower bound of the number of tokens, from the size of the texts alone.
@@ -100,7 +99,9 @@ class Tokenizer:
         one character. Tokenizers that take any unknown text as one token, or drop white space, may
         need fewer tokens; such texts count as long anyway.
         """
-        size = sum(len(text.encode()) if self._is_byte_level else len(text) for text in texts)
+        size = sum(
+            len(text.encode()) if self._tokens.is_byte_level else len(text) for text in texts
+        )
         return -(-size // self._max_token_size)
 
     def backend_json(self) -> str:

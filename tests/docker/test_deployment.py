@@ -7,6 +7,7 @@ server really has: its settings, its metrics with their labels, its routes.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -33,6 +34,7 @@ MANIFESTS = sorted(DOCKER.glob("kubernetes/*.yaml"))
 DASHBOARD = json.loads((DOCKER / "grafana/dashboards/foreword.json").read_text())
 ALERTS = yaml.safe_load((DOCKER / "prometheus/alerts.yml").read_text())
 OF_PROMETHEUS = {"instance", "job", "le"}
+SERIES = re.compile(r"\b(?:foreword|process)_\w+")
 SETTINGS = {f"FOREWORD_{name.upper()}" for name in Settings.model_fields}
 needs_promtool = pytest.mark.skipif(
     shutil.which("promtool") is None, reason="promtool is in Debian's package prometheus"
@@ -192,6 +194,8 @@ def served() -> dict[str, set[str]]:
     metrics.watch_engine(EngineStats, lambda: 0)
     metrics.watch_quarantine(lambda: 0)
     metrics.watch_storage(tuple, float)
+    metrics.watch_build("0", "tiny", str)
+    metrics.watch_processes(os.getpid)
     metrics.completed(_Completed())  # type: ignore[arg-type]
     metrics.refused("overloaded")
     metrics.uploaded("created")
@@ -209,26 +213,28 @@ class _Completed:
     target = Target("x", 1, Digest("sha256:" + "a" * 64), 3)
     outcome = "stop"
     error = None
-    num_prompt_tokens = num_completion_tokens = 1
-    queue_s = total_s = time_to_first_token_s = 0.1
+    num_prompt_tokens = num_completion_tokens = 2
+    queue_s = total_s = time_to_first_token_s = first_token_s = 0.1
+    ended_s = 0.2
 
 
 def test_dashboard_and_alerts_ask_for_what_the_server_has_and_miss_nothing() -> None:
     series = served()
     expressions = [*dashboard_expressions()]
     expressions += [rule["expr"] for rule in ALERTS["groups"][0]["rules"]]
-    asked = {name for expr in expressions for name in re.findall(r"\bforeword_\w+", expr)}
+    asked = {name for expr in expressions for name in SERIES.findall(expr)}
 
     assert asked - series.keys() == set()
     histograms = {
         name for name in series if name.endswith(("_bucket", "_sum", "_count", "_created"))
     }
-    assert series.keys() - histograms - asked == set()
+    of_processes = {name for name in series if "process_" in name}
+    assert series.keys() - histograms - of_processes - asked == set()
     for expr in expressions:
         labels = set(re.findall(r"(\w+)=~?\"", expr))
         for grouped in re.findall(r"\bby \(([\w, ]+)\)", expr):
             labels |= set(grouped.split(", "))
-        [*names] = re.findall(r"\bforeword_\w+", expr) or ["up"]
+        [*names] = SERIES.findall(expr) or ["up"]
         known = set.intersection(*(series.get(name, set()) for name in names))
         assert labels - OF_PROMETHEUS <= known, expr
 
@@ -243,7 +249,7 @@ def test_the_labels_of_every_metric_are_in_operations() -> None:
             told[name] = set(re.findall(r"`(\w+)`", labels))
 
     labelled = {
-        name.removesuffix("_total"): labels
+        re.sub("_(total|bucket|sum|count)$", "", name): labels - {"le"}
         for name, labels in served().items()
         if labels - {"le"} and not name.endswith("_created")
     }

@@ -19,7 +19,7 @@ PAGES = (
     *("docs/coming-from.md", "docs/operations.md", "docs/benchmarks.md", "docs/promises.md"),
     *("docs/glossary.md", "docs/architecture.md", "docs/features.md", "docs/tuning.md"),
     *("docs/prefix-or-lora.md", "docs/console.md", "docs/faq.md", "docs/troubleshooting.md"),
-    "docs/integrations.md",
+    *("docs/integrations.md", "docs/tasks-as-code.md"),
     *(
         "clients/python/README.md",
         "clients/bench/README.md",

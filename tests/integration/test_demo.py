@@ -5,10 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
+import openai
 import pytest
+from typer.testing import CliRunner
 
+from foreword_client import Client
+from foreword_client.cli import make_app
 from server.demo.tasks import DEMO_TASKS
 from server.engine.sizing import choose_dtype
 from tests.running_server import RunningServer, running_server
@@ -62,10 +67,7 @@ def test_those_that_were_tuned_are_verified_with_golden_prompts(demo: RunningSer
                 assert version["evaluation"]["num_examples"] > 100
 
 
-COPIES = [("pirate", "peft"), ("opposite", "tar"), ("banking77", "peft"), ("banking77", "tar")]
-
-
-def test_a_chat_client_and_a_copy_from_a_download_answer_alike(demo: RunningServer) -> None:
+def test_a_chat_client_answers_alike(demo: RunningServer) -> None:
     with httpx.Client(base_url=demo.url, timeout=60) as client:
         if client.get("/info").json()["dtype"] != "float32":
             pytest.skip("once is enough")
@@ -81,12 +83,37 @@ def test_a_chat_client_and_a_copy_from_a_download_answer_alike(demo: RunningServ
             chat = {"model": task.name, "messages": messages}
             answer = client.post("/v1/chat/completions", json=chat).json()
             assert answer["choices"][0]["message"]["content"] == answers[task.name]
-        examples = {task.name: task.example for task in DEMO_TASKS}
-        for name, format in COPIES:
-            path, copy = f"/tasks/{name}/versions/1/prefix", f"{name}-{format}"
-            data = client.get(path, params={"format": format}).content
-            client.put(f"/tasks/{copy}/prefix", content=data).raise_for_status()
-            assert ask(copy, examples[name]) == answers[name] != ""
+
+
+async def test_every_task_downloaded_and_pushed_again_answers_alike(
+    demo: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOREWORD_URL", demo.url)
+    with Client(demo.url) as client:
+        if client.info().dtype != "float32":
+            pytest.skip("once is enough")
+    kinds = {"artifact": [], "peft": ["--peft"]}
+    copies = {task.name: [f"{task.name}-{kind}" for kind in kinds] for task in DEMO_TASKS}
+    for task, names in copies.items():
+        for name, options in zip(names, kinds.values(), strict=True):
+            path = str(tmp_path / name)
+            for command in (["download", task, "1", "-o", path, *options], ["push", name, path]):
+                done = CliRunner().invoke(make_app(), command)
+                assert done.exit_code == 0, done.stderr
+
+    async with httpx.AsyncClient(base_url=demo.url, timeout=120) as http:
+
+        async def ask(name: str, prompt: str) -> str:
+            body = {"prompt": prompt}
+            answer = await http.post("/generate", params={"task": name}, json=body)
+            return str(answer.raise_for_status().json()["text"])
+
+        for task in DEMO_TASKS:
+            for prompt in (task.example, *ASKED.get(task.name, ["cold"])[:1]):
+                asked = [ask(name, prompt) for name in (task.name, *copies[task.name])]
+                answer, *again = await asyncio.gather(*asked)
+                assert again == [answer, answer], task.name
+                assert answer
 
 
 ASKED = {
@@ -97,6 +124,35 @@ ASKED = {
         "name[Bo], area[riverside], near[The Mill]",
     ],
 }
+
+
+def test_every_door_of_a_tuned_task_gives_the_same_answers(demo: RunningServer) -> None:
+    package = openai.OpenAI(base_url=f"{demo.url}/v1", api_key="none", max_retries=0)
+    with httpx.Client(base_url=demo.url, timeout=60) as client, package:
+        if client.get("/info").json()["dtype"] != "float32":
+            pytest.skip("once is enough")
+
+        def post(path: str, **body: object) -> Any:
+            return client.post(path, json=body).raise_for_status().json()
+
+        def ask(prompt: str) -> list[str | None]:
+            task = {"model": "banking77"}
+            messages: Any = [{"role": "user", "content": prompt}]
+            chat = post("/v1/chat/completions", **task, messages=messages)
+            by_package = package.chat.completions.create(model="banking77", messages=messages)
+            return [
+                post("/generate?task=banking77", prompt=prompt)["text"],
+                post("/generate?task=banking77", messages=messages)["text"],
+                post("/v1/completions", **task, prompt=prompt)["choices"][0]["text"],
+                chat["choices"][0]["message"]["content"],
+                package.completions.create(model="banking77", prompt=prompt).choices[0].text,
+                by_package.choices[0].message.content,
+            ]
+
+        answers = [ask(prompt) for prompt in ASKED["banking77"]]
+
+    assert [len(set(texts)) for texts in answers] == [1] * len(answers)
+    assert len({texts[0] for texts in answers}) == len(answers)
 
 
 async def test_tuned_tasks_answer_together_as_alone(demo: RunningServer) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from prefix_store.manifest import Defaults, Profile
+from prefix_store.definition import Defaults
+from prefix_store.manifest import Profile
 from prefix_store.sampling import Rank, SamplingFields
 from server.engine.params import SamplingParams
 

@@ -137,6 +137,7 @@ class FakeEngine:
     num_cancelled: int = 0
     num_tokens_made: int = 0
     is_dead: bool = False
+    pid: int | None = None
 
     def __post_init__(self) -> None:
         self._running: dict[int, asyncio.Task[None]] = {}

@@ -15,9 +15,9 @@ from prefix_store.formats import text
 from prefix_store.manifest import Profile
 from prefix_store.registry.keys import Grant, KeyStore
 from server.api.http.deps import Services
-from server.api.schemas.admin import TrafficRequest
 from server.api.schemas.generate import GenerateRequest
 from server.api.schemas.openai import ChatRequest, CompletionRequest
+from server.api.schemas.traffic import TrafficRequest
 from server.engine import grammar
 from server.engine.grammar import GrammarError
 from server.generation.prompt import GenerateParams
@@ -62,9 +62,9 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         (ChatRequest, {"model": "a", "messages": [1] * MANY}),
         (ChatRequest, {"model": "a", "messages": [{"role": "user", "content": [1] * MANY}]}),
         (ChatRequest, {"model": "a", "messages": [HELLO], "guided_choice": [1] * MANY}),
-        (text._Body, {"text": "x", "golden": [[]] * MANY}),
-        (text._Body, {"text": "x", "golden": [{"prompt": "x", "expect": [-1] * MANY}]}),
-        (text._Body, {"messages": [1] * MANY}),
+        (text.JsonUpload, {"text": "x", "golden": [[]] * MANY}),
+        (text.JsonUpload, {"text": "x", "golden": [{"prompt": "x", "expect": [-1] * MANY}]}),
+        (text.JsonUpload, {"messages": [1] * MANY}),
         (Profile, {"golden": [1] * MANY}),
         (Profile, {"defaults": {"stop": [1] * MANY, "choice": [1] * MANY}}),
         (TrafficRequest, {"weights": {f"x{i}": 1 for i in range(MANY)}}),

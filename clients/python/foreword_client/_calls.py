@@ -13,7 +13,8 @@ from uuid import uuid4
 import httpx
 
 from foreword_client import _body, types
-from foreword_client._body import Progress, Source
+from foreword_client._body import Progress
+from foreword_client._upload import Upload
 from foreword_client._wire import Call, read
 from foreword_client.errors import UnexpectedAnswerError
 
@@ -42,41 +43,36 @@ def generate(
 
 
 def push(
-    task: str,
-    source: Source | None,
-    text: str | None,
-    messages: Sequence[Mapping[str, str]] | None,
-    golden: Sequence[Mapping[str, Any]],
-    *,
-    activate: bool,
-    if_match: int | None,
-    progress: Progress | None,
+    task: str, upload: Upload, *, activate: bool, if_match: int | None, progress: Progress | None
 ) -> Call[types.Uploaded]:
-    body = replace(_body.of_prefix(source, text, messages, golden), progress=progress)
-    verb, path = _upload(task, activate)
-    parse = _as(types.Uploaded)
-    return Call(verb, path, parse, body=body, idempotency_key=_new_key(), if_match=if_match)
+    verb, path, params = _upload(task, upload, activate)
+    body = replace(upload.body(), progress=progress)
+    parse, key = _as(types.Uploaded), _new_key()
+    return Call(verb, path, parse, params=params, body=body, idempotency_key=key, if_match=if_match)
 
 
-def rehearse(
-    task: str,
-    source: Source | None,
-    text: str | None,
-    messages: Sequence[Mapping[str, str]] | None,
-    golden: Sequence[Mapping[str, Any]],
-    *,
-    activate: bool,
-) -> Call[types.Rehearsal]:
-    body = _body.of_prefix(source, text, messages, golden)
-    verb, path = _upload(task, activate)
-    params: dict[str, str | int] = {"dry_run": "true"}
+def rehearse(task: str, upload: Upload, *, activate: bool) -> Call[types.Rehearsal]:
+    verb, path, params = _upload(task, upload, activate)
+    params["dry_run"] = "true"
     parse = _as(types.Rehearsal)
-    return Call(verb, path, parse, params=params, body=body, repeatable=True)
+    return Call(verb, path, parse, params=params, body=upload.body(), repeatable=True)
 
 
-def _upload(task: str, activate: bool) -> tuple[str, str]:
-    verb, last = ("PUT", "prefix") if activate else ("POST", "versions")
-    return verb, _path("tasks", task, last)
+def _upload(task: str, upload: Upload, activate: bool) -> tuple[str, str, dict[str, str | int]]:
+    """Method, path and query. `PUT .../prefix` creates tasks and activates; a version that shares
+    another's prefix needs a task that exists."""
+    if activate and upload.prefix_of is None:
+        return "PUT", _path("tasks", task, "prefix"), {}
+    return "POST", _path("tasks", task, "versions"), {"activate": "true"} if activate else {}
+
+
+def split(changes: types.PushFields) -> tuple[types.DefinitionFields, types.ProfileFields]:
+    """Split what a push changes into fields of the definition and of the task."""
+    known = types.DefinitionFields.__annotations__
+    given = _only(changes, types.PushFields.__annotations__)
+    fields: Any = {k: v for k, v in given.items() if k in known}
+    profile: Any = {k: v for k, v in given.items() if k not in known}
+    return fields, profile
 
 
 def tasks(after: str | None) -> Call[types.TaskPage]:
@@ -125,15 +121,23 @@ def rollback(task: str, if_match: int | None) -> Call[types.Activated]:
     return Call("POST", path, parse, idempotency_key=_new_key(), if_match=if_match)
 
 
-def traffic(task: str) -> Call[types.Traffic]:
-    return Call("GET", _path("tasks", task, "traffic"), _as(types.Traffic), repeatable=True)
+def traffic(task: str) -> Call[types.TrafficReport]:
+    return Call("GET", _path("tasks", task, "traffic"), _as(types.TrafficReport), repeatable=True)
 
 
-def set_traffic(task: str, weights: Mapping[int, int], if_match: int | None) -> Call[types.Traffic]:
+def set_traffic(
+    task: str,
+    weights: Mapping[int, int],
+    rollback_if: types.RollbackOptions | None,
+    if_match: int | None,
+) -> Call[types.Traffic]:
     path, parse = _path("tasks", task, "traffic"), _as(types.Traffic)
     if not weights:
         return Call("DELETE", path, parse, idempotency_key=_new_key(), if_match=if_match)
-    body = _body.of_json({"weights": {str(number): weight for number, weight in weights.items()}})
+    asked: dict[str, Any] = {"weights": {str(number): w for number, w in weights.items()}}
+    if rollback_if is not None:
+        asked["rollback_if"] = rollback_if or None  # null removes the rule
+    body = _body.of_json(asked)
     return Call("PUT", path, parse, body=body, idempotency_key=_new_key(), if_match=if_match)
 
 

@@ -3,9 +3,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Unpack
 
-from foreword_client import _calls, types
-from foreword_client._body import Progress, Source
+from foreword_client import _calls, _seen, types
+from foreword_client._body import Progress
 from foreword_client._connection import Connection
+from foreword_client._upload import Source, Upload
 from foreword_client._wire import NOT_READY
 from foreword_client.streams import Stream
 
@@ -75,35 +76,40 @@ class Client(Connection):
         *,
         text: str | None = None,
         messages: Sequence[Mapping[str, str]] | None = None,
-        golden_prompts: Sequence[Mapping[str, Any]] = (),
+        prefix_of: int | None = None,
+        definition: types.Definition | Mapping[str, Any] | None = None,
+        golden: Sequence[Mapping[str, Any]] = (),
+        evaluation: types.Evaluation | Mapping[str, Any] | None = None,
         activate: bool = True,
         if_match: int | None = None,
         progress: Progress | None = None,
-        **profile: Unpack[types.ProfileFields],
+        **changes: Unpack[types.PushFields],
     ) -> types.Uploaded:
-        """Upload a prefix as the next version of a task.
+        """Upload a prefix, and how it is asked, as the next version of a task.
 
         Args:
-            source: a PEFT folder, a .safetensors or .tar file, or the bytes of one.
+            source: a folder from PEFT or a download, a .safetensors or .tar file, or the bytes of
+                one.
             text, messages: in place of `source`; the server computes the prefix from them.
-            golden_prompts: `{"prompt": ..., "expect": ...}`, which the version must answer as
-                expected before it may be active.
+            prefix_of: in place of `source`: the version of the task whose prefix is used again.
+            definition: how the version is asked, all of it, such as `{"template": "Q: {prompt}"}`.
+                By default that of the source (its `foreword.json`), else of the active version.
+            golden: `{"prompt": ..., "expect": ...}`, which the version must answer as expected
+                before it may be active.
+            evaluation: what was measured where the prefix was trained.
             activate: make the version live. Creates the task if it does not exist.
             if_match: upload only if the task is still at this `revision`, else raise
                 `PreconditionFailedError`. Other methods take it too.
             progress: called with the bytes sent and the total.
-            profile: fields of the task's profile to change after the upload.
+            changes: `template`, `chat` and `defaults` change the definition that the version would
+                have otherwise, as part of the upload; `description`, `limits` and `weight` change
+                the task after it.
         """
-        call = _calls.push(
-            task,
-            source,
-            text,
-            messages,
-            golden_prompts,
-            activate=activate,
-            if_match=if_match,
-            progress=progress,
-        )
+        upload = Upload(source, text, messages, prefix_of, definition, golden, evaluation)
+        fields, profile = _calls.split(changes)
+        if fields:
+            upload, if_match = _seen.changed(self, task, upload, fields, if_match)
+        call = _calls.push(task, upload, activate=activate, if_match=if_match, progress=progress)
         uploaded = self._call(call)
         if profile:
             self.update_task(task, **profile)
@@ -116,12 +122,19 @@ class Client(Connection):
         *,
         text: str | None = None,
         messages: Sequence[Mapping[str, str]] | None = None,
-        golden_prompts: Sequence[Mapping[str, Any]] = (),
+        prefix_of: int | None = None,
+        definition: types.Definition | Mapping[str, Any] | None = None,
+        golden: Sequence[Mapping[str, Any]] = (),
+        evaluation: types.Evaluation | Mapping[str, Any] | None = None,
         activate: bool = True,
+        **changes: Unpack[types.PushFields],
     ) -> types.Rehearsal:
         """Run `push` without storing anything: its checks, its size, and what it would evict."""
-        call = _calls.rehearse(task, source, text, messages, golden_prompts, activate=activate)
-        return self._call(call)
+        upload = Upload(source, text, messages, prefix_of, definition, golden, evaluation)
+        fields, _ = _calls.split(changes)
+        if fields:
+            upload, _ = _seen.changed(self, task, upload, fields, None)
+        return self._call(_calls.rehearse(task, upload, activate=activate))
 
     def tasks(self) -> list[types.Task]:
         """List all tasks, sorted by name."""
@@ -159,26 +172,40 @@ class Client(Connection):
         return self._call(_calls.version(task, number))
 
     def activate(self, task: str, number: int, *, if_match: int | None = None) -> types.Activated:
-        """Make a version live. Requests in progress finish on the version they started with."""
+        """Make a version live. Requests in progress finish on the version they started with.
+
+        `if_match`: only if the task is still at this `revision`. By default it is the one at the
+        time of the call, so that an activation that is retried never replaces a later one.
+        """
+        if_match = _seen.revision(self, task, if_match)
         return self._call(_calls.activate(task, number, if_match))
 
     def rollback(self, task: str, *, if_match: int | None = None) -> types.Activated:
-        """Activate the version that was active before."""
+        """Activate the version that was active before; a second rollback goes further back."""
+        if_match = _seen.revision(self, task, if_match)
         return self._call(_calls.rollback(task, if_match))
 
-    def traffic(self, task: str) -> types.Traffic:
-        """Get the weights by which versions share a task's traffic, if they do."""
+    def traffic(self, task: str) -> types.TrafficReport:
+        """Get the weights by which versions share a task's traffic, and how each of them does."""
         return self._call(_calls.traffic(task))
 
     def set_traffic(
-        self, task: str, weights: Mapping[int, int], *, if_match: int | None = None
+        self,
+        task: str,
+        weights: Mapping[int, int],
+        *,
+        rollback_if: types.RollbackOptions | None = None,
+        if_match: int | None = None,
     ) -> types.Traffic:
         """Split a task's traffic by weight: `{3: 90, 4: 10}`. `{}` sends all to the active version.
 
-        The split ends at the next activation or rollback. Requests with the same `traffic_key` get
-        the same version.
+        The split ends at the next activation or rollback, and by itself when `rollback_if` applies:
+        `{"error_rate_above": 0.05, "total_p95_ms_above": 2000}`. Without `rollback_if` the rule of
+        the split before stays; `{}` removes it. Requests with the same `traffic_key` get the same
+        version.
         """
-        return self._call(_calls.set_traffic(task, weights, if_match))
+        if_match = _seen.revision(self, task, if_match)
+        return self._call(_calls.set_traffic(task, weights, rollback_if, if_match))
 
     def verify(self, task: str, number: int) -> types.Report:
         """Verify a stored version again: its bytes, a run of the model, golden prompts."""

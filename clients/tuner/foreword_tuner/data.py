@@ -1,36 +1,20 @@
-"""Data files: JSON lines, all checked before training starts."""
+"""Data files, all checked before training starts."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import random
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from foreword_tuner import forms, rows
 from foreword_tuner.errors import DataError
+from foreword_tuner.forms import Line, Needs
+from foreword_tuner.rows import Row
 
-MAX_SHOWN = 20
-ROLES = ("system", "user", "assistant", "tool")
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One example: either a prompt with fields for a template, or a chat up to the answer."""
-
-    number: int
-    """Line number in the file, from 1."""
-    completion: str
-    prompt: str = ""
-    fields: Mapping[str, str] = field(default_factory=dict)
-    messages: tuple[dict[str, str], ...] = ()
-
-    def question(self, fields: Collection[str] = ()) -> str:
-        """Return a key that is equal for equal questions: prompt, chat and the named `fields`."""
-        asked = {name: self.fields.get(name) for name in sorted(fields)}
-        return json.dumps([self.prompt, asked, self.messages])
+_MAX_REASONS = 20
+_MAX_NUMBERS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,94 +28,53 @@ class DataFile:
     """Why lines were skipped, if bad lines are skipped."""
 
 
-def read(path: Path, *, skip_bad: bool = False, needs_completion: bool = True) -> DataFile:
+def read(path: Path, *, skip_bad: bool = False, needs: Needs = "completion") -> DataFile:
     """Read a file. Raises a `DataError` that lists all bad lines, unless they are skipped."""
     try:
         data = path.read_bytes()
     except OSError as exc:
         raise DataError(f"{path}: {exc.strerror or exc}") from None
     lines, problems = [], []
-    for number, raw in enumerate(data.split(b"\n"), 1):
-        if raw.strip():
-            try:
-                lines.append(parse(raw, number, needs_completion=needs_completion))
-            except DataError as exc:
-                problems.append(f"line {number}: {exc}")
-    if problems and not skip_bad:
-        raise refusal(path, problems)
+    for row in rows.read(path, data):
+        try:
+            lines.append(_line(row, needs))
+        except DataError as exc:
+            problems.append(f"line {row.number}: {exc}")
+    if problems and (not skip_bad or not lines):
+        raise refusal(path, problems, are_all=not lines)
     if not lines:
         raise DataError(f"{path} has no examples")
     return DataFile(path, hashlib.sha256(data).hexdigest(), tuple(lines), tuple(problems))
 
 
-def refusal(path: Path, problems: Sequence[str]) -> DataError:
-    """Return one error for all bad lines of a file."""
-    shown = "; ".join(problems[:MAX_SHOWN])
-    more = f"; and {len(problems) - MAX_SHOWN} more" if len(problems) > MAX_SHOWN else ""
-    return DataError(
-        f"{path} has {len(problems)} bad lines; fix them, or skip them with --skip-bad: "
-        f"{shown}{more}"
-    )
+def _line(row: Row, needs: Needs) -> Line:
+    if row.problem is not None:
+        raise DataError(row.problem)
+    return forms.parse(row.value, row.number, needs)
 
 
-def parse(raw: bytes, number: int, *, needs_completion: bool = True) -> Line:
-    """Parse a line. Raises `DataError`, without the line number."""
-    try:
-        value = json.loads(raw.decode())
-    except UnicodeDecodeError:
-        raise DataError("not UTF-8") from None
-    except ValueError as exc:
-        raise DataError(f"not JSON: {exc}") from None
-    except RecursionError:
-        raise DataError("nested too deeply") from None
-    if not isinstance(value, dict):
-        raise DataError("not a JSON object")
-    if "messages" in value:
-        return _chat(value, number)
-    prompt = _text(value, "prompt")
-    completion = _text(value, "completion") if needs_completion else ""
-    fields = {k: v for k, v in value.items() if isinstance(v, str) and k != "completion"}
-    for name, text in fields.items():
-        _check_whole(name, text)
-    return Line(number, completion, prompt, fields)
+def refusal(path: Path, problems: Sequence[str], *, are_all: bool = False) -> DataError:
+    """Return one error for the bad lines of a file, `line N: why` each; `are_all` if it has no good
+    one."""
+    numbers: dict[str, list[str]] = {}
+    for problem in problems:
+        number, _, reason = problem.removeprefix("line ").partition(": ")
+        numbers.setdefault(reason, []).append(number)
+    told = [f"{_named(found)}: {reason}" for reason, found in numbers.items()]
+    shown = "; ".join(told[:_MAX_REASONS])
+    more = f"; and {len(told) - _MAX_REASONS} more" if len(told) > _MAX_REASONS else ""
+    if are_all:
+        return DataError(f"{path} has no good line; {shown}{more}")
+    count = "1 bad line" if len(problems) == 1 else f"{len(problems)} bad lines"
+    return DataError(f"{path} has {count}; fix or skip (--skip-bad): {shown}{more}")
 
 
-def _text(value: Mapping[str, Any], name: str) -> str:
-    if name not in value:
-        raise DataError(f"no `{name}`")
-    text = value[name]
-    if not isinstance(text, str):
-        raise DataError(f"`{name}` is not a string")
-    if not text.strip():
-        raise DataError(f"`{name}` is empty")
-    _check_whole(name, text)
-    return text
-
-
-def _check_whole(name: str, text: str) -> None:
-    """Refuse lone surrogates, which JSON can escape and a tokenizer cannot encode."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as exc:
-        shown = name.encode("ascii", "backslashreplace").decode()
-        raise DataError(f"`{shown}` has a lone surrogate at {exc.start + 1}") from None
-
-
-def _chat(value: Mapping[str, Any], number: int) -> Line:
-    if "prompt" in value or "completion" in value:
-        raise DataError("both `messages` and `prompt` or `completion`")
-    messages = value["messages"]
-    if not isinstance(messages, list) or len(messages) < 2:
-        raise DataError("`messages` is not a list of at least two")
-    for message in messages:
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
-            raise DataError(f"a message's role is one of {', '.join(ROLES)}")
-        _text(message, "content")
-    if messages[-1]["role"] != "assistant":
-        raise DataError("the last message is not the assistant's")
-    chat = tuple({"role": m["role"], "content": m["content"]} for m in messages[:-1])
-    prompt = chat[-1]["content"]
-    return Line(number, messages[-1]["content"], prompt, {}, chat)
+def _named(numbers: Sequence[str]) -> str:
+    if len(numbers) == 1:
+        return f"line {numbers[0]}"
+    more = len(numbers) - _MAX_NUMBERS
+    shown = ", ".join(numbers[:_MAX_NUMBERS])
+    return f"lines {shown} and {more} more" if more > 0 else f"lines {shown}"
 
 
 def split(lines: Sequence[Line], share: float, seed: int) -> tuple[list[Line], list[Line]]:

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from foreword_tuner import base as bases
 from foreword_tuner import data, initial, prepare, tune
 from foreword_tuner.base import Base
 from foreword_tuner.batches import pack
-from foreword_tuner.data import Line
 from foreword_tuner.encoding import Encoder, Example
 from foreword_tuner.errors import TunerError
+from foreword_tuner.forms import Line
 from foreword_tuner.forward import DecoderForward, Outcome, num_exact
 from foreword_tuner.prepare import Examples
 from foreword_tuner.teacher import Targets, Teacher
@@ -75,8 +74,8 @@ def divergence(target: Targets, log_probs: Tensor) -> Tensor:
 def run(what: Run, text: Text) -> Tuned:
     """Ask the teacher, then train. Raises `TunerError`."""
     settings = what.settings
-    file = data.read(what.data, skip_bad=what.skip_bad, needs_completion=False)
-    base = bases.load(settings.base, settings.dtype)
+    file = data.read(what.data, skip_bad=what.skip_bad, needs="nothing")
+    base = tune.load_base(what)
     encoder = Encoder(base.tokenizer, base.eos_id, template=settings.template, chat=settings.chat)
     text_ids = base.tokenizer(text.content).input_ids
     if settings.num_virtual_tokens >= len(text_ids):

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Any
 
-from foreword_tuner.data import Line
 from foreword_tuner.errors import DataError, TunerError
+from foreword_tuner.forms import Line
 
 PLAIN = "{prompt}"
 _LINE = "{prompt}\n"

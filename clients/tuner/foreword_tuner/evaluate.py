@@ -5,31 +5,40 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import anyio
 
 from foreword_client import AsyncClient, Generation
-from foreword_client.types import GenerateOptions
-from foreword_tuner.data import Line
+from foreword_tuner.forms import Line
 from foreword_tuner.scores import Answered
+
+
+class Question(TypedDict, total=False):
+    """The part of a request that asks."""
+
+    prompt: str
+    messages: Sequence[dict[str, str]]
+    fields: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Answers with their references, generations, and the total duration."""
+    """Questions, answers with their references, generations, and the total duration."""
 
+    questions: list[Question]
     answered: list[Answered]
     generations: list[Generation]
     seconds: float
 
 
 def questions(lines: Sequence[Line], fields: Collection[str]) -> list[tuple[Line, tuple[str, ...]]]:
-    """Return each distinct question with all its completions in the file."""
+    """Return each distinct question with all its right answers in the file."""
     references: dict[str, list[str]] = {}
     first: dict[str, Line] = {}
     for line in lines:
         question = line.question(fields)
-        references.setdefault(question, []).append(line.completion)
+        references.setdefault(question, []).extend(line.answers)
         first.setdefault(question, line)
     return [(line, tuple(references[question])) for question, line in first.items()]
 
@@ -42,7 +51,7 @@ async def ask(
     version: int | None,
     max_tokens: int | None,
     concurrency: int,
-    fields: Collection[str] = (),
+    fields: Collection[str] = ("prompt",),
 ) -> Asked:
     """Request greedy answers, in the order of the questions. Raises the first `ForewordError`.
 
@@ -54,10 +63,11 @@ async def ask(
     async def one(i: int, line: Line) -> None:
         async with slots:
             found[i] = await client.generate(
-                None if line.messages else line.prompt,
                 task=task,
                 version=version,
-                **_options(line, max_tokens, fields),
+                temperature=0.0,
+                max_tokens=max_tokens,
+                **question(line, fields),
             )
 
     begin_s = time.perf_counter()
@@ -71,14 +81,14 @@ async def ask(
     generations = [g for g in found if g is not None]
     pairs = zip(generations, asked, strict=True)
     answered = [Answered(g.text, references) for g, (_, references) in pairs]
-    return Asked(answered, generations, seconds)
+    return Asked([question(line, fields) for line, _ in asked], answered, generations, seconds)
 
 
-def _options(line: Line, max_tokens: int | None, fields: Collection[str]) -> GenerateOptions:
-    options: GenerateOptions = {"temperature": 0.0, "max_tokens": max_tokens}
+def question(line: Line, fields: Collection[str]) -> Question:
+    """Return messages, or what a template with these fields takes of a line."""
     if line.messages:
-        options["messages"] = line.messages
-    given = {name: line.fields[name] for name in fields if name in line.fields}
-    if given and not line.messages:
-        options["fields"] = given
-    return options
+        return {"messages": line.messages}
+    found: Question = {"prompt": line.prompt} if "prompt" in fields else {}
+    if given := {k: line.fields[k] for k in sorted(fields) if k != "prompt" and k in line.fields}:
+        found["fields"] = given
+    return found

@@ -6,8 +6,8 @@ from collections.abc import Collection, Sequence
 
 import torch
 
-from foreword_tuner.data import Line
 from foreword_tuner.encoding import Example
+from foreword_tuner.forms import Line
 from foreword_tuner.forward import Forward
 
 MAX_GOLDEN = 8

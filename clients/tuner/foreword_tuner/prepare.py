@@ -11,9 +11,10 @@ import torch
 
 from foreword_tuner import checkpoint, configs, data, initial
 from foreword_tuner.base import Base
-from foreword_tuner.data import DataFile, Line
+from foreword_tuner.data import DataFile
 from foreword_tuner.encoding import Encoder, Example
 from foreword_tuner.errors import TunerError
+from foreword_tuner.forms import Line
 from foreword_tuner.forward import DecoderForward, Forward, Seq2SeqForward
 from foreword_tuner.methods import Method
 from foreword_tuner.settings import TEXT_INIT, Settings

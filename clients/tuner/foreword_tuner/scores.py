@@ -95,11 +95,15 @@ def _words(text: str) -> list[str]:
 
 
 def _bleu(answered: Sequence[Answered]) -> _Parts:
-    """Count n-grams with sacrebleu, and combine them with sacrebleu's score of their sums."""
+    """Count n-grams with sacrebleu, and combine them with sacrebleu's score of their sums.
+
+    With its effective order: n-grams longer than every answer are left out. Without, answers of
+    less than four words have BLEU 0 however right they are; for others it is the same.
+    """
     from sacrebleu.metrics.bleu import BLEU  # slow to import, and `--help` does not need it
 
     most = max(len(one.references) for one in answered)
-    bleu = BLEU()
+    bleu = BLEU(effective_order=True)
     hypotheses = [one.answer.strip() for one in answered]
     references: list[list[Any]] = [  # sacrebleu takes None for a missing reference
         [one.references[i] if i < len(one.references) else None for one in answered]

@@ -17,9 +17,10 @@ from server.api.http.assets import Asset
 from server.async_store import AsyncStore
 from server.engine.ipc.protocol import Engine
 from server.errors import InvalidRequest, MalformedRequest, UnsupportedBody
-from server.generation.grammar_check import GrammarCheck
 from server.generation.router import Router
 from server.metrics import Metrics
+from server.publishing.canary import SplitGuard
+from server.publishing.definitions import Definitions
 from server.publishing.uploads import Uploads
 from server.settings import Settings
 from server.text.tokenizer import Tokenizer
@@ -41,7 +42,8 @@ class Services:
     tokenizer: Tokenizer
     router: Router
     uploads: Uploads
-    grammars: GrammarCheck
+    definitions: Definitions
+    split_guard: SplitGuard
     metrics: Metrics
     model_name: str
     """Public name of the base model; never a path."""

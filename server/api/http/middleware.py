@@ -1,4 +1,4 @@
-"""Outermost middleware: request ids, the access log, unexpected errors."""
+"""Middleware: request ids, the access log, unexpected errors; HEAD requests."""
 
 from __future__ import annotations
 
@@ -43,6 +43,31 @@ class RequestContext:
                 await problems.internal(scope)(scope, receive, sender)
             finally:
                 _write_log_line(scope, time.monotonic() - started_s)
+
+
+class HeadRequests:
+    """Answers HEAD like GET, without the body. FastAPI's routes take only what they declare."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        as_get = {**scope, "method": "GET"}
+        try:
+            await self._app(as_get, receive, _without_body(send))
+        finally:
+            scope.update(as_get, method="HEAD")  # the access log asks for the route
+
+
+def _without_body(send: Send) -> Send:
+    async def send_head(message: Message) -> None:
+        is_body = message["type"] == "http.response.body"
+        await send({**message, "body": b""} if is_body else message)
+
+    return send_head
 
 
 def _request_id(headers: Headers) -> str:

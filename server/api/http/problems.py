@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -17,6 +16,7 @@ from starlette.types import Scope
 
 from prefix_store import errors as store
 from server import errors as server
+from server.api.schemas import wording
 from server.metrics import Metrics
 
 STATUS: dict[type[Exception], int] = {
@@ -59,7 +59,6 @@ STATUS: dict[type[Exception], int] = {
 
 MAX_ERRORS = 16
 _STORAGE_RETRY_S = 5
-_PLAIN = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
 _OPENAI_CODES = {
     "invalid_name": "model_not_found",
     "key_limit_reached": "rate_limit_exceeded",
@@ -147,19 +146,21 @@ def _invalid(scope: Scope, error: RequestValidationError) -> Response:
     if any(e["type"] == "json_invalid" for e in errors):
         return _response(scope, 400, "malformed_request", "the body is not valid JSON")
     listed = [
-        {"loc": [_plain(at) for at in e["loc"]], "msg": e["msg"], "type": e["type"]}
+        {"loc": wording.location(e), "msg": wording.what(e), "type": e["type"]}
         for e in errors[:MAX_ERRORS]
     ]
     place = listed[0]["loc"] if listed else ["request"]
-    where = ".".join(str(at) for at in place)
     param = next((at for at in place[1:] if isinstance(at, str)), None)
-    detail = f"{where}: {listed[0]['msg']}" if listed else "the request is not valid"
+    fields = _fields_of(scope.get("route"))
+    detail = wording.sentence(errors[0], fields) if errors else "the request is not valid"
     return _response(scope, 422, "validation_failed", detail, errors=listed, param=param)
 
 
-def _plain(at: str | int) -> str | int:
-    """Echo a client's field name only if it is harmless."""
-    return at if isinstance(at, int) or _PLAIN.fullmatch(at) else "?"
+def _fields_of(route: object) -> Collection[str]:
+    """Names of the fields of a route's body, if it takes one."""
+    body = route.body_field if isinstance(route, APIRoute) else None
+    model = None if body is None else body.field_info.annotation
+    return getattr(model, "model_fields", {}).keys()
 
 
 def _allowed(routes: Sequence[APIRoute], scope: Scope) -> str:
@@ -167,7 +168,8 @@ def _allowed(routes: Sequence[APIRoute], scope: Scope) -> str:
     found = [
         route.methods or set() for route in routes if route.path_regex.fullmatch(scope["path"])
     ]
-    return ", ".join(sorted(set().union(*found)))
+    methods = set().union(*found)
+    return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
 
 
 def _response(

@@ -43,7 +43,8 @@ async def readyz(services: ServicesDep) -> Response:
 async def metrics(services: ServicesDep, principal: PrincipalDep) -> Response:
     """Get all metrics in Prometheus' text format."""
     principal.check_all_tasks()  # their names are labels
-    return Response(services.metrics.render(), media_type="text/plain; version=0.0.4")
+    text = await services.run_for_request(services.metrics.render)  # 0.1 s for 200 versions
+    return Response(text, media_type="text/plain; version=0.0.4")
 
 
 @routes.get("/info", response_model=Info)

@@ -113,7 +113,7 @@ def _target(model: str, services: Services, principal: Principal) -> tuple[str |
     try:
         reference = Reference.parse(model)
     except InvalidName:
-        raise UnknownTask("no task, and not the base model, has this name") from None
+        raise UnknownTask("neither a task nor the base model has this name") from None
     principal.check_task(reference.task)
     return reference.task, reference.version
 

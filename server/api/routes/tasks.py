@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Request, Response
@@ -12,10 +14,11 @@ from pydantic import ValidationError
 
 from prefix_store.errors import TaskExists
 from prefix_store.manifest import Activation, Manifest, Profile, Task
+from prefix_store.registry.audit import Actor
 from prefix_store.registry.preconditions import Preconditions
 from server.api.http.access import PrincipalDep, needs
 from server.api.http.deps import JsonRoute, Services, ServicesDep
-from server.api.http.preconditions import ChangeHeadersDep, make_change, tag
+from server.api.http.preconditions import ChangeHeaders, ChangeHeadersDep, make_change, tag
 from server.api.routes.residency import residency
 from server.api.schemas.admin import (
     ActivateRequest,
@@ -26,7 +29,6 @@ from server.api.schemas.admin import (
     TaskPath,
 )
 from server.errors import InvalidRequest
-from server.generation.prompt import check_profile, check_vocabulary
 
 routes = APIRouter(prefix="/tasks", tags=["tasks"], route_class=JsonRoute)
 
@@ -71,16 +73,15 @@ async def put_task(
     change_headers: ChangeHeadersDep,
     principal: PrincipalDep,
 ) -> Response:
-    """Create a task, or replace its profile."""
-    await _check(profile, services)
-    by = principal.actor
+    """Create a task, or replace its profile. A change of template, chat or defaults makes a new
+    version with the same prefix, and activates it."""
     if not change_headers.must_exist:
+        await services.definitions.check(profile)
         with suppress(TaskExists):
-            created = await services.store.create_task(task, profile, by=by)
+            created = await services.store.create_task(task, profile, by=principal.actor)
             return _json(created, 201)
-    preconditions = Preconditions(change_headers.revisions)
-    changed = await services.store.set_profile(task, profile, preconditions, by=by)
-    return _json(changed, 200)
+    set_profile = partial(_set_profile, services, change_headers, principal.actor)
+    return _json(await set_profile(task, lambda _: profile), 200)
 
 
 @routes.patch("/{task}")
@@ -95,12 +96,10 @@ async def patch_task(
     response: Response,
     principal: PrincipalDep,
 ) -> Task:
-    """Change parts of a task's profile (RFC 7396)."""
-    found = await services.store.get_task(task)
-    profile = _patched(found.profile, patch)
-    await _check(profile, services)
-    preconditions = Preconditions(change_headers.revisions)
-    changed = await services.store.set_profile(task, profile, preconditions, by=principal.actor)
+    """Change parts of a task's profile (RFC 7396). A change of template, chat or defaults makes a
+    new version with the same prefix, and activates it."""
+    set_profile = partial(_set_profile, services, change_headers, principal.actor)
+    changed = await set_profile(task, lambda profile: _patched(profile, patch))
     response.headers.update(tag(changed.revision))
     return changed
 
@@ -184,12 +183,20 @@ async def rollback(
     return await make_change(services, request, task, change_headers, work, _json)
 
 
-async def _check(profile: Profile, services: Services) -> None:
-    """Reject a profile with which no request could be served."""
-    if token_ids := profile.defaults.stop_token_ids:
-        check_vocabulary(token_ids, services.engine.info)
-    if (grammar := await services.run_in_thread(check_profile, profile)) is not None:
-        await services.grammars.check(grammar)
+async def _set_profile(
+    services: Services,
+    change_headers: ChangeHeaders,
+    by: Actor,
+    task: str,
+    change: Callable[[Profile], Profile],
+) -> Task:
+    """Replace a task's profile by what `change` makes of it."""
+    activation = await services.store.current_activation(task)
+    found = await services.store.get_task(task)
+    profile = change(found.profile)
+    redefined = await services.definitions.redefined(found, profile)
+    preconditions = Preconditions(change_headers.revisions, expected_activation=activation)
+    return await services.store.set_profile(task, profile, preconditions, by, redefined)
 
 
 def _activated(manifest: Manifest, warning: str | None) -> ActivationResponse:

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from prefix_store import formats
 from prefix_store.digest import Digest
+from prefix_store.formats.text import JsonUpload
 from prefix_store.manifest import Manifest
 from prefix_store.registry.preconditions import Preconditions
 from server.api.http.access import Principal, PrincipalDep, needs
@@ -20,7 +21,6 @@ from server.api.routes.residency import residency
 from server.api.schemas.admin import (
     Rehearsal,
     TaskPath,
-    TextUpload,
     Uploaded,
     VerificationReport,
     VersionDescription,
@@ -36,13 +36,14 @@ _BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "description": "A prefix: our artifact, PEFT's adapter_model.safetensors, a tar of either "
-        "with a `foreword.json`, or text from which the server computes one.",
+        "with a `foreword.json`, or JSON: text from which the server computes one, or the number "
+        "of a version whose prefix is used again with another definition.",
         "content": {
             formats.SAFETENSORS: _BINARY,
             formats.OCTET_STREAM: _BINARY,
             formats.TAR[0]: _BINARY,
             formats.JSON: {
-                "schema": TextUpload.model_json_schema(),
+                "schema": JsonUpload.model_json_schema(),
                 "example": {"text": "Translate to French.\n\n"},
             },
         },

@@ -5,22 +5,17 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from fastapi import Path, Query
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from prefix_store.manifest import (
     Activation,
     Check,
-    GoldenPrompts,
     Manifest,
-    Message,
     Task,
 )
 from prefix_store.reference import MAX_VERSION
 from prefix_store.registry.audit import Entry
 from prefix_store.registry.keys import Key
-from prefix_store.registry.traffic import MAX_VERSIONS, MAX_WEIGHT
-
-VersionKey = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,8}$")]
 
 TaskPath = Annotated[str, Path(description="The task's name.", examples=["summarize"])]
 VersionPath = Annotated[int, Path(ge=1, le=MAX_VERSION, description="The version's number.")]
@@ -37,31 +32,6 @@ class ActivateRequest(Body):
     """The version to make live."""
 
     version: int = Field(ge=1, le=MAX_VERSION)
-
-
-class TrafficRequest(Body):
-    """Weights of the versions that share the traffic."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"weights": {"3": 90, "4": 10}}]})
-
-    weights: dict[VersionKey, Annotated[int, Field(ge=0, le=MAX_WEIGHT)]] = Field(
-        min_length=1, max_length=MAX_VERSIONS, fail_fast=True
-    )
-
-    @model_validator(mode="after")
-    def _some_weight_is_positive(self) -> TrafficRequest:
-        if not any(self.weights.values()):
-            raise ValueError("at least one weight must be above 0")
-        return self
-
-
-class TrafficResponse(BaseModel):
-    """Weights of the versions that share the traffic. None: the active version gets all of it."""
-
-    task: str
-    active_version: int | None
-    weights: dict[int, int] | None
-    warning: str | None = Field(None, description="Why a prefix could not be loaded at once.")
 
 
 class TaskDescription(Task):
@@ -146,14 +116,6 @@ class Rehearsal(Uploaded):
     device_bytes: int = Field(description="Approximate bytes of its prefix on the device.")
     fits: bool = Field(description="Whether it fits beside the prefixes that are in use or pinned.")
     evicted: list[str] = Field(description="Digests of the prefixes that would be evicted for it.")
-
-
-class TextUpload(Body):
-    """A prefix to be computed by the server, from exactly one of text and messages."""
-
-    text: str | None = Field(None, min_length=1)
-    messages: list[Message] | None = Field(None, min_length=1, max_length=1000)
-    golden: GoldenPrompts = Field((), description="Prompts, and how their answers must begin.")
 
 
 class CreatedKey(Key):

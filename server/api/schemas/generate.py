@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Tag, model_validator
 
 from prefix_store.sampling import MAX_TOKENS, AnswerFields, TokenId
 from server.api.schemas.admin import Body
+from server.api.schemas.wording import by_type
 from server.generation import constraint
 from server.generation.completion import Completion
 from server.generation.prompt import GenerateParams
@@ -20,8 +21,13 @@ from server.generation.sampling import RequestOptions
 USE_RANK = 'no such field: write `"rank": {"texts": [...], "by": "sum"}`'
 
 TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_TOKENS, fail_fast=True)]
+Prompt = Annotated[
+    Annotated[str, Tag("(text)")] | Annotated[TokenIds, Tag("(ids)")],
+    by_type({str: "(text)", list: "(ids)"}, "must be a string or a list of token ids"),
+]
 NumTop = Annotated[int, Field(ge=0, le=20)]
 FieldName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+TemplateFields = Annotated[dict[FieldName, str], Field(max_length=64, fail_fast=True)]
 TrafficKey = Annotated[str, StringConstraints(max_length=256)]
 
 
@@ -39,13 +45,10 @@ class GenerateRequest(Body, RequestOptions, AnswerFields):
         json_schema_extra={"examples": [{"prompt": "The weather today is", "max_tokens": 32}]}
     )
 
-    prompt: str | TokenIds | None = Field(None, description="Text, or token ids taken as they are.")
+    prompt: Prompt | None = Field(None, description="Text, or token ids taken as they are.")
     messages: list[ChatMessage] | None = Field(None, min_length=1, max_length=1000, fail_fast=True)
-    fields: dict[FieldName, str] = Field(
-        default_factory=dict,
-        max_length=64,
-        fail_fast=True,
-        description="For the named fields of a template.",
+    fields: TemplateFields = Field(
+        default_factory=dict, description="For the named fields of a template."
     )
     logprobs: NumTop | None = Field(
         None,

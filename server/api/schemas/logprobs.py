@@ -60,7 +60,7 @@ def of_completion(
     top: list[dict[str, float] | None] = []
     for t in tokens:
         offsets.append(offset)
-        offset += 0 if tokenizer.is_special(t.token_id) else len(tokenizer.token_text(t.token_id))
+        offset += _num_chars(tokenizer.token_bytes(t.token_id, at_start=offset == 0))
         if t.logprob is None:
             top.append(None)
             continue
@@ -77,21 +77,31 @@ def of_completion(
     return logprobs, offset
 
 
-def of_chat(tokens: Sequence[Scored], tokenizer: Tokenizer, *, as_ids: bool) -> dict[str, Any]:
-    """Tokens in the format of OpenAI's chat completions."""
+def of_chat(
+    tokens: Sequence[Scored], tokenizer: Tokenizer, offset: int, *, as_ids: bool
+) -> tuple[dict[str, Any], int]:
+    """Tokens in the format of OpenAI's chat completions, `offset` characters into the text.
+
+    Returns the offset of the text's end too. The `bytes` of all tokens, joined, are the text's; a
+    special token has none.
+    """
 
     def entry(token_id: int, logprob: float | None) -> dict[str, Any]:
         name = _name(token_id, tokenizer, as_ids=as_ids)
-        text = tokenizer.token_text(token_id)
-        # The bytes of part of a character are not known here.
-        raw = None if "\ufffd" in text else list(text.encode())
-        return {"token": name, "logprob": logprob, "bytes": raw}
+        raw = tokenizer.token_bytes(token_id, at_start=offset == 0)
+        return {"token": name, "logprob": logprob, "bytes": list(raw)}
 
-    content = [
-        entry(t.token_id, t.logprob) | {"top_logprobs": [entry(i, logprob) for i, logprob in t.top]}
-        for t in tokens
-    ]
-    return {"content": content, "refusal": None}
+    content: list[dict[str, Any]] = []
+    for t in tokens:
+        top = [entry(token_id, logprob) for token_id, logprob in t.top]
+        content.append(entry(t.token_id, t.logprob) | {"top_logprobs": top})
+        offset += _num_chars(bytes(content[-1]["bytes"]))
+    return {"content": content, "refusal": None}, offset
+
+
+def _num_chars(raw: bytes) -> int:
+    """Number of characters that begin in a part of a text's UTF-8."""
+    return sum(byte & 0xC0 != 0x80 for byte in raw)
 
 
 def _name(token_id: int, tokenizer: Tokenizer, *, as_ids: bool) -> str:

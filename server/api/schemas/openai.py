@@ -1,17 +1,20 @@
 """Request bodies of OpenAI's routes, with vLLM's additions as far as they are supported.
 
-A field that would silently be ignored is refused: `refuse_unsupported`.
+A field that would silently be ignored is refused: `openai_fields` has the table.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, Tag
 
 from prefix_store import strict_json
 from prefix_store.sampling import MAX_TOKENS, Choice, Rank, Regex, ResponseFormat
-from server.api.schemas.generate import USE_RANK, NumTop, TokenIds
+from server.api.schemas import openai_fields
+from server.api.schemas.generate import USE_RANK, NumTop, TemplateFields, TokenIds
+from server.api.schemas.openai_fields import Fields, Open
+from server.api.schemas.wording import by_kind, by_type
 from server.errors import InvalidRequest, UnsupportedParameter
 from server.generation.constraint import ANYTHING, Constraint, of_fields
 from server.generation.prompt import DEFAULT_MAX_TOKENS, GenerateParams
@@ -23,48 +26,35 @@ MAX_SCHEMA_CHARS = 256 << 10
 CHAT_MAX_TOKENS = 1024
 """Default `max_tokens` of chats, whose clients expect a whole answer without naming a length."""
 
-_WITHOUT_EFFECT = {
-    "metadata", "name", "prompt_cache_key", "request_id", "safety_identifier", "session_id", "user",
-}  # fmt: skip
-"""Fields without effect on the answer: accepted and ignored."""
-_NO_OPS: dict[str, tuple[object, ...]] = {
-    "add_generation_prompt": (True,),
-    "bad_words": ([],),
-    "continue_final_message": (False,),
-    "function_call": ("none", "auto"),
-    "functions": ([],),
-    "include_stop_str_in_output": (False,),
-    "length_penalty": (1,),
-    "modalities": (["text"],),
-    "parallel_tool_calls": (True, False),
-    "service_tier": ("auto", "default"),
-    "skip_special_tokens": (True,),
-    "spaces_between_special_tokens": (True,),
-    "store": (False,),
-    "suffix": ("",),
-    "tool_calls": ([],),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-    "use_beam_search": (False,),
-}
-"""Unsupported fields, and their values that are no-ops, and therefore accepted."""
+
+def _kind_of_prompt(value: object) -> str | None:
+    """The branch of `Prompts`: a list's is that of its first item."""
+    if not isinstance(value, list):
+        return "(text)" if isinstance(value, str) else None
+    first = value[0] if value else ""
+    if isinstance(first, str):
+        return "(texts)"
+    return "(lists)" if isinstance(first, list) else "(ids)"
 
 
-class Open(BaseModel):
-    """Base class of bodies with fields that are not listed, as OpenAI's clients send them."""
-
-    model_config = ConfigDict(extra="allow")
-
-    def refuse_unsupported(self) -> None:
-        """Raises `UnsupportedParameter` for an unlisted field that would change the answer."""
-        for name, value in (self.model_extra or {}).items():
-            harmless = value is None or name in _WITHOUT_EFFECT
-            if not harmless and value not in _NO_OPS.get(name, ()):
-                raise UnsupportedParameter(name if _is_plain(name) else "?")
+_Prompts = Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)
+Prompts = Annotated[
+    Annotated[str, Tag("(text)")]
+    | Annotated[TokenIds, Tag("(ids)")]
+    | Annotated[list[str], _Prompts, Tag("(texts)")]
+    | Annotated[list[TokenIds], _Prompts, Tag("(lists)")],
+    by_kind(_kind_of_prompt, "must be a string, a list of token ids, or a list of either"),
+]
+JsonSchema = Annotated[
+    Annotated[dict[str, Any], Tag("(schema)")] | Annotated[str, Tag("(text)")],
+    by_type({dict: "(schema)", str: "(text)"}, "must be a JSON schema"),
+]
 
 
 class StreamOptions(Open):
     """Options for token counts in a stream."""
+
+    unserved: ClassVar[Fields] = openai_fields.STREAM_OPTIONS
 
     include_usage: bool | None = None
     """Send the usage in a last chunk of its own."""
@@ -75,7 +65,9 @@ class StreamOptions(Open):
 class StructuredOutputs(Open):
     """vLLM's `structured_outputs`."""
 
-    json_: dict[str, Any] | str | None = Field(None, alias="json")
+    unserved: ClassVar[Fields] = openai_fields.STRUCTURED_OUTPUTS
+
+    json_: JsonSchema | None = Field(None, alias="json")
     """A schema, as an object or as text."""
     json_object: bool | None = None
     regex: Regex | None = None
@@ -83,7 +75,7 @@ class StructuredOutputs(Open):
 
     def constraint(self) -> Constraint | None:
         """Raises `InvalidRequest` and `UnsupportedParameter`."""
-        self.refuse_unsupported()
+        self.refuse_unsupported("structured_outputs.")
         schema = _schema(self.json_)
         if self.json_object:
             schema = {"type": "object"} if schema is None else schema
@@ -110,6 +102,8 @@ def _schema(given: dict[str, Any] | str | None) -> dict[str, Any] | None:
 class OpenAIRequest(Open, RequestOptions):
     """The fields that completions and chat share."""
 
+    unserved: ClassVar[Fields] = openai_fields.REQUEST
+
     model: str = Field(max_length=512)
     """A task, `task@version`, or the base model's name."""
     top_k: int | None = Field(None, ge=-1, le=1_000_000, description="-1 and 0: all tokens.")
@@ -119,23 +113,28 @@ class OpenAIRequest(Open, RequestOptions):
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
-    guided_json: dict[str, Any] | str | None = None
+    guided_json: JsonSchema | None = None
     guided_regex: Regex | None = None
     guided_choice: Choice | None = None
     rank: Rank | None = Field(
         None, description="Nothing is generated: the answer is the most likely of these texts."
     )
+    fields: TemplateFields | None = Field(
+        None, description="For the named fields of a task's template."
+    )
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
 
-    def refuse_unsupported(self) -> None:
+    def refuse_unsupported(self, place: str = "") -> None:
         for name in (self.model_extra or {}).keys() & {"choices", "rank_by"}:
             raise UnsupportedParameter(name, USE_RANK)
-        super().refuse_unsupported()
+        super().refuse_unsupported(place)
         if self.stream_options is not None:
-            self.stream_options.refuse_unsupported()
+            self.stream_options.refuse_unsupported("stream_options.")
             if not self.stream:
-                raise UnsupportedParameter("stream_options", "`stream_options` go with `stream`")
+                raise UnsupportedParameter(
+                    "stream_options", "`stream_options` needs `stream: true`"
+                )
 
     @property
     def num_choices(self) -> int:
@@ -176,12 +175,7 @@ class OpenAIRequest(Open, RequestOptions):
 class CompletionRequest(OpenAIRequest):
     """One or several prompts, with `n` choices each."""
 
-    prompt: (
-        str
-        | TokenIds
-        | Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)]
-        | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)]
-    )
+    prompt: Prompts
     max_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS, description="0 goes with `echo`.")
     best_of: int | None = Field(None, ge=1, le=MAX_CHOICES, description="As many as `n`.")
     echo: bool | None = None
@@ -201,6 +195,7 @@ class CompletionRequest(OpenAIRequest):
         return [
             GenerateParams(
                 prompt=prompt,
+                fields=self.fields or {},
                 options=options,
                 default_max_tokens=DEFAULT_MAX_TOKENS,
                 logprobs=self.logprobs,
@@ -222,22 +217,44 @@ class CompletionRequest(OpenAIRequest):
 class TextPart(Open):
     """A part of a message's content. Only text is supported."""
 
+    unserved: ClassVar[Fields] = openai_fields.TEXT_PART
+
     type: Literal["text"]
     text: str
+
+
+_CONTENT = 'must be a string, or a list of parts such as {"type": "text", "text": "..."}'
+Content = Annotated[
+    Annotated[str, Tag("(text)")]
+    | Annotated[list[TextPart], Field(min_length=1, fail_fast=True), Tag("(parts)")],
+    by_type({str: "(text)", list: "(parts)"}, _CONTENT),
+]
 
 
 class OpenAIMessage(Open):
     """A chat message. `developer` means `system`."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
+    unserved: ClassVar[Fields] = openai_fields.MESSAGE
 
-    def plain(self) -> dict[str, str]:
-        """Role and text as a chat template takes them. Raises `UnsupportedParameter`."""
-        self.refuse_unsupported()
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Content | None
+    """Null beside tool calls, which are refused by their own name."""
+
+    def plain(self, place: str) -> dict[str, str]:
+        """Role and text as a chat template takes them. `place` is the message's, for errors.
+
+        Raises `UnsupportedParameter`.
+        """
+        self.refuse_unsupported(f"{place}.")
         role = "system" if self.role == "developer" else self.role
+        if self.content is None:
+            raise UnsupportedParameter(
+                f"{place}.content", f"`{place}.content` {_CONTENT}, not null"
+            )
         if isinstance(self.content, str):
             return {"role": role, "content": self.content}
+        for i, part in enumerate(self.content):
+            part.refuse_unsupported(f"{place}.content[{i}].")
         return {"role": role, "content": "\n".join(part.text for part in self.content)}
 
 
@@ -253,8 +270,8 @@ class ChatRequest(OpenAIRequest):
         """One request for each choice. Raises `InvalidRequest` for what is not supported."""
         self.refuse_unsupported()
         if self.top_logprobs is not None and not self.logprobs:
-            raise UnsupportedParameter("top_logprobs", "`top_logprobs` go with `logprobs`")
-        messages = [message.plain() for message in self.messages]
+            raise UnsupportedParameter("top_logprobs", "`top_logprobs` needs `logprobs: true`")
+        messages = [each.plain(f"messages[{i}]") for i, each in enumerate(self.messages)]
         max_tokens = self.max_completion_tokens
         if max_tokens is None:
             max_tokens = self.max_tokens
@@ -262,6 +279,7 @@ class ChatRequest(OpenAIRequest):
         return [
             GenerateParams(
                 messages=messages,
+                fields=self.fields or {},
                 options=options,
                 default_max_tokens=CHAT_MAX_TOKENS,
                 logprobs=(self.top_logprobs or 0) if self.logprobs else None,
@@ -269,8 +287,3 @@ class ChatRequest(OpenAIRequest):
             )
             for options in self.per_choice(max_tokens=max_tokens)
         ]
-
-
-def _is_plain(name: str) -> bool:
-    """Whether a client's field name is harmless enough to be returned in an error."""
-    return name.isascii() and name.isidentifier() and len(name) <= 64

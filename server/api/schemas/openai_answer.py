@@ -120,7 +120,6 @@ class ChoiceWriter:
         tokens = scored(completion.prompt_token_ids, completion.prompt_logprobs) if echo else []
         tokens += scored(piece.token_ids, piece.logprobs)
         as_ids = bool(answer.body.return_tokens_as_token_ids)
-        if answer.is_chat:
-            return of_chat(tokens, answer.tokenizer, as_ids=as_ids)
-        written, self._offset = of_completion(tokens, answer.tokenizer, self._offset, as_ids=as_ids)
+        write = of_chat if answer.is_chat else of_completion
+        written, self._offset = write(tokens, answer.tokenizer, self._offset, as_ids=as_ids)
         return written

@@ -39,6 +39,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def pid(self) -> int | None:
+        """Process id of the engine; None while no process runs, or if it has none of its own."""
+        ...
+
+    @property
     def num_in_flight(self) -> int:
         """Generations that have not ended."""
         ...

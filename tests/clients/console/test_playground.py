@@ -102,6 +102,20 @@ def test_fields_of_the_template_are_asked_for(
     assert token_ids("{x} sea in French:") in [ids for _, ids, _ in engine.submitted]
 
 
+def test_a_template_without_a_place_for_a_prompt_needs_none(
+    open_page: Open, http: httpx.Client, engine: FakeEngine
+) -> None:
+    push(http, "alpha", 1)
+    http.put("/tasks/alpha", json={"template": "{word} ->"}).raise_for_status()
+    page = open_page("/playground")
+    page.get_by_label("{word}").fill("hot")
+
+    page.get_by_role("button", name="Run").click()
+
+    expect(page.locator(".stats").nth(0)).to_contain_text("Total")
+    assert token_ids("hot ->") in [ids for _, ids, _ in engine.submitted]
+
+
 def test_a_completion_is_text_whatever_it_says(
     open_page: Open, http: httpx.Client, engine: FakeEngine
 ) -> None:

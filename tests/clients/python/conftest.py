@@ -13,6 +13,23 @@ import uvicorn
 
 from foreword_client import AsyncClient, AsyncStream, Client
 from tests.clients.python.fake_foreword import ENDING, FakeForeword
+from tests.server.conftest import (
+    app,
+    audit,
+    engine,
+    keys,
+    live,
+    registry,
+    settings,
+    store,
+    stored,
+    tokenizer,
+)
+
+__all__ = [
+    "app", "audit", "engine", "keys", "live",
+    "registry", "settings", "store", "stored", "tokenizer",
+]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

@@ -5,15 +5,21 @@ import json
 import tarfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 
 from foreword_client import SourceError
-from foreword_client._body import Body, of_json, of_prefix
+from foreword_client._body import Body, of_json
+from foreword_client._upload import Source, Upload
 
 SAFETENSORS = "application/vnd.safetensors"
 TAR = "application/x-tar"
+
+
+def of_prefix(source: Source | None, text: str | None, messages: Any) -> Body:
+    return Upload(source, text, messages).body()
 
 
 def _sent(body: Body) -> bytes:

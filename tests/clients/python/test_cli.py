@@ -138,14 +138,13 @@ def test_a_task_is_shown_and_changed(run: Run, server: FakeForeword) -> None:
 
 
 def test_push_says_what_is_live(run: Run, server: FakeForeword) -> None:
-    done = run("push", "x", "--text", "Translate.", "--chat")
+    done = run("push", "x", "--text", "Translate.")
     stored = run("push", "x", "--text", "Translate.", "--no-activate")
 
     assert done.stdout.startswith("x: v4 is now live (20 virtual tokens from peft, 1.5 MB")
     assert "is stored, but not active" in stored.stdout
     assert [s[:2] for s in server.seen] == [
         ("PUT", "/tasks/x/prefix"),
-        ("PATCH", "/tasks/x"),
         ("POST", "/tasks/x/versions"),
     ]
 
@@ -225,6 +224,27 @@ def test_a_system_message_for_a_task_that_answers_single_prompts_is_refused(
 
     assert (done.exit_code, "answers single prompts" in done.stderr) == (2, True)
     assert server.bodies() == []
+
+
+def test_a_chat_that_the_server_refuses_goes_on_with_single_prompts(
+    run: Run, server: FakeForeword
+) -> None:
+    """A key for `generate` alone cannot look whether a task is a chat."""
+    done = run("chat", "-t", "hidden", input="hi\nand now?\nbye\n")
+
+    asked = [[message["content"] for message in body["messages"]] for body in server.bodies()]
+    assert asked == [["hi"], ["hi", "one two three", "and now?"], ["and now?"], ["bye"]]
+    assert (done.exit_code, done.stdout) == (0, "one two three\n" * 3)
+    assert done.stderr.count("does not remember") == 1
+
+
+def test_a_chat_fills_in_the_fields_of_a_template(run: Run, server: FakeForeword) -> None:
+    done = run("chat", "-t", "x", "--field", "tone=kind", input="hi\n")
+    wrong = run("chat", "-t", "x", "--field", "tone", input="hi\n")
+
+    assert done.exit_code == 0
+    assert [body["fields"] for body in server.bodies()] == [{"tone": "kind"}]
+    assert (wrong.exit_code, "NAME=VALUE" in wrong.stderr) == (2, True)
 
 
 def test_files_without_a_chat_are_refused(run: Run, tmp_path: Path) -> None:

@@ -43,6 +43,9 @@ ANSWERS = {
     "TaskDescription": types.Task,
     "TaskPage": types.TaskPage,
     "Timings": types.Timings,
+    "Percentiles": types.Percentiles,
+    "RollbackRule": types.RollbackRule,
+    "TrafficReport": types.TrafficReport,
     "TrafficResponse": types.Traffic,
     "Uploaded": types.Uploaded,
     "Usage": types.Usage,
@@ -50,6 +53,8 @@ ANSWERS = {
     "VersionDescription": types.Version,
     "VersionList": types.Versions,
     "VersionResidency": types.Residency,
+    "VersionTraffic": types.VersionTraffic,
+    "Evaluation": types.Evaluation,
     "prefix_store__manifest__Limits": types.TaskLimits,
     "server__api__schemas__admin__Limits": types.ServerLimits,
 }
@@ -57,6 +62,7 @@ REQUESTS = {
     "GenerateRequest": (types.GenerateOptions, {"prompt", "stream"}),
     "Profile-Input": (types.ProfileFields, set()),
     "Grant": (types.KeyOptions, {"name", "scopes", "tasks"}),
+    "RollbackRule": (types.RollbackOptions, set()),
 }
 """In the set: arguments whose names differ between client and server."""
 NOT_ANSWERED = {"Health", "HTTPValidationError", "ValidationError"}
@@ -66,6 +72,7 @@ NOT_CALLED = re.compile(r"/v1/|/health$")
 ARGUMENTS: dict[str, Any] = {
     "after": 1,
     "id": "k",
+    "if_match": 1,
     "name": "x",
     "number": 1,
     "prompt": "hi",
@@ -154,7 +161,7 @@ def test_every_operation_of_the_server_has_a_method(document: Schema) -> None:
         if not name.startswith("_") and name != "close":
             _call(method)
     with pytest.raises(APIStatusError):
-        client.set_traffic("x", {})
+        client.set_traffic("x", {}, if_match=1)
     with pytest.raises(APIStatusError):
         client.push("x", text="t", activate=False)
 

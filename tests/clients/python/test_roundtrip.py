@@ -150,16 +150,34 @@ def test_a_push_streams_a_file_with_its_length(
     assert not stored.active
 
 
-def test_a_push_can_change_the_profile_once_it_succeeded(
+def test_a_push_carries_how_it_is_asked_and_changes_the_task_afterwards(
     connect: Connect, server: FakeForeword
 ) -> None:
-    connect(server.url).push("x", text="t", chat=True, template=None)
+    client = connect(server.url)
+
+    client.push("x", text="t", chat=True, defaults={"stop": ["."]}, description="d")
+    client.push("x", text="t", definition={"template": "{prompt}!"}, activate=False)
+    client.push("x", prefix_of=2, definition={"template": "{prompt}?"})
 
     assert [(method, where) for method, where, _, _ in server.seen] == [
+        ("GET", "/tasks/x"),
         ("PUT", "/tasks/x/prefix"),
         ("PATCH", "/tasks/x"),
+        ("POST", "/tasks/x/versions"),
+        ("POST", "/tasks/x/versions?activate=true"),
     ]
-    assert server.bodies()[1] == {"chat": True, "template": None}
+    assert server.bodies() == [
+        {"text": "t", "definition": {"chat": True, "defaults": {"stop": ["."]}}},
+        {"description": "d"},
+        {"text": "t", "definition": {"template": "{prompt}!"}},
+        {"prefix_of": 2, "definition": {"template": "{prompt}?"}},
+    ]
+    # The first one builds on the task's definition, as it was at this revision.
+    assert [headers.get("if-match") for _, _, headers, _ in server.seen] == [
+        None,
+        '"7"',
+        *[None] * 3,
+    ]
 
 
 def test_tasks_are_collected_over_all_pages(connect: Connect, server: FakeForeword) -> None:
@@ -195,7 +213,9 @@ def test_every_other_call_says_what_the_contract_says(
         ("GET", "/tasks/x"),
         ("GET", "/tasks/x/versions"),
         ("GET", "/tasks/x/versions/2"),
+        ("GET", "/tasks/x"),
         ("POST", "/tasks/x/activate"),
+        ("GET", "/tasks/x"),
         ("POST", "/tasks/x/rollback"),
         ("GET", "/tasks/x/versions/1/prefix"),
         ("GET", "/tasks/x/versions/1/prefix?format=peft"),
@@ -204,6 +224,8 @@ def test_every_other_call_says_what_the_contract_says(
         ("DELETE", "/tasks/x/versions/3"),
     ]
     assert server.bodies() == [{"description": "d"}, {"template": None}, {"version": 2}]
+    changes = [headers for _, where, headers, _ in server.seen if where.endswith(("ate", "back"))]
+    assert [headers["if-match"] for headers in changes] == ['"7"', '"7"']  # what it saw
 
 
 def test_keys_are_made_listed_and_revoked(connect: Connect, server: FakeForeword) -> None:

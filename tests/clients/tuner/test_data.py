@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from foreword_tuner import data
-from foreword_tuner.data import Line
 from foreword_tuner.errors import DataError
+from foreword_tuner.forms import Line
 from tests.clients.tuner.tiny_base import write_lines
 
 GOOD = b'{"prompt": "a", "completion": "b"}\n'
@@ -20,20 +20,23 @@ GOOD = b'{"prompt": "a", "completion": "b"}\n'
         (b'{"prompt": "a", "completion"', "not JSON"),
         (b'{"prompt": "a\xff", "completion": "b"}', "not UTF-8"),
         (b'["a", "b"]', "not a JSON object"),
-        (b'{"completion": "b"}', "no `prompt`"),
+        (b'{"completion": "b"}', "no `prompt`, .*: it has `completion`"),
+        (b'{}', "no `prompt`, .*: it has no fields"),
         (b'{"prompt": "a"}', "no `completion`"),
         (b'{"prompt": "a", "completion": ""}', "`completion` is empty"),
         (b'{"prompt": " \\n", "completion": "b"}', "`prompt` is empty"),
         (b'{"prompt": "a", "completion": 7}', "`completion` is not a string"),
-        (b'{"prompt": "a", "completion": null}', "`completion` is not a string"),
-        (b'{"messages": []}', "`messages` is not a list of at least two"),
+        (b'{"prompt": "a", "completion": null}', "no `completion`"),
+        (b'{"messages": []}', "`messages` is not a list of messages"),
+        (b'{"messages": [{"role": "assistant", "content": "a"}]}', "a chat of one message"),
         (b'{"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}',
          "the last message is not the assistant's"),
         (b'{"messages": [{"role": "x", "content": "a"}, {"role": "assistant", "content": "b"}]}',
          "a message's role"),
         (b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}]}',
          "`content` is empty"),
-        (b'{"prompt": "a", "completion": "b", "messages": []}', "both `messages` and"),
+        (b'{"prompt": "a", "completion": "b", "messages": []}',
+         "ambiguous.*`prompt`, `completion`, `messages`"),
         (b'{"prompt": "nice \\ud83d", "completion": "b"}', "`prompt` has a lone surrogate at 6"),
         (b'{"prompt": "a", "completion": "\\ude00 b"}', "`completion` has a lone surrogate at 1"),
         (b'{"prompt": "a", "completion": "b", "\\ud83d": "\\ud83d"}',
@@ -50,7 +53,7 @@ def test_a_bad_line_is_refused_by_its_number(tmp_path: Path, line: bytes, said: 
     with pytest.raises(DataError, match=f"line 17: {said}") as refused:
         data.read(path)
 
-    assert "1 bad lines" in str(refused.value)
+    assert "1 bad line;" in str(refused.value)
 
 
 def test_all_bad_lines_are_listed_and_can_be_skipped(tmp_path: Path) -> None:

@@ -35,6 +35,25 @@ def test_bleu_is_sacrebleus_of_the_corpus() -> None:
     assert 10 < expected < 90
 
 
+def test_short_answers_that_are_all_right_have_full_bleu() -> None:
+    labels = [Answered("card arrival", ("card arrival",)), Answered("refund", ("no", "refund"))]
+
+    score = scores.score(labels, ["bleu"])["bleu"]
+
+    assert (score.value, score.low, score.high) == pytest.approx((100, 100, 100))
+
+
+def test_bleu_of_short_answers_is_sacrebleus_with_its_effective_order() -> None:
+    labels = [Answered("card arrival", ("card payment",)), Answered("refund", ("refund",))]
+
+    expected = sacrebleu.BLEU(effective_order=True).corpus_score(
+        [one.answer for one in labels], [[one.references[0] for one in labels]]
+    )
+
+    assert value("bleu", *labels) == pytest.approx(expected.score)
+    assert 0 < expected.score < 100
+
+
 def test_rouge_is_the_mean_of_the_best_references() -> None:
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
     best = [

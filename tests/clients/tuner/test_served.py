@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import peft
 import pytest
 import torch
@@ -18,44 +16,15 @@ from foreword_tuner import initial, prepare
 from foreword_tuner.__main__ import distill, evaluate, tune
 from foreword_tuner.encoding import Example
 from foreword_tuner.teacher import Teacher
-from tests.clients.tuner.tiny_base import CITIES, cities, save_base, settings, write_lines
-from tests.running_server import RunningServer, running_server
+from tests.clients.tuner.tiny_base import CITIES, QUICK, cities, run, settings, write_lines
+from tests.running_server import RunningServer
 
 pytestmark = pytest.mark.filterwarnings(
     # PEFT's own `generate` passes what PEFT's own `forward` then ignores.
     "ignore:Position ids are not supported:UserWarning"
 )
 
-QUICK = [
-    "--dtype",
-    "float32",
-    "--batch-tokens",
-    "64",
-    "--held-out",
-    "0.25",
-    "--virtual-tokens",
-    "4",
-]
 TEXT = "Paris lies in France. Rome lies in Italy. Oslo lies in Norway.\n"
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_base(tmp_path_factory.mktemp("served") / "base", bos=True)
-
-
-@pytest.fixture(scope="module")
-def server(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    store = tmp_path_factory.mktemp("store") / "store"
-    flags = ("--dtype", "float32", "--num-threads", "1")
-    with running_server(base, store, *flags) as running:
-        yield running
-
-
-def run(command: object, *arguments: object) -> None:
-    with pytest.raises(SystemExit) as ended:
-        command([str(argument) for argument in arguments])  # type: ignore[operator]
-    assert not ended.value.code
 
 
 def pefts_tokens(base: Path, folder: Path, text: str, num: int) -> list[int]:
@@ -150,63 +119,6 @@ def test_golden_prompts_go_along_and_hold(
         manifest = client.version("sure", 1)
     assert [golden.expect for golden in manifest.golden] == ["ab"] * 6
     assert {check.name: check.passed for check in manifest.verification}["golden"] is True
-
-
-def test_a_task_that_treats_prompts_otherwise_is_not_pushed_to(
-    base: Path, server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    httpx.put(f"{server.url}/tasks/other", json={"template": "Q: {prompt}"}).raise_for_status()
-    data = cities(tmp_path / "train.jsonl")
-    arguments = ["--data", str(data), "--base", str(base), "--task", "other", *QUICK]
-    arguments += ["-o", str(tmp_path / "run"), "--epochs", "1", "--push", server.url]
-
-    with pytest.raises(SystemExit, match="1"):
-        tune(arguments)
-
-    assert "differ in template or chat" in capsys.readouterr().err
-    assert httpx.get(f"{server.url}/tasks/other").json()["num_versions"] == 0
-
-
-def test_an_evaluation_scores_every_question_once(
-    base: Path, server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with Client(server.url) as client:
-        client.push("echo", text="Say it: ", template="{prompt}", defaults={"max_tokens": 6})
-        said = [client.generate(city, task="echo").text for city, _ in CITIES]
-    right = {"prompt": CITIES[0][0], "completion": f" {said[0]} "}
-    lines = [
-        {"prompt": CITIES[0][0], "completion": "never"},
-        right,
-        *({"prompt": city, "completion": "never"} for city, _ in CITIES[1:]),
-    ]
-    data = write_lines(tmp_path / "test.jsonl", lines)
-    out, answers = tmp_path / "result.json", tmp_path / "answers.jsonl"
-
-    run(
-        evaluate, "--data", data, "--task", "echo", "--url", server.url, "--output", out,
-        "--answers", answers, "--concurrency", 3,
-    )  # fmt: skip
-
-    result = json.loads(out.read_text())
-    assert (result["num_questions"], result["versions"]) == (4, [1])
-    assert result["scores"]["exact_match"]["value"] == 25.0
-    assert result["scores"]["exact_match"]["low"] == 0.0
-    assert set(result["scores"]) == {"exact_match", "accuracy", "f1", "bleu", "rougeL"}
-    told = [json.loads(line) for line in answers.read_text().splitlines()]
-    assert [row["answer"] for row in told] == said
-    assert told[0]["references"] == ["never", right["completion"]]
-    assert "echo@1: 4 questions" in capsys.readouterr().out
-
-
-def test_an_evaluation_of_no_task_is_an_error(
-    server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = cities(tmp_path / "test.jsonl")
-
-    with pytest.raises(SystemExit, match="1"):
-        evaluate(["--data", str(data), "--task", "nobody", "--url", server.url])
-
-    assert capsys.readouterr().err.startswith("error: ")
 
 
 # --- distill ---

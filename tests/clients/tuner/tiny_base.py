@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers as T
 
@@ -15,6 +16,16 @@ from foreword_tuner.settings import Settings
 from tests.server.fakes import make_transformers_tokenizer
 
 CITIES = [("Paris", "France"), ("Rome", "Italy"), ("Oslo", "Norway"), ("Bern", "Swiss")]
+QUICK = [
+    "--dtype",
+    "float32",
+    "--batch-tokens",
+    "64",
+    "--held-out",
+    "0.25",
+    "--virtual-tokens",
+    "4",
+]
 _SIZES: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -105,3 +116,10 @@ def cities(path: Path, times: int = 8) -> Path:
         {"prompt": f"{i} {city}", "completion": land} for i in range(times) for city, land in CITIES
     ]
     return write_lines(path, lines)
+
+
+def run(command: object, *arguments: object) -> None:
+    """Run a command of the tuner, which must succeed."""
+    with pytest.raises(SystemExit) as ended:
+        command([str(argument) for argument in arguments])  # type: ignore[operator]
+    assert not ended.value.code

@@ -90,6 +90,15 @@ def test_weights_alone_are_known_by_their_columns(
         assert all(map(torch.equal, alone.keys + alone.values, whole.keys + whole.values))
 
 
+@pytest.mark.parametrize("kind", ["projected", "peft-p-tuning"])
+def test_weights_alone_may_have_a_definition_beside_them(
+    trained: dict[str, Trained], kind: str
+) -> None:
+    files = {"prefix.safetensors": trained[kind].weights, "foreword.json": b'{"chat": true}'}
+
+    assert type(read(tar.write(files))) is type(read(trained[kind].weights, ""))
+
+
 def test_an_export_is_what_peft_loads(trained: dict[str, Trained], tmp_path: Path) -> None:
     prefix = read(trained["projected"].tar())
     assert isinstance(prefix, Prefix)

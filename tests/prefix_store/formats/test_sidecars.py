@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from foreword_client import _body
+from foreword_client import _upload
 from prefix_store import artifact, formats
+from prefix_store.definition import Definition, Evaluation, GoldenPrompt
 from prefix_store.digest import Digest
 from prefix_store.errors import InvalidArtifact
 from prefix_store.formats import names, tar
-from prefix_store.manifest import Definition, Evaluation, GoldenPrompt
 from prefix_store.prefix import BaseModelSpec, Prefix
 
 CONSOLE = Path(__file__).parents[3] / "clients" / "console" / "source.js"
@@ -92,8 +92,8 @@ def test_a_json_body_has_golden_prompts_and_no_other_sidecars(base: BaseModelSpe
 
 def test_the_clients_send_the_files_that_the_server_reads() -> None:
     """The SDK and the console know no server code, so they repeat the names."""
-    sdk = {_body.PEFT_CONFIG, _body.PEFT_WEIGHTS, _body.GOLDEN, *_body.BESIDE}
+    sdk = {_upload.ARTIFACT, _upload.PEFT_CONFIG, _upload.PEFT_WEIGHTS, *_upload.BESIDE}
     text = CONSOLE.read_text("utf-8").partition("/**")[0]
     console = set(re.findall(r'"([\w.]+\.(?:jsonl?|safetensors))"', text))
 
-    assert sdk == console == names.KNOWN - {names.ARTIFACT}
+    assert sdk == console == names.KNOWN

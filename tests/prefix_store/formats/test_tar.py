@@ -163,12 +163,28 @@ def test_a_hostile_archive_is_refused_in_few_words(name: str) -> None:
     assert str(refusal.value).isascii()
 
 
-@pytest.mark.parametrize(
-    "name", ["weights.bin", "a/OPTIMIZER.PT", "x.pkl", "a/b/c/x.pth", "x.ckpt"]
-)
-def test_a_pickle_is_refused_and_told_why(name: str) -> None:
+PICKLES = ["weights.bin", "a/OPTIMIZER.PT", "x.pkl", "a/b/c/x.pth", "x.ckpt"]
+
+
+@pytest.mark.parametrize("name", PICKLES)
+def test_a_pickle_without_safetensors_is_refused_and_told_why(name: str) -> None:
     with pytest.raises(UnsupportedFormat, match=r"pickle.*safe_serialization"):
         read_files(tar(*FILES.items(), (name, b"")), WANTED)
+
+
+@pytest.mark.parametrize("name", PICKLES)
+@pytest.mark.parametrize("folder", ["", "run/"])
+def test_a_pickle_beside_safetensors_is_ignored(name: str, folder: str) -> None:
+    files = {"config": b"{}", "w.safetensors": b"w" * 1000}
+    members = [(f"{folder}{member}", content) for member, content in files.items()]
+    archive = tar((f"{folder}{name}", b"\x80\x05."), *members)
+
+    assert read_files(archive, frozenset(files)) == files
+
+
+def test_safetensors_that_no_format_reads_excuse_no_pickle() -> None:
+    with pytest.raises(UnsupportedFormat, match=r"adapter_model\.bin"):
+        read_files(tar(*FILES.items(), ("m.safetensors", b""), ("adapter_model.bin", b"")), WANTED)
 
 
 def test_gzip_is_told_to_come_uncompressed() -> None:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import delete, insert, select
 
+from prefix_store.database.schema import audit, metadata
 from prefix_store.digest import Digest
 from prefix_store.errors import PrefixStoreError, StorageFailure
 from prefix_store.manifest import Profile
@@ -14,7 +15,6 @@ from prefix_store.registry.audit import Actor, AuditLog, Broken, Entry, Head
 from prefix_store.registry.keys import Grant, KeyStore
 from prefix_store.registry.registry import Registry
 from prefix_store.registry.rows import profile_json
-from prefix_store.registry.schema import audit, metadata
 from prefix_store.testing import draft
 
 ME = Actor("key1", "10.0.0.1", "request-1")

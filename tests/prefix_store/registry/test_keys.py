@@ -16,6 +16,7 @@ from hypothesis import given
 from pydantic import ValidationError
 from sqlalchemy import func, select, update
 
+from prefix_store.database.schema import metadata
 from prefix_store.errors import LastAdminKey, UnknownKey
 from prefix_store.manifest import Profile
 from prefix_store.reference import matches
@@ -23,7 +24,6 @@ from prefix_store.registry import keys as keys_module
 from prefix_store.registry.audit import Actor, AuditLog
 from prefix_store.registry.keys import CACHE_S, Grant, KeyStore
 from prefix_store.registry.registry import Registry
-from prefix_store.registry.schema import metadata
 
 PEPPER = b"p" * 32
 ADMIN = Grant(name="admin", scopes=("admin",))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
 import sqlite3
 from pathlib import Path
 
@@ -12,10 +13,10 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
 from prefix_store import migrations
+from prefix_store.database.schema import metadata
 from prefix_store.errors import StorageFailure
 from prefix_store.manifest import Profile
 from prefix_store.registry.registry import Registry
-from prefix_store.registry.schema import metadata
 from prefix_store.testing import draft
 from tests.crash.operations import make_old_database
 from tests.postgres import Postgres
@@ -31,11 +32,13 @@ def open_and_close(path: Path) -> None:
 
 
 def tables(path: Path) -> dict[str, str]:
-    """Return the CREATE statement of each table and index, with whitespace normalised."""
+    """Return the CREATE statement of each table and index, with whitespace normalised: SQLite
+    writes a column that was added after a space."""
     connection = sqlite3.connect(path)
     query = "SELECT name, sql FROM sqlite_master WHERE sql NOT NULL AND name NOT LIKE 'sqlite_%'"
     found = {
-        name: " ".join(sql.replace('"', "").split()) for name, sql in connection.execute(query)
+        name: re.sub(r" (?=[,)])", "", " ".join(sql.replace('"', "").split()))
+        for name, sql in connection.execute(query)
     }
     connection.close()
     return found

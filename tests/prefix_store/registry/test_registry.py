@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from prefix_store.definition import Defaults
 from prefix_store.errors import StorageFailure
-from prefix_store.manifest import Defaults, Profile
+from prefix_store.manifest import Profile
 from prefix_store.registry import rows
 from prefix_store.registry.registry import Registry
 from prefix_store.sampling import Rank
@@ -75,7 +76,7 @@ def test_a_locked_database_is_a_storage_failure(
     registry: Registry, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry.close()
-    monkeypatch.setattr("prefix_store.registry.database.BUSY_TIMEOUT_S", 0)
+    monkeypatch.setattr("prefix_store.database.database.BUSY_TIMEOUT_S", 0)
     impatient = Registry(f"sqlite:///{path}")
     blocker = sqlite3.connect(path, isolation_level=None)
     blocker.execute("BEGIN IMMEDIATE")

@@ -12,11 +12,13 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from prefix_store.definition import Definition
 from prefix_store.errors import (
     NothingActive,
     NothingToRollBack,
     PrefixStoreError,
     TaskExists,
+    TrafficSplit,
     UnknownTask,
     UnknownVersion,
     VersionActive,
@@ -29,6 +31,7 @@ from tests.sqlite import new_sqlite
 
 NAMES = st.sampled_from(["a", "b"])
 NUMBERS = st.integers(1, 5)
+TEMPLATES = st.sampled_from([None, "{prompt}", "Q: {prompt}"])
 
 
 @dataclass
@@ -39,6 +42,8 @@ class ModelTask:
     history: list[int] = field(default_factory=list)
     split: set[int] = field(default_factory=set)
     """Versions that share the traffic."""
+    templates: dict[int, str | None] = field(default_factory=dict)
+    """Template of each version."""
 
 
 def answer(
@@ -88,21 +93,55 @@ class RegistryMachine(RuleBasedStateMachine):
             self.registry.delete_task(task)
             del self.tasks[task]
 
-    @rule(task=NAMES, activate=st.booleans(), create=st.booleans())
-    def add_version(self, task: str, activate: bool, create: bool) -> None:
+    @rule(task=NAMES, activate=st.booleans(), create=st.booleans(), template=TEMPLATES)
+    def add_version(self, task: str, activate: bool, create: bool, template: str | None) -> None:
+        asked = draft().model_copy(update={"definition": Definition(template=template)})
         if task not in self.tasks and not create:
             with pytest.raises(UnknownTask):
-                self.registry.add_version(task, draft(), activate=activate, create=False)
+                self.registry.add_version(task, asked, activate=activate, create=False)
             return
-        manifest = self.registry.add_version(task, draft(), activate=activate, create=create)
+        manifest = self.registry.add_version(task, asked, activate=activate, create=create)
         model = self.tasks.setdefault(task, ModelTask())
         self.last[task] = self.last.get(task, 0) + 1
         assert manifest.version == self.last[task]
-        model.alive.add(manifest.version)
+        self.added(task, template)
         if activate:
             model.split = set()
-            model.stack.append(manifest.version)
-            model.history.append(manifest.version)
+            self.activated(task)
+
+    def added(self, task: str, template: str | None) -> None:
+        model, number = self.tasks[task], self.last[task]
+        model.alive.add(number)
+        model.templates[number] = template
+
+    def activated(self, task: str) -> None:
+        model, number = self.tasks[task], self.last[task]
+        model.stack.append(number)
+        model.history.append(number)
+
+    @rule(task=NAMES, template=TEMPLATES)
+    def redefine(self, task: str, template: str | None) -> None:
+        """Change the profile's template, as a client up to 0.1.1 does."""
+        profile = Profile(template=template, description="new")
+        model = self.tasks.get(task)
+        if model is None or not model.stack:
+            if model is not None:
+                self.registry.set_profile(task, profile)
+            return
+        if template == self.registry.get_task(task).profile.template:
+            self.registry.set_profile(task, profile)
+            return
+        redefined = self.registry.resolve(task, model.stack[-1]).redefined(
+            Definition(template=template)
+        )
+        if model.split:
+            with pytest.raises(TrafficSplit):
+                self.registry.set_profile(task, profile, redefined=redefined)
+            return
+        self.registry.set_profile(task, profile, redefined=redefined)
+        self.last[task] += 1
+        self.added(task, template)
+        self.activated(task)
 
     @rule(task=NAMES, number=NUMBERS)
     def activate(self, task: str, number: int) -> None:
@@ -198,7 +237,10 @@ class RegistryMachine(RuleBasedStateMachine):
             active = model.stack[-1] if model.stack else None
             assert listed[name].active_version == active
             assert listed[name].num_versions == len(model.alive)
-            assert {m.version for m in self.registry.list_versions(name)} == model.alive
+            versions = {m.version: m.definition.template for m in self.registry.list_versions(name)}
+            assert versions == {number: model.templates[number] for number in model.alive}
+            if active:
+                assert listed[name].profile.template == model.templates[active]
             assert [a.version for a in self.registry.history(name)] == model.history[::-1]
             assert set(self.registry.traffic(name) or ()) == model.split
             if active:

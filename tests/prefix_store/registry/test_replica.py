@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 
 import pytest
 
+from prefix_store.definition import Definition
 from prefix_store.errors import NothingActive, StorageFailure, UnknownTask, UnknownVersion
 from prefix_store.manifest import Profile
 from prefix_store.registry.keys import Grant, KeyStore
@@ -66,8 +67,9 @@ def test_every_change_elsewhere_is_seen_without_asking(
         for number in (1, 2):
             here.add_version("x", draft(str(number)), activate=True, create=False)
             seconds_until(lambda n=number: version(there) == n)
-        here.set_profile("x", Profile(chat=True))
-        seconds_until(lambda: there.serving_version("x", 1, "").profile.chat)
+        redefined = here.get_version("x", 2).redefined(Definition(chat=True))
+        here.set_profile("x", Profile(chat=True), redefined=redefined)
+        seconds_until(lambda: there.serving_version("x", None, "").manifest.definition.chat)
         here.set_traffic("x", {1: 1, 2: 1})
         seconds_until(
             lambda: (
@@ -87,7 +89,7 @@ def test_where_no_word_comes_through_asking_is_enough(
 ) -> None:
     """As behind a pooler that lends connections by transaction."""
     monkeypatch.setattr(
-        "prefix_store.registry.postgres.listening", lambda _: nullcontext(time.sleep)
+        "prefix_store.database.postgres.listening", lambda _: nullcontext(time.sleep)
     )
     with following(url) as there:
         for number in (1, 2, 3):

@@ -243,7 +243,7 @@ async def test_a_head_without_end_is_a_431(
 async def test_a_405_names_all_methods_of_the_path(http: httpx.AsyncClient) -> None:
     response = await http.post("/tasks/x", json={})
 
-    assert response.headers["Allow"] == "DELETE, GET, PATCH, PUT"
+    assert response.headers["Allow"] == "DELETE, GET, HEAD, PATCH, PUT"
 
 
 async def test_a_bug_is_a_500_that_says_nothing(

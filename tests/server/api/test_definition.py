@@ -122,30 +122,109 @@ async def test_a_task_without_versions_takes_the_definition_and_keeps_the_rest(
     assert found["defaults"]["max_tokens"] == 7
 
 
-async def test_a_task_that_is_asked_so_already_keeps_its_own_defaults(
+async def test_a_definition_without_defaults_keeps_those_of_the_same_template(
     http: httpx.AsyncClient,
 ) -> None:
-    await http.put("/tasks/x", json={"template": TEMPLATE})
-    await put(http, "x", folder())
+    await put(http, "x", folder(DEFINITION))
 
-    response = await put(http, "x", folder(DEFINITION))
+    await put(http, "x", folder({"template": TEMPLATE}))
+    kept = (await profile(http))["defaults"]["max_tokens"]
+    await put(http, "x", folder({"template": "{prompt}!"}))
 
-    assert response.status_code == 200
+    assert kept == 7
     assert (await profile(http))["defaults"]["max_tokens"] is None
 
 
-@pytest.mark.parametrize("before", [{"template": "{prompt}!"}, {"chat": True}, {}])
-async def test_an_upload_that_is_asked_in_another_way_is_refused_and_changes_nothing(
-    http: httpx.AsyncClient, before: dict[str, object]
+async def test_each_version_is_asked_by_its_own_definition(
+    http: httpx.AsyncClient, engine: FakeEngine, tokenizer: Tokenizer
 ) -> None:
-    await http.put("/tasks/x", json=before)
-    await push(http, "x")
-    was = (await http.get("/tasks/x")).json()
+    await put(http, "x", folder(DEFINITION))
+    await put(http, "x", folder({"template": "{prompt}!"}))
+    await push(http, "x")  # without a definition: as the active version
 
-    for dry_run in (True, False):
-        response = await put(http, "x", folder(DEFINITION), dry_run=dry_run)
-        assert (response.status_code, response.json()["code"]) == (409, "definition_mismatch")
-    assert (await http.get("/tasks/x")).json() == was
+    asked = []
+    for version in (1, 2, 3):
+        await http.post(f"/generate?task=x&version={version}", json={"prompt": "hi"})
+        asked.append(tokenizer.decode(engine.submitted[-1][1]))
+    await http.post("/tasks/x/rollback")
+    await http.post("/tasks/x/rollback")
+
+    assert asked == ["Q: hi\nA:", "hi!", "hi!"]
+    assert (await profile(http))["template"] == TEMPLATE
+    versions = (await http.get("/tasks/x/versions")).json()["versions"]
+    shown = [version["definition"]["template"] for version in versions]
+    assert shown == [TEMPLATE, "{prompt}!", "{prompt}!"]
+
+
+async def test_a_patched_template_makes_a_version_that_shares_the_prefix(
+    http: httpx.AsyncClient, engine: FakeEngine, tokenizer: Tokenizer
+) -> None:
+    first = await push(http, "x")
+
+    patched = await http.patch("/tasks/x", json={"template": TEMPLATE, "weight": 2})
+    await http.post("/generate?task=x", json={"prompt": "hi"})
+    again = await http.patch("/tasks/x", json={"template": TEMPLATE})
+
+    assert patched.json()["active_version"] == 2
+    assert tokenizer.decode(engine.submitted[-1][1]) == "Q: hi\nA:"
+    second = (await http.get("/tasks/x/versions/2")).json()
+    assert second["digest"] == first["digest"]
+    assert again.json()["num_versions"] == 2
+
+
+async def test_a_patched_template_must_pass_the_golden_prompts(
+    http: httpx.AsyncClient, engine: FakeEngine, tokenizer: Tokenizer
+) -> None:
+    right = tokenizer.encode("Q: capital?\nA:")
+    engine.script = lambda prefix, ids: tokenizer.encode("Rome" if ids == right else "nonsense")
+    await put(http, "x", folder(DEFINITION, {"prompt": "capital?", "expect": "Rome"}))
+    before = (await http.get("/tasks/x")).json()
+
+    response = await http.patch("/tasks/x", json={"template": "{prompt}!", "description": "new"})
+
+    assert (response.status_code, response.json()["code"]) == (409, "golden_prompt_failed")
+    assert (await http.get("/tasks/x")).json() == before
+
+
+async def test_a_template_is_not_changed_while_the_traffic_is_split(
+    http: httpx.AsyncClient,
+) -> None:
+    await push(http, "x")
+    await push(http, "x")
+    await http.put("/tasks/x/traffic", json={"weights": {"1": 1, "2": 1}})
+
+    refused = await http.patch("/tasks/x", json={"template": TEMPLATE})
+    described = await http.patch("/tasks/x", json={"description": "new"})
+
+    assert (refused.status_code, refused.json()["code"]) == (409, "traffic_split")
+    assert (described.status_code, described.json()["num_versions"]) == (200, 2)
+
+
+@pytest.mark.parametrize("format", ["tar", "peft"])
+async def test_a_download_has_golden_prompts_and_evaluation(
+    http: httpx.AsyncClient, engine: FakeEngine, tokenizer: Tokenizer, format: str
+) -> None:
+    engine.script = lambda prefix, ids: tokenizer.encode("Rome")
+    body = {
+        "text": "be brief",
+        "golden": [{"prompt": "capital?", "expect": "Rome"}],
+        "evaluation": {"num_examples": 3, "scores": {"accuracy": 1}},
+    }
+    first = (await http.put("/tasks/x/prefix", json=body)).json()
+    downloaded = await http.get("/tasks/x/versions/1/prefix", params={"format": format})
+
+    again = (await put(http, "y", downloaded.content)).json()
+
+    for name in ("golden", "evaluation", "definition"):
+        assert again[name] == first[name]
+
+
+async def test_a_folder_for_another_base_model_is_refused(http: httpx.AsyncClient) -> None:
+    definition = DEFINITION | {"base_model": "other", "fingerprint": "sha256:" + "0" * 64}
+
+    response = await put(http, "x", folder(definition))
+
+    assert (response.status_code, response.json()["code"]) == (422, "wrong_base_model")
 
 
 @pytest.mark.parametrize(

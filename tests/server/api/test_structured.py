@@ -163,14 +163,14 @@ async def test_a_hostile_schema_costs_a_422_and_keeps_nobody_waiting(
     http: httpx.AsyncClient, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its compile ends only after others were answered, or after ten seconds."""
-    compile_, has_begun, may_end = services.grammars._compile_error, Event(), Event()
+    compile_, has_begun, may_end = services.definitions.grammars._compile_error, Event(), Event()
 
     def compile_late(grammar: str) -> str:
         has_begun.set()
         may_end.wait(10)
         return compile_(grammar)
 
-    monkeypatch.setattr(services.grammars, "_compile_error", compile_late)
+    monkeypatch.setattr(services.definitions.grammars, "_compile_error", compile_late)
     monkeypatch.setattr(grammar_check, "COMPILE_TIMEOUT_S", 60)
     schema = {"type": "object", "properties": {f"p{i}": {} for i in range(2000)}}
     form = {"type": "json_schema", "json_schema": {"schema": schema}}
@@ -195,7 +195,9 @@ async def test_a_compile_has_a_deadline(
     http: httpx.AsyncClient, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(grammar_check, "COMPILE_TIMEOUT_S", 0.05)
-    monkeypatch.setattr(services.grammars, "_compile_error", lambda grammar: time.sleep(0.5) or "")
+    monkeypatch.setattr(
+        services.definitions.grammars, "_compile_error", lambda grammar: time.sleep(0.5) or ""
+    )
 
     response = await http.post("/generate", json={"prompt": "hi", "regex": "[a-z]"})
 
@@ -208,7 +210,7 @@ async def test_what_was_found_is_remembered(
 ) -> None:
     good, bad = {"prompt": "hi", "regex": "[a-z]"}, {"prompt": "hi", "regex": "("}
     before = [(await http.post("/generate", json=body)).status_code for body in (good, bad)]
-    monkeypatch.setattr(services.grammars, "_compile_error", None)
+    monkeypatch.setattr(services.definitions.grammars, "_compile_error", None)
     after = [(await http.post("/generate", json=body)).status_code for body in (good, bad)]
 
     assert before == after == [200, 422]

@@ -1,11 +1,12 @@
-"""A request and its task's profile become token ids and sampling parameters, or are refused."""
+"""A request becomes token ids and sampling parameters by its version, or is refused."""
 
 from __future__ import annotations
 
 import pytest
 from msgspec.structs import replace
 
-from prefix_store.manifest import Defaults, Limits, Profile
+from prefix_store.definition import Defaults
+from prefix_store.manifest import Limits, Profile
 from prefix_store.sampling import Rank
 from server.api.http.deps import Services
 from server.engine.params import BASE_MODEL, COMPILES
@@ -20,12 +21,12 @@ from tests.server.fakes import INFO, FakeEngine
 from tests.server.generation.admission import admit, push
 
 
-async def test_the_body_wins_over_the_profile_and_the_profile_over_the_server(
+async def test_the_body_wins_over_the_definition_and_that_over_the_server(
     services: Services, engine: FakeEngine
 ) -> None:
-    await push(services, "x")
     defaults = Defaults(max_tokens=9, temperature=0.5, top_k=3, seed=11)
-    await services.store.set_profile("x", Profile(defaults=defaults))
+    await services.store.create_task("x", Profile(defaults=defaults))
+    await push(services, "x")
 
     await (await admit(services, "x", temperature=0.25, ignore_eos=True)).collect()
 
@@ -43,6 +44,23 @@ async def test_by_default_the_server_is_greedy_and_draws_a_seed(
     first, second = (sampling for _, _, sampling in engine.submitted)
     assert (first.temperature, first.top_p, first.top_k, first.max_tokens) == (0.0, 1.0, 0, 64)
     assert first.seed != second.seed
+
+
+async def test_a_generation_config_holds_for_the_base_model_alone(
+    services: Services, engine: FakeEngine
+) -> None:
+    engine.info_or_none = replace(INFO, generation_defaults={"temperature": 0.6, "max_tokens": 9})
+    await push(services, "x")
+
+    await (await admit(services)).collect()
+    await (await admit(services, temperature=0.25)).collect()
+    await (await admit(services, "x")).collect()
+    services.router._reads_generation_config = False
+    await (await admit(services)).collect()
+
+    sampling = [params for _, _, params in engine.submitted]
+    found = [(params.temperature, params.max_tokens) for params in sampling]
+    assert found == [(0.6, 9), (0.25, 9), (0.0, 64), (0.0, 64)]
 
 
 async def test_prefix_prompt_and_completion_must_fit_the_context(
@@ -133,8 +151,9 @@ async def test_a_text_with_a_token_that_the_model_has_no_embedding_for_is_refuse
 async def test_a_template_a_chat_and_fields_make_the_prompt(
     services: Services, engine: FakeEngine, tokenizer: Tokenizer
 ) -> None:
+    profile = Profile(template="{prompt} in {language}:", chat=True)
+    await services.store.create_task("x", profile)
     await push(services, "x")
-    await services.store.set_profile("x", Profile(template="{prompt} in {language}:", chat=True))
 
     await (await admit(services, "x", fields={"language": "Thai"})).collect()
 

@@ -107,7 +107,7 @@ def test_a_template_is_data_and_its_fields_are_plain_names(text: str) -> None:
 def test_missing_and_unknown_fields_are_refused_by_name_of_the_template() -> None:
     with pytest.raises(TemplateMismatch, match="language"):
         template.render("{prompt} {language}", {"prompt": "x"})
-    with pytest.raises(TemplateMismatch, match="it has: prompt"):
+    with pytest.raises(TemplateMismatch, match="it has `prompt`"):
         template.render("{prompt}", {"prompt": "x", "secret": "y"})
 
 

@@ -10,10 +10,12 @@ from typer.core import TyperGroup
 
 from foreword_client._version import __version__
 from foreword_client.cli import (
+    apply,
     chat,
     errors,
     generate,
     plugins,
+    push,
     residency,
     tasks,
     traffic,
@@ -87,7 +89,7 @@ def make_app() -> typer.Typer:
     app.command()(generate.generate)
     app.command()(chat.chat)
     for command in (
-        versions.push,
+        push.push,
         tasks.tasks,
         tasks.task,
         versions.versions,
@@ -101,6 +103,8 @@ def make_app() -> typer.Typer:
         residency.pin,
         residency.unpin,
         residency.evict,
+        apply.apply,
+        apply.export,
     ):
         app.command(rich_help_panel=_TASKS)(command)
     app.command(rich_help_panel=plugins.PANEL)(tasks.info)

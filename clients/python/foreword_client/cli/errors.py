@@ -14,7 +14,12 @@ from typing import NoReturn
 import typer
 
 from foreword_client.cli import output
-from foreword_client.errors import APIStatusError, ForewordError, NoServerError
+from foreword_client.errors import (
+    APIStatusError,
+    ForewordError,
+    NoServerError,
+    PreconditionFailedError,
+)
 
 
 @contextmanager
@@ -47,6 +52,8 @@ def _with_advice(error: ForewordError) -> str:
     match error:
         case NoServerError():
             return f"{error}; start one with `foreword serve`, or pass its address with --url"
+        case PreconditionFailedError():
+            return f"{error}; nothing was done, see `foreword task` and try again [{error.code}]"
         case APIStatusError(status=status) if status >= 500:
             return f"{error} [{error.code}, request {error.request_id}]"
         case APIStatusError():

@@ -42,10 +42,6 @@ Messages = Annotated[
         help="A JSON file with chat messages, in place of a prompt.",
     ),
 ]
-Fields = Annotated[
-    list[str] | None,
-    typer.Option(metavar="NAME=VALUE", help="For a field of the task's template. Repeatable."),
-]
 MaxTokens = Annotated[int | None, _sampling(min=1, metavar="N", help="Maximum number of tokens.")]
 Temperature = Annotated[float | None, _sampling(min=0, metavar="X", help="0 is greedy.")]
 TopP = Annotated[float | None, _sampling(min=0, max=1, metavar="X", help="Nucleus.")]
@@ -117,7 +113,7 @@ def generate(
     task: Task = None,
     version: Version = None,
     messages: Messages = None,
-    field: Fields = None,
+    field: arguments.Fields = None,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
     top_p: TopP = None,
@@ -144,7 +140,7 @@ def generate(
     """
     options: GenerateOptions = {
         "messages": None if messages is None else arguments.messages(messages),
-        "fields": _fields(field),
+        "fields": arguments.template_fields(field),
         "max_tokens": max_tokens,
         "temperature": temperature,
         "top_p": top_p,
@@ -232,14 +228,6 @@ def _rank(texts: list[str] | None, by: str | None) -> dict[str, Any] | None:
             raise typer.BadParameter("goes with --rank", param_hint="--rank-by")
         return None
     return {"texts": texts} if by is None else {"texts": texts, "by": by}
-
-
-def _fields(given: list[str] | None) -> dict[str, str] | None:
-    pairs = [pair.partition("=") for pair in given or []]
-    for name, equals, _ in pairs:
-        if not (name and equals):
-            raise typer.BadParameter("write a field as NAME=VALUE", param_hint="--field")
-    return {name: value for name, _, value in pairs} or None
 
 
 def _from_stdin() -> str:

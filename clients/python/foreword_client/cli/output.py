@@ -16,6 +16,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from rich.table import Table
 from rich.text import Text
 
+from foreword_client.types import Check
+
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _WIDE = 10_000
 
@@ -44,6 +46,12 @@ def show_fields(fields: Sequence[tuple[str, str]]) -> None:
     for name, value in fields:
         table.add_row(name, _cell(value))
     _stdout().print(table)
+
+
+def show_checks(checks: Sequence[Check]) -> None:
+    """Print the checks of a verification, one per line."""
+    rows = [("ok" if check.passed else "FAILED", check.name, check.detail) for check in checks]
+    show_table(("", "CHECK", "DETAIL"), rows)
 
 
 def write(text: str) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import Annotated
 
 import typer
 
 from foreword_client import types
-from foreword_client.cli import arguments, output
+from foreword_client.cli import arguments, definitions, output
+from foreword_client.client import Client
+from foreword_client.errors import PermissionDeniedError
 
 
 def tasks(ctx: typer.Context, as_json: arguments.AsJson = False) -> None:
@@ -43,56 +46,102 @@ def task(
     description: arguments.Description = None,
     template: arguments.Template = None,
     chat: arguments.Chat = None,
+    stop: arguments.Stop = None,
+    max_tokens: arguments.MaxTokens = None,
     as_json: arguments.AsJson = False,
 ) -> None:
-    """Show a task, or change its profile."""
-    changes = arguments.profile(description, template, chat)
+    """Show a task, or change it.
+
+    Another template, chat or default is a new version, which has the active one's prefix and is
+    live at once.
+    """
+    changes = arguments.changes(description, template, chat, stop, max_tokens)
     with arguments.connect(ctx) as client:
-        if changes:
-            client.update_task(name, **changes)
         found = client.task(name)
+        if changes:
+            before = found
+            client.update_task(name, if_match=before.revision, **changes)
+            found = client.task(name)
+            _note_new_version(before, found)
     if as_json:
         output.show_json(found)
     else:
         output.show_fields(_fields(found))
 
 
+def _note_new_version(before: types.Task, now: types.Task) -> None:
+    if now.num_versions > before.num_versions:
+        output.note(
+            f"{now.name}: {_active(now)} is now live; it has the prefix of {_active(before)} and "
+            "is asked in the changed way"
+        )
+
+
 def _fields(task: types.Task) -> list[tuple[str, str]]:
     profile = task.profile
-    defaults = profile.defaults.model_dump(exclude_none=True)
-    limits = profile.limits.model_dump(exclude_none=True)
     fields = [
         ("task", task.name),
         ("description", profile.description or "-"),
         ("active", _active(task) + (f" ({output.short(task.digest)})" if task.digest else "")),
         ("residency", task.residency or "-"),
         ("versions", str(task.num_versions)),
-        ("template", "-" if profile.template is None else repr(profile.template)),
-        ("chat", "yes" if profile.chat else "no"),
-        ("defaults", ", ".join(f"{k} {v}" for k, v in defaults.items()) or "-"),
-        ("limits", ", ".join(f"{k} {v}" for k, v in limits.items()) or "-"),
+        ("revision", "-" if task.revision is None else str(task.revision)),
+        *definitions.fields(profile),
+        ("limits", definitions.settings(profile.limits)),
         ("weight", f"{profile.weight:g}"),
     ]
     return [*fields, ("created", output.when(task.created_at))]
+
+
+def _live(task: types.Task) -> str:
+    """The versions that get a task's traffic."""
+    if task.weights:
+        return " and ".join(f"v{n} (weight {weight})" for n, weight in task.weights.items())
+    return "none" if task.active_version is None else f"v{task.active_version}"
 
 
 def _active(task: types.Task) -> str:
     return "-" if task.active_version is None else f"v{task.active_version}"
 
 
-def rollback(ctx: typer.Context, task: arguments.Task, as_json: arguments.AsJson = False) -> None:
-    """Activate the version that was active before."""
+def rollback(
+    ctx: typer.Context,
+    task: arguments.Task,
+    if_match: arguments.IfMatch = None,
+    as_json: arguments.AsJson = False,
+) -> None:
+    """Activate the version that was active before; a second rollback goes further back.
+
+    While versions share the traffic, the active one alone gets it again.
+    """
     with arguments.connect(ctx) as client:
-        show_activated(client.rollback(task), as_json=as_json)
+        before = before_change(client, task)
+        activated = client.rollback(task, if_match=expected(if_match, before))
+    show_activated(activated, before, as_json=as_json)
 
 
-def show_activated(activated: types.Activated, *, as_json: bool) -> None:
-    """Print which version is live now."""
+def before_change(client: Client, task: str) -> types.Task | None:
+    """Get the task as it is before a change; None if the key may not read tasks."""
+    with suppress(PermissionDeniedError):
+        return client.task(task)
+    return None
+
+
+def expected(if_match: int | None, before: types.Task | None) -> int | None:
+    """The revision a change is meant for: the one given, else the one just seen."""
+    return if_match if if_match is not None or before is None else before.revision
+
+
+def show_activated(activated: types.Activated, before: types.Task | None, *, as_json: bool) -> None:
+    """Print which version is live now, and what was before."""
     if as_json:
         output.show_json(activated)
         return
     digest = output.short(activated.digest)
-    output.say(f"{activated.task}: v{activated.active_version} is now live ({digest})")
+    output.say(
+        f"{activated.task}: v{activated.active_version} is now live ({digest})"
+        + ("" if before is None else f"; before: {_live(before)}")
+    )
     if activated.warning:
         output.warn(activated.warning)
 

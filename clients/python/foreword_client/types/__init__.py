@@ -15,11 +15,27 @@ from foreword_client.types.generation import (
 )
 from foreword_client.types.keys import AuditEntry, AuditPage, CreatedKey, Key, KeyList, KeyOptions
 from foreword_client.types.server import Info, ServerLimits
-from foreword_client.types.tasks import Profile, ProfileFields, Task, TaskLimits, TaskPage, Traffic
+from foreword_client.types.tasks import (
+    DefinitionFields,
+    Profile,
+    ProfileFields,
+    PushFields,
+    Task,
+    TaskLimits,
+    TaskPage,
+)
+from foreword_client.types.traffic import (
+    Percentiles,
+    RollbackOptions,
+    Traffic,
+    TrafficReport,
+    VersionTraffic,
+)
 from foreword_client.types.versions import (
     Activated,
     Activation,
     Check,
+    Definition,
     Evaluation,
     GoldenPrompt,
     Manifest,
@@ -27,6 +43,7 @@ from foreword_client.types.versions import (
     Rehearsal,
     Report,
     Residency,
+    RollbackRule,
     Uploaded,
     Version,
     Versions,
@@ -41,6 +58,8 @@ __all__ = [
     "Check",
     "CreatedKey",
     "Defaults",
+    "Definition",
+    "DefinitionFields",
     "Evaluation",
     "GenerateOptions",
     "Generation",
@@ -52,14 +71,18 @@ __all__ = [
     "LikelyToken",
     "Manifest",
     "Message",
+    "Percentiles",
     "Profile",
     "ProfileFields",
     "PromptFormat",
+    "PushFields",
     "Rank",
     "RankedText",
     "Rehearsal",
     "Report",
     "Residency",
+    "RollbackOptions",
+    "RollbackRule",
     "ScoredToken",
     "ServerLimits",
     "Task",
@@ -68,8 +91,10 @@ __all__ = [
     "Timings",
     "Token",
     "Traffic",
+    "TrafficReport",
     "Uploaded",
     "Usage",
     "Version",
+    "VersionTraffic",
     "Versions",
 ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
+from pydantic import ConfigDict
+
 from foreword_client.types.base import Answer
 
 
@@ -143,7 +145,9 @@ class Rank(Answer):
 
 
 class Defaults(Answer):
-    """A task's values for what a request leaves out."""
+    """A task's values for what a request leaves out. Keeps fields of newer servers."""
+
+    model_config = ConfigDict(extra="allow")
 
     max_tokens: int | None = None
     temperature: float | None = None

@@ -13,10 +13,9 @@ from foreword_client.types.generation import Defaults
 from foreword_client.types.versions import GoldenPrompt
 
 
-class ProfileFields(TypedDict, total=False):
-    """Parts of a task's profile. In an update, None restores a default; a part left out stays."""
+class DefinitionFields(TypedDict, total=False):
+    """Parts of a definition. None restores a default; a part left out stays."""
 
-    description: str | None
     template: str | None
     """`{prompt}` and named fields, such as `Review: {prompt}\\nLanguage: {language}`."""
     chat: bool | None
@@ -24,13 +23,27 @@ class ProfileFields(TypedDict, total=False):
     defaults: dict[str, Any] | None
     """For what a request leaves out: max_tokens, temperature, top_p, top_k, min_p, seed, stop,
     stop_token_ids; the form of answers: response_format, regex, choice, rank."""
+
+
+class PushFields(DefinitionFields, total=False):
+    """Parts of a version's definition, and of its task's profile."""
+
+    description: str | None
     limits: dict[str, Any] | None
     """Limits of a request: max_tokens, max_prompt_tokens; and of the task: max_concurrency."""
-    golden: Sequence[Mapping[str, Any]] | None
-    """Prompts that a version must answer as expected before it may be active:
-    `{"prompt": ..., "expect": text or token ids}`."""
     weight: float | None
     """Tokens per token of a task of weight 1, while both have work waiting."""
+
+
+class ProfileFields(PushFields, total=False):
+    """Parts of a task's profile. In an update, None restores a default; a part left out stays.
+
+    A change of template, chat or defaults makes a new version with the active one's prefix.
+    """
+
+    golden: Sequence[Mapping[str, Any]] | None
+    """Prompts that every version must answer as expected before it may be active:
+    `{"prompt": ..., "expect": text or token ids}`."""
 
 
 class TaskLimits(Answer):
@@ -77,12 +90,3 @@ class TaskPage(Answer):
 
     tasks: list[Task]
     next_after: str | None = None
-
-
-class Traffic(Answer):
-    """Weights of the versions that share a task's traffic; None: the active version gets all."""
-
-    task: str
-    active_version: int | None = None
-    weights: dict[int, int] | None = None
-    warning: str | None = None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from foreword_client.types.base import Answer, Message
+from foreword_client.types.generation import Defaults
 
 
 class PromptFormat(Answer):
@@ -15,6 +16,20 @@ class PromptFormat(Answer):
     add_special_tokens: bool = True
     messages: list[Message] | None = None
     """The chat messages the prefix was computed from; a request's messages continue them."""
+
+
+class Definition(Answer):
+    """How a version is asked. Keeps fields of newer servers, so that it can be uploaded again."""
+
+    model_config = ConfigDict(extra="allow")
+
+    template: str | None = None
+    """`{prompt}` and named fields, such as `Review: {prompt}\\nLanguage: {language}`."""
+    chat: bool = False
+    """A plain prompt becomes one user message of the base model's chat template."""
+    defaults: Defaults = Defaults()
+    """For what a request leaves out: sampling, stop strings, the form of answers."""
+    prompt: PromptFormat | None = None
 
 
 class Check(Answer):
@@ -55,6 +70,8 @@ class Manifest(Answer):
     source_digest: str = ""
     """Digest of the uploaded bytes."""
     prompt: PromptFormat = PromptFormat()
+    definition: Definition | None = None
+    """How it is asked. None from servers before 0.2, where the task's profile says so."""
     golden: list[GoldenPrompt] = Field([])
     """Golden prompts that came with the upload."""
     evaluation: Evaluation | None = None
@@ -112,6 +129,17 @@ class Report(Answer):
     verification: list[Check]
 
 
+class RollbackRule(Answer):
+    """When a split ends by itself: any of the conditions, met by any version but the active one."""
+
+    error_rate_above: float | None = None
+    first_token_p95_ms_above: float | None = None
+    total_p95_ms_above: float | None = None
+    golden_fails: bool = False
+    min_requests: int = 50
+    """Requests of a version before its errors and times count."""
+
+
 class Activation(Answer):
     """One line of a task's history."""
 
@@ -121,6 +149,10 @@ class Activation(Answer):
     """`activate`, `rollback` or `traffic`."""
     weights: dict[int, int] | None = None
     """Weights of the versions that share the traffic from here on."""
+    rollback_if: RollbackRule | None = None
+    """When this split ends by itself."""
+    reason: str | None = None
+    """Why a split ended by itself."""
     at: datetime
     by: str | None = None
 

@@ -17,10 +17,10 @@ from foreword_client import AsyncClient
 from foreword_tuner import data as datafile
 from foreword_tuner import scores
 from foreword_tuner.cli import options
-from foreword_tuner.encoding import fields_of
+from foreword_tuner.encoding import PLAIN, fields_of
 from foreword_tuner.evaluate import Asked, ask, questions
 
-Data = Annotated[Path, typer.Option(metavar="FILE", help="JSON lines, as for `foreword tune`.")]
+Data = Annotated[Path, typer.Option(metavar="FILE", help="Examples, as for `foreword tune`.")]
 Version = Annotated[
     int | None, typer.Option(min=1, help="A version of the task. Default: the active one.")
 ]
@@ -38,7 +38,8 @@ MaxTokens = Annotated[
 ]
 Concurrency = Annotated[int, typer.Option(min=1, help="Concurrent requests.")]
 Answers = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Write all answers there, one JSON line each.")
+    Path | None,
+    typer.Option(metavar="FILE", help="Write questions and answers there, one JSON line each."),
 ]
 Output = Annotated[
     Path | None,
@@ -68,12 +69,11 @@ def evaluate(
         raise typer.BadParameter(
             f"{', '.join(unknown)}: write {', '.join(scores.METRICS)}", param_hint="--metric"
         )
-    file = datafile.read(data, skip_bad=skip_bad)
+    file = datafile.read(data, skip_bad=skip_bad, needs="reference")
 
     async def run() -> Asked:
         async with AsyncClient(url, api_key=api_key) as client:
-            template = (await client.task(task)).profile.template
-            fields = fields_of(template or "") - {"prompt"}
+            fields = fields_of(await _template(client, task, version) or PLAIN)
             return await ask(
                 client,
                 questions(file.lines, fields)[:limit],
@@ -96,6 +96,15 @@ def evaluate(
         typer.echo(document, nl=False)
     else:
         _show(result, found)
+
+
+async def _template(client: AsyncClient, task: str, version: int | None) -> str | None:
+    """Return the template of a version, or of the active one."""
+    if version is not None:
+        definition = (await client.version(task, version)).definition
+        if definition is not None:
+            return definition.template
+    return (await client.task(task)).profile.template
 
 
 def _result(
@@ -136,7 +145,12 @@ def _title(result: dict[str, Any]) -> str:
 
 def _write_answers(path: Path, done: Asked) -> None:
     rows = [
-        {"answer": one.answer, "references": one.references, "tokens": g.usage.completion_tokens}
-        for one, g in zip(done.answered, done.generations, strict=True)
+        {
+            **asked,
+            "answer": one.answer,
+            "references": one.references,
+            "tokens": g.usage.completion_tokens,
+        }
+        for asked, one, g in zip(done.questions, done.answered, done.generations, strict=True)
     ]
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), "utf-8")

@@ -97,17 +97,60 @@ async def test_a_chat_and_the_base_model_take_every_conversation(
     assert [token_ids for _, token_ids, _ in engine.submitted] == [expected] * 6
 
 
-async def test_the_fields_of_a_template_go_with_one_message(
+DOORS = ["/generate?task=x", "/v1/completions", "/v1/chat/completions"]
+
+
+def body_for(door: str, prompt: str, **fields: str) -> dict[str, object]:
+    """A request with a prompt, or with the message that is one."""
+    user = {"role": "user", "content": prompt}
+    asked = {"messages": [user]} if "chat" in door else {"prompt": prompt}
+    model = {"model": "x"} if "/v1/" in door else {}
+    return asked | model | ({"fields": fields} if fields else {}) | {"max_tokens": 3}
+
+
+@pytest.mark.parametrize("door", DOORS)
+async def test_the_named_fields_of_a_template_come_in_fields_at_every_door(
+    http: httpx.AsyncClient, engine: FakeEngine, tokenizer: Tokenizer, door: str
+) -> None:
+    await make(http, template="{tone}: {prompt}")
+
+    answer = await http.post(door, json=body_for(door, "hi", tone="kind"))
+    without = await http.post(door, json=body_for(door, "hi"))
+    wrong = await http.post(door, json=body_for(door, "hi", tone="kind", time="now"))
+
+    assert answer.status_code == 200, answer.text
+    assert [tokenizer.decode(token_ids) for _, token_ids, _ in engine.submitted] == ["kind: hi"]
+    assert "template_mismatch" in without.text
+    assert "the task's template needs `fields` with `tone`" in without.text
+    assert "it has `prompt`, `tone`" in wrong.text
+
+
+@pytest.mark.parametrize("door", DOORS)
+async def test_an_empty_prompt_goes_with_a_template_that_has_no_place_for_one(
+    http: httpx.AsyncClient, engine: FakeEngine, tokenizer: Tokenizer, door: str
+) -> None:
+    """OpenAI's clients cannot leave it out."""
+    await make(http, template="{word} ->")
+
+    answer = await http.post(door, json=body_for(door, "", word="hot"))
+    refused = await http.post(door, json=body_for(door, "hi", word="hot"))
+
+    assert answer.status_code == 200, answer.text
+    assert [tokenizer.decode(token_ids) for _, token_ids, _ in engine.submitted] == ["hot ->"]
+    assert "the task's template has no {prompt}: send `fields` with `word` only" in refused.text
+
+
+async def test_messages_and_fields_go_together_at_the_native_route(
     http: httpx.AsyncClient, engine: FakeEngine, tokenizer: Tokenizer
 ) -> None:
     await make(http, template="{tone}: {prompt}")
-    body = {"messages": [USER], "fields": {"tone": "kind"}}
 
-    await http.post("/generate?task=x", json=body)
-    without = await http.post("/generate?task=x", json={"messages": [USER]})
+    await http.post("/generate?task=x", json={"messages": [USER], "fields": {"tone": "kind"}})
+    base = {"messages": [USER], "fields": {"tone": "kind"}}
+    refused = await http.post("/generate", json=base)
 
     assert tokenizer.decode(engine.submitted[0][1]) == "kind: hi"
-    assert (without.status_code, without.json()["code"]) == (422, "template_mismatch")
+    assert (refused.status_code, refused.json()["code"]) == (422, "template_mismatch")
 
 
 async def test_a_prompt_after_messages_is_one_more_user_message(

@@ -102,3 +102,27 @@ async def test_logprobs_of_a_chat(http: httpx.AsyncClient) -> None:
     assert [t["top_logprobs"] for t in bare["logprobs"]["content"]] == [[], []]
     logprobs = [piece["choices"][0]["logprobs"] for piece in streamed]
     assert [t for each in logprobs if each for t in each["content"]] == content
+
+
+async def test_the_bytes_of_the_tokens_are_those_of_the_text(
+    http: httpx.AsyncClient, engine: FakeEngine, tokenizer: Tokenizer
+) -> None:
+    """Also of an emoji that is spread over several tokens, whole and in chunks."""
+    text = "ok \N{GIRL}!"
+    token_ids = tokenizer.encode(text, add_special_tokens=False)
+    engine.script = lambda digest, prompt: token_ids
+    body = {
+        "model": "tiny", "messages": [{"role": "user", "content": "x"}], "logprobs": True,
+        "top_logprobs": 1, "max_tokens": len(token_ids),
+    }  # fmt: skip
+
+    [choice] = (await http.post("/v1/chat/completions", json=body)).json()["choices"]
+    streamed = chunks((await http.post("/v1/chat/completions", json=body | {"stream": True})).text)
+
+    content = choice["logprobs"]["content"]
+    assert choice["message"]["content"] == text
+    assert b"".join(bytes(t["bytes"]) for t in content) == text.encode()
+    assert [t["bytes"] for t in content[3:7]] == [[byte] for byte in "\N{GIRL}".encode()]
+    assert all(len(top["bytes"]) == 1 for t in content for top in t["top_logprobs"])
+    logprobs = [piece["choices"][0]["logprobs"] for piece in streamed]
+    assert [t for each in logprobs if each for t in each["content"]] == content

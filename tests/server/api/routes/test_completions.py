@@ -84,6 +84,20 @@ async def test_logprobs_of_a_completion_are_lined_up_with_its_tokens(
     assert alone["logprobs"]["token_logprobs"] == [None] + [-0.5] * 3
 
 
+async def test_offsets_count_characters_and_not_tokens(
+    http: httpx.AsyncClient, engine: FakeEngine, tokenizer: Tokenizer
+) -> None:
+    token_ids = tokenizer.encode("\N{GIRL}ok", add_special_tokens=False)
+    engine.script = lambda digest, prompt: token_ids
+    body = {"model": "tiny", "prompt": "hi", "max_tokens": len(token_ids), "logprobs": 0}
+
+    [choice] = (await http.post("/v1/completions", json=body)).json()["choices"]
+
+    offsets = choice["logprobs"]["text_offset"]
+    assert offsets[:1] + offsets[4:] == [0, 1, 2]  # the emoji is four tokens
+    assert choice["text"][offsets[4] :] == "ok"
+
+
 async def test_tokens_are_named_by_their_ids_on_request(
     http: httpx.AsyncClient, engine: FakeEngine
 ) -> None:

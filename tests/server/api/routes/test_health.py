@@ -76,16 +76,16 @@ async def test_metrics_count_requests_tokens_and_the_engine(
         assert f"{line}\n" in text
 
 
-async def test_every_name_of_a_metric_is_ours(http: httpx.AsyncClient) -> None:
+async def test_every_name_of_a_metric_is_ours_or_of_processes(http: httpx.AsyncClient) -> None:
     text = (await http.get("/metrics")).text
 
-    assert all(line.startswith(("#", "foreword_")) for line in text.splitlines())
+    assert all(line.startswith(("#", "foreword_", "process_")) for line in text.splitlines())
 
 
 async def test_tasks_beyond_the_limit_share_a_label(
     http: httpx.AsyncClient, services: Services
 ) -> None:
-    services.metrics._max_task_labels = 1
+    services.metrics.tasks.capacity = 1
     for name in ("a", "b", "c"):
         await push(http, name)
         await http.post(f"/generate?task={name}", json={"prompt": "hi"})

@@ -33,7 +33,7 @@ async def test_fields_that_ask_for_nothing_else_are_taken(
     [
         {"best_of": 2},
         {"suffix": "x"},
-        {"store": True},
+        {"reasoning_effort": "high"},
         {"guided_grammar": "x"},
         {"temprature": 0.5},
         {"max_tokens": 0},

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
-from server.api.http.deps import Services
-from server.metrics import Metrics
+from server.errors import StepFailed
+from tests.server.api.uploads import TAR, peft_tar
 from tests.server.fakes import FakeEngine, push
 
 
@@ -143,39 +143,38 @@ async def test_a_key_has_a_bound(http: httpx.AsyncClient) -> None:
 # --- figures of versions ---
 
 
-def samples(metrics: Metrics, name: str) -> dict[tuple[str, str], float]:
-    return {
-        (sample.labels["task"], sample.labels["version"]): sample.value
-        for family in text_string_to_metric_families(metrics.render().decode())
-        for sample in family.samples
-        if sample.name == name
-    }
-
-
-async def test_every_version_has_figures_of_its_own(
-    http: httpx.AsyncClient, services: Services, engine: FakeEngine
-) -> None:
-    await split(http, {"1": 1, "2": 1})
+async def test_versions_are_shown_side_by_side(http: httpx.AsyncClient, engine: FakeEngine) -> None:
+    measured = {"num_examples": 40, "scores": {"exact_match": 0.75}}
+    body = peft_tar(beside={"evaluation.json": json.dumps(measured).encode()})
+    await push(http, "x", 1)
+    await http.post("/tasks/x/versions", content=body, headers=TAR)
+    split = await http.put("/tasks/x/traffic", json={"weights": {"1": 3, "2": 1}})
+    assert split.status_code == 200, split.text
     for version in (1, 1, 2):
-        await http.post(
-            f"/generate?task=x&version={version}", json={"prompt": "a", "max_tokens": 5}
-        )
-
-    requests = samples(services.metrics, "foreword_version_requests_total")
-    tokens = samples(services.metrics, "foreword_version_completion_tokens_total")
-    failures = samples(services.metrics, "foreword_version_failures_total")
-    assert requests == {("x", "1"): 2, ("x", "2"): 1}
-    assert tokens == {("x", "1"): 10, ("x", "2"): 5}
-    assert failures == {("x", "1"): 0, ("x", "2"): 0}
-
-
-async def test_the_versions_used_last_have_labels(http: httpx.AsyncClient) -> None:
-    services: Services = http._transport.app.state.services  # type: ignore[attr-defined]
-    services.metrics._max_task_labels = 2
-    for seed in (1, 2, 3):
-        await push(http, "x", seed)
-    for version in (1, 2, 1, 3):
         await http.post(f"/generate?task=x&version={version}", json={"prompt": "a"})
+    await http.post("/generate?task=x&version=2", json={"prompt": "a" * 300})
+    engine.fail_after = (1, StepFailed("no"))
+    await http.post("/generate?task=x&version=2", json={"prompt": "a"})
 
-    requests = samples(services.metrics, "foreword_version_requests_total")
-    assert requests == {("x", "1"): 2, ("x", "3"): 1}
+    report = (await http.get("/tasks/x/traffic")).json()
+    first, second = report["versions"]
+    assert report["window_s"] == 900
+    assert (first["version"], first["share"], first["requests"]) == (1, 0.75, 2)
+    assert (first["errors"], first["error_rate"], first["refused"]) == (0, 0.0, 0)
+    assert (second["version"], second["share"], second["requests"]) == (2, 0.25, 2)
+    assert (second["errors"], second["error_rate"], second["refused"]) == (1, 0.5, 1)
+    assert (first["evaluation"], second["evaluation"]) == (None, measured)
+    for times in (first["first_token_ms"], first["total_ms"], second["total_ms"]):
+        assert 0 < times["p50"] <= times["p95"]
+
+
+async def test_without_a_split_the_active_version_is_shown(http: httpx.AsyncClient) -> None:
+    await http.put("/tasks/x", json={})
+    assert (await http.get("/tasks/x/traffic")).json()["versions"] == []
+    await push(http, "x")
+
+    report = (await http.get("/tasks/x/traffic")).json()
+    [only] = report["versions"]
+    assert (report["active_version"], report["weights"]) == (1, None)
+    assert (only["version"], only["share"], only["requests"]) == (1, 1.0, 0)
+    assert (only["error_rate"], only["first_token_ms"], only["total_ms"]) == (None, None, None)

@@ -69,6 +69,9 @@ versions = Table(
     Column("pinned", Boolean, nullable=False, server_default=false()),
     # Size of the artifact. Null in rows written by servers without this column.
     Column("num_bytes", BigInteger),
+    # How the version is asked. Null in rows written by servers without this column: such a version
+    # is asked as its task's profile says.
+    Column("definition", Text),
 )
 
 activations = Table(
@@ -82,6 +85,9 @@ activations = Table(
     Column("parent", Integer),
     Column("at", UtcDateTime, nullable=False),
     Column("by", Text),
+    # The rule by which a traffic split ends by itself, and why one did.
+    Column("rollback_if", Text),
+    Column("reason", Text),
     Index("activations_of_a_task", "task", "seq"),
     sqlite_autoincrement=True,
 )

@@ -14,8 +14,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from prefix_store import migrations
+from prefix_store.database import postgres
 from prefix_store.errors import StorageFailure
-from prefix_store.registry import postgres
 
 BUSY_TIMEOUT_S = 5
 _UPGRADE_TIMEOUT_S = 60

@@ -1,0 +1,92 @@
+"""The tasks of a server, read for a plan or an export."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import anyio
+
+from foreword_client import types
+from foreword_client.apply.changes import ActualTask
+from foreword_client.apply.models import Definition, Settings
+from foreword_client.async_client import AsyncClient
+from foreword_client.errors import ForewordError, UnexpectedAnswerError, UnknownTaskError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A task as the server has it, and the manifests of the versions that it can serve."""
+
+    actual: ActualTask
+    manifests: tuple[types.Version, ...]
+
+
+async def read_task(client: AsyncClient, name: str, fingerprint: str) -> Found | None:
+    """Read a task; None if there is none. `fingerprint`: of the server's base model."""
+    try:
+        # Its revision first: what changes between both reads is noticed when it is written.
+        task = await client.task(name)
+        versions = await client.versions(name)
+    except UnknownTaskError:
+        return None
+    manifests = tuple(
+        version
+        for version in versions.versions
+        if version.version not in versions.quarantined and version.fingerprint == fingerprint
+    )
+    return Found(_actual(task, versions.versions, manifests), manifests)
+
+
+def _actual(
+    task: types.Task, versions: Iterable[types.Version], usable: Iterable[types.Version]
+) -> ActualTask:
+    return ActualTask(
+        name=task.name,
+        revision=task.revision or 0,
+        settings=Settings.of(task.profile),
+        definition=Definition.of_answer(task.profile),
+        active=task.active_version,
+        weights=task.weights,
+        versions={version.version: definition_of(version) for version in usable},
+        pinned=frozenset(version.version for version in versions if version.pinned),
+    )
+
+
+def definition_of(version: types.Version) -> Definition:
+    """Return how a version is asked. Raises `UnexpectedAnswerError` for servers before 0.2."""
+    if version.definition is None:
+        raise UnexpectedAnswerError("the server is too old: its versions have no definition")
+    return Definition.of_answer(version.definition)
+
+
+async def run_all(
+    work: Callable[[T], Awaitable[R]], items: Iterable[T], *, concurrency: int
+) -> list[R]:
+    """Run `work` on all items, some at a time. Returns the results in order.
+
+    The first `ForewordError` ends it: no further item is begun, and the error is raised.
+    """
+    results: dict[int, R] = {}
+    failures: list[ForewordError] = []
+    pending = enumerate(items)
+
+    async def worker() -> None:
+        for index, item in pending:
+            try:
+                results[index] = await work(item)
+            except ForewordError as exc:
+                failures.append(exc)
+            if failures:
+                return
+
+    async with anyio.create_task_group() as group:
+        for _ in range(concurrency):
+            group.start_soon(worker)
+    if failures:
+        raise failures[0]
+    return [results[index] for index in sorted(results)]

@@ -1,0 +1,1 @@
+"""The database of a registry: connections, transactions and tables."""

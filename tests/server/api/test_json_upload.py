@@ -1,0 +1,73 @@
+"""JSON uploads: the definition beside a text, and a version from the prefix of another one."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from server.text.tokenizer import Tokenizer
+from tests.server.fakes import FakeEngine, push
+
+TEMPLATE = "Q: {prompt}\nA:"
+DEFINITION = {"template": TEMPLATE, "defaults": {"max_tokens": 7, "stop": ["\n"]}}
+
+
+async def test_a_json_upload_carries_the_whole_definition(
+    http: httpx.AsyncClient, engine: FakeEngine, tokenizer: Tokenizer
+) -> None:
+    engine.script = lambda prefix, ids: tokenizer.encode("Rome")
+    body = {
+        "text": "be brief",
+        "definition": DEFINITION,
+        "golden": [{"prompt": "capital?", "expect": "Rome"}],
+        "evaluation": {"num_examples": 3, "scores": {"accuracy": 1}},
+    }
+
+    response = await http.put("/tasks/x/prefix", json=body)
+
+    made = response.json()
+    assert response.status_code == 201
+    assert (made["definition"]["template"], made["evaluation"]["num_examples"]) == (TEMPLATE, 3)
+    assert made["definition"]["prompt"] == {"add_special_tokens": False, "messages": None}
+    assert (await http.get("/tasks/x")).json()["profile"]["defaults"]["max_tokens"] == 7
+
+
+async def test_a_version_is_made_from_the_prefix_of_another_one(
+    http: httpx.AsyncClient, engine: FakeEngine, tokenizer: Tokenizer
+) -> None:
+    engine.script = lambda prefix, ids: tokenizer.encode("Rome")
+    scores = {"evaluation": {"num_examples": 3, "scores": {"accuracy": 1}}}
+    golden = [{"prompt": "capital?", "expect": "Rome"}]
+    await http.put("/tasks/x/prefix", json={"text": "be brief", "golden": golden} | scores)
+    body = {"prefix_of": 1, "definition": DEFINITION}
+
+    second = await http.post("/tasks/x/versions", json=body)
+    missing = await http.post("/tasks/x/versions", json=body | {"prefix_of": 7})
+
+    made, first = second.json(), (await http.get("/tasks/x/versions/1")).json()
+    assert (second.status_code, made["active"]) == (201, False)
+    assert (made["digest"], made["golden"]) == (first["digest"], first["golden"])
+    assert (made["definition"]["template"], made["evaluation"]) == (TEMPLATE, None)
+    assert made["definition"]["prompt"] == first["definition"]["prompt"]
+    assert first["definition"]["template"] is None
+    assert (missing.status_code, missing.json()["code"]) == (404, "unknown_version")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"text": "x", "prefix_of": 1},
+        {"prefix_of": 0},
+        {"definition": DEFINITION},
+        {"text": "x", "definition": {"prompt": {"add_special_tokens": True}}},
+        {"text": "x", "definition": {"templat": "x"}},
+    ],
+)
+async def test_a_json_upload_that_contradicts_itself_is_refused(
+    http: httpx.AsyncClient, body: dict[str, object]
+) -> None:
+    await push(http, "x")
+
+    response = await http.post("/tasks/x/versions", json=body)
+
+    assert (response.status_code, response.json()["code"]) == (422, "invalid_artifact")
