@@ -22,6 +22,7 @@ from prefix_store.definition import (
     GoldenPrompts,
     PromptFormat,
 )
+from prefix_store.rollback import RollbackRule
 
 TASK_NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 TaskName = Annotated[str, StringConstraints(pattern=TASK_NAME_PATTERN)]
@@ -111,7 +112,7 @@ class Manifest(Draft, Identity):
         return Draft(**kept).model_copy(update=changes)
 
 
-class Limits(BaseModel):
+class TaskLimits(BaseModel):
     """Upper limits of a task, in addition to the server's own."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -129,7 +130,7 @@ class Profile(DefinitionFields):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     description: str = Field("", max_length=10_000)
-    limits: Limits = Limits()
+    limits: TaskLimits = TaskLimits()
     weight: float = Field(1.0, ge=0.01, le=100, allow_inf_nan=False)
     """Share of the step's token budget under contention, relative to a task of weight 1."""
     golden: GoldenPrompts = ()
@@ -161,5 +162,9 @@ class Activation(BaseModel):
     action: Literal["activate", "rollback", "traffic"]
     weights: dict[int, int] | None = None
     """Traffic weights by version while this is in force; None: `version` gets all traffic."""
+    rollback_if: RollbackRule | None = None
+    """The rule by which the split ends by itself."""
+    reason: str | None = None
+    """Why a split ended by itself."""
     at: datetime
     by: str | None = None

@@ -17,6 +17,7 @@ from prefix_store.registry.preconditions import (
     Preconditions,
 )
 from prefix_store.registry.registry import Registry, ServingVersion
+from prefix_store.rollback import Condition, RollbackRule
 
 if TYPE_CHECKING:
     from prefix_store.prefix import Prefix
@@ -127,6 +128,7 @@ class PrefixStore:
         weights: Mapping[int, int],
         by: Actor = NOBODY,
         preconditions: Preconditions = UNCONDITIONAL,
+        rollback_if: RollbackRule | None = None,
     ) -> Activation:
         """Split a task's traffic between versions. Without weights the active one gets all of it.
 
@@ -134,7 +136,18 @@ class PrefixStore:
         `PreconditionFailed`.
         """
         return self.registry.set_traffic(
-            task, weights, by, preconditions, self._blobs.quarantined()
+            task, weights, by, preconditions, self._blobs.quarantined(), rollback_if
+        )
+
+    def end_split(
+        self, task: str, condition: Condition, reason: str, preconditions: Preconditions
+    ) -> Activation:
+        """Give the active version all traffic back, because the split's rule applies.
+
+        Raises `UnknownTask`, `ActivationOvertaken`, `VersionQuarantined`.
+        """
+        return self.registry.end_split(
+            task, condition, reason, preconditions, self._blobs.quarantined()
         )
 
     def activate(

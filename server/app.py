@@ -43,6 +43,7 @@ from server.errors import EngineUnavailable
 from server.generation.grammar_check import GrammarCheck
 from server.generation.router import Router
 from server.metrics import Metrics
+from server.publishing.canary import SplitGuard
 from server.publishing.definitions import Definitions
 from server.publishing.drafts import Drafts
 from server.publishing.uploads import Uploads
@@ -128,6 +129,7 @@ def create_app(
     definitions = Definitions(
         store.registry, engine, grammars, verification, executor=async_store.request_executor
     )
+    publisher = Uploads(store, engine, drafts, verification, definitions, metrics, executor=uploads)
     services = Services(
         settings=settings,
         store=async_store,
@@ -142,11 +144,11 @@ def create_app(
             grammars=grammars,
             executor=async_store.request_executor,
             max_in_flight=settings.max_num_seqs + settings.max_waiting,
+            reads_generation_config=settings.generation_config == "auto",
         ),
-        uploads=Uploads(
-            store, engine, drafts, verification, definitions, metrics, executor=uploads
-        ),
+        uploads=publisher,
         definitions=definitions,
+        split_guard=SplitGuard(async_store, publisher, metrics),
         metrics=metrics,
         replica=replica,
         model_name=model_name,

@@ -72,6 +72,11 @@ async def update_series(services: Services) -> None:
         )
 
 
+async def _check_splits(services: Services) -> None:
+    with suppress(StorageFailure):  # the next check is in seconds
+        await services.split_guard.check()
+
+
 async def _collect_garbage(services: Services) -> None:
     try:
         await services.store.collect_garbage(_GC_GRACE_S)
@@ -92,6 +97,7 @@ async def log_audit_head(services: Services) -> None:
 _INTERVALS_S: dict[Job, float] = {
     _refresh_blob_health: 5.0,
     update_series: 2.0,
+    _check_splits: 5.0,
     _collect_garbage: 3600.0,
     log_audit_head: 3600.0,
 }

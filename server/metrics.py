@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
+from typing import get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -15,6 +16,7 @@ from prometheus_client import (
     generate_latest,
 )
 
+from prefix_store.rollback import Condition
 from server.engine.ipc.messages import EngineStats
 from server.errors import AccessDenied
 from server.telemetry.collectors import BuildCollector, EngineCollector
@@ -72,6 +74,11 @@ class Metrics:
             "access_denied",
             "Requests refused because of their key or a missing key, by the error's code.",
             "code",
+        )
+        self._rollbacks = self._counter(
+            "automatic_rollbacks",
+            "Splits that ended by their own rule, by the condition that was met.",
+            "condition",
         )
         self._start_at_zero()
 
@@ -135,6 +142,10 @@ class Metrics:
         """Count a request that was refused because of its key."""
         self._denied.labels(code).inc()
 
+    def rolled_back(self, condition: Condition) -> None:
+        """Count a split that ended by its own rule."""
+        self._rollbacks.labels(condition).inc()
+
     def watch_engine(
         self, stats: Callable[[], EngineStats], num_restarts: Callable[[], int]
     ) -> None:
@@ -194,6 +205,8 @@ class Metrics:
         self._uploads.labels("created")
         for denied in AccessDenied.__subclasses__():
             self._denied.labels(denied.code)
+        for condition in get_args(Condition):
+            self._rollbacks.labels(condition)
 
     def _start_task(self, task: str) -> None:
         for outcome in _OUTCOMES:

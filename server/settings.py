@@ -99,6 +99,11 @@ class Settings(BaseSettings):
         "compiled layers, given AVX-512, a C++ compiler and a Llama-like model; else "
         "`cpu`.",
     )
+    generation_config: Literal["auto", "none"] = Field(
+        "auto",
+        description="Defaults of requests without a task. `auto`: those of the model's "
+        "`generation_config.json`; `none`: greedy, 64 tokens.",
+    )
     quantization: Literal["none", "int8"] = Field(
         "none",
         description="8-bit integer weights for the compiled layers: faster for one to eight "

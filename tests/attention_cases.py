@@ -12,8 +12,8 @@ from server.engine.attention.base import (
     AttentionBackend,
     AttentionCall,
     BatchCapacity,
-    PrefixGroup,
     QuerySpan,
+    Segment,
     Step,
 )
 from server.engine.memory.kv_pool import KvPool
@@ -40,6 +40,8 @@ class Case:
     softcap: float | None = None
     has_sinks: bool = False
     min_keys: int = 8
+    unused: float = torch.nan
+    """What slots of the pool hold that no sequence has written."""
     tasks: Tasks = MIXED
 
     @property
@@ -61,18 +63,19 @@ class Attention:
     def __init__(self, case: Case) -> None:
         self.case = case
         self._generator = torch.Generator().manual_seed(0)
-        spans, groups, end = [], [], 0
+        spans, segments, end = [], [], 0
         free = torch.randperm(case.num_pages, generator=self._generator).tolist()
         for length, chunks in case.tasks:
             begin, prefix = end, self._prefix(length)
             for num_tokens, start in chunks:
                 pages = [free.pop() for _ in range(-(-(num_tokens + start) // case.page_size))]
-                spans.append(QuerySpan(len(spans), end, num_tokens, start, pages, prefix))
+                spans.append(QuerySpan(len(spans), end, num_tokens, start, pages, length))
                 end += num_tokens
             if prefix is not None:
-                groups.append(PrefixGroup(begin, end, prefix))
+                segments.append(Segment.of_prefix(begin, end, prefix))
         self.num_rows = end
-        self.step = Step(*[torch.empty(0)] * 3, spans, groups)  # type: ignore[arg-type]
+        segments += map(Segment.own, spans)
+        self.step = Step(*[torch.empty(0)] * 3, spans, segments)  # type: ignore[arg-type]
         num_heads = case.group * case.num_kv_heads
         self.query, self.key, self.value = (
             self._random(end, heads, case.head_dim).transpose(0, 1)
@@ -99,9 +102,9 @@ class Attention:
         return KvPool(spec, num_pages=case.num_pages, page_size=case.page_size, device=DEVICE)
 
     def pool_before_the_step(self) -> KvPool:
-        """Return a pool that holds the earlier tokens' KV, and NaN in all other slots."""
+        """Return a pool that holds the earlier tokens' KV, and `unused` in all other slots."""
         pool = self.pool()
-        pool.pages.fill_(torch.nan)
+        pool.pages.fill_(self.case.unused)
         for span in self.step.spans:
             for i in range(span.num_computed_tokens):
                 page, slot = divmod(i, self.case.page_size)

@@ -7,7 +7,7 @@ import { watch } from "./feed.js";
 import { ago, plural } from "./format.js";
 import { confirm, definitions, empty, problemBox } from "./parts.js";
 import { every } from "./poll.js";
-import { trafficForm } from "./traffic.js";
+import { trafficFigures, trafficForm } from "./traffic.js";
 import { updateShares, versionList } from "./versions.js";
 
 const EVERY_MS = 4000;
@@ -16,7 +16,9 @@ export function task(view, name) {
   const unread = h("div");
   const problems = h("div");
   const head = h("div");
-  const traffic = h("section", { class: "card", "aria-label": "Traffic" });
+  const split = h("div", { class: "inner" });
+  const figures = h("div", { class: "inner" });
+  const traffic = h("section", { class: "card", "aria-label": "Traffic" }, split, figures);
   const versions = h("section", { class: "card", "aria-label": "Versions" });
   const asking = h("section", { class: "card", "aria-label": "Prompts" });
   const past = h("section", { class: "card", "aria-label": "History" });
@@ -29,12 +31,13 @@ export function task(view, name) {
 
   async function load() {
     try {
-      const [found, listed] = await Promise.all([
+      const [found, listed, report] = await Promise.all([
         call("GET", `tasks/${seg(name)}`),
         call("GET", `tasks/${seg(name)}/versions`),
+        call("GET", `tasks/${seg(name)}/traffic`),
       ]);
       unread.replaceChildren();
-      if (!hasLeft) render(found, listed);
+      if (!hasLeft) render(found, listed, report);
     } catch (problem) {
       replace(unread, problemBox(problem, restart)); // the view below may be stale
       throw problem;
@@ -47,17 +50,19 @@ export function task(view, name) {
   }
 
   /** Rebuild only the parts that changed, so that a form in use keeps its input. */
-  function render(found, listed) {
+  function render(found, listed, report) {
     const part = (key, value, make) => {
       const said = JSON.stringify(value);
       if (shown[key] !== said) make();
       shown[key] = said;
     };
-    const context = { task: found, listed, act, opened, reports, render: () => ((shown.versions = ""), render(found, listed)) };
+    const again = () => ((shown.versions = ""), render(found, listed, report));
+    const context = { task: found, listed, report, act, opened, reports, render: again };
     part("task", [found.profile.description, found.active_version, found.num_versions, found.revision], () =>
       replace(head, heading(name, found.profile.description, actions(found, listed))),
     );
-    part("traffic", [found.revision, found.weights], () => replace(traffic, trafficForm(context)));
+    part("traffic", [found.revision, found.weights], () => replace(split, trafficForm(context)));
+    part("figures", report, () => replace(figures, trafficFigures(report)));
     part("versions", [listed, found.weights, found.revision], () => replace(versions, versionList(context)));
     part("prompts", [found.profile, found.revision], () => replace(asking, prompts(found, act)));
     part("history", listed.history, () => replace(past, history(listed.history)));
@@ -163,10 +168,11 @@ function changeForm({ name, profile, active_version, revision }, act) {
 }
 
 function history(activations) {
-  const lines = activations.slice(-12).reverse().map(({ action, version, weights, at }) => {
+  const lines = activations.slice(0, 12).reverse().map(({ action, version, weights, reason, at }) => {
     const split = weights && Object.entries(weights).map(([v, weight]) => `v${v} ${weight}`).join(" : ");
     const words = { activate: `v${version} activated`, rollback: `rolled back to v${version}`, traffic: split ? `traffic ${split}` : `all traffic to v${version}` };
-    return h("li", {}, h("span", {}, words[action]), h("time", { datetime: at }, ago(at)));
+    const said = reason ? `${words[action]}: ${reason}` : words[action];
+    return h("li", {}, h("span", {}, said), h("time", { datetime: at }, ago(at)));
   });
   const list = lines.length ? h("ol", { class: "history" }, lines) : empty("Nothing yet", "Activate a version to make it live.");
   return [h("h2", {}, "History"), list];

@@ -85,6 +85,9 @@ activations = Table(
     Column("parent", Integer),
     Column("at", UtcDateTime, nullable=False),
     Column("by", Text),
+    # The rule by which a traffic split ends by itself, and why one did.
+    Column("rollback_if", Text),
+    Column("reason", Text),
     Index("activations_of_a_task", "task", "seq"),
     sqlite_autoincrement=True,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Set
+from typing import NamedTuple
 
 from sqlalchemy import select
 
@@ -15,6 +16,22 @@ from prefix_store.registry.audit import NOBODY, Actor
 from prefix_store.registry.preconditions import UNCONDITIONAL, CurrentActivation, Preconditions
 from prefix_store.registry.tasks import TaskRegistry
 from prefix_store.registry.traffic import Serving
+from prefix_store.rollback import Condition, RollbackRule
+
+_ENDED_BY: dict[Condition, audit.Action] = {
+    "error_rate": "rollback_error_rate",
+    "first_token_p95": "rollback_first_token_p95",
+    "total_p95": "rollback_total_p95",
+    "golden": "rollback_golden",
+}
+"""What the audit calls the end of a split, by the condition that was met."""
+
+
+class GuardedSplit(NamedTuple):
+    """A split in force that has a rule."""
+
+    task: str
+    activation: Activation
 
 
 class ActivationRegistry(TaskRegistry):
@@ -79,10 +96,11 @@ class ActivationRegistry(TaskRegistry):
         by: Actor = NOBODY,
         preconditions: Preconditions = UNCONDITIONAL,
         unusable: Set[Digest] = frozenset(),
+        rollback_if: RollbackRule | None = None,
     ) -> Activation:
         """Split the traffic in proportion to weights, until the next activation or rollback.
 
-        Without weights the active version gets all of it.
+        Without weights the active version gets all of it. `rollback_if` is stored with the split.
         Raises `UnknownTask`, `PreconditionFailed`, `NothingActive`, `UnknownVersion`,
         `VersionQuarantined`.
         """
@@ -95,7 +113,13 @@ class ActivationRegistry(TaskRegistry):
             if not weights and not traffic.read(connection, [top.seq]):
                 return answers.keep(connection, preconditions, rows.as_activation(top))
             made = rows.set_active(
-                connection, task, top.version, "traffic", parent=top.parent, by=by.key
+                connection,
+                task,
+                top.version,
+                "traffic",
+                parent=top.parent,
+                by=by.key,
+                rollback_if=rollback_if,
             )
             traffic.write(connection, made.seq, weights)
             audit.append(connection, by, "set_traffic", task=task)
@@ -130,6 +154,51 @@ class ActivationRegistry(TaskRegistry):
             found = connection.execute(query).all()
             weights = traffic.read(connection, [row.seq for row in found])
             return [rows.as_activation(row, weights.get(row.seq)) for row in found]
+
+    def end_split(
+        self,
+        task: str,
+        condition: Condition,
+        reason: str,
+        preconditions: Preconditions,
+        unusable: Set[Digest] = frozenset(),
+    ) -> Activation:
+        """Give the active version all traffic back, because the split's rule applies.
+
+        Raises `UnknownTask`, `ActivationOvertaken`, and `VersionQuarantined` if the active version
+        cannot take it.
+        """
+        with self._write() as connection:
+            top = rows.activation(connection, rows.lock(connection, task, preconditions).active_seq)
+            if top is None:
+                raise NothingActive(f"{task} has no active version")
+            rows.check_version(connection, task, top.version, unusable)
+            made = rows.set_active(
+                connection,
+                task,
+                top.version,
+                "rollback",
+                parent=top.parent,
+                by=None,
+                reason=reason,
+            )
+            audit.append(connection, NOBODY, _ENDED_BY[condition], task=task, version=top.version)
+            return made
+
+    def guarded_splits(self) -> list[GuardedSplit]:
+        """Return the splits in force that have a rule."""
+        query = (
+            select(activations)
+            .join(tasks, tasks.c.active_seq == activations.c.seq)
+            .where(activations.c.rollback_if.is_not(None), tasks.c.deleted_at.is_(None))
+        )
+        with self._read() as connection:
+            found = connection.execute(query).all()
+            weights = traffic.read(connection, [row.seq for row in found])
+            return [
+                GuardedSplit(row.task, rows.as_activation(row, weights.get(row.seq)))
+                for row in found
+            ]
 
     def activated_since(self, seq: int, limit: int) -> list[Serving]:
         """Return what the last `limit` tasks activated after `seq` serve, oldest first."""

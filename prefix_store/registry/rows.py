@@ -35,6 +35,7 @@ from prefix_store.manifest import Activation, Manifest, Profile, Task
 from prefix_store.reference import MAX_VERSION, is_task_name
 from prefix_store.registry import definitions
 from prefix_store.registry.preconditions import Preconditions
+from prefix_store.rollback import RollbackRule
 
 _ASKED = bindparam("number", type_=Integer)
 _NUMBER = func.coalesce(_ASKED, traffic.c.version, activations.c.version)
@@ -248,11 +249,15 @@ def set_active(
     *,
     parent: int | None,
     by: str | None,
+    rollback_if: RollbackRule | None = None,
+    reason: str | None = None,
 ) -> Activation:
     """Make a version the active one, record the activation, and copy its definition to the task's
     profile, from which servers up to 0.1.1 read it."""
     definitions.fill_in(connection, task)
     values = {"task": task, "version": version, "action": action, "parent": parent, "by": by}
+    values["rollback_if"] = None if rollback_if is None else rollback_if.model_dump_json()
+    values["reason"] = reason
     row = connection.execute(
         insert(activations).values(at=now(), **values).returning(activations)
     ).one()
@@ -280,8 +285,16 @@ def as_task(row: Row[Any]) -> Task:
 
 
 def as_activation(row: Row[Any], weights: dict[int, int] | None = None) -> Activation:
+    rule = row.rollback_if and RollbackRule.model_validate_json(row.rollback_if)
     return Activation(
-        seq=row.seq, version=row.version, action=row.action, weights=weights, at=row.at, by=row.by
+        seq=row.seq,
+        version=row.version,
+        action=row.action,
+        weights=weights,
+        rollback_if=rule,
+        reason=row.reason,
+        at=row.at,
+        by=row.by,
     )
 
 

@@ -183,4 +183,5 @@ def _info(config: m.EngineConfig, parts: Assembly) -> m.EngineInfo:
         max_model_len=parts.size.max_model_len,
         max_num_seqs=config.max_num_seqs,
         eos_token_ids=list(loaded.eos_token_ids),
+        generation_defaults=loaded.generation_defaults,
     )

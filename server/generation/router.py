@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
 
+from prefix_store.definition import Defaults, Definition
 from prefix_store.digest import Digest
 from prefix_store.errors import PrefixStoreError
 from prefix_store.manifest import Manifest
@@ -37,6 +38,7 @@ class Router:
         grammars: GrammarCheck,
         executor: Executor,
         max_in_flight: int,
+        reads_generation_config: bool = True,
     ) -> None:
         self._store = store
         self._engine = engine
@@ -45,6 +47,7 @@ class Router:
         self._grammars = grammars
         self._executor = executor
         self._max_in_flight = max_in_flight
+        self._reads_generation_config = reads_generation_config
         self._num_preparing = 0
         self.is_draining = False
 
@@ -140,7 +143,8 @@ class Router:
         if task is None:
             if version is not None:
                 raise InvalidRequest("a `version` needs a `task`")
-            return Target(None, None, None, 0), PromptContext(is_base=True)
+            context = PromptContext(is_base=True, definition=self._base_definition())
+            return Target(None, None, None, 0), context
         serving = self._store.serving_version(task, version, key)
         manifest = serving.manifest
         self._check_base_model(manifest)
@@ -153,6 +157,12 @@ class Router:
             queue=_queue_of(manifest.task),
         )
         return target, context
+
+    def _base_definition(self) -> Definition:
+        """How the base model is asked where no task is named."""
+        if not self._reads_generation_config:
+            return Definition()
+        return Definition(defaults=Defaults(**self._engine.info.generation_defaults))
 
     def _check_base_model(self, manifest: Manifest) -> None:
         if manifest.fingerprint != self._engine.info.fingerprint:

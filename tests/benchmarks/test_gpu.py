@@ -45,17 +45,17 @@ def test_a_benchmark_returns_numbers(name: str) -> None:
 def test_a_step_reads_prefixes_once_per_task_or_once_per_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The two variants differ in the groups of a step."""
-    num_groups = []
+    """The two variants differ in the shared segments of a step."""
+    num_shared = []
     plan = RefBackend.plan
     monkeypatch.setattr(
         RefBackend,
         "plan",
-        lambda self, step: (num_groups.append(len(step.groups)), plan(self, step)),
+        lambda self, step: (num_shared.append(len(step.segments_beside_own())), plan(self, step)),
     )
     dict(sharing.run(TINY))
 
-    assert {TINY.num_tasks, max(TINY.batch_sizes)} <= set(num_groups)
+    assert {TINY.num_tasks, max(TINY.batch_sizes)} <= set(num_shared)
 
 
 def test_benchmarks_import_only_what_a_bare_machine_has() -> None:

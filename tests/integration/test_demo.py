@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
+import openai
 import pytest
 from typer.testing import CliRunner
 
@@ -122,6 +124,35 @@ ASKED = {
         "name[Bo], area[riverside], near[The Mill]",
     ],
 }
+
+
+def test_every_door_of_a_tuned_task_gives_the_same_answers(demo: RunningServer) -> None:
+    package = openai.OpenAI(base_url=f"{demo.url}/v1", api_key="none", max_retries=0)
+    with httpx.Client(base_url=demo.url, timeout=60) as client, package:
+        if client.get("/info").json()["dtype"] != "float32":
+            pytest.skip("once is enough")
+
+        def post(path: str, **body: object) -> Any:
+            return client.post(path, json=body).raise_for_status().json()
+
+        def ask(prompt: str) -> list[str | None]:
+            task = {"model": "banking77"}
+            messages: Any = [{"role": "user", "content": prompt}]
+            chat = post("/v1/chat/completions", **task, messages=messages)
+            by_package = package.chat.completions.create(model="banking77", messages=messages)
+            return [
+                post("/generate?task=banking77", prompt=prompt)["text"],
+                post("/generate?task=banking77", messages=messages)["text"],
+                post("/v1/completions", **task, prompt=prompt)["choices"][0]["text"],
+                chat["choices"][0]["message"]["content"],
+                package.completions.create(model="banking77", prompt=prompt).choices[0].text,
+                by_package.choices[0].message.content,
+            ]
+
+        answers = [ask(prompt) for prompt in ASKED["banking77"]]
+
+    assert [len(set(texts)) for texts in answers] == [1] * len(answers)
+    assert len({texts[0] for texts in answers}) == len(answers)
 
 
 async def test_tuned_tasks_answer_together_as_alone(demo: RunningServer) -> None:

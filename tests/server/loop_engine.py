@@ -17,7 +17,7 @@ from prefix_store.blobs.blobs import BlobStore
 from prefix_store.digest import Digest
 from prefix_store.prefix import Prefix
 from server.engine.ipc import messages as m
-from server.engine.ipc.client import EngineClient
+from server.engine.ipc.client import EngineClient, EngineState
 from server.engine.loop.grammars import Grammars
 from server.engine.loop.loop import ConnectionClosed, Inbox, StepLoop
 from server.engine.loop.prefix_compiler import PrefixCompiler
@@ -138,7 +138,7 @@ class LoopEngine(EngineClient):
 
     async def start(self) -> None:
         self._info = INFO
-        self._ready.set()
+        self._state = EngineState.READY
         on_loop = asyncio.get_running_loop().call_soon_threadsafe
         self.residency = Residency(self._read, self._inbox.put, device_bytes=6000, host_bytes=12000)
         allocator = PageAllocator(NUM_PAGES, PAGE_SIZE)

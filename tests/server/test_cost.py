@@ -15,9 +15,9 @@ from prefix_store.formats import text
 from prefix_store.manifest import Profile
 from prefix_store.registry.keys import Grant, KeyStore
 from server.api.http.deps import Services
-from server.api.schemas.admin import TrafficRequest
 from server.api.schemas.generate import GenerateRequest
 from server.api.schemas.openai import ChatRequest, CompletionRequest
+from server.api.schemas.traffic import TrafficRequest
 from server.engine import grammar
 from server.engine.grammar import GrammarError
 from server.generation.prompt import GenerateParams

@@ -121,15 +121,23 @@ def rollback(task: str, if_match: int | None) -> Call[types.Activated]:
     return Call("POST", path, parse, idempotency_key=_new_key(), if_match=if_match)
 
 
-def traffic(task: str) -> Call[types.Traffic]:
-    return Call("GET", _path("tasks", task, "traffic"), _as(types.Traffic), repeatable=True)
+def traffic(task: str) -> Call[types.TrafficReport]:
+    return Call("GET", _path("tasks", task, "traffic"), _as(types.TrafficReport), repeatable=True)
 
 
-def set_traffic(task: str, weights: Mapping[int, int], if_match: int | None) -> Call[types.Traffic]:
+def set_traffic(
+    task: str,
+    weights: Mapping[int, int],
+    rollback_if: types.RollbackOptions | None,
+    if_match: int | None,
+) -> Call[types.Traffic]:
     path, parse = _path("tasks", task, "traffic"), _as(types.Traffic)
     if not weights:
         return Call("DELETE", path, parse, idempotency_key=_new_key(), if_match=if_match)
-    body = _body.of_json({"weights": {str(number): weight for number, weight in weights.items()}})
+    asked: dict[str, Any] = {"weights": {str(number): w for number, w in weights.items()}}
+    if rollback_if is not None:
+        asked["rollback_if"] = rollback_if or None  # null removes the rule
+    body = _body.of_json(asked)
     return Call("PUT", path, parse, body=body, idempotency_key=_new_key(), if_match=if_match)
 
 

@@ -169,20 +169,27 @@ class AsyncClient(AsyncConnection):
         if_match = await _seen.async_revision(self, task, if_match)
         return await self._call(_calls.rollback(task, if_match))
 
-    async def traffic(self, task: str) -> types.Traffic:
-        """Get the weights by which versions share a task's traffic, if they do."""
+    async def traffic(self, task: str) -> types.TrafficReport:
+        """Get the weights by which versions share a task's traffic, and how each of them does."""
         return await self._call(_calls.traffic(task))
 
     async def set_traffic(
-        self, task: str, weights: Mapping[int, int], *, if_match: int | None = None
+        self,
+        task: str,
+        weights: Mapping[int, int],
+        *,
+        rollback_if: types.RollbackOptions | None = None,
+        if_match: int | None = None,
     ) -> types.Traffic:
         """Split a task's traffic by weight: `{3: 90, 4: 10}`. `{}` sends all to the active version.
 
-        The split ends at the next activation or rollback. Requests with the same `traffic_key` get
-        the same version.
+        The split ends at the next activation or rollback, and by itself when `rollback_if` applies:
+        `{"error_rate_above": 0.05, "total_p95_ms_above": 2000}`. Without `rollback_if` the rule of
+        the split before stays; `{}` removes it. Requests with the same `traffic_key` get the same
+        version.
         """
         if_match = await _seen.async_revision(self, task, if_match)
-        return await self._call(_calls.set_traffic(task, weights, if_match))
+        return await self._call(_calls.set_traffic(task, weights, rollback_if, if_match))
 
     async def verify(self, task: str, number: int) -> types.Report:
         """Verify a stored version again: its bytes, a run of the model, golden prompts."""

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from foreword_tuner import base as bases
 from foreword_tuner import data, initial, prepare, tune
 from foreword_tuner.base import Base
 from foreword_tuner.batches import pack
@@ -76,7 +75,7 @@ def run(what: Run, text: Text) -> Tuned:
     """Ask the teacher, then train. Raises `TunerError`."""
     settings = what.settings
     file = data.read(what.data, skip_bad=what.skip_bad, needs="nothing")
-    base = bases.load(settings.base, settings.dtype)
+    base = tune.load_base(what)
     encoder = Encoder(base.tokenizer, base.eos_id, template=settings.template, chat=settings.chat)
     text_ids = base.tokenizer(text.content).input_ids
     if settings.num_virtual_tokens >= len(text_ids):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+
 import typer
 
-from foreword_client import Client
+from foreword_client import Client, ForewordError
 from foreword_tuner.tune import Tuned
 
 
@@ -24,9 +26,21 @@ def summarize(tuned: Tuned) -> None:
 
 
 def push(tuned: Tuned, task: str, *, url: str, api_key: str | None) -> None:
-    """Upload the result as the active version of a task. Raises `ForewordError`."""
-    with Client(url, api_key=api_key) as client:
-        uploaded = client.push(task, tuned.folder.path)
+    """Upload the result as the active version of a task. An empty `url` is the client's default.
+
+    If it fails, the command that pushes the finished folder is printed. Raises `ForewordError`.
+    """
+    try:
+        with Client(url or None, api_key=api_key) as client:
+            uploaded = client.push(task, tuned.folder.path)
+    except (ForewordError, KeyboardInterrupt):
+        typer.echo(f"not pushed; this does it: {_command(tuned, task, url)}", err=True)
+        raise
     typer.echo(f"{task}: v{uploaded.version} is now live ({uploaded.digest})")
     if uploaded.warning:
         typer.echo(f"warning: {uploaded.warning}", err=True)
+
+
+def _command(tuned: Tuned, task: str, url: str) -> str:
+    address = ["--url", url] if url else []
+    return shlex.join(["foreword", *address, "push", task, str(tuned.folder.path)])

@@ -19,6 +19,7 @@ from server.engine.ipc.protocol import Engine
 from server.errors import InvalidRequest, MalformedRequest, UnsupportedBody
 from server.generation.router import Router
 from server.metrics import Metrics
+from server.publishing.canary import SplitGuard
 from server.publishing.definitions import Definitions
 from server.publishing.uploads import Uploads
 from server.settings import Settings
@@ -42,6 +43,7 @@ class Services:
     router: Router
     uploads: Uploads
     definitions: Definitions
+    split_guard: SplitGuard
     metrics: Metrics
     model_name: str
     """Public name of the base model; never a path."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from fastapi import Path, Query
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from prefix_store.manifest import (
     Activation,
@@ -16,9 +16,6 @@ from prefix_store.manifest import (
 from prefix_store.reference import MAX_VERSION
 from prefix_store.registry.audit import Entry
 from prefix_store.registry.keys import Key
-from prefix_store.registry.traffic import MAX_VERSIONS, MAX_WEIGHT
-
-VersionKey = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,8}$")]
 
 TaskPath = Annotated[str, Path(description="The task's name.", examples=["summarize"])]
 VersionPath = Annotated[int, Path(ge=1, le=MAX_VERSION, description="The version's number.")]
@@ -35,31 +32,6 @@ class ActivateRequest(Body):
     """The version to make live."""
 
     version: int = Field(ge=1, le=MAX_VERSION)
-
-
-class TrafficRequest(Body):
-    """Weights of the versions that share the traffic."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"weights": {"3": 90, "4": 10}}]})
-
-    weights: dict[VersionKey, Annotated[int, Field(ge=0, le=MAX_WEIGHT)]] = Field(
-        min_length=1, max_length=MAX_VERSIONS, fail_fast=True
-    )
-
-    @model_validator(mode="after")
-    def _some_weight_is_positive(self) -> TrafficRequest:
-        if not any(self.weights.values()):
-            raise ValueError("at least one weight must be above 0")
-        return self
-
-
-class TrafficResponse(BaseModel):
-    """Weights of the versions that share the traffic. None: the active version gets all of it."""
-
-    task: str
-    active_version: int | None
-    weights: dict[int, int] | None
-    warning: str | None = Field(None, description="Why a prefix could not be loaded at once.")
 
 
 class TaskDescription(Task):
@@ -165,7 +137,7 @@ class AuditPage(BaseModel):
     next_after: int | None = Field(description="Pass it as `after` for the next page.")
 
 
-class Limits(BaseModel):
+class ServerLimits(BaseModel):
     """Limits of this server."""
 
     max_model_len: int
@@ -191,7 +163,7 @@ class Info(BaseModel):
     attention: str
     eos_token_ids: list[int]
     chat_template: bool
-    limits: Limits
+    limits: ServerLimits
 
 
 class Health(BaseModel):

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from server.engine.memory.kv_pool import KvPool
 from server.engine.memory.prefix import ResidentPrefix
 
+# A step has a span and a segment for each sequence. They are named tuples because creating a frozen
+# dataclass takes three times as long.
 
-@dataclass(frozen=True, slots=True)
-class QuerySpan:
-    """The tokens that one sequence computes in this step, and the pages of its own KV."""
+
+class QuerySpan(NamedTuple):
+    """The tokens that one sequence computes in this step, and the pages where their keys and values
+    are written."""
 
     request_id: int
     begin: int
@@ -22,7 +26,8 @@ class QuerySpan:
     num_computed_tokens: int
     """Number of the sequence's own tokens before these, whose KV is already in the pool."""
     pages: list[int]
-    prefix: ResidentPrefix | None
+    num_prefix_tokens: int = 0
+    """Positions taken by its prefix, before its own first token."""
 
     @property
     def end(self) -> int:
@@ -34,17 +39,49 @@ class QuerySpan:
         return self.num_computed_tokens + self.num_tokens
 
     @property
-    def num_prefix_tokens(self) -> int:
-        return self.prefix.num_tokens if self.prefix is not None else 0
+    def first_position(self) -> int:
+        """Position of its first row among all keys of the sequence, prefix included.
+
+        The model's position ids can differ: see `ResidentPrefix.position_offset`.
+        """
+        return self.num_prefix_tokens + self.num_computed_tokens
 
 
-@dataclass(frozen=True, slots=True)
-class PrefixGroup:
-    """Consecutive rows [begin, end) of one step that share a prefix."""
+class Segment(NamedTuple):
+    """A run of keys and values, and the rows [begin, end) of a step that attend to it.
+
+    The keys are the first `num_keys` in one of two places: a tensor of its own, `kv`, or `pages` of
+    the pool. A row attends to the keys of all its segments, with one softmax over them.
+    """
 
     begin: int
     end: int
-    prefix: ResidentPrefix
+    num_keys: int
+    first_position: int | None
+    """Position of the first key, from which the others count up; None: the keys have no positions,
+    so that all are visible, whatever the window."""
+    causal: bool
+    """Whether a row sees only keys up to its own position, which the keys then must have. The last
+    key is that of the last row."""
+    kv: Tensor | None = None  # [num_layers, 2, num_kv_heads, num_slots, head_dim]
+    pages: Sequence[int] = ()
+    bias: Tensor | None = None  # [num_keys], float32; added to the scores, after any soft cap
+
+    @classmethod
+    def of_prefix(cls, begin: int, end: int, prefix: ResidentPrefix) -> Segment:
+        """Return the segment of consecutive rows that share a prefix."""
+        return cls(begin, end, prefix.num_tokens, 0, False, prefix.kv)
+
+    @classmethod
+    def own(cls, span: QuerySpan) -> Segment:
+        """Return the segment of a sequence's own keys, those of this step included."""
+        _, begin, num_tokens, num_computed_tokens, pages, first_position = span
+        num_keys = num_computed_tokens + num_tokens
+        return cls(begin, begin + num_tokens, num_keys, first_position, True, None, pages)
+
+
+class UnsupportedSegment(Exception):
+    """The attention backend does not compute a segment of this kind. The message is a sentence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +92,21 @@ class Step:
     position_ids: Tensor  # [1, T]
     logit_rows: Tensor  # [num_sampled]; rows whose logits are needed
     spans: list[QuerySpan]
-    groups: list[PrefixGroup]
+    """From row 0 on, in order. The keys and values of later rows are not written."""
+    segments: list[Segment]
+    """What the rows attend to. Those that more rows share come first; own keys follow the order of
+    `spans`."""
+
+    def segments_beside_own(self) -> list[Segment] | None:
+        """Return the segments that are not a sequence's own keys.
+
+        Returns None if the step is of another kind: a sequence does not see its own keys, or sees
+        others with a causal mask.
+        """
+        causal = [segment for segment in self.segments if segment.causal]
+        if causal != [*map(Segment.own, self.spans)]:
+            return None
+        return [segment for segment in self.segments if not segment.causal]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +137,7 @@ class AttentionCall:
 
 
 class AttentionBackend(Protocol):
-    """Writes a step's keys and values into the pool and attends to prefixes and own tokens."""
+    """Writes a step's keys and values into the pool and attends to the step's segments."""
 
     name: str
     """Value of the setting `attention` that selects this backend."""
@@ -111,13 +162,17 @@ class AttentionBackend(Protocol):
         ...
 
     def plan(self, step: Step) -> None:
-        """Do the host work of one step that all its layers share."""
+        """Do the host work of one step that all its layers share.
+
+        Raises `UnsupportedSegment` if a segment is of a kind that the backend does not compute.
+        """
         ...
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """Write the new keys and values of one layer and attend to all visible ones.
+        """Write the new keys and values of one layer and attend to the visible ones.
 
-        q: [num_heads, T, head_dim]; k and v: [num_kv_heads, T, head_dim].
+        q: [num_heads, T, head_dim]; k and v: [num_kv_heads, T, head_dim], of which only rows of a
+        span are read.
         Returns [T, num_heads, head_dim].
         """
         ...

@@ -2,7 +2,7 @@
 
 Calls of one layer:
 
-- one per prefix, for all rows of its task;
+- one per segment that sequences share (a prefix), for all its rows;
 - one masked call over the own KV of all decode rows, read from their slabs (pages);
 - per prefill chunk, one causal call, and one over the sequence's earlier tokens if there are any.
 
@@ -18,11 +18,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from server.engine.attention.base import AttentionCall, BatchCapacity, QuerySpan, Step
-from server.engine.attention.ref import RefBackend
+from server.engine.attention.base import AttentionCall, BatchCapacity, QuerySpan, Segment, Step
+from server.engine.attention.ref import RefBackend, gather
 from server.engine.memory.kv_pool import KvPool
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_NOTHING = -1e38
+"""Log-sum-exp over no keys. Not -inf, because the difference of two would be NaN."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class _Partial:
     @classmethod
     def over_nothing(cls, q: Tensor) -> _Partial:
         """Return the partial result over no keys, which a merge ignores."""
-        return cls(torch.zeros_like(q), q.new_full(q.shape[:-1], -torch.inf, dtype=torch.float32))
+        return cls(torch.zeros_like(q), q.new_full(q.shape[:-1], _NOTHING, dtype=torch.float32))
 
     def write(self, rows: slice, out: Tensor, lse: Tensor) -> None:
         """Store a call's result for `rows`. `out` and `lse` have heads first, rows second."""
@@ -67,6 +69,10 @@ class _Partial:
         weight = torch.sigmoid(other.lse - self.lse).unsqueeze(-1)
         return torch.lerp(self.out.float(), other.out.float(), weight)
 
+    def join(self, other: _Partial) -> _Partial:
+        """Return the partial result over both sets of keys, to be merged with a third."""
+        return _Partial(self.merge(other).to(self.out.dtype), torch.logaddexp(self.lse, other.lse))
+
 
 class CpuBackend:
     """Attention by torch on a CPU. A page must hold a whole sequence (a slab)."""
@@ -80,6 +86,9 @@ class CpuBackend:
         self._step: Step | None = None
         self._decode: _Decode | None = None
         self._prefills: list[QuerySpan] = []
+        self._shared: list[list[Segment]] | None = []
+        """Segments beside the sequences' own keys; those of an inner list share no rows. None if
+        the reference backend has to compute the step."""
         self._max_context = 0
 
     def allocate(self, pool: KvPool, capacity: BatchCapacity | None = None) -> None:
@@ -95,24 +104,23 @@ class CpuBackend:
         self._decode = None
         if decodes:
             self._decode = _plan_decode(decodes, self._pool, alone=not self._prefills)
-        self._max_context = max(s.num_prefix_tokens + s.seq_len for s in step.spans)
+        beside_own = step.segments_beside_own()
+        self._shared = None if beside_own is None else _without_overlap(beside_own)
+        self._max_context = max((s.num_prefix_tokens + s.seq_len for s in step.spans), default=0)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        if not self._is_plain(call):
+        if self._shared is None or not self._is_plain(call):
             return self._ref.attend(layer, q, k, v, call)
         assert self._pool is not None
-        assert self._step is not None
         kv = torch.stack([k, v]).permute(2, 0, 1, 3)  # [T, 2, num_kv_heads, head_dim]
         q = _fold(q, k.shape[0])
         own = self._attend_own(self._pool.pages[:, layer], q, kv, call.scaling)
-        if not self._step.groups:
+        if not self._shared:
             return own.out.flatten(1, 2)
-        prefix = _Partial.over_nothing(q)
-        for group in self._step.groups:
-            rows = slice(group.begin, group.end)
-            keys, values = group.prefix.kv[layer]
-            prefix.write(rows, *_attend_all(q[rows], keys, values, call.scaling))
-        return own.merge(prefix).to(q.dtype).flatten(1, 2)
+        *others, last = (self._attend_shared(s, layer, q, call.scaling) for s in self._shared)
+        for partial in others:
+            own = own.join(partial)
+        return own.merge(last).to(q.dtype).flatten(1, 2)
 
     def _is_plain(self, call: AttentionCall) -> bool:
         """Return whether torch's kernel computes this call: it has no window, soft cap or sinks."""
@@ -132,6 +140,32 @@ class CpuBackend:
         for span in self._prefills:
             _attend_prefill(span, layer, q, kv, own, scaling)
         return own
+
+    def _attend_shared(
+        self, segments: list[Segment], layer: int, q: Tensor, scaling: float
+    ) -> _Partial:
+        """Attend to segments that share no rows."""
+        assert self._pool is not None
+        partial = _Partial.over_nothing(q)
+        for segment in segments:
+            rows = slice(segment.begin, segment.end)
+            keys, values = gather(self._pool, layer, [segment])
+            partial.write(rows, *_attend_all(q[rows], keys, values, scaling, segment.bias))
+        return partial
+
+
+def _without_overlap(segments: list[Segment]) -> list[list[Segment]]:
+    """Distribute segments over lists, so that those of a list share no rows."""
+    lists: list[list[Segment]] = []
+    for segment in segments:
+        if segment.bias is not None and segment.bias.max() == -torch.inf:
+            continue  # no key is visible, for which torch returns a log-sum-exp of 0
+        free = (each for each in lists if each[-1].end <= segment.begin)
+        if (found := next(free, None)) is not None:
+            found.append(segment)
+        else:
+            lists.append([segment])
+    return lists
 
 
 def _fold(query: Tensor, num_kv_heads: int) -> Tensor:
@@ -221,13 +255,15 @@ def _attend_all(
     keys: Tensor,  # [num_kv_heads, num_keys, head_dim]
     values: Tensor,  # [num_kv_heads, num_keys, head_dim]
     scaling: float,
+    bias: Tensor | None = None,  # [num_keys]
 ) -> tuple[Tensor, Tensor]:
-    """Attend without a mask: to a prefix, or to the tokens before a chunk.
+    """Attend without a mask: to a shared segment, or to the tokens before a chunk.
 
     Returns the output [num_kv_heads, num_rows, num_groups, head_dim] and the log-sum-exp
     [num_kv_heads, num_rows, num_groups].
     """
     num_rows, _, num_groups, _ = q.shape
     heads_q = q.transpose(0, 1).flatten(1, 2)  # [num_kv_heads, num_rows * num_groups, head_dim]
-    out, lse = _flash(heads_q[None], keys[None], values[None], scale=scaling)
+    mask = None if bias is None else bias[None, None, None]
+    out, lse = _flash(heads_q[None], keys[None], values[None], attn_mask=mask, scale=scaling)
     return out[0].unflatten(1, (num_rows, num_groups)), lse[0].unflatten(1, (num_rows, num_groups))

@@ -20,7 +20,6 @@ from server.engine.attention import triton_kernels as kernels
 from server.engine.attention.base import AttentionCall, BatchCapacity, Step
 from server.engine.attention.work_list import ITEM_SIZE, Tiling, work_list
 from server.engine.memory.kv_pool import KvPool
-from server.engine.memory.prefix import ResidentPrefix
 
 _ALIGNMENT = 16
 """Bytes of the device's widest load. Allocators align tensors to at least this."""
@@ -80,11 +79,12 @@ class TritonBackend:
         work = work_list(step, self._tiling, self._offset_of)
         # Rows past the step: they write nothing (slot -1) and have no partial results.
         num_missing = self._num_rows - len(work.row_slots)
+        num_empty = self._num_rows + 1 - len(work.row_parts)
         self._lists.send(
             [0, work.num_low_items, len(work.items)],
             np.pad(work.row_slots, (0, num_missing), constant_values=-1),
             np.pad(work.row_positions, (0, num_missing)),
-            np.pad(work.row_parts, (0, num_missing), mode="edge"),
+            np.pad(work.row_parts, (0, num_empty), mode="edge"),
             work.items.ravel(),
         )
         self._page_list.send(work.pages)
@@ -122,15 +122,15 @@ class TritonBackend:
         )  # fmt: skip
         return out
 
-    def _offset_of(self, prefix: ResidentPrefix) -> int:
-        """Return the distance from the pool to a prefix, in elements.
+    def _offset_of(self, kv: Tensor) -> int:
+        """Return the distance from the pool to a segment's keys and values, in elements.
 
-        It is negative if the prefix has the lower address.
+        It is negative if they have the lower address.
         """
-        distance = prefix.kv.data_ptr() - self._pages.data_ptr()
+        distance = kv.data_ptr() - self._pages.data_ptr()
         assert distance % _ALIGNMENT == 0
-        assert prefix.kv.is_contiguous()
-        return distance // prefix.kv.itemsize
+        assert kv.is_contiguous()
+        return distance // kv.itemsize
 
 
 class _Staged:

@@ -1,9 +1,9 @@
 """The list of attention work items that the Triton kernels process, built from a step.
 
-A segment is a task's prefix, or one sequence's own keys. Its rows are cut into tiles, and the keys
-of a tile into items, so that one long prefix keeps the whole device busy. Example: rows 0-2 share
-prefix P, row 3 has none, and a tile is two rows high. Rows 0 and 1 are decode rows of sequences a
-and b, rows 2 and 3 of c and d (`1`, `2`, ... are items):
+The rows of a segment are cut into tiles, and the keys of a tile into items, so that one long prefix
+keeps the whole device busy. Example: rows 0-2 share prefix P, row 3 has none, and a tile is two
+rows high. Rows 0 and 1 are decode rows of sequences a and b, rows 2 and 3 of c and d (`1`, `2`, ...
+are items):
 
                  keys of P       own keys
                  0   8  16  24   0   8  16
@@ -24,38 +24,43 @@ causal). An item writes one partial result per row, at index row_parts[row] + or
     ordinal    0 1 2 3     0 1 2 3 4     0 1 2 3      0  1
     row_parts  0           4             9            13        (then 15, the end)
 
-A prefix comes before own keys, and all its rows have the same number of items. The kernel merges
-the run of each row.
+The results of a row are in the order of its segments. All rows of a tile must have as many before
+it, which they have if the segments that more rows share come first. The kernel merges the run of
+each row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from server.engine.attention.base import Step
-from server.engine.memory.prefix import ResidentPrefix
+from server.engine.attention.base import QuerySpan, Segment, Step, UnsupportedSegment
 
 Array = NDArray[np.int64]
 
 ITEM_SIZE = 10
-"""Columns of an item, in this order:
+"""Columns of an item, in this order. Segments and tiles have the same, until they are cut.
 
-offset          of a prefix, in elements from the start of the pool (0 for own keys)
-length          of a prefix, in tokens; 0 means own keys, which lie in pages
-first_page      index into `pages` of the sequence's first page
+offset          of a tensor of keys, in elements from the start of the pool (0 for keys in pages)
+length          of that tensor, in slots; 0 means that the keys lie in pages
+first_page      index into `pages` of the segment's first page
 first_row       first row of the tile
 num_rows        rows of the tile
 begin, end      range of the segment's keys
-first_position  position of the segment's key 0 among all keys of the sequence
+first_position  position of the segment's key 0, or NO_POSITION
 causal          1 if a row sees only keys up to its own position
 ordinal         index of this item's result among the partial results of each of its rows
 """
 
+NO_POSITION = 1 << 30
+"""Position of keys that have none: after all rows, and so within every window."""
+
+_FIRST_ROW, _NUM_ROWS, _BEGIN, _END, _, _CAUSAL, _ORDINAL = range(3, ITEM_SIZE)
 _ITEMS_PER_PROGRAM = 4
 """Average number of items per program: some are short, so there must be more items than programs
 to balance the load."""
@@ -83,52 +88,51 @@ class WorkList:
 
     items: Array  # [num_items, ITEM_SIZE]; items of low tiles first
     num_low_items: int
-    pages: Array  # page tables of all sequences, concatenated
+    pages: Array  # page tables of all sequences and segments, concatenated
     row_slots: Array  # [T]; page * page_size + slot, where a row's key and value are written
-    row_positions: Array  # [T]; position among all keys of the sequence, prefix included
+    row_positions: Array  # [T]; `QuerySpan.first_position`, counted up
     row_parts: Array  # [T + 1]; start of each row's run of partial results
 
 
-def work_list(step: Step, tiling: Tiling, offset_of: Callable[[ResidentPrefix], int]) -> WorkList:
+def work_list(step: Step, tiling: Tiling, offset_of: Callable[[Tensor], int]) -> WorkList:
     """Split a step's attention into items.
 
-    `offset_of` returns a prefix's distance from the pool, in elements. The partial results are at
-    most `tiling.max_parts`, which must be at least two per row.
+    `offset_of` returns the distance of a segment's `kv` from the pool, in elements. The partial
+    results are at most `tiling.max_parts`. Raises `UnsupportedSegment` for a bias, and for a step
+    that has more partial results although no segment is split.
     """
-    spans = step.spans
-    pages = np.fromiter(chain.from_iterable(span.pages for span in spans), np.int64)
-    first_page = _starts([len(span.pages) for span in spans])
-    own = np.array(
-        [(s.begin, s.num_tokens, s.num_computed_tokens, s.num_prefix_tokens) for s in spans],
-        np.int64,
-    )
-    begins, num_tokens, starts, num_prefix = own.T
-    row_span = np.repeat(np.arange(len(spans)), num_tokens)
-    own_position = np.arange(len(row_span)) - (begins - starts)[row_span]
-    row_page = pages[first_page[row_span] + own_position // tiling.page_size]
+    tables: dict[int, Sequence[int]] = {id(span.pages): span.pages for span in step.spans}
+    tables |= {id(segment.pages): segment.pages for segment in step.segments}
+    first_page = dict(zip(tables, _starts(map(len, tables.values())), strict=False))
+    pages = np.fromiter(chain.from_iterable(tables.values()), np.int64)
+    num_tokens, starts, num_prefix, span_page = _spans(step.spans, first_page)
+    row_span = np.repeat(np.arange(len(num_tokens)), num_tokens)
+    own_position = starts[row_span] + _ordinals(num_tokens)
+    row_page = pages[span_page[row_span] + own_position // tiling.page_size]
 
-    segments = _segments(step, own, first_page, offset_of)
-    tiles = _tiles(segments, tiling)
+    tiles, is_low = _tiles(_segments(step.segments, first_page, offset_of), tiling)
+    rows = np.repeat(tiles[_FIRST_ROW], tiles[_NUM_ROWS]) + _ordinals(tiles[_NUM_ROWS])
     # All items have the same number of keys (the last of a tile may have fewer): the smallest that
     # does not give the programs more items than they need to balance the load.
     keys_per_item = tiling.min_keys
-    while keys_per_item * tiling.num_programs * _ITEMS_PER_PROGRAM < tiles["end"].sum():
+    while keys_per_item * tiling.num_programs * _ITEMS_PER_PROGRAM < tiles[_END].sum():
         keys_per_item *= 2
     # Then larger ones, until the partial results fit into their buffer.
     while True:
-        num_items = -(-tiles["end"] // keys_per_item)
-        rows = np.repeat(tiles["first_row"], tiles["num_rows"]) + _ordinals(tiles["num_rows"])
-        parts = np.bincount(rows, np.repeat(num_items, tiles["num_rows"]), len(row_span))
-        row_parts = np.append(0, parts.cumsum()).astype(np.int64)
+        num_items = -(-tiles[_END] // keys_per_item)
+        parts = np.repeat(num_items, tiles[_NUM_ROWS])  # those of each of `rows`
+        row_parts = np.append(0, np.bincount(rows, parts).cumsum()).astype(np.int64)
         if row_parts[-1] <= tiling.max_parts:
             break
+        if keys_per_item > tiles[_END].max():
+            raise UnsupportedSegment("the rows of this step have too many segments")
         keys_per_item *= 2
 
-    tile = np.repeat(np.arange(len(num_items)), num_items)  # [num_items]; each item's tile
-    items = _items(tiles, tile, _ordinals(num_items), keys_per_item)
-    is_low = tiles["is_low"][tile].astype(bool)
+    tiles[_ORDINAL] = _num_before(tiles[_NUM_ROWS], rows, parts, row_parts)
+    items = _items(tiles, num_items, keys_per_item)
+    is_low = np.repeat(is_low, num_items)
     return WorkList(
-        items=np.concatenate([items[is_low], items[~is_low]]),
+        items=np.concatenate([items[:, is_low], items[:, ~is_low]], axis=1).T,
         num_low_items=int(is_low.sum()),
         pages=pages,
         row_slots=row_page * tiling.page_size + own_position % tiling.page_size,
@@ -137,72 +141,86 @@ def work_list(step: Step, tiling: Tiling, offset_of: Callable[[ResidentPrefix], 
     )
 
 
+def _spans(spans: list[QuerySpan], first_page: dict[int, int]) -> Array:
+    """Columns of the spans: new tokens, computed tokens, prefix tokens, first page."""
+    _, _, num_tokens, starts, pages, num_prefix = zip(*spans, strict=True) if spans else [()] * 6
+    return _columns(num_tokens, starts, num_prefix, [first_page[id(table)] for table in pages])
+
+
 def _segments(
-    step: Step, own: Array, first_page: Array, offset_of: Callable[[ResidentPrefix], int]
-) -> dict[str, Array]:
-    """One entry per segment: the prefixes, then each sequence's own keys.
-
-    `own` [num_spans, 4]: begin, new tokens, computed tokens and prefix tokens of each sequence.
-    """
-    groups, spans = step.groups, step.spans
-    begins, num_tokens, starts, num_prefix = own.T
-    return _table(
-        offset=[*(offset_of(g.prefix) for g in groups), *(0 for _ in spans)],
-        length=[*(g.prefix.num_tokens for g in groups), *(0 for _ in spans)],
-        first_page=[*(0 for _ in groups), *first_page],
-        first_row=[*(g.begin for g in groups), *begins],
-        num_rows=[*(g.end - g.begin for g in groups), *num_tokens],
-        num_keys=[*(g.prefix.num_tokens for g in groups), *(starts + num_tokens)],
-        first_position=[*(0 for _ in groups), *num_prefix],
-        causal=[*(0 for _ in groups), *(1 for _ in spans)],
-    )
-
-
-def _items(tiles: dict[str, Array], tile: Array, index: Array, keys_per_item: int) -> Array:
-    """The items [num_items, ITEM_SIZE], each the `index`-th of its `tile`."""
-    begin = index * keys_per_item
-    # A row's own partial results follow those of its prefix, whose number depends on its length.
-    num_before = np.where(tiles["causal"], -(-tiles["first_position"] // keys_per_item), 0)
-    return np.stack(
-        [
-            tiles["offset"][tile], tiles["length"][tile], tiles["first_page"][tile],
-            tiles["first_row"][tile], tiles["num_rows"][tile],
-            begin, np.minimum(begin + keys_per_item, tiles["end"][tile]),
-            tiles["first_position"][tile], tiles["causal"][tile], index + num_before[tile],
-        ],
-        axis=1,
+    segments: list[Segment], first_page: dict[int, int], offset_of: Callable[[Tensor], int]
+) -> Array:
+    """Return the segments [ITEM_SIZE, num_segments]."""
+    begin, end, num_keys, position, causal, kv, pages, bias = zip(*segments, strict=True)
+    if any(each is not None for each in bias):
+        raise UnsupportedSegment("the Triton kernels do not add a bias to the scores of keys")
+    if None in position:
+        assert not any(s.causal and s.first_position is None for s in segments)
+        position = tuple(NO_POSITION if each is None else each for each in position)
+    nothing = [0] * len(segments)
+    columns = _columns(
+        [0 if each is None else offset_of(each) for each in kv],
+        [0 if each is None else each.shape[3] for each in kv],
+        [first_page[id(table)] for table in pages],
+        begin, end, nothing, num_keys, position, causal, nothing,
     )  # fmt: skip
+    columns[_NUM_ROWS] -= columns[_FIRST_ROW]
+    return columns
 
 
-def _tiles(segments: dict[str, Array], tiling: Tiling) -> dict[str, Array]:
-    """Cut the rows of each segment into tiles.
+def _num_before(num_rows: Array, rows: Array, parts: Array, row_parts: Array) -> Array:
+    """Return the number of partial results that the rows of each tile have of earlier segments.
 
-    `end` is the number of the segment's keys that the tile's last row may see.
+    `num_rows`: rows of each tile; `rows`: the rows of all tiles; `parts`: the number of partial
+    results that each of these gets from its tile.
     """
-    is_low = segments["num_rows"] <= tiling.low_rows
+    by_row = np.argsort(rows, kind="stable")
+    before = np.empty_like(rows)
+    parts = parts[by_row]
+    before[by_row] = parts.cumsum() - parts
+    before -= row_parts[rows]
+    num_before = before[num_rows.cumsum() - num_rows]
+    if not np.array_equal(np.repeat(num_before, num_rows), before):
+        raise UnsupportedSegment("segments that more rows share must come first")
+    return num_before
+
+
+def _tiles(segments: Array, tiling: Tiling) -> tuple[Array, NDArray[np.bool_]]:
+    """Cut the rows of each segment into tiles [ITEM_SIZE, num_tiles]; say which of them are low.
+
+    Their `end` is the number of the segment's keys that the tile's last row may see.
+    """
+    is_low = segments[_NUM_ROWS] <= tiling.low_rows
     height = np.where(is_low, tiling.low_rows, tiling.high_rows)
-    num_tiles = -(-segments["num_rows"] // height)
-    segment = np.repeat(np.arange(len(num_tiles)), num_tiles)  # [num_tiles]; each tile's segment
-    tiles = {name: column[segment] for name, column in segments.items()}
-    skipped = _ordinals(num_tiles) * height[segment]
-    num_left = tiles["num_rows"] - skipped
-    num_rows = np.minimum(num_left, height[segment])
-    unseen = np.where(tiles["causal"], num_left - num_rows, 0)
-    return tiles | {
-        "first_row": tiles["first_row"] + skipped,
-        "num_rows": num_rows,
-        "end": tiles["num_keys"] - unseen,
-        "is_low": is_low[segment],
-    }
+    num_tiles = -(-segments[_NUM_ROWS] // height)
+    tiles = segments.repeat(num_tiles, axis=1)
+    height = height.repeat(num_tiles)
+    skipped = _ordinals(num_tiles) * height
+    num_left = tiles[_NUM_ROWS] - skipped
+    tiles[_FIRST_ROW] += skipped
+    tiles[_NUM_ROWS] = np.minimum(num_left, height)
+    tiles[_END] -= tiles[_CAUSAL] * (num_left - tiles[_NUM_ROWS])
+    return tiles, is_low.repeat(num_tiles)
 
 
-def _table(**columns: list[int]) -> dict[str, Array]:
-    return {name: np.array(column, np.int64) for name, column in columns.items()}
+def _items(tiles: Array, num_items: Array, keys_per_item: int) -> Array:
+    """Cut the keys of each tile into items [ITEM_SIZE, sum(num_items)]."""
+    items = tiles.repeat(num_items, axis=1)
+    index = _ordinals(num_items)
+    items[_BEGIN] = index * keys_per_item
+    items[_END] = np.minimum(items[_BEGIN] + keys_per_item, items[_END])
+    items[_ORDINAL] += index
+    return items
 
 
-def _starts(sizes: list[int]) -> Array:
+def _columns(*columns: Sequence[int]) -> Array:
+    """Return columns as an array [num_columns, num_rows]."""
+    return np.fromiter(chain.from_iterable(columns), np.int64).reshape(len(columns), -1)
+
+
+def _starts(sizes: Iterable[int]) -> Iterator[int]:
     """Return the start offset of each item in a concatenation of items of these sizes."""
-    return np.cumsum([0, *sizes[:-1]])
+    return accumulate(sizes, initial=0)
 
 
 def _ordinals(counts: Array) -> Array:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from enum import Enum, auto
 from itertools import count
 
 from prefix_store.digest import Digest
@@ -20,6 +21,17 @@ logger = logging.getLogger(__name__)
 
 _RESTART_DELAYS_S = (0.0, 0.5, 2.0, 10.0)
 _STOPPED = "the engine stopped while it ran this request; try again"
+
+
+class EngineState(Enum):
+    STARTING = auto()
+    """A process loads the model, or one that ended is about to be replaced."""
+    READY = auto()
+    """A process runs requests. If it ends, it is replaced."""
+    DRAINING = auto()
+    """A process runs requests. It ends with the last of them, and is not replaced."""
+    STOPPED = auto()
+    """No process runs requests, and none will."""
 
 
 class EngineClient:
@@ -40,10 +52,11 @@ class EngineClient:
         self._info: m.EngineInfo | None = None
         self._process: EngineProcess | None = None
         self._supervisor: asyncio.Task[None] | None = None
-        self._ready = asyncio.Event()
+        self._state = EngineState.STARTING
+        self._loaded = asyncio.Event()
+        """Set once the first process has loaded the model."""
         self._start_error: str | None = None
         self._last_event_s = 0.0
-        self._stopping = False
         self.stats = m.EngineStats()
         self.num_restarts = 0
         self.pinned: set[Digest] = set()
@@ -61,7 +74,7 @@ class EngineClient:
 
     @property
     def is_ready(self) -> bool:
-        return self._ready.is_set()
+        return self._state in (EngineState.READY, EngineState.DRAINING)
 
     @property
     def heartbeat_age_s(self) -> float | None:
@@ -79,15 +92,15 @@ class EngineClient:
     async def start(self) -> None:
         """Start the engine and wait until its model is loaded. Raises `EngineUnavailable`."""
         self._supervisor = asyncio.create_task(self._supervise(), name="engine supervisor")
-        ready = asyncio.create_task(self._ready.wait())
-        await asyncio.wait({ready, self._supervisor}, return_when=asyncio.FIRST_COMPLETED)
-        if not ready.done():
-            ready.cancel()
+        loaded = asyncio.create_task(self._loaded.wait())
+        await asyncio.wait({loaded, self._supervisor}, return_when=asyncio.FIRST_COMPLETED)
+        if not loaded.done():
+            loaded.cancel()
             raise EngineUnavailable(self._start_error or "the engine process did not start")
 
     async def stop(self, drain_timeout_s: float) -> None:
         """Let running requests finish for at most `drain_timeout_s`, then kill the process."""
-        self._stopping = True
+        self._state = EngineState.DRAINING if self.is_ready else EngineState.STOPPED
         if self._process is not None and self.is_ready:
             self._send(m.Drain())
             with contextlib.suppress(TimeoutError):
@@ -184,28 +197,31 @@ class EngineClient:
 
     async def _supervise(self) -> None:
         attempt = 0
-        while not self._stopping:
-            await asyncio.sleep(_RESTART_DELAYS_S[min(attempt, len(_RESTART_DELAYS_S) - 1)])
+        while self._state is EngineState.STARTING:
             was_ready = await self._run_one_process()
             if self._info is None:
                 return  # the very first start failed: start() raises the error
-            attempt = 0 if was_ready else attempt + 1
-            if not self._stopping:
+            if self._state is EngineState.STARTING:
                 self.num_restarts += 1
                 logger.error("the engine process ended; restarting it")
+                attempt = 0 if was_ready else attempt + 1
+                await asyncio.sleep(_RESTART_DELAYS_S[min(attempt, len(_RESTART_DELAYS_S) - 1)])
 
     async def _run_one_process(self) -> bool:
         """Run one process until it ends, then fail its requests; return whether it was ready."""
         self._process = process = await EngineProcess.spawn(self._config)
+        was_ready = False
         try:
-            was_ready = await self._wait_ready(process)
+            if self._state is EngineState.STARTING:  # otherwise `stop` was called during the spawn
+                was_ready = await self._wait_ready(process)
             if was_ready:
                 watchdog = asyncio.create_task(self._watch(process))
                 await self._receive(process)
                 watchdog.cancel()
             return was_ready
         finally:
-            self._ready.clear()
+            is_replaced = self._state in (EngineState.STARTING, EngineState.READY)
+            self._state = EngineState.STARTING if is_replaced else EngineState.STOPPED
             self.stats = m.EngineStats()  # a dead engine runs nothing and holds nothing
             await process.kill()
             self._pending.fail_all(EngineUnavailable, _STOPPED)
@@ -217,10 +233,11 @@ class EngineClient:
             event = None
             self._start_error = f"the engine did not load within {self._start_timeout_s:.0f} s"
         match event:
-            case m.Ready(info=info):
+            case m.Ready(info=info) if self._state is EngineState.STARTING:
                 self._info = info
                 self._last_event_s = time.monotonic()
-                self._ready.set()
+                self._state = EngineState.READY
+                self._loaded.set()
                 for prefix in self.pinned:
                     self._send(m.Pin(next(self._ids), str(prefix)))
             case m.Failed(message=message):

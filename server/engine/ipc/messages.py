@@ -149,6 +149,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Prefix + prompt + completion of one request, in tokens."""
     max_num_seqs: int
     eos_token_ids: list[int]
+    generation_defaults: dict[str, int | float] = {}
+    """What the model's `generation_config.json` sets, for requests without a task."""
 
 
 class EngineStats(msgspec.Struct, kw_only=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -29,10 +30,10 @@ class KvPool:
         kv = self.pages[pages].movedim(0, 3)  # pages next to their slots
         return kv.flatten(3, 4)[:, :, :, :num_tokens].contiguous()
 
-    def layer(self, layer: int, pages: list[int], num_tokens: int) -> Tensor:
+    def layer(self, layer: int, pages: Sequence[int], num_tokens: int) -> Tensor:
         """Return keys and values of one layer: [2, num_kv_heads, num_tokens, head_dim]."""
-        kv = self.pages[pages, layer].movedim(0, 2)  # [2, num_kv_heads, pages, page_size, head_dim]
-        return kv.flatten(2, 3)[:, :, :num_tokens]
+        kv = self.pages[list(pages), layer]  # [pages, 2, num_kv_heads, page_size, head_dim]
+        return kv.movedim(0, 2).flatten(2, 3)[:, :, :num_tokens]
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from prefix_store.prefix import BaseModelSpec
+from prefix_store.sampling import SamplingFields
 from server.engine.attention import interface
 from server.engine.attention.base import AttentionBackend, AttentionCall
 from server.engine.model.families import (
@@ -40,6 +42,8 @@ class LoadedModel:
     context: Context
     vocab_size: int
     eos_token_ids: tuple[int, ...]
+    generation_defaults: dict[str, int | float]
+    """What the model's `generation_config.json` sets of `prefix_store.sampling.SamplingFields`."""
 
     @property
     def max_positions(self) -> int:
@@ -69,6 +73,7 @@ def load(path: str, *, dtype: str, device: str, backend: AttentionBackend) -> Lo
         context=context,
         vocab_size=model.get_input_embeddings().num_embeddings,
         eos_token_ids=_eos_token_ids(model.generation_config),
+        generation_defaults=_generation_defaults(model.generation_config),
     )
 
 
@@ -156,3 +161,22 @@ def _eos_token_ids(config: GenerationConfig | None) -> tuple[int, ...]:
     if eos is None:
         return ()
     return tuple(eos) if isinstance(eos, list) else (eos,)
+
+
+def _generation_defaults(config: GenerationConfig | None) -> dict[str, int | float]:
+    """Translate a generation config, whose sampling fields mean nothing without `do_sample`."""
+    if config is None:
+        return {}
+    found: dict[str, int | float | None] = {"max_tokens": config.max_new_tokens}
+    if config.do_sample:
+        found |= {name: getattr(config, name, None) for name in ("top_p", "top_k", "min_p")}
+        # `generate` samples at 1.0 where no temperature is set; the server would be greedy.
+        found["temperature"] = 1.0 if config.temperature is None else config.temperature
+    given = {name: value for name, value in found.items() if value is not None}
+    try:
+        SamplingFields.model_validate(given)
+    except ValidationError as exc:
+        where = exc.errors()[0]["loc"]
+        logger.warning("the model's generation_config.json is ignored: %s is out of range", *where)
+        return {}
+    return given

@@ -16,8 +16,8 @@ from server.engine.attention.base import (
     AttentionBackend,
     AttentionCall,
     BatchCapacity,
-    PrefixGroup,
     QuerySpan,
+    Segment,
     Step,
 )
 from server.engine.attention.ref import RefBackend
@@ -127,20 +127,21 @@ def _install(
     kv = _make_prefix(model, reference, pool)
     num_tokens = kv.shape[3]
     by_model = partial(_by_model, model)
-    steps = _steps(ResidentPrefix(kv, num_tokens, num_tokens), last_position)
-    expected = [_forward(model, by_model, reference, *step) for step in steps]
+    steps = _steps(num_tokens, last_position)
+    prefix = ResidentPrefix(kv, num_tokens, num_tokens)
+    expected = [_forward(model, by_model, reference, prefix, *step) for step in steps]
     backend = NativeBackend(NativeLayers(model, spec, team, reference.calls(), int8=int8))
     head = NativeLinear(model.lm_head, team, int8=int8)
     with _replacing(model, nn.ModuleList([backend.layers]), head):
         backend.allocate(BlockPool(spec, num_pages=4, page_size=PAGE_SIZE, device="cpu"))
-        steps = _steps(ResidentPrefix(to_blocks(kv), num_tokens, num_tokens), last_position)
-        got = [_forward(model, by_model, backend, *step) for step in steps]
+        prefix = ResidentPrefix(to_blocks(kv), num_tokens, num_tokens)
+        got = [_forward(model, by_model, backend, prefix, *step) for step in steps]
         errors = [relative_error(*pair) for pair in zip(expected, got, strict=True)]
         limit = ANY_LIMIT if int8 else MODEL_LIMITS[model.dtype]
         if not all(error <= limit for error in errors):
             raise NotLlamaLike(f"its logits differ by {max(errors):.1e} of their norm")
         bare_forward = BareForward(model)
-        if torch.equal(got[-1], _forward(model, bare_forward, backend, *steps[-1])):
+        if torch.equal(got[-1], _forward(model, bare_forward, backend, prefix, *steps[-1])):
             backend.bare_forward = bare_forward
     return backend
 
@@ -162,14 +163,14 @@ def _by_model(model: PreTrainedModel, **inputs: Tensor) -> Tensor:
     return logits
 
 
-def _steps(prefix: ResidentPrefix, last_position: int) -> list[tuple[list[QuerySpan], int]]:
+def _steps(num_prefix_tokens: int, last_position: int) -> list[tuple[list[QuerySpan], int]]:
     """Return the steps of a trial, as spans and the position of the first token.
 
     Two prompts, one after a prefix; then one token of each; then the same tokens at positions close
     to the end of the context.
     """
-    prompts = [QuerySpan(0, 0, 17, 0, [2, 0], prefix), QuerySpan(1, 17, 5, 0, [1], None)]
-    tokens = [QuerySpan(0, 0, 1, 17, [2, 0], prefix), QuerySpan(1, 1, 1, 5, [1], None)]
+    prompts = [QuerySpan(0, 0, 17, 0, [2, 0], num_prefix_tokens), QuerySpan(1, 17, 5, 0, [1])]
+    tokens = [QuerySpan(0, 0, 1, 17, [2, 0], num_prefix_tokens), QuerySpan(1, 1, 1, 5, [1])]
     return [(prompts, 0), (tokens, 0), (tokens, last_position)]
 
 
@@ -177,9 +178,8 @@ def _make_prefix(model: PreTrainedModel, backend: AttentionBackend, pool: KvPool
     """Compute a prefix from tokens: [num_layers, 2, num_kv_heads, L, head_dim]."""
     pages = [0, 1, 2]
     num_tokens = 2 * PAGE_SIZE + 5
-    _forward(
-        model, partial(_by_model, model), backend, [QuerySpan(0, 0, num_tokens, 0, pages, None)]
-    )
+    spans = [QuerySpan(0, 0, num_tokens, 0, pages)]
+    _forward(model, partial(_by_model, model), backend, None, spans)
     return pool.read(pages, num_tokens)
 
 
@@ -188,18 +188,22 @@ def _forward(
     model: PreTrainedModel,
     run: Run,
     backend: AttentionBackend,
+    prefix: ResidentPrefix | None,
     spans: list[QuerySpan],
     first_position: int = 0,
 ) -> Tensor:
+    """Run spans, of which those with prefix tokens come after `prefix`; return all logits."""
     interface.register(backend.attend)
     num_rows = spans[-1].end
     ids = (torch.arange(num_rows) * 31 % model.config.vocab_size)[None]
-    starts = [first_position + span.num_prefix_tokens + span.num_computed_tokens for span in spans]
-    positions = [
-        start + i for start, s in zip(starts, spans, strict=True) for i in range(s.num_tokens)
+    positions = [first_position + s.first_position + i for s in spans for i in range(s.num_tokens)]
+    segments = [
+        Segment.of_prefix(s.begin, s.end, prefix)
+        for s in spans
+        if prefix is not None and s.num_prefix_tokens
     ]
-    groups = [PrefixGroup(s.begin, s.end, s.prefix) for s in spans if s.prefix is not None]
-    step = Step(ids, torch.tensor([positions]), torch.arange(num_rows), spans, groups)
+    segments += map(Segment.own, spans)
+    step = Step(ids, torch.tensor([positions]), torch.arange(num_rows), spans, segments)
     backend.plan(step)
     return run(
         input_ids=step.input_ids, position_ids=step.position_ids, logits_to_keep=step.logit_rows

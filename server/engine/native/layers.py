@@ -16,12 +16,20 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prefix_store.prefix import BaseModelSpec
-from server.engine.attention.base import AttentionCall, QuerySpan, Step
+from server.engine.attention.base import (
+    AttentionCall,
+    QuerySpan,
+    Segment,
+    Step,
+    UnsupportedSegment,
+)
 from server.engine.memory.kv_pool import KvPool
 from server.engine.native.blocks import BLOCK
 from server.engine.native.linear import LANES, PackedWeight
 from server.engine.native.structs import CGroup, CLayer, CModel, CSpan, CStep, CWeight
 from server.engine.native.team import ThreadTeam
+
+_UNSUPPORTED = "the compiled layers attend to a prefix and to the sequence's own keys only"
 
 
 class NotLlamaLike(Exception):
@@ -66,15 +74,19 @@ class NativeLayers(nn.Module):
 
     def plan(self, step: Step) -> None:
         """Convert a step to the structs of structs.h. A C group is a run of spans with the same
-        prefix, or with none."""
+        prefix, or with none.
+
+        Raises `UnsupportedSegment` if a row attends to more than a prefix and its own keys.
+        """
         assert self._pool is not None
         spans, groups = (CSpan * len(step.spans))(), []
         pages: list[int] = []
+        prefixes = _prefixes(step)
         for i, span in enumerate(step.spans):
             spans[i] = CSpan(span.begin, span.num_tokens, span.num_computed_tokens, len(pages))
             pages.extend(span.pages)
-            if i == 0 or span.prefix is not step.spans[i - 1].prefix:
-                groups.append(_group(span, i))
+            if i == 0 or prefixes[i] is not prefixes[i - 1]:
+                groups.append(_group(prefixes[i], i))
             groups[-1].last_span = i + 1
         c_groups = (CGroup * len(groups))(*groups)
         c_pages = (c_int32 * len(pages))(*pages)
@@ -140,11 +152,40 @@ class NativeLayers(nn.Module):
         return pointer
 
 
-def _group(span: QuerySpan, index: int) -> CGroup:
-    if span.prefix is None:
+def _prefixes(step: Step) -> list[Segment | None]:
+    """Return the segment of each span's prefix, or None. Raises `UnsupportedSegment`."""
+    segments = step.segments_beside_own()
+    if segments is None:
+        raise UnsupportedSegment(_UNSUPPORTED)
+    prefixes: list[Segment | None] = [None] * len(step.spans)
+    first = {span.begin: i for i, span in enumerate(step.spans)}
+    for segment in segments:
+        i, row = first.get(segment.begin, len(prefixes)), segment.begin
+        while row < segment.end:
+            span = step.spans[i] if i < len(prefixes) and prefixes[i] is None else None
+            if span is None or not _is_prefix(segment, span):
+                raise UnsupportedSegment(_UNSUPPORTED)
+            prefixes[i] = segment
+            row, i = span.end, i + 1
+    return prefixes
+
+
+def _is_prefix(segment: Segment, span: QuerySpan) -> bool:
+    """Return whether a segment is the prefix of a span, at the positions before its own keys."""
+    return (
+        segment.kv is not None
+        and segment.bias is None
+        and segment.first_position == 0
+        and segment.num_keys == span.num_prefix_tokens
+        and span.end <= segment.end
+    )
+
+
+def _group(prefix: Segment | None, index: int) -> CGroup:
+    if prefix is None or prefix.kv is None:
         return CGroup(None, 0, 0, index, index + 1)
-    kv = span.prefix.kv
-    return CGroup(kv.data_ptr(), span.num_prefix_tokens, kv.shape[3], index, index + 1)
+    kv = prefix.kv
+    return CGroup(kv.data_ptr(), prefix.num_keys, kv.shape[3], index, index + 1)
 
 
 def _check_geometry(model: PreTrainedModel, spec: BaseModelSpec) -> None:

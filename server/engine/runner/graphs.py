@@ -69,7 +69,7 @@ class Graphs:
             position_ids=torch.zeros(1, self.buckets[-1], dtype=torch.long, device=device),
             logit_rows=torch.zeros(max_num_rows, dtype=torch.long, device=device),
             spans=[],
-            groups=[],
+            segments=[],
         )
         self._logits: Tensor | None = None  # [max_num_rows, vocab_size]
         self._replays: dict[int, Callable[[], None] | None] = {}

@@ -1,4 +1,4 @@
-"""The planner: packs a batch of chunks into one step of token ids, positions and spans."""
+"""The planner: packs a batch of chunks into a step of token ids, positions, spans and segments."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import groupby
 import torch
 
 from prefix_store.digest import Digest
-from server.engine.attention.base import PrefixGroup, QuerySpan, Step
+from server.engine.attention.base import QuerySpan, Segment, Step
 from server.engine.memory.prefix import ResidentPrefix
 from server.engine.memory.transfer import to_device
 from server.engine.scheduler.batch import Batch, Chunk
@@ -21,28 +21,32 @@ def plan(batch: Batch, prefix_of: Callable[[Digest], ResidentPrefix], device: to
     The id of a token that is not known yet is 0.
     """
     spans: dict[Chunk, QuerySpan] = {}
-    groups: list[PrefixGroup] = []
+    segments: list[Segment] = []
+    position_ids: list[int] = []
     end = 0
     for digest, chunks in groupby(sorted(batch.chunks, key=_by_prefix), key=lambda c: c.seq.prefix):
         prefix = prefix_of(digest) if digest is not None else None
+        num_prefix_tokens, offset = (
+            (prefix.num_tokens, prefix.position_offset) if prefix else (0, 0)
+        )
         begin = end
         for chunk in chunks:
-            spans[chunk] = _span(chunk, end, prefix)
-            end += chunk.num_tokens
+            seq, start, num_tokens = chunk.seq, chunk.start, chunk.num_tokens
+            spans[chunk] = QuerySpan(
+                seq.request_id, end, num_tokens, start, seq.pages, num_prefix_tokens
+            )
+            position_ids += range(offset + start, offset + start + num_tokens)
+            end += num_tokens
         if prefix is not None:
-            groups.append(PrefixGroup(begin, end, prefix))
+            segments.append(Segment.of_prefix(begin, end, prefix))
+    segments += map(Segment.own, spans.values())
     return Step(
         input_ids=to_device(_token_ids(spans), torch.long, device)[None],
-        position_ids=to_device(_position_ids(spans), torch.long, device)[None],
+        position_ids=to_device(position_ids, torch.long, device)[None],
         logit_rows=to_device([spans[chunk].end - 1 for chunk in batch.sampled], torch.long, device),
         spans=list(spans.values()),
-        groups=groups,
+        segments=segments,
     )
-
-
-def _span(chunk: Chunk, begin: int, prefix: ResidentPrefix | None) -> QuerySpan:
-    seq = chunk.seq
-    return QuerySpan(seq.request_id, begin, chunk.num_tokens, chunk.start, seq.pages, prefix)
 
 
 def _by_prefix(chunk: Chunk) -> tuple[str, int]:
@@ -55,13 +59,4 @@ def _token_ids(spans: dict[Chunk, QuerySpan]) -> list[int]:
         token_id
         for chunk in spans
         for token_id in chunk.seq.token_ids[chunk.start : chunk.end] or [0]
-    ]
-
-
-def _position_ids(spans: dict[Chunk, QuerySpan]) -> list[int]:
-    offsets = [span.prefix.position_offset if span.prefix else 0 for span in spans.values()]
-    return [
-        offset + span.num_computed_tokens + i
-        for offset, span in zip(offsets, spans.values(), strict=True)
-        for i in range(span.num_tokens)
     ]

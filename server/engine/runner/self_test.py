@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from prefix_store.prefix import BaseModelSpec
-from server.engine.attention.base import AttentionBackend, PrefixGroup, QuerySpan, Step
+from server.engine.attention.base import AttentionBackend, QuerySpan, Segment, Step
 from server.engine.memory.prefix import ResidentPrefix
 from server.engine.model.families import UnsupportedModel, refusing
 from server.engine.model.numerics import ANY_LIMIT, MODEL_LIMITS, agree, relative_error
@@ -55,7 +55,7 @@ def _error(
     got = [torch.empty_like(logits) for logits in reference.logits]
     device = forward.model.device
     for spans in _batches(prefix):
-        step = _step(spans, reference.prompts, device)
+        step = _step(spans, prefix, reference.prompts, device)
         step = replace(step, logit_rows=torch.arange(spans[-1].end, device=device))
         backend.plan(step)
         logits = forward(step).float().cpu()
@@ -102,7 +102,8 @@ def example_steps(spec: BaseModelSpec, vocab_size: int, device: torch.device) ->
     shape = (spec.num_layers, 2, spec.num_kv_heads, 5, spec.head_dim)
     kv = torch.randn(shape, generator=generator).to(device, getattr(torch, spec.dtype))
     prompts = torch.randint(vocab_size, (2, NUM_AFTER_PREFIX), generator=generator)
-    return [_step(spans, list(prompts), device) for spans in _batches(ResidentPrefix(kv, 5, 5))]
+    prefix = ResidentPrefix(kv, 5, 5)
+    return [_step(spans, prefix, list(prompts), device) for spans in _batches(prefix)]
 
 
 def _batches(prefix: ResidentPrefix) -> list[list[QuerySpan]]:
@@ -115,24 +116,28 @@ def _batches(prefix: ResidentPrefix) -> list[list[QuerySpan]]:
     assert steps[-1] == ((NUM_AFTER_PREFIX - 1, 1), (NUM_ALONE - 1, 1))
     return [
         [
-            QuerySpan(0, 0, num, start, [2, 0], prefix),
-            QuerySpan(1, num, num_alone, start_alone, [1], None),
+            QuerySpan(0, 0, num, start, [2, 0], prefix.num_tokens),
+            QuerySpan(1, num, num_alone, start_alone, [1]),
         ]
         for (start, num), (start_alone, num_alone) in steps
     ]
 
 
-def _step(spans: list[QuerySpan], prompts: Sequence[Tensor], device: torch.device) -> Step:
+def _step(
+    spans: list[QuerySpan], prefix: ResidentPrefix, prompts: Sequence[Tensor], device: torch.device
+) -> Step:
     """Pack spans into a step. `prompts`: token ids [num_tokens] by request id."""
     ids = [prompts[s.request_id][s.num_computed_tokens : s.seq_len] for s in spans]
-    positions = [
-        s.num_prefix_tokens + s.num_computed_tokens + i for s in spans for i in range(s.num_tokens)
-    ]
+    positions = [s.first_position + i for s in spans for i in range(s.num_tokens)]
+    after_prefix = [s for s in spans if s.num_prefix_tokens]
     last: Tensor = torch.tensor([span.end - 1 for span in spans])
     return Step(
         input_ids=torch.cat(ids)[None].to(device),
         position_ids=torch.tensor([positions], device=device),
         logit_rows=last.to(device),
         spans=spans,
-        groups=[PrefixGroup(s.begin, s.end, s.prefix) for s in spans if s.prefix is not None],
+        segments=[
+            *(Segment.of_prefix(s.begin, s.end, prefix) for s in after_prefix),
+            *map(Segment.own, spans),
+        ],
     )

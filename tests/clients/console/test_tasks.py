@@ -201,3 +201,14 @@ def test_what_others_write_is_text(open_page: Open, http: httpx.Client) -> None:
     expect(page.locator("dd pre")).to_contain_text("<script>")
     expect(page).to_have_title("alpha · Foreword")
     assert page.locator("main img, main script").count() == 0
+
+
+def test_the_history_shows_the_latest_changes(open_page: Open, http: httpx.Client) -> None:
+    push(http, "alpha", 1, 2)
+    for number in range(14):
+        http.post("/tasks/alpha/activate", json={"version": number % 2 + 1}).raise_for_status()
+    http.post("/tasks/alpha/rollback").raise_for_status()
+    page = open_page("/task/alpha")
+
+    expect(page.locator(".history li")).to_have_count(12)
+    expect(page.locator(".history li").last).to_contain_text("rolled back to v1")

@@ -27,6 +27,36 @@ ENDING: dict[str, Any] = {
     "timings": {"queue_ms": 0.1, "first_token_ms": 5.0, "total_ms": 9.0},
     "of_a_newer_server": True,
 }
+SPLIT: dict[str, Any] = {
+    "weights": {"3": 90, "4": 10},
+    "rollback_if": {"error_rate_above": 0.05, "golden_fails": True, "min_requests": 20},
+    "rollback_reason": None,
+    "window_s": 900,
+    "versions": [
+        {
+            "version": 3,
+            "share": 0.9,
+            "requests": 1200,
+            "errors": 0,
+            "error_rate": 0.0,
+            "refused": 2,
+            "first_token_ms": {"p50": 31.26, "p95": 80.1},
+            "total_ms": {"p50": 412.4, "p95": 1250.9},
+            "evaluation": {"num_examples": 500, "scores": {"exact_match": 0.8612345}},
+        },
+        {
+            "version": 4,
+            "share": 0.1,
+            "requests": 130,
+            "errors": 13,
+            "error_rate": 0.1,
+            "refused": 0,
+            "first_token_ms": None,
+            "total_ms": None,
+            "evaluation": None,
+        },
+    ],
+}
 
 
 @dataclass
@@ -56,6 +86,7 @@ class FakeForeword:
                 Route("/tasks/{task}/versions/{n}/prefix", self._download),
                 Route("/tasks/{task}/activate", self._activated, methods=["POST"]),
                 Route("/tasks/{task}/rollback", self._activated, methods=["POST"]),
+                Route("/tasks/{task}/traffic", self._traffic, methods=["GET", "PUT", "DELETE"]),
                 Route("/keys", self._keys, methods=["GET", "POST"]),
                 Route("/keys/{id}", self._key, methods=["DELETE"]),
                 Route("/audit", self._audit),
@@ -158,6 +189,15 @@ class FakeForeword:
         await self._note(request)
         name = request.path_params["task"]
         return JSONResponse({"task": name, "active_version": 2, "digest": DIGEST, "warning": None})
+
+    async def _traffic(self, request: Request) -> Response:
+        body = await self._note(request)
+        split = {"task": request.path_params["task"], "active_version": 3} | (
+            json.loads(body) if body else {"weights": None}
+        )
+        if request.method == "GET":
+            split |= SPLIT
+        return JSONResponse(split)
 
     async def _keys(self, request: Request) -> Response:
         body = await self._note(request)

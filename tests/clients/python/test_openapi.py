@@ -43,6 +43,9 @@ ANSWERS = {
     "TaskDescription": types.Task,
     "TaskPage": types.TaskPage,
     "Timings": types.Timings,
+    "Percentiles": types.Percentiles,
+    "RollbackRule": types.RollbackRule,
+    "TrafficReport": types.TrafficReport,
     "TrafficResponse": types.Traffic,
     "Uploaded": types.Uploaded,
     "Usage": types.Usage,
@@ -50,6 +53,8 @@ ANSWERS = {
     "VersionDescription": types.Version,
     "VersionList": types.Versions,
     "VersionResidency": types.Residency,
+    "VersionTraffic": types.VersionTraffic,
+    "Evaluation": types.Evaluation,
     "prefix_store__manifest__Limits": types.TaskLimits,
     "server__api__schemas__admin__Limits": types.ServerLimits,
 }
@@ -57,6 +62,7 @@ REQUESTS = {
     "GenerateRequest": (types.GenerateOptions, {"prompt", "stream"}),
     "Profile-Input": (types.ProfileFields, set()),
     "Grant": (types.KeyOptions, {"name", "scopes", "tasks"}),
+    "RollbackRule": (types.RollbackOptions, set()),
 }
 """In the set: arguments whose names differ between client and server."""
 NOT_ANSWERED = {"Health", "HTTPValidationError", "ValidationError"}

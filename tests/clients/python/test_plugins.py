@@ -59,17 +59,24 @@ def test_options_before_a_plug_in_reach_it(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.usefixtures("install")
 @pytest.mark.parametrize(
-    ("command", "option"), [("keys", "--url"), ("keys", "--api-key"), ("tune", "--url")]
+    ("command", "option"),
+    [
+        ("keys", "--url"),
+        ("keys", "--api-key"),
+        ("bench roofline", "--url"),
+        ("bench compare", "--api-key"),
+    ],
 )
 def test_an_option_that_a_plug_in_ignores_is_refused(
     command: str, option: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = CliRunner().invoke(make_app(), [option, "http://h:1", command])
+    done = CliRunner().invoke(make_app(), [option, "http://h:1", *command.split(), "--help"])
 
     assert done.exit_code == 2
     assert f"`foreword {command}` does not take {option} before its name" in done.stderr
     monkeypatch.setenv("FOREWORD_URL", "http://h:1")
-    assert "before its name" not in CliRunner().invoke(make_app(), [command]).stderr
+    done = CliRunner().invoke(make_app(), [*command.split(), "--help"])
+    assert "before its name" not in done.stderr
 
 
 @pytest.mark.usefixtures("install")
@@ -103,3 +110,31 @@ def test_serve_without_a_server_says_how_to_get_one(
     told = capsys.readouterr().err
     assert "not installed here" in told
     assert "pip install" in told
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["evaluate", "--data", "DATA", "--task", "x"],
+        ["tune", "--data", "DATA", "--base", "BASE", "--task", "x", "--push"],
+        ["tune", "--data", "DATA", "--task", "x"],
+        ["distill", "--text", "DATA", "--data", "DATA", "--task", "x"],
+        ["bench", "load"],
+        ["bench", "compare", "--model", "BASE", "--row", "peft", "--no-roofline"],
+        ["bench", "sweep", "concurrency", "--values", "1", "--model", "BASE", "--no-roofline"],
+        ["doctor", "--model", "BASE"],
+    ],
+    ids=lambda command: " ".join(command[:2]),
+)
+def test_an_address_before_any_command_is_the_one_it_calls(
+    command: list[str], tmp_path: Path
+) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"prompt": "a", "completion": "b"}\n')
+    known = {"DATA": str(data), "BASE": str(tmp_path)}
+    arguments = [known.get(argument, argument) for argument in command]
+
+    done = CliRunner().invoke(make_app(), ["--url", "http://127.0.0.1:1", *arguments])
+
+    assert done.exit_code == 1
+    assert "http://127.0.0.1:1" in done.output

@@ -9,7 +9,7 @@ import pytest
 from foreword_tuner.encoding import Encoder
 from foreword_tuner.errors import DataError, TunerError
 from foreword_tuner.forms import Line
-from prefix_store.manifest import Profile
+from prefix_store.definition import Definition
 from server.generation.prompt import GenerateParams, PromptContext, prepare
 from server.generation.sampling import RequestOptions
 from server.text.tokenizer import Tokenizer
@@ -24,8 +24,8 @@ def encoder(tokenizer: Any, **options: Any) -> Encoder:
     )
 
 
-def served(tokenizer: Any, profile: Profile, **params: Any) -> list[int]:
-    behind = PromptContext(num_prefix_tokens=4, profile=profile)
+def served(tokenizer: Any, definition: Definition, **params: Any) -> list[int]:
+    behind = PromptContext(num_prefix_tokens=4, definition=definition)
     asked = GenerateParams(options=RequestOptions(max_tokens=1), **params)
     prepared = prepare(asked, behind, tokenizer=Tokenizer(tokenizer), info=INFO)
     return prepared.token_ids
@@ -42,8 +42,8 @@ def test_a_prompt_in_its_template(bos: bool, template: str) -> None:
 
     ids = encoder(tokenizer, template=template).prompt_ids(line)
 
-    profile = Profile(template=template)
-    assert ids == served(tokenizer, profile, prompt=line.prompt, fields=fields)
+    definition = Definition(template=template)
+    assert ids == served(tokenizer, definition, prompt=line.prompt, fields=fields)
 
 
 @pytest.mark.parametrize("bos", [False, True])
@@ -53,7 +53,7 @@ def test_a_prompt_as_a_chat_message(bos: bool) -> None:
 
     ids = encoder(tokenizer, chat=True).prompt_ids(line)
 
-    assert ids == served(tokenizer, Profile(chat=True), prompt=line.prompt)
+    assert ids == served(tokenizer, Definition(chat=True), prompt=line.prompt)
 
 
 def test_messages_of_a_chat() -> None:
@@ -62,7 +62,7 @@ def test_messages_of_a_chat() -> None:
 
     ids = encoder(tokenizer, chat=True).prompt_ids(line)
 
-    assert ids == served(tokenizer, Profile(chat=True), messages=list(line.messages))
+    assert ids == served(tokenizer, Definition(chat=True), messages=list(line.messages))
 
 
 def test_messages_do_not_go_into_a_template() -> None:

@@ -92,3 +92,19 @@ def test_a_template_without_a_prompt_is_asked_by_its_fields(
     assert row["answer"] == said
     assert row["fields"] == {"instruction": "Double it.", "input": "4"}
     assert "prompt" not in row
+
+
+def test_a_version_is_asked_by_its_own_template(server: RunningServer, tmp_path: Path) -> None:
+    with Client(server.url) as client:
+        client.push("moved", text="Do: ", template="{prompt} {lang}:", defaults={"max_tokens": 4})
+        said = client.generate("a", task="moved", fields={"lang": "de"}).text
+        client.push("moved", text="Do: ", template="{prompt}")
+    line = {"prompt": "a", "lang": "de", "completion": "x"}
+    data, answers = write_lines(tmp_path / "test.jsonl", [line]), tmp_path / "answers.jsonl"
+
+    run(
+        evaluate, "--data", data, "--task", "moved", "--version", 1, "--url", server.url,
+        "--answers", answers,
+    )  # fmt: skip
+
+    assert json.loads(answers.read_text())["answer"] == said

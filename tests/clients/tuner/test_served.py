@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import httpx
 import peft
 import pytest
 import torch
@@ -120,21 +119,6 @@ def test_golden_prompts_go_along_and_hold(
         manifest = client.version("sure", 1)
     assert [golden.expect for golden in manifest.golden] == ["ab"] * 6
     assert {check.name: check.passed for check in manifest.verification}["golden"] is True
-
-
-def test_a_task_that_treats_prompts_otherwise_is_not_pushed_to(
-    base: Path, server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    httpx.put(f"{server.url}/tasks/other", json={"template": "Q: {prompt}"}).raise_for_status()
-    data = cities(tmp_path / "train.jsonl")
-    arguments = ["--data", str(data), "--base", str(base), "--task", "other", *QUICK]
-    arguments += ["-o", str(tmp_path / "run"), "--epochs", "1", "--push", server.url]
-
-    with pytest.raises(SystemExit, match="1"):
-        tune(arguments)
-
-    assert "differ in template or chat" in capsys.readouterr().err
-    assert httpx.get(f"{server.url}/tasks/other").json()["num_versions"] == 0
 
 
 # --- distill ---

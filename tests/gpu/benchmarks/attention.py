@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from prefix_store.prefix import BaseModelSpec
-from server.engine.attention.base import AttentionCall, BatchCapacity, PrefixGroup, QuerySpan, Step
+from server.engine.attention.base import AttentionCall, BatchCapacity, QuerySpan, Segment, Step
 from server.engine.attention.triton import TritonBackend
 from server.engine.memory.kv_pool import KvPool
 from server.engine.memory.prefix import ResidentPrefix
@@ -115,7 +115,7 @@ def _backend(sizes: Sizes, batch_size: int) -> TritonBackend:
 
 
 def _step(sizes: Sizes, batch_size: int, length: int, shared: bool) -> Step:
-    """Build a step of one token per sequence, with one group for all, or one for each."""
+    """Build a step of one token per sequence, with one prefix segment for all or one for each."""
     shape = (sizes.num_layers, 2, sizes.num_kv_heads, length, sizes.head_dim)
     kv = torch.randn(shape, dtype=getattr(torch, sizes.dtype), device=sizes.device)
     prefix = ResidentPrefix(kv, length, length)
@@ -127,15 +127,14 @@ def _step(sizes: Sizes, batch_size: int, length: int, shared: bool) -> Step:
             1,
             sizes.num_own_tokens - 1,
             list(range(i * pages_each, (i + 1) * pages_each)),
-            prefix,
+            length,
         )
         for i in range(batch_size)
     ]
-    groups = [PrefixGroup(i, i + 1, prefix) for i in range(batch_size)]
+    rows = [(0, batch_size)] if shared else [(i, i + 1) for i in range(batch_size)]
+    segments = [Segment.of_prefix(begin, end, prefix) for begin, end in rows]
     nothing = torch.empty(0)
-    return Step(
-        nothing, nothing, nothing, spans, [PrefixGroup(0, batch_size, prefix)] if shared else groups
-    )
+    return Step(nothing, nothing, nothing, spans, [*segments, *map(Segment.own, spans)])
 
 
 def _seconds(work: Callable[[], object], sizes: Sizes) -> float:

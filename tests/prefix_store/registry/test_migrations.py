@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
 import sqlite3
 from pathlib import Path
 
@@ -31,11 +32,13 @@ def open_and_close(path: Path) -> None:
 
 
 def tables(path: Path) -> dict[str, str]:
-    """Return the CREATE statement of each table and index, with whitespace normalised."""
+    """Return the CREATE statement of each table and index, with whitespace normalised: SQLite
+    writes a column that was added after a space."""
     connection = sqlite3.connect(path)
     query = "SELECT name, sql FROM sqlite_master WHERE sql NOT NULL AND name NOT LIKE 'sqlite_%'"
     found = {
-        name: " ".join(sql.replace('"', "").split()) for name, sql in connection.execute(query)
+        name: re.sub(r" (?=[,)])", "", " ".join(sql.replace('"', "").split()))
+        for name, sql in connection.execute(query)
     }
     connection.close()
     return found

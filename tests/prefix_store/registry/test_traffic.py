@@ -7,16 +7,22 @@ import pytest
 from hypothesis import given, settings
 from sqlalchemy.event import listen
 
+from prefix_store.digest import Digest
 from prefix_store.errors import (
+    ActivationOvertaken,
     NothingActive,
     NothingToRollBack,
     UnknownTask,
     UnknownVersion,
     VersionActive,
+    VersionQuarantined,
 )
+from prefix_store.manifest import Profile
 from prefix_store.registry.audit import Actor
+from prefix_store.registry.preconditions import Preconditions
 from prefix_store.registry.registry import Registry
 from prefix_store.registry.traffic import choose
+from prefix_store.rollback import RollbackRule
 from prefix_store.testing import draft
 
 KEYS = [f"user {i}" for i in range(2000)]
@@ -186,3 +192,77 @@ def test_a_request_costs_one_query_however_the_traffic_is_split(split: Registry)
         split.resolve("x", version, "key")
 
     assert len(statements) == 2
+
+
+# --- splits with a rule ---
+
+RULE = RollbackRule(error_rate_above=0.5)
+
+
+def expecting(registry: Registry) -> Preconditions:
+    return Preconditions(expected_activation=registry.current_activation("x"))
+
+
+def test_a_rule_is_stored_with_its_split(split: Registry) -> None:
+    assert split.guarded_splits() == []
+    made = split.set_traffic("x", {3: 1, 4: 1}, rollback_if=RULE)
+    assert made.rollback_if == RULE
+    assert split.history("x")[0] == made
+    assert split.guarded_splits() == [("x", made)]
+
+    split.set_traffic("x", {3: 1, 4: 2})
+    assert split.guarded_splits() == []
+    split.set_traffic("x", {3: 1, 4: 2}, rollback_if=RULE)
+    split.delete_task("x")
+    assert split.guarded_splits() == []
+
+
+def test_a_split_ends_for_a_reason_and_only_once(split: Registry) -> None:
+    split.set_traffic("x", {3: 1, 4: 1}, rollback_if=RULE)
+    seen = expecting(split)
+    made = split.end_split("x", "golden", "v4: wrong", seen)
+
+    assert (made.action, made.version, made.reason) == ("rollback", 3, "v4: wrong")
+    assert (split.traffic("x"), answering(split)) == (None, {3})
+    with pytest.raises(ActivationOvertaken):
+        split.end_split("x", "golden", "v4: wrong", seen)
+    assert split.history("x")[0] == made
+    assert split.rollback("x").version == 2  # as if there had been no split
+
+
+def test_a_split_does_not_end_on_a_corrupt_version(split: Registry) -> None:
+    split.set_traffic("x", {3: 1, 4: 1}, rollback_if=RULE)
+    corrupt = Digest(split.get_version("x", 3).digest)
+
+    with pytest.raises(VersionQuarantined):
+        split.end_split("x", "golden", "v4: wrong", expecting(split), {corrupt})
+    assert split.traffic("x") == {3: 1, 4: 1}
+
+
+# --- what is served, for series of metrics ---
+
+
+def test_activations_are_found_from_the_last_one_on(split: Registry) -> None:
+    split.add_version("y", draft("5"), activate=True, create=True)
+    first, second = split.activated_since(0, 10)
+    assert (first.task, first.versions, first.is_split) == ("x", (3,), False)
+    assert (second.task, second.versions) == ("y", (1,))
+    assert split.activated_since(0, 1) == [second]
+    assert split.activated_since(second.seq, 10) == []
+
+    split.set_traffic("x", {3: 1, 4: 1})
+    [found] = split.activated_since(second.seq, 10)
+    assert (found.task, found.versions, found.is_split) == ("x", (3, 4), True)
+    split.delete_task("x")
+    assert split.activated_since(0, 10) == [second]
+
+
+def test_what_exists_is_found_among_many_names(split: Registry) -> None:
+    split.create_task("empty", Profile())
+    split.add_version("gone", draft("6"), activate=True, create=True)
+    split.delete_task("gone")
+    split.delete_version("x", 1)
+
+    names = ["x", "empty", "gone", *(f"never-{number}" for number in range(1200))]
+    assert split.alive(names) == {"x": {2, 3, 4}, "empty": set()}
+    assert split.alive([]) == {}

@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from prefix_store.definition import Defaults
-from prefix_store.manifest import Limits, Profile
+from prefix_store.manifest import Profile, TaskLimits
 from prefix_store.sampling import Rank
 from server.api.http.deps import Services
 from server.engine.params import BASE_MODEL, COMPILES
@@ -46,6 +46,23 @@ async def test_by_default_the_server_is_greedy_and_draws_a_seed(
     assert first.seed != second.seed
 
 
+async def test_a_generation_config_holds_for_the_base_model_alone(
+    services: Services, engine: FakeEngine
+) -> None:
+    engine.info_or_none = replace(INFO, generation_defaults={"temperature": 0.6, "max_tokens": 9})
+    await push(services, "x")
+
+    await (await admit(services)).collect()
+    await (await admit(services, temperature=0.25)).collect()
+    await (await admit(services, "x")).collect()
+    services.router._reads_generation_config = False
+    await (await admit(services)).collect()
+
+    sampling = [params for _, _, params in engine.submitted]
+    found = [(params.temperature, params.max_tokens) for params in sampling]
+    assert found == [(0.6, 9), (0.25, 9), (0.0, 64), (0.0, 64)]
+
+
 async def test_prefix_prompt_and_completion_must_fit_the_context(
     services: Services,
 ) -> None:
@@ -72,7 +89,9 @@ async def test_a_default_max_tokens_is_cut_to_the_room_left(
 
 async def test_a_task_has_limits_of_its_own(services: Services, engine: FakeEngine) -> None:
     await push(services, "x")
-    await services.store.set_profile("x", Profile(limits=Limits(max_tokens=5, max_prompt_tokens=4)))
+    await services.store.set_profile(
+        "x", Profile(limits=TaskLimits(max_tokens=5, max_prompt_tokens=4))
+    )
 
     await (await admit(services, "x")).collect()
 
@@ -88,7 +107,7 @@ async def test_a_request_gets_its_tasks_scheduling_params(
 ) -> None:
     for task in ("x", "y"):
         await push(services, task)
-    await services.store.set_profile("x", Profile(limits=Limits(max_concurrency=3), weight=2.5))
+    await services.store.set_profile("x", Profile(limits=TaskLimits(max_concurrency=3), weight=2.5))
 
     for task in ("x", None, "y", "x"):
         await (await admit(services, task, priority=-1)).collect()

@@ -13,7 +13,12 @@ from foreword_bench import report, statistics, swap, tables, target
 from foreword_bench.cli import options
 from foreword_bench.workload import Workload
 
-Url = Annotated[str, typer.Argument(help="Address of a Foreword or an OpenAI-compatible server.")]
+Url = Annotated[
+    str,
+    typer.Argument(
+        envvar="FOREWORD_URL", help="Address of a Foreword or an OpenAI-compatible server."
+    ),
+]
 Models = Annotated[
     list[str] | None,
     typer.Option(help="A task or model, used in turn. Repeatable. Default: the first listed."),

@@ -2,8 +2,8 @@
 
 Each is a callable `main(argv: list[str]) -> None`, which gets all arguments after its name
 unparsed, `--help` included. Options before the name, `--url` and `--api-key`, are passed on in
-FOREWORD_URL and FOREWORD_API_KEY, or refused if the command ignores these. A plug-in is imported
-only when it is called.
+FOREWORD_URL and FOREWORD_API_KEY, by the command's own option, or refused if it calls no server. A
+plug-in is imported only when it is called.
 """
 
 from __future__ import annotations
@@ -38,12 +38,17 @@ _IGNORED = {
     "serve": ("url", "api_key"),
     "keys": ("url", "api_key"),
     "audit": ("url", "api_key"),
-    "tune": ("url",),
-    "distill": ("url",),
-    "bench": ("url",),
+    "bench compare": ("api_key",),
+    "bench sweep": ("api_key",),
+    "bench roofline": ("url", "api_key"),
+    "bench static-batch": ("url", "api_key"),
+    "bench plot": ("url", "api_key"),
 }
-"""Options of `foreword` that a command ignores: it calls no server, or has its own option for the
-address."""
+"""Options of `foreword` that a command ignores, as it calls no server or needs no key."""
+
+_ADDRESS = {"bench compare": "--foreword-url", "bench sweep": "--foreword-url"}
+"""The option for the address of commands that start a server without one. FOREWORD_URL is not meant
+for them: a benchmark loads a server only if it was named."""
 
 
 class PluginError(ForewordError):
@@ -73,15 +78,33 @@ class PluginCommand(TyperCommand):
             main = self._entry_point.load()
         except ImportError as exc:
             raise PluginError(f"`foreword {self.name}` cannot be loaded: {exc}") from exc
-        _refuse_ignored_options(str(self.name), ctx.parent)
+        command = _full_name(str(self.name), ctx.args)
+        _refuse_ignored_options(command, ctx.parent)
         with _exported(*ctx.obj):
-            main(ctx.args)
+            main(_with_address(command, ctx.args, ctx.parent))
+
+
+def _full_name(command: str, args: list[str]) -> str:
+    """Return the name with that of the subcommand, for commands that have some."""
+    return f"{command} {args[0]}" if command == "bench" and args else command
+
+
+def _with_address(command: str, args: list[str], group: Any) -> list[str]:
+    """Pass a typed address on by the command's own option."""
+    if command not in _ADDRESS or not _is_typed("url", group):
+        return args
+    return [args[0], _ADDRESS[command], group.params["url"], *args[1:]]
+
+
+def _is_typed(option: str, group: Any) -> bool:
+    """Whether an option was typed. Variables may be set for other commands."""
+    return bool(group.get_parameter_source(option).name == "COMMANDLINE")
 
 
 def _refuse_ignored_options(command: str, group: Any) -> None:
-    """Refuse a typed option that the command ignores. Variables may be set for other commands."""
+    """Refuse a typed option that the command ignores."""
     for option in _IGNORED.get(command, ()):
-        if group.get_parameter_source(option).name == "COMMANDLINE":
+        if _is_typed(option, group):
             flag = f"--{option.replace('_', '-')}"
             raise typer.BadParameter(
                 f"`foreword {command}` does not take {flag} before its name; "

@@ -23,7 +23,13 @@ from foreword_client.types.tasks import (
     Task,
     TaskLimits,
     TaskPage,
+)
+from foreword_client.types.traffic import (
+    Percentiles,
+    RollbackOptions,
     Traffic,
+    TrafficReport,
+    VersionTraffic,
 )
 from foreword_client.types.versions import (
     Activated,
@@ -37,6 +43,7 @@ from foreword_client.types.versions import (
     Rehearsal,
     Report,
     Residency,
+    RollbackRule,
     Uploaded,
     Version,
     Versions,
@@ -64,6 +71,7 @@ __all__ = [
     "LikelyToken",
     "Manifest",
     "Message",
+    "Percentiles",
     "Profile",
     "ProfileFields",
     "PromptFormat",
@@ -73,6 +81,8 @@ __all__ = [
     "Rehearsal",
     "Report",
     "Residency",
+    "RollbackOptions",
+    "RollbackRule",
     "ScoredToken",
     "ServerLimits",
     "Task",
@@ -81,8 +91,10 @@ __all__ = [
     "Timings",
     "Token",
     "Traffic",
+    "TrafficReport",
     "Uploaded",
     "Usage",
     "Version",
+    "VersionTraffic",
     "Versions",
 ]

@@ -90,12 +90,3 @@ class TaskPage(Answer):
 
     tasks: list[Task]
     next_after: str | None = None
-
-
-class Traffic(Answer):
-    """Weights of the versions that share a task's traffic; None: the active version gets all."""
-
-    task: str
-    active_version: int | None = None
-    weights: dict[int, int] | None = None
-    warning: str | None = None

@@ -129,6 +129,17 @@ class Report(Answer):
     verification: list[Check]
 
 
+class RollbackRule(Answer):
+    """When a split ends by itself: any of the conditions, met by any version but the active one."""
+
+    error_rate_above: float | None = None
+    first_token_p95_ms_above: float | None = None
+    total_p95_ms_above: float | None = None
+    golden_fails: bool = False
+    min_requests: int = 50
+    """Requests of a version before its errors and times count."""
+
+
 class Activation(Answer):
     """One line of a task's history."""
 
@@ -138,6 +149,10 @@ class Activation(Answer):
     """`activate`, `rollback` or `traffic`."""
     weights: dict[int, int] | None = None
     """Weights of the versions that share the traffic from here on."""
+    rollback_if: RollbackRule | None = None
+    """When this split ends by itself."""
+    reason: str | None = None
+    """Why a split ended by itself."""
     at: datetime
     by: str | None = None
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from foreword_tuner.cli import options
 from foreword_tuner.cli.job import Job, run_job
@@ -11,12 +13,15 @@ from foreword_tuner.errors import TunerError
 from foreword_tuner.methods import DEFAULTS, Method
 from foreword_tuner.settings import Settings
 
+if TYPE_CHECKING:
+    from foreword_tuner.tune import Run, Tuned
+
 
 def distill(
     text: options.Text,
     data: options.Prompts,
-    base: options.BaseModel,
     task: options.Task,
+    base: options.BaseModel = None,
     virtual_tokens: options.VirtualTokens = None,
     answer_tokens: options.AnswerTokens = 32,
     template: options.Template = None,
@@ -43,7 +48,7 @@ def distill(
     content = _content(text)
     defaults = DEFAULTS[Method.PREFIX]
     settings = Settings(
-        base=base,
+        base=base or "",
         method=Method.PREFIX,
         num_virtual_tokens=virtual_tokens or defaults.num_virtual_tokens,
         projection=False,
@@ -66,11 +71,14 @@ def distill(
         dtype=dtype,
         seed=seed,
     )
-    from foreword_tuner import distill  # torch only where it is needed
+    train = partial(_run, text.name, content, answer_tokens)
+    run_job(train, settings, data, Job(task, output, push, api_key, restart, skip_bad))
 
-    source = distill.Text(text.name, content, answer_tokens)
-    job = Job(task, output, push, api_key, restart, skip_bad)
-    run_job(lambda what: distill.run(what, source), settings, data, job)
+
+def _run(name: str, content: str, answer_tokens: int, what: Run) -> Tuned:
+    from foreword_tuner import distill  # torch only once it is needed
+
+    return distill.run(what, distill.Text(name, content, answer_tokens))
 
 
 def _content(path: Path) -> str:

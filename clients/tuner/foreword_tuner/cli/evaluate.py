@@ -73,8 +73,7 @@ def evaluate(
 
     async def run() -> Asked:
         async with AsyncClient(url, api_key=api_key) as client:
-            template = (await client.task(task)).profile.template
-            fields = fields_of(template or PLAIN)
+            fields = fields_of(await _template(client, task, version) or PLAIN)
             return await ask(
                 client,
                 questions(file.lines, fields)[:limit],
@@ -97,6 +96,15 @@ def evaluate(
         typer.echo(document, nl=False)
     else:
         _show(result, found)
+
+
+async def _template(client: AsyncClient, task: str, version: int | None) -> str | None:
+    """Return the template of a version, or of the active one."""
+    if version is not None:
+        definition = (await client.version(task, version)).definition
+        if definition is not None:
+            return definition.template
+    return (await client.task(task)).profile.template
 
 
 def _result(

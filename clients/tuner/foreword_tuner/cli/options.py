@@ -29,7 +29,13 @@ Text = Annotated[
     Path, typer.Option(metavar="FILE", help="The long text that precedes every prompt today.")
 ]
 BaseModel = Annotated[
-    str, typer.Option(metavar="MODEL", help="The frozen base model: a folder or a hub id.")
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="The frozen base model: a folder, a hub id, or `default`, the model of a server that "
+        "was given none. Default: that of the server.",
+        show_default=False,
+    ),
 ]
 Task = Annotated[str, typer.Option(metavar="NAME", help="The task's name on the server.")]
 Output = Annotated[
@@ -45,8 +51,9 @@ Output = Annotated[
 Push = Annotated[
     str | None,
     typer.Option(
-        metavar="URL",
-        help="Push the result to this server: verified with golden prompts, and activated.",
+        metavar="[URL]",
+        help="Push the result to this server: verified with golden prompts, and activated. Without "
+        "a URL: to that of `foreword --url`, FOREWORD_URL or http://127.0.0.1:8000.",
     ),
 ]
 MethodOption = Annotated[Method, typer.Option(help="What is trained.")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -12,11 +12,14 @@ from foreword_tuner.encoding import template_or_default
 from foreword_tuner.methods import DEFAULTS, PROJECTED, Method
 from foreword_tuner.settings import TEXT_INIT, Settings
 
+if TYPE_CHECKING:
+    from foreword_tuner.tune import Run, Tuned
+
 
 def tune(
     data: options.Data,
-    base: options.BaseModel,
     task: options.Task,
+    base: options.BaseModel = None,
     method: options.MethodOption = Method.PREFIX,
     virtual_tokens: options.VirtualTokens = None,
     projection: options.Projection = False,
@@ -48,7 +51,7 @@ def tune(
     from its last checkpoint when it is started again."""
     defaults = PROJECTED if projection else DEFAULTS[method]
     settings = Settings(
-        base=base,
+        base=base or "",
         method=method,
         num_virtual_tokens=virtual_tokens or defaults.num_virtual_tokens,
         projection=projection,
@@ -71,14 +74,14 @@ def tune(
         dtype=dtype,
         seed=seed,
     )
-    _train(settings, data, Job(task, output, push, api_key, restart, skip_bad))
+    _check(settings, push)
+    run_job(_run, settings, data, Job(task, output, push, api_key, restart, skip_bad))
 
 
-def _train(settings: Settings, data: Path, job: Job) -> None:
-    _check(settings, job.push)
-    from foreword_tuner import tune  # torch only where it is needed
+def _run(what: Run) -> Tuned:
+    from foreword_tuner import tune  # torch only once it is needed
 
-    run_job(tune.run, settings, data, job)
+    return tune.run(what)
 
 
 def _check(settings: Settings, push: str | None) -> None:
@@ -93,5 +96,5 @@ def _check(settings: Settings, push: str | None) -> None:
         raise typer.BadParameter("--init: a network or a LoRA can only start at random")
     if settings.first_layer and (fixed or not method.is_kv):
         raise typer.BadParameter("--first-layer needs keys and values that are trained directly")
-    if push and not method.is_servable:
+    if push is not None and not method.is_servable:
         raise typer.BadParameter("a LoRA changes weights and cannot be pushed: only compared")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import httpx
 import pytest
 
+from server.errors import StepFailed
+from tests.server.api.uploads import TAR, peft_tar
 from tests.server.fakes import FakeEngine, push
 
 
@@ -135,3 +138,43 @@ async def test_a_key_has_a_bound(http: httpx.AsyncClient) -> None:
     by_header = await http.post("/generate?task=x", json=body, headers={"X-Traffic-Key": "k" * 257})
 
     assert (by_body.status_code, by_header.status_code) == (422, 422)
+
+
+# --- figures of versions ---
+
+
+async def test_versions_are_shown_side_by_side(http: httpx.AsyncClient, engine: FakeEngine) -> None:
+    measured = {"num_examples": 40, "scores": {"exact_match": 0.75}}
+    body = peft_tar(beside={"evaluation.json": json.dumps(measured).encode()})
+    await push(http, "x", 1)
+    await http.post("/tasks/x/versions", content=body, headers=TAR)
+    split = await http.put("/tasks/x/traffic", json={"weights": {"1": 3, "2": 1}})
+    assert split.status_code == 200, split.text
+    for version in (1, 1, 2):
+        await http.post(f"/generate?task=x&version={version}", json={"prompt": "a"})
+    await http.post("/generate?task=x&version=2", json={"prompt": "a" * 300})
+    engine.fail_after = (1, StepFailed("no"))
+    await http.post("/generate?task=x&version=2", json={"prompt": "a"})
+
+    report = (await http.get("/tasks/x/traffic")).json()
+    first, second = report["versions"]
+    assert report["window_s"] == 900
+    assert (first["version"], first["share"], first["requests"]) == (1, 0.75, 2)
+    assert (first["errors"], first["error_rate"], first["refused"]) == (0, 0.0, 0)
+    assert (second["version"], second["share"], second["requests"]) == (2, 0.25, 2)
+    assert (second["errors"], second["error_rate"], second["refused"]) == (1, 0.5, 1)
+    assert (first["evaluation"], second["evaluation"]) == (None, measured)
+    for times in (first["first_token_ms"], first["total_ms"], second["total_ms"]):
+        assert 0 < times["p50"] <= times["p95"]
+
+
+async def test_without_a_split_the_active_version_is_shown(http: httpx.AsyncClient) -> None:
+    await http.put("/tasks/x", json={})
+    assert (await http.get("/tasks/x/traffic")).json()["versions"] == []
+    await push(http, "x")
+
+    report = (await http.get("/tasks/x/traffic")).json()
+    [only] = report["versions"]
+    assert (report["active_version"], report["weights"]) == (1, None)
+    assert (only["version"], only["share"], only["requests"]) == (1, 1.0, 0)
+    assert (only["error_rate"], only["first_token_ms"], only["total_ms"]) == (None, None, None)

@@ -140,7 +140,7 @@ def test_poison_in_unused_slots_changes_nothing(make_backend: MakeBackend, poiso
     assert engine.run() == expected
 
 
-def test_all_sequences_of_a_prefix_form_one_group() -> None:
+def test_all_sequences_of_a_prefix_share_one_segment() -> None:
     engine = engine_on("llama", CpuBackend(), max_num_batched_tokens=512)
     prefix = prefixes_for("llama")[3]
     for i in range(8):
@@ -148,5 +148,6 @@ def test_all_sequences_of_a_prefix_form_one_group() -> None:
 
     engine.run()
 
-    assert [len(step.groups) for step in engine.runner.steps] == [1, 1]
-    assert engine.runner.steps[1].groups[0].end == 8
+    shared = [step.segments_beside_own() or [] for step in engine.runner.steps]
+    assert [len(segments) for segments in shared] == [1, 1]
+    assert shared[1][0].end == 8

@@ -14,6 +14,7 @@ import pytest
 from transformers import PreTrainedModel
 
 from prefix_store.blobs.blobs import FileBlobStore
+from server.engine.ipc import client as client_module
 from server.engine.ipc.client import EngineClient
 from server.engine.params import SamplingParams
 from server.errors import EngineUnavailable, StepFailed
@@ -125,3 +126,21 @@ async def test_a_missing_model_is_a_clear_failure_to_start(
     with pytest.raises(EngineUnavailable, match=r"config\.json|model"):
         await client.start()
     await client.stop(drain_timeout_s=0)
+
+
+async def test_a_client_that_is_stopped_between_two_processes_starts_no_other(
+    make_client: Callable[..., EngineClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until a process is ready there is nothing to drain, and the next one must not outlive it."""
+    client = make_client(attention="ref")
+    await client.start()
+    ended = client.pid
+    assert ended is not None
+    monkeypatch.setattr(client_module, "_RESTART_DELAYS_S", (0.5,))
+
+    os.kill(ended, signal.SIGKILL)
+    await wait_until(lambda: not client.is_ready)
+    await asyncio.wait_for(client.stop(drain_timeout_s=0), 30)
+
+    assert client.pid == ended
+    assert not client.is_ready

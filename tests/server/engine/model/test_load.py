@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +38,25 @@ def test_the_geometry_is_measured(model_dir: Path) -> None:
     assert (model.spec.hidden_size, model.vocab_size, model.max_positions) == (64, VOCAB, 256)
     assert model.eos_token_ids == (2,)
     assert not any(parameter.requires_grad for parameter in model.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("config", "defaults"),
+    [
+        ({}, {}),
+        ({"max_new_tokens": 9}, {"max_tokens": 9}),
+        ({"do_sample": True, "top_p": 0.9}, {"temperature": 1.0, "top_p": 0.9}),
+        ({"do_sample": True, "temperature": 0.6, "top_k": 20}, {"temperature": 0.6, "top_k": 20}),
+        ({"do_sample": True, "temperature": 3.0}, {}),  # out of range: ignored, with a warning
+    ],
+)
+def test_a_generation_config_gives_defaults(
+    model_dir: Path, tmp_path: Path, config: dict[str, float], defaults: dict[str, float]
+) -> None:
+    shutil.copytree(model_dir, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "generation_config.json").write_text(json.dumps(config))
+
+    assert loaded(tmp_path).generation_defaults == defaults
 
 
 def test_the_fingerprint_does_not_depend_on_the_serving_dtype(model_dir: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from prefix_store.prefix import BaseModelSpec
-from server.engine.attention.base import QuerySpan, Step
+from server.engine.attention.base import QuerySpan, Segment, Step
 from server.engine.native.backend import PAGE_SIZE, NativeBackend, install
 from server.engine.native.blocks import BlockPool
 from server.engine.native.build import NativeUnavailable
@@ -105,8 +105,8 @@ def _bfloat16(spec: BaseModelSpec) -> BaseModelSpec:
 def _forward(model: PreTrainedModel, backend: NativeBackend, ids: torch.Tensor) -> torch.Tensor:
     num_tokens = ids.shape[1]
     rows = torch.arange(num_tokens)
-    spans = [QuerySpan(0, 0, num_tokens, 0, [0, 1, 2], None)]
-    backend.plan(Step(ids, rows[None], rows, spans, []))
+    span = QuerySpan(0, 0, num_tokens, 0, [0, 1, 2])
+    backend.plan(Step(ids, rows[None], rows, [span], [Segment.own(span)]))
     logits: torch.Tensor = model(input_ids=ids, position_ids=rows[None], use_cache=False).logits
     return logits
 
