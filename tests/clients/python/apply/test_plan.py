@@ -20,7 +20,7 @@ from foreword_client.apply.changes import (
     WantedVersion,
 )
 from foreword_client.apply.files import InvalidFileError
-from foreword_client.apply.models import Defaults, Definition, Settings
+from foreword_client.apply.models import Defaults, Definition, Limits, Settings
 from foreword_client.apply.plan import plan
 from tests.clients.python.apply.model_server import Stored, Wish, carry_out, wanted
 
@@ -31,8 +31,8 @@ DEFINITIONS = (
 )
 SETTINGS = (
     Settings(),
-    Settings(description="d", limits=TaskLimits(max_tokens=9)),
-    Settings(weight=2.0, limits=TaskLimits(max_concurrency=1)),
+    Settings(description="d", limits=Limits(max_tokens=9)),
+    Settings(weight=2.0, limits=Limits(max_concurrency=1)),
 )
 CONTENTS = ("a", "b", "c")
 
@@ -199,7 +199,7 @@ def test_a_task_without_versions_gets_its_definition_in_its_profile() -> None:
 
 
 def test_a_plan_says_what_it_changes() -> None:
-    task = Stored("x", settings=Settings(weight=1.0, limits=TaskLimits(max_tokens=3)))
+    task = Stored("x", settings=Settings(weight=1.0, limits=Limits(max_tokens=3)))
     task.add("a", DEFINITIONS[1], activate=True)
     wishes = [Wish("a", DEFINITIONS[0], 9, False), Wish("b", DEFINITIONS[0], 1, True)]
 
