@@ -122,6 +122,10 @@ def _version_steps(
             if is_first and number != actual.active:
                 yield Activate(index)
             continue
+        if wanted.keeps_traffic and actual.weights is not None:
+            raise InvalidFileError(
+                f"{version.place}: the task's traffic is split: name its versions under `versions`"
+            )
         held = preferred(version.held_by, actual)
         if held is None:
             yield Upload(index, version.definition, activate=is_first)

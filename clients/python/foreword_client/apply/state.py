@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import anyio
+from pydantic import BaseModel
 
 from foreword_client import types
 from foreword_client.apply.changes import ActualTask
-from foreword_client.apply.models import Definition, Settings
+from foreword_client.apply.models import Defaults, Definition, Settings
 from foreword_client.async_client import AsyncClient
 from foreword_client.errors import ForewordError, UnexpectedAnswerError, UnknownTaskError
 
@@ -58,10 +59,26 @@ def _actual(
 
 
 def definition_of(version: types.Version) -> Definition:
-    """Return how a version is asked. Raises `UnexpectedAnswerError` for servers before 0.2."""
-    if version.definition is None:
+    """Return how a version is asked.
+
+    Raises `UnexpectedAnswerError` for servers before 0.2, and for newer ones if they have set what
+    this client does not know: it would be lost in the next version.
+    """
+    found = version.definition
+    if found is None:
         raise UnexpectedAnswerError("the server is too old: its versions have no definition")
-    return Definition.of_answer(version.definition)
+    for answer, kind in ((found, Definition), (found.defaults, Defaults)):
+        _check_known(version, answer, kind)
+    return Definition.of_answer(found)
+
+
+def _check_known(version: types.Version, answer: BaseModel, kind: type[BaseModel]) -> None:
+    for name, value in (answer.model_extra or {}).items():
+        if value is not None and name not in kind.model_fields:
+            raise UnexpectedAnswerError(
+                f"{version.task} v{version.version} has {name!r}, which this client does not "
+                "know: update it"
+            )
 
 
 async def run_all(

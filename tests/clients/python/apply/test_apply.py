@@ -164,6 +164,19 @@ def test_a_task_without_a_prefix_keeps_its_versions(apply: Run, server: Server) 
     assert apply(text).stdout == "0 created, 0 changed, 2 unchanged\n"
 
 
+def test_a_new_definition_ends_no_split_that_the_file_does_not_name(
+    apply: Run, server: Server
+) -> None:
+    apply("tasks: {x: {versions: [{text: a, traffic: 1}, {text: b, traffic: 2}]}}")
+
+    refused = apply("tasks: {x: {template: 'Q: {prompt}'}}", code=1)
+    kept = apply("tasks: {x: {description: d}}")
+
+    assert "tasks.yaml: tasks.x: the task's traffic is split" in refused.stderr
+    assert kept.stdout == "0 created, 1 changed, 0 unchanged\n"
+    assert server.get("/tasks/x/traffic")["weights"] == {"1": 1, "2": 2}
+
+
 def test_a_dry_run_shows_a_diff_and_changes_nothing(apply: Run, server: Server) -> None:
     apply("tasks: {x: {text: one, weight: 2}, old: {text: one}}")
     before = server.state()
