@@ -112,7 +112,7 @@ class Manifest(Draft, Identity):
         return Draft(**kept).model_copy(update=changes)
 
 
-class Limits(BaseModel):
+class TaskLimits(BaseModel):
     """Upper limits of a task, in addition to the server's own."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -130,7 +130,7 @@ class Profile(DefinitionFields):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     description: str = Field("", max_length=10_000)
-    limits: Limits = Limits()
+    limits: TaskLimits = TaskLimits()
     weight: float = Field(1.0, ge=0.01, le=100, allow_inf_nan=False)
     """Share of the step's token budget under contention, relative to a task of weight 1."""
     golden: GoldenPrompts = ()

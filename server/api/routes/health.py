@@ -10,7 +10,7 @@ from fastapi import APIRouter, Response
 from prefix_store.errors import StorageFailure
 from server.api.http.access import PrincipalDep, needs, public
 from server.api.http.deps import Services, ServicesDep
-from server.api.schemas.admin import Health, Info, Limits
+from server.api.schemas.admin import Health, Info, ServerLimits
 from server.engine.ipc.messages import EngineInfo
 
 routes = APIRouter(tags=["server"])
@@ -71,7 +71,7 @@ def describe(services: Services, engine: EngineInfo) -> Info:
         attention=engine.attention,
         eos_token_ids=engine.eos_token_ids,
         chat_template=services.tokenizer.has_chat_template,
-        limits=Limits(
+        limits=ServerLimits(
             max_model_len=engine.max_model_len,
             max_prefix_tokens=services.uploads.max_prefix_tokens,
             max_num_seqs=engine.max_num_seqs,

@@ -137,7 +137,7 @@ class AuditPage(BaseModel):
     next_after: int | None = Field(description="Pass it as `after` for the next page.")
 
 
-class Limits(BaseModel):
+class ServerLimits(BaseModel):
     """Limits of this server."""
 
     max_model_len: int
@@ -163,7 +163,7 @@ class Info(BaseModel):
     attention: str
     eos_token_ids: list[int]
     chat_template: bool
-    limits: Limits
+    limits: ServerLimits
 
 
 class Health(BaseModel):

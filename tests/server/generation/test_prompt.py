@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from prefix_store.definition import Defaults
-from prefix_store.manifest import Limits, Profile
+from prefix_store.manifest import Profile, TaskLimits
 from prefix_store.sampling import Rank
 from server.api.http.deps import Services
 from server.engine.params import BASE_MODEL, COMPILES
@@ -89,7 +89,9 @@ async def test_a_default_max_tokens_is_cut_to_the_room_left(
 
 async def test_a_task_has_limits_of_its_own(services: Services, engine: FakeEngine) -> None:
     await push(services, "x")
-    await services.store.set_profile("x", Profile(limits=Limits(max_tokens=5, max_prompt_tokens=4)))
+    await services.store.set_profile(
+        "x", Profile(limits=TaskLimits(max_tokens=5, max_prompt_tokens=4))
+    )
 
     await (await admit(services, "x")).collect()
 
@@ -105,7 +107,7 @@ async def test_a_request_gets_its_tasks_scheduling_params(
 ) -> None:
     for task in ("x", "y"):
         await push(services, task)
-    await services.store.set_profile("x", Profile(limits=Limits(max_concurrency=3), weight=2.5))
+    await services.store.set_profile("x", Profile(limits=TaskLimits(max_concurrency=3), weight=2.5))
 
     for task in ("x", None, "y", "x"):
         await (await admit(services, task, priority=-1)).collect()

@@ -18,7 +18,7 @@ BOUNDS = (
 PAIRS = {
     "Rank": (models.Rank, sampling.Rank),
     "Defaults": (models.Defaults, definition.Defaults),
-    "Limits": (models.Limits, manifest.Limits),
+    "Limits": (models.Limits, manifest.TaskLimits),
     "GoldenPrompt": (models.GoldenPrompt, definition.GoldenPrompt),
     "Settings": (models.Settings, manifest.Profile),
     "Definition": (models.Definition, definition.Definition),
