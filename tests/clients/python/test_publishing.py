@@ -84,7 +84,8 @@ def start(live: LiveServer, *args: str) -> subprocess.Popen[bytes]:
     heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     main = f"{heard}; from foreword_client.cli import main; main()"
     environment = os.environ | {"FOREWORD_URL": live.url}
-    return subprocess.Popen([sys.executable, "-c", main, *args], env=environment)
+    command = [sys.executable, "-c", main, *args]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
 
 
 def interrupt(live: LiveServer, file: Path, held: Held, sign: signal.Signals) -> int:
@@ -93,15 +94,16 @@ def interrupt(live: LiveServer, file: Path, held: Held, sign: signal.Signals) ->
     try:
         wait_until(lambda: held.has_begun)
         process.send_signal(sign)
-        code = process.wait(20)
+        _, said = process.communicate(timeout=20)
     finally:
         process.kill()
         process.wait(10)
+    assert (b"foreword versions x" in said) == (sign == signal.SIGINT), said
     with Client(live.url) as client:  # by then the server has read that the connection is closed
         client.is_alive()
     held.release()
     wait_until(lambda: not live.server.server_state.tasks)
-    return code
+    return process.returncode
 
 
 SIGNALS = pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL], ids=lambda s: s.name)
