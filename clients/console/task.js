@@ -163,7 +163,7 @@ function changeForm({ name, profile, active_version, revision }, act) {
     "details",
     {},
     h("summary", {}, "Change how it is asked"),
-    h("form", { on: { submit: save } }, fields.elements, h("p", { class: "hint" }, effect), h("div", { class: "buttons" }, h("button", { type: "submit", class: "primary" }, "Save"))),
+    h("form", { class: "asked", on: { submit: save } }, fields.elements, h("p", { class: "hint" }, effect), h("div", { class: "buttons" }, h("button", { type: "submit", class: "primary" }, "Save"))),
   );
 }
 

@@ -157,13 +157,13 @@ function kindChoice(panels) {
 function wayChoice(current) {
   const fields = definitionFields();
   const change = h("input", { type: "checkbox", on: { change: refresh } });
-  const panel = h("div", { hidden: true }, fields.elements);
+  const panel = h("div", { class: "asked", hidden: true }, fields.elements);
   async function refresh() {
     if (change.checked) fields.show(await current());
     panel.hidden = !change.checked;
   }
   const hint = "Otherwise as its foreword.json says, else like the active version.";
-  const element = h("fieldset", {}, h("label", { class: "check" }, change, "Set how it is asked"), h("p", { class: "hint" }, hint), panel);
+  const element = h("fieldset", { class: "asked" }, h("label", { class: "check" }, change, "Set how it is asked"), h("p", { class: "hint" }, hint), panel);
   return { element, refresh, read: fields.read, isOwn: () => !change.checked };
 }
 
