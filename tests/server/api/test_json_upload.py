@@ -5,8 +5,9 @@ from __future__ import annotations
 import httpx
 import pytest
 
+from prefix_store import artifact
 from server.text.tokenizer import Tokenizer
-from tests.server.fakes import FakeEngine, push
+from tests.server.fakes import ARTIFACT, FakeEngine, make_prefix, push
 
 TEMPLATE = "Q: {prompt}\nA:"
 DEFINITION = {"template": TEMPLATE, "defaults": {"max_tokens": 7, "stop": ["\n"]}}
@@ -71,3 +72,29 @@ async def test_a_json_upload_that_contradicts_itself_is_refused(
     response = await http.post("/tasks/x/versions", json=body)
 
     assert (response.status_code, response.json()["code"]) == (422, "invalid_artifact")
+
+
+async def test_a_prefix_stays_loaded_while_another_version_has_it(
+    http: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    first = await push(http, "x")
+    await http.patch("/tasks/x", json={"template": TEMPLATE})
+
+    await http.delete("/tasks/x/versions/1")
+    shared = list(engine.unloaded)
+    await http.delete("/tasks/x")
+
+    assert (shared, [str(digest) for digest in engine.unloaded]) == ([], [first["digest"]])
+
+
+async def test_a_refused_upload_does_not_evict_the_prefix_of_the_active_version(
+    http: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    await push(http, "x")
+    await http.patch("/tasks/x", json={"golden": [{"prompt": "capital?", "expect": "Rome"}]})
+    engine.script = lambda prefix, ids: [1]
+
+    body = artifact.dump(make_prefix())
+    refused = await http.put("/tasks/x/prefix", content=body, headers=ARTIFACT)
+
+    assert (refused.status_code, engine.unloaded) == (409, [])
