@@ -39,8 +39,8 @@ class PreparedUpload:
     draft: Draft
     """Its definition holds no more than the prompt format."""
     definition: Definition | None
-    is_shared: bool = False
-    """Whether its prefix is that of a version that exists already."""
+    prefix_of: int | None = None
+    """The version whose prefix it uses again, if any."""
 
     def completed(self, current: DefinitionFields) -> Draft:
         """Return the draft with its whole definition: the upload's, or the task's current one."""
@@ -112,7 +112,7 @@ class Drafts:
         draft = manifest.redefined(Definition(prompt=prompt)).model_copy(
             update={"golden": golden, "evaluation": upload.evaluation}
         )
-        return PreparedUpload(draft, definition, is_shared=True)
+        return PreparedUpload(draft, definition, prefix_of=version)
 
     async def _stored(
         self,

@@ -135,6 +135,7 @@ class Uploads:
                     by=by,
                     preconditions=preconditions.after(pushed),
                     is_inherited=prepared.definition is None,
+                    prefix_of=prepared.prefix_of,
                 )
         except (PrefixStoreError, ServerError) as exc:
             self._metrics.uploaded(exc.code)
@@ -163,6 +164,7 @@ class Uploads:
                 activate=activate,
                 create=create,
                 is_inherited=prepared.definition is None,
+                prefix_of=prepared.prefix_of,
                 dry_run=True,
             )
             pushed = PublishedVersion(
@@ -220,7 +222,7 @@ class Uploads:
         try:
             checks = (
                 []
-                if prepared.is_shared
+                if prepared.prefix_of is not None
                 else await self._verification.run(digest, draft.num_virtual_tokens)
             )
             if activate:
