@@ -106,6 +106,38 @@ async def test_no_version_is_made_from_the_prefix_of_one_that_was_deleted_meanwh
     assert (await http.get("/tasks/x")).json() == before
 
 
+async def test_a_slow_patch_keeps_what_another_one_changed_meanwhile(
+    http: httpx.AsyncClient, services: Services
+) -> None:
+    await push(http, "x", seed=1)
+    held = Held(services.definitions, "check")
+    slow = asyncio.create_task(http.patch("/tasks/x", json={"template": "{prompt}!"}))
+    await held.has_begun.wait()
+
+    await http.patch("/tasks/x", json={"limits": {"max_tokens": 3}})
+    held.release()
+    answer = await slow
+
+    profile = (await http.get("/tasks/x")).json()["profile"]
+    assert answer.json()["profile"] == profile
+    assert (profile["template"], profile["limits"]["max_tokens"]) == ("{prompt}!", 3)
+
+
+async def test_two_patches_make_no_definition_that_nobody_checked(
+    http: httpx.AsyncClient, services: Services
+) -> None:
+    await http.put("/tasks/x", json={})
+    held = Held(services.definitions, "check")
+    slow = asyncio.create_task(http.patch("/tasks/x", json={"defaults": {"regex": "a"}}))
+    await held.has_begun.wait()
+
+    await http.patch("/tasks/x", json={"defaults": {"choice": ["a"]}})
+    held.release()
+    response = await slow
+
+    assert (response.status_code, response.json()["code"]) == (409, "activation_overtaken")
+
+
 @pytest.mark.parametrize("change", ["activate", "traffic"])
 async def test_a_slow_activation_is_refused_once_a_later_one_came_first(
     http: httpx.AsyncClient, engine: FakeEngine, change: str
