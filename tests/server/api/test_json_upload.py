@@ -98,3 +98,32 @@ async def test_a_refused_upload_does_not_evict_the_prefix_of_the_active_version(
     refused = await http.put("/tasks/x/prefix", content=body, headers=ARTIFACT)
 
     assert (refused.status_code, engine.unloaded) == (409, [])
+
+
+async def test_a_version_of_a_text_that_is_used_again_adds_no_second_special_tokens(
+    http: httpx.AsyncClient,
+) -> None:
+    await http.put("/tasks/x/prefix", json={"text": "be brief"})
+
+    made = await http.post(
+        "/tasks/x/versions", json={"prefix_of": 1, "definition": {"prompt": {}}}
+    )
+
+    assert made.json()["definition"]["prompt"]["add_special_tokens"] is False
+
+
+async def test_messages_that_a_definition_lacks_can_be_given_later(http: httpx.AsyncClient) -> None:
+    messages = [{"role": "system", "content": "be brief"}]
+    await http.put("/tasks/x/prefix", json={"messages": messages})
+    bare = (await http.get("/tasks/x/versions/1/prefix")).content
+    without = await http.post("/tasks/x/versions", content=bare, headers=ARTIFACT)
+    body = {"prefix_of": 2, "definition": {"prompt": {"messages": messages}}}
+
+    repaired = await http.post("/tasks/x/versions", json=body)
+    broken = await http.post(
+        "/tasks/x/versions", json={"prefix_of": 1, "definition": {"prompt": {}}}
+    )
+
+    assert "chat messages" in without.json()["warning"]
+    assert repaired.json()["warning"] is None
+    assert "chat messages" in broken.json()["warning"]
