@@ -94,8 +94,8 @@ class PrefixStore:
         """Make a stored artifact the next version of a task.
 
         `create` creates the task if it does not exist. `is_inherited`: the draft's definition is
-        the task's current one. `prefix_of`: the task's version whose prefix it uses again. `dry_run`
-        writes nothing and returns the manifest that a push would write.
+        the task's current one. `prefix_of`: the version of the task whose prefix it uses again.
+        `dry_run` writes nothing and returns the manifest that a push would write.
 
         Raises `UnknownDigest`, `UnknownTask`, `UnknownVersion`, `InvalidName`,
         `PreconditionFailed`, `QuotaExceeded`, `ActivationOvertaken`.

@@ -66,7 +66,7 @@ class Registry(ActivationRegistry):
 
         `create` creates a missing task with an empty profile. `is_inherited`: the draft has the
         task's current definition, and may be activated only while that is current. `prefix_of`: the
-        version whose prefix the draft uses again, which must still exist. `dry_run` rolls everything
+        version whose prefix the draft uses again, which must still exist. `dry_run` rolls all of it
         back at the end. Raises `UnknownTask`, `UnknownVersion`, `InvalidName`,
         `PreconditionFailed`, `QuotaExceeded`, `ActivationOvertaken`.
         """

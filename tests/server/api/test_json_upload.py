@@ -105,9 +105,7 @@ async def test_a_version_of_a_text_that_is_used_again_adds_no_second_special_tok
 ) -> None:
     await http.put("/tasks/x/prefix", json={"text": "be brief"})
 
-    made = await http.post(
-        "/tasks/x/versions", json={"prefix_of": 1, "definition": {"prompt": {}}}
-    )
+    made = await http.post("/tasks/x/versions", json={"prefix_of": 1, "definition": {"prompt": {}}})
 
     assert made.json()["definition"]["prompt"]["add_special_tokens"] is False
 
