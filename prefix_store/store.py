@@ -88,16 +88,17 @@ class PrefixStore:
         by: Actor = NOBODY,
         preconditions: Preconditions = UNCONDITIONAL,
         is_inherited: bool = False,
+        prefix_of: int | None = None,
         dry_run: bool = False,
     ) -> Manifest:
         """Make a stored artifact the next version of a task.
 
         `create` creates the task if it does not exist. `is_inherited`: the draft's definition is
-        the task's current one. `dry_run` writes nothing and returns the manifest that a push would
-        write.
+        the task's current one. `prefix_of`: the version of the task whose prefix it uses again.
+        `dry_run` writes nothing and returns the manifest that a push would write.
 
-        Raises `UnknownDigest`, `UnknownTask`, `InvalidName`, `PreconditionFailed`,
-        `QuotaExceeded`, `ActivationOvertaken`.
+        Raises `UnknownDigest`, `UnknownTask`, `UnknownVersion`, `InvalidName`,
+        `PreconditionFailed`, `QuotaExceeded`, `ActivationOvertaken`.
         """
         digest = Digest(draft.digest)
         if not self._blobs.exists(digest):
@@ -110,6 +111,7 @@ class PrefixStore:
             by=by,
             preconditions=preconditions,
             is_inherited=is_inherited,
+            prefix_of=prefix_of,
             dry_run=dry_run,
         )
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from prefix_store import strict_json
+from prefix_store import strict_json, wording
 from prefix_store.definition import Definition, Evaluation, GoldenPrompt, GoldenPrompts
 from prefix_store.errors import InvalidArtifact, WrongBaseModel
 from prefix_store.formats.names import DEFINITION, EVALUATION, GOLDEN
@@ -58,9 +58,7 @@ def read_golden(archive: Archive) -> tuple[GoldenPrompt, ...]:
         found = [strict_json.parse(line) for line in lines.splitlines() if line.strip()]
         return _golden.validate_python(found)
     except ValidationError as error:
-        first = _first(error)
-        where = ".".join(str(at) for at in first["loc"] if isinstance(at, int))
-        raise InvalidArtifact(f"{GOLDEN}, prompt {where or 'list'}: {first['msg']}") from None
+        raise InvalidArtifact(f"{GOLDEN}: {wording.first(error, 'file')}") from None
     except ValueError as error:
         raise InvalidArtifact(f"{GOLDEN} is not JSON, line by line: {error}") from None
 
@@ -84,9 +82,7 @@ def _read_json(archive: Archive, name: str, kind: type[M]) -> M | None:
     try:
         return kind.model_validate(strict_json.parse(found))
     except ValidationError as error:
-        first = _first(error)
-        where = ".".join(shown(at).strip("'") for at in first["loc"])
-        raise InvalidArtifact(f"{name}: {where + ': ' if where else ''}{first['msg']}") from None
+        raise InvalidArtifact(f"{name}: {wording.first(error, 'file')}") from None
     except ValueError as error:
         raise InvalidArtifact(f"{name} is not JSON: {error}") from None
 
@@ -96,9 +92,3 @@ def _read(archive: Archive, name: str) -> bytes | None:
     if found is not None and len(found) > MAX_BYTES[name]:
         raise InvalidArtifact(f"{name} is larger than {MAX_BYTES[name]} bytes")
     return found
-
-
-def _first(error: ValidationError) -> dict[str, Any]:
-    """Return the first error without the input."""
-    details = error.errors(include_input=False, include_context=False, include_url=False)
-    return dict(details[0])

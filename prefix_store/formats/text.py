@@ -7,12 +7,11 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from prefix_store import strict_json
+from prefix_store import strict_json, wording
 from prefix_store.definition import Definition, Evaluation, GoldenPrompts, Message
 from prefix_store.errors import InvalidArtifact
 from prefix_store.prefix import PrefixOf, TextPrompt
 from prefix_store.reference import MAX_VERSION
-from prefix_store.safetensors_gate import shown
 
 MAX_CHARS = 4_000_000
 MAX_MESSAGES = 1024
@@ -29,7 +28,7 @@ class JsonUpload(BaseModel):
         None, min_length=1, max_length=MAX_MESSAGES, fail_fast=True
     )
     prefix_of: int | None = Field(
-        None, ge=1, le=MAX_VERSION, description="Number of a version of this task."
+        None, strict=True, ge=1, le=MAX_VERSION, description="Number of a version of this task."
     )
     definition: Definition | None = Field(
         None, description="How the version is asked. Default: as the active version."
@@ -43,11 +42,13 @@ class JsonUpload(BaseModel):
     def _exactly_one(self) -> Self:
         given = [self.text, self.messages, self.prefix_of]
         if sum(value is not None for value in given) != 1:
-            raise ValueError("give exactly one of text, messages and prefix_of")
+            raise ValueError("give exactly one of `text`, `messages` and `prefix_of`")
         if self.messages is not None and any(not message.content for message in self.messages):
             raise ValueError("a message is empty")
         if self.prefix_of is None and self.definition is not None and self.definition.prompt:
-            raise ValueError("definition.prompt follows from text and messages: leave it out")
+            raise ValueError(
+                "leave out `definition.prompt`, which follows from `text` and `messages`"
+            )
         return self
 
     def source(self) -> TextPrompt | PrefixOf:
@@ -64,13 +65,6 @@ def read(data: bytes) -> JsonUpload:
     try:
         return JsonUpload.model_validate(strict_json.parse(data))
     except ValidationError as error:
-        raise InvalidArtifact(_describe(error)) from None
+        raise InvalidArtifact(wording.first(error)) from None
     except ValueError as error:
         raise InvalidArtifact(f"the body is not valid JSON: {error}") from None
-
-
-def _describe(error: ValidationError) -> str:
-    """Describe the first error without echoing the input."""
-    first = error.errors(include_input=False, include_context=False, include_url=False)[0]
-    where = ".".join(shown(at).strip("'") for at in first["loc"])
-    return f"{where}: {first['msg']}" if where else first["msg"]

@@ -59,14 +59,16 @@ class Registry(ActivationRegistry):
         by: Actor = NOBODY,
         preconditions: Preconditions = UNCONDITIONAL,
         is_inherited: bool = False,
+        prefix_of: int | None = None,
         dry_run: bool = False,
     ) -> Manifest:
         """Add a draft as the task's next version, in one transaction.
 
         `create` creates a missing task with an empty profile. `is_inherited`: the draft has the
-        task's current definition, and may be activated only while that is current. `dry_run` rolls
-        everything back at the end. Raises `UnknownTask`, `InvalidName`, `PreconditionFailed`,
-        `QuotaExceeded`, `ActivationOvertaken`.
+        task's current definition, and may be activated only while that is current. `prefix_of`: the
+        version whose prefix the draft uses again, which must still exist. `dry_run` rolls all of it
+        back at the end. Raises `UnknownTask`, `UnknownVersion`, `InvalidName`,
+        `PreconditionFailed`, `QuotaExceeded`, `ActivationOvertaken`.
         """
         if create:
             check_task_name(task)
@@ -78,6 +80,8 @@ class Registry(ActivationRegistry):
             ):
                 self._quotas.check_tasks(connection)
             row = rows.lock(connection, task, preconditions)
+            if prefix_of is not None:
+                rows.check_version(connection, task, prefix_of)
             if activate and is_inherited:
                 _check_current(connection, task, draft)
             number = rows.next_number(connection, task)

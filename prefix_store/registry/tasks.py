@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row, select
@@ -62,21 +62,26 @@ class TaskRegistry:
         preconditions: Preconditions = UNCONDITIONAL,
         by: Actor = NOBODY,
         redefined: Draft | None = None,
+        change: Callable[[Profile], Profile] | None = None,
     ) -> Task:
         """Replace a task's profile.
 
         `redefined` is the active version with the profile's definition. It becomes the task's next
-        version, and active, in the same transaction.
+        version, and active, in the same transaction. `change` makes the profile from the current
+        one; it is repeated here, so that a change which came meanwhile is not lost.
 
         Raises `UnknownTask`, `PreconditionFailed`, `QuotaExceeded`, `TrafficSplit`, and
-        `ActivationOvertaken` if the definition differs from the active version's without it.
+        `ActivationOvertaken` if the definition differs from the active version's without it, or
+        from the one of `profile` because of such a change.
         """
         with self._write() as connection:
             row = rows.lock(connection, name, preconditions)
             if redefined is not None:
                 self._redefine(connection, row, redefined, by)
-            _check_definition(connection, name, profile)
-            _write_profile(connection, name, profile, by)
+            found = rows.read_task(connection, name)
+            changed = profile if change is None else change(found.profile)
+            _check_definition(found, changed, profile)
+            _write_profile(connection, name, changed, by)
             return rows.read_task(connection, name)
 
     def _redefine(self, connection: Connection, task: Row[Any], draft: Draft, by: Actor) -> None:
@@ -121,13 +126,14 @@ class TaskRegistry:
             answers.keep(connection, preconditions, None)
 
 
-def _check_definition(connection: Connection, task: str, profile: Profile) -> None:
-    """Raise `ActivationOvertaken` if a profile is not that of the task's active version."""
-    found = rows.read_task(connection, task)
-    is_other = found.profile.definition_fields != profile.definition_fields
-    if found.active_version is not None and is_other:
+def _check_definition(task: Task, changed: Profile, checked: Profile) -> None:
+    """Raise `ActivationOvertaken` if the definition of a changed profile is not the one that was
+    checked, or not that of the active version."""
+    known = [checked] if task.active_version is None else [checked, task.profile]
+    if any(profile.definition_fields != changed.definition_fields for profile in known):
         raise ActivationOvertaken(
-            f"the definition of {task} was changed while this request was running: send it again"
+            f"the definition of {task.name} was changed while this request was running: send it "
+            "again"
         )
 
 

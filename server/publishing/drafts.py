@@ -39,8 +39,8 @@ class PreparedUpload:
     draft: Draft
     """Its definition holds no more than the prompt format."""
     definition: Definition | None
-    is_shared: bool = False
-    """Whether its prefix is that of a version that exists already."""
+    prefix_of: int | None = None
+    """The version whose prefix it uses again, if any."""
 
     def completed(self, current: DefinitionFields) -> Draft:
         """Return the draft with its whole definition: the upload's, or the task's current one."""
@@ -108,11 +108,14 @@ class Drafts:
         definition = manifest.definition
         if upload.definition is not None:
             definition = upload.definition.completed(definition)
-        prompt = definition.prompt or manifest.definition.prompt
-        draft = manifest.redefined(Definition(prompt=prompt)).model_copy(
-            update={"golden": golden, "evaluation": upload.evaluation}
-        )
-        return PreparedUpload(draft, definition, is_shared=True)
+        source_format = manifest.source_format
+        prompt = _prompt_after(source_format, definition.prompt or manifest.prompt)
+        draft = manifest.redefined(Definition(prompt=prompt))
+        checks = [check for check in draft.verification if check.name != "definition"]
+        checks += prompt_checks(source_format, prompt)
+        changes = {"golden": golden, "evaluation": upload.evaluation, "verification": tuple(checks)}
+        draft = draft.model_copy(update=changes)
+        return PreparedUpload(draft, definition, prefix_of=version)
 
     async def _stored(
         self,
@@ -216,8 +219,7 @@ class Drafts:
         prompt: PromptFormat,
     ) -> Draft:
         source_format = prefix.origin.get("source_format", "artifact")
-        if source_format in _HOLDS_SPECIAL_TOKENS:
-            prompt = prompt.model_copy(update={"add_special_tokens": False})
+        prompt = _prompt_after(source_format, prompt)
         dtype = str(prefix.keys[0].dtype).removeprefix("torch.")
         return Draft(
             digest=str(digest),
@@ -230,7 +232,7 @@ class Drafts:
             source_format=source_format,
             source_digest=str(source),
             definition=Definition(prompt=prompt),
-            verification=(*static_checks(prefix, base), *prompt_checks(prefix, prompt)),
+            verification=(*static_checks(prefix, base), *prompt_checks(source_format, prompt)),
         )
 
     def base(self) -> BaseModelSpec:
@@ -256,3 +258,10 @@ class Drafts:
     async def _run_in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, partial(work, *args, **kwargs))
+
+
+def _prompt_after(source_format: str, prompt: PromptFormat) -> PromptFormat:
+    """Return the format of prompts after a prefix, which may hold the special tokens already."""
+    if source_format not in _HOLDS_SPECIAL_TOKENS:
+        return prompt
+    return prompt.model_copy(update={"add_special_tokens": False})

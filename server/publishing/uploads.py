@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -135,6 +135,7 @@ class Uploads:
                     by=by,
                     preconditions=preconditions.after(pushed),
                     is_inherited=prepared.definition is None,
+                    prefix_of=prepared.prefix_of,
                 )
         except (PrefixStoreError, ServerError) as exc:
             self._metrics.uploaded(exc.code)
@@ -163,6 +164,7 @@ class Uploads:
                 activate=activate,
                 create=create,
                 is_inherited=prepared.definition is None,
+                prefix_of=prepared.prefix_of,
                 dry_run=True,
             )
             pushed = PublishedVersion(
@@ -220,7 +222,7 @@ class Uploads:
         try:
             checks = (
                 []
-                if prepared.is_shared
+                if prepared.prefix_of is not None
                 else await self._verification.run(digest, draft.num_virtual_tokens)
             )
             if activate:
@@ -228,8 +230,7 @@ class Uploads:
             elif (golden := await self._verification.golden(draft, profile)) is not None:
                 checks.append(golden)
         except ServerError:
-            if not prepared.is_shared:
-                self._engine.unload(digest)
+            await self._unload_unused([digest])
             raise
         return draft.with_checks(checks)
 
@@ -246,10 +247,15 @@ class Uploads:
         return None
 
     async def unload(self, deleted: Sequence[Manifest]) -> None:
-        """Evict prefixes of deleted versions, unless another version has the same one pinned."""
+        """Unpin and evict prefixes of deleted versions, unless other versions have them too."""
         await self.unpin(deleted)
-        for manifest in deleted:
-            self._engine.unload(Digest(manifest.digest))
+        await self._unload_unused(Digest(manifest.digest) for manifest in deleted)
+
+    async def _unload_unused(self, digests: Iterable[Digest]) -> None:
+        """Evict prefixes that no version has."""
+        used = await self._run_in_thread(self._store.registry.digests)
+        for digest in set(digests) - used:
+            self._engine.unload(digest)
 
     async def unpin(self, manifests: Sequence[Manifest]) -> None:
         """Unpin prefixes, unless another version has the same one pinned."""

@@ -61,9 +61,9 @@ def static_checks(prefix: Prefix, base: BaseModelSpec) -> list[Check]:
     return checks
 
 
-def prompt_checks(prefix: Prefix, prompt: PromptFormat) -> list[Check]:
+def prompt_checks(source_format: str, prompt: PromptFormat) -> list[Check]:
     """Report whether an upload includes everything that prompts after its prefix depend on."""
-    if prefix.origin.get("source_format") != "messages" or prompt.messages is not None:
+    if source_format != "messages" or prompt.messages is not None:
         return []
     detail = (
         "computed from chat messages that the upload does not include, so prompts follow as plain "

@@ -15,8 +15,8 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from prefix_store import errors as store
+from prefix_store import wording
 from server import errors as server
-from server.api.schemas import wording
 from server.metrics import Metrics
 
 STATUS: dict[type[Exception], int] = {

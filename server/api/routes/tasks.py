@@ -196,7 +196,7 @@ async def _set_profile(
     profile = change(found.profile)
     redefined = await services.definitions.redefined(found, profile)
     preconditions = Preconditions(change_headers.revisions, expected_activation=activation)
-    return await services.store.set_profile(task, profile, preconditions, by, redefined)
+    return await services.store.set_profile(task, profile, preconditions, by, redefined, change)
 
 
 def _activated(manifest: Manifest, warning: str | None) -> ActivationResponse:

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Tag, model_validator
 
 from prefix_store.sampling import MAX_TOKENS, AnswerFields, TokenId
+from prefix_store.wording import by_type
 from server.api.schemas.admin import Body
-from server.api.schemas.wording import by_type
 from server.generation import constraint
 from server.generation.completion import Completion
 from server.generation.prompt import GenerateParams

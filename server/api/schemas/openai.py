@@ -11,10 +11,10 @@ from pydantic import Field, Tag
 
 from prefix_store import strict_json
 from prefix_store.sampling import MAX_TOKENS, Choice, Rank, Regex, ResponseFormat
+from prefix_store.wording import by_kind, by_type
 from server.api.schemas import openai_fields
 from server.api.schemas.generate import USE_RANK, NumTop, TemplateFields, TokenIds
 from server.api.schemas.openai_fields import Fields, Open
-from server.api.schemas.wording import by_kind, by_type
 from server.errors import InvalidRequest, UnsupportedParameter
 from server.generation.constraint import ANYTHING, Constraint, of_fields
 from server.generation.prompt import DEFAULT_MAX_TOKENS, GenerateParams

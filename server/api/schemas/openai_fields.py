@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from server.api.schemas.wording import meant
+from prefix_store.wording import meant
 from server.errors import UnsupportedParameter
 
 

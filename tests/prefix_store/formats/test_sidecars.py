@@ -81,6 +81,30 @@ def test_one_file_in_two_folders_is_refused(base: BaseModelSpec, prefix: Prefix)
         read(tar.write({f"a/{names.ARTIFACT}": data, f"b/{names.ARTIFACT}": data}), base)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        (names.DEFINITION, "[]", "foreword.json: the file must be an object, not a list"),
+        (names.DEFINITION, '{"chat": 5}', "foreword.json: `chat` must be true or false"),
+        (
+            names.DEFINITION,
+            '{"prompt": {"messages": [{"role": "user", "content": ""}]}}',
+            "foreword.json: a message is empty",
+        ),
+        (names.GOLDEN, '{"prompt": "x"}', "golden.jsonl: `[0].expect` is missing"),
+        (names.EVALUATION, '{"scores": {}}', "evaluation.json: `num_examples` is missing"),
+    ],
+)
+def test_a_refused_file_is_named_with_its_field(
+    base: BaseModelSpec, prefix: Prefix, name: str, content: str, said: str
+) -> None:
+    data = tar.write({names.ARTIFACT: artifact.dump(prefix), name: content.encode()})
+
+    with pytest.raises(InvalidArtifact) as refusal:
+        read(data, base)
+    assert str(refusal.value).startswith(said)
+
+
 def test_a_json_body_has_golden_prompts_and_no_other_sidecars(base: BaseModelSpec) -> None:
     body = json.dumps({"text": "Be brief.", "golden": [GOLDEN]}).encode()
 

@@ -68,6 +68,33 @@ def test_a_malformed_body_is_refused_in_few_words(base: BaseModelSpec, body: byt
     assert len(str(refusal.value)) < 300
 
 
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ([], "the body must be an object, not a list"),
+        ({}, "give exactly one of `text`, `messages` and `prefix_of`"),
+        ({"prefix_of": True}, "`prefix_of` must be a whole number, not true or false"),
+        ({"prefix_of": 2**31}, "`prefix_of` must be at most 2147483647"),
+        ({"text": ""}, "`text` must not be empty"),
+        ({"text": "x", "definition": {"templat": ""}}, "`definition.templat` is no field"),
+        (
+            {"text": "x", "definition": {"prompt": {}}},
+            "leave out `definition.prompt`, which follows from `text` and `messages`",
+        ),
+        (
+            {"prefix_of": 1, "definition": {"prompt": {"messages": [{"role": "user"}]}}},
+            "`definition.prompt.messages[0].content` is missing",
+        ),
+    ],
+)
+def test_a_refusal_names_the_field_in_a_sentence(
+    base: BaseModelSpec, body: object, said: str
+) -> None:
+    with pytest.raises(InvalidArtifact) as refusal:
+        read(json.dumps(body).encode(), base)
+    assert str(refusal.value).startswith(said)
+
+
 def test_a_refusal_does_not_echo_the_text(base: BaseModelSpec) -> None:
     body = {"messages": [{"role": "s3cret", "content": "s3cret"}], "text": "s3cret"}
 

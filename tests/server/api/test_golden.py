@@ -89,7 +89,7 @@ async def test_golden_prompts_come_along_in_a_tar(http: httpx.AsyncClient) -> No
 
     assert plain["golden"] == []
     assert (bad.status_code, bad.json()["code"]) == (422, "invalid_artifact")
-    assert "golden.jsonl, prompt 0" in bad.json()["detail"]
+    assert "golden.jsonl: `[0].prompt`" in bad.json()["detail"]
     assert len(kept.json()["golden"]) == 2
     assert checks_of(kept)["golden"] is False
 

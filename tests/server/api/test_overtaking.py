@@ -13,18 +13,19 @@ import pytest
 from prefix_store import artifact
 from prefix_store.digest import Digest
 from prefix_store.formats import tar
+from server.api.http.deps import Services
 from tests.server.fakes import ARTIFACT, FakeEngine, make_prefix, push
 from tests.server.live import LiveServer, wait_until
 
 
 class Held:
-    """Holds up what the engine is asked about one prefix, until it is let go."""
+    """Holds up the first call of a method of the engine or a service, until it is let go."""
 
-    def __init__(self, engine: FakeEngine, name: str) -> None:
+    def __init__(self, service: object, name: str) -> None:
         self.has_begun, self._may_go = asyncio.Event(), asyncio.Event()
-        self._inner = getattr(engine, name)
+        self._inner = getattr(service, name)
         self._is_first = True
-        setattr(engine, name, self._call)
+        setattr(service, name, self._call)
 
     async def _call(self, *args: object) -> object:
         if self._is_first:
@@ -82,6 +83,59 @@ async def test_an_upload_that_is_not_to_be_active_overtakes_nothing(
 
     assert (await slow).status_code == 201
     assert await active(http) == (2, 3)
+
+
+@pytest.mark.parametrize("deleted", ["/tasks/x", "/tasks/x/versions/1"])
+async def test_no_version_is_made_from_the_prefix_of_one_that_was_deleted_meanwhile(
+    http: httpx.AsyncClient, services: Services, deleted: str
+) -> None:
+    await push(http, "x", seed=1)
+    await push(http, "x", seed=2)
+    held = Held(services.definitions, "check")
+    body = {"prefix_of": 1, "definition": {"chat": True}}
+    slow = asyncio.create_task(http.post("/tasks/x/versions", json=body))
+    await held.has_begun.wait()
+
+    await http.delete(deleted)
+    await http.put("/tasks/x", json={})  # a new task of this name, or the old one
+    before = (await http.get("/tasks/x")).json()
+    held.release()
+    response = await slow
+
+    assert (response.status_code, response.json()["code"]) == (404, "unknown_version")
+    assert (await http.get("/tasks/x")).json() == before
+
+
+async def test_a_slow_patch_keeps_what_another_one_changed_meanwhile(
+    http: httpx.AsyncClient, services: Services
+) -> None:
+    await push(http, "x", seed=1)
+    held = Held(services.definitions, "check")
+    slow = asyncio.create_task(http.patch("/tasks/x", json={"template": "{prompt}!"}))
+    await held.has_begun.wait()
+
+    await http.patch("/tasks/x", json={"limits": {"max_tokens": 3}})
+    held.release()
+    answer = await slow
+
+    profile = (await http.get("/tasks/x")).json()["profile"]
+    assert answer.json()["profile"] == profile
+    assert (profile["template"], profile["limits"]["max_tokens"]) == ("{prompt}!", 3)
+
+
+async def test_two_patches_make_no_definition_that_nobody_checked(
+    http: httpx.AsyncClient, services: Services
+) -> None:
+    await http.put("/tasks/x", json={})
+    held = Held(services.definitions, "check")
+    slow = asyncio.create_task(http.patch("/tasks/x", json={"defaults": {"regex": "a"}}))
+    await held.has_begun.wait()
+
+    await http.patch("/tasks/x", json={"defaults": {"choice": ["a"]}})
+    held.release()
+    response = await slow
+
+    assert (response.status_code, response.json()["code"]) == (409, "activation_overtaken")
 
 
 @pytest.mark.parametrize("change", ["activate", "traffic"])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from pydantic import Discriminator
+from pydantic import Discriminator, ValidationError
 
 Error = Mapping[str, Any]
 """One error of pydantic: `type`, `loc`, `msg`, `input`, `ctx`."""
@@ -82,6 +82,12 @@ def sentence(error: Error, fields: Collection[str] = ()) -> str:
     return f"{_subject(loc)}{colon} {message}"
 
 
+def first(error: ValidationError, whole: str = "body") -> str:
+    """The sentence on the first error. `whole` is what all of it is called."""
+    details = error.errors(include_url=False)[0]
+    return sentence({**details, "loc": ("body" if details["loc"] else whole, *details["loc"])})
+
+
 def meant(name: str, fields: Iterable[str]) -> str:
     """A question for the field that was probably meant; empty where there is none like it."""
     return "".join(f"; did you mean `{found}`?" for found in get_close_matches(name, fields, 1))
@@ -99,7 +105,8 @@ def what(error: Error) -> str:
         return f"{_EXPECTED.get(kind, error['msg'])}, not {_kind_of(error['input'])}"
     if kind in _BOUNDS:
         words, bound = _BOUNDS[kind]
-        return f"{words} {context[bound]:g}"
+        limit = context[bound]
+        return f"{words} {limit if isinstance(limit, int) else format(limit, 'g')}"
     if kind in ("string_too_short", "too_short"):
         return _too_short(context["min_length"], _unit(kind))
     if kind in ("string_too_long", "too_long"):
