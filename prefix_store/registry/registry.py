@@ -19,7 +19,7 @@ from prefix_store.errors import (
 )
 from prefix_store.manifest import Draft, Manifest, Profile
 from prefix_store.reference import check_task_name
-from prefix_store.registry import answers, audit, definitions, rows, traffic
+from prefix_store.registry import answers, audit, definitions, queries, rows, traffic
 from prefix_store.registry.activations import ActivationRegistry
 from prefix_store.registry.audit import NOBODY, Actor
 from prefix_store.registry.preconditions import (
@@ -185,7 +185,7 @@ class Registry(ActivationRegistry):
         if version is not None:
             rows.check_known_number(task, version)
         with self._read() as connection:
-            found = connection.execute(rows.RESOLVED, {"task": task, "number": version}).all()
+            found = connection.execute(queries.RESOLVED, {"task": task, "number": version}).all()
         if not found:
             raise UnknownTask(f"there is no task {task}")
         alive = {row.number: row for row in found if row.manifest is not None}

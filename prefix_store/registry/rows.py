@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence, Set
+from collections.abc import Set
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Integer,
     Row,
     and_,
-    bindparam,
     func,
     insert,
-    or_,
     select,
     update,
 )
 
-from prefix_store.database.schema import activations, tasks, traffic, versions
+from prefix_store.database.schema import activations, tasks, versions
 from prefix_store.definition import Definition
 from prefix_store.digest import Digest
 from prefix_store.errors import (
@@ -33,55 +30,9 @@ from prefix_store.errors import (
 )
 from prefix_store.manifest import Activation, Manifest, Profile, Task
 from prefix_store.reference import MAX_VERSION, is_task_name
-from prefix_store.registry import definitions
+from prefix_store.registry import definitions, queries
 from prefix_store.registry.preconditions import Preconditions
 from prefix_store.rollback import RollbackRule
-
-_ASKED = bindparam("number", type_=Integer)
-_NUMBER = func.coalesce(_ASKED, traffic.c.version, activations.c.version)
-RESOLVED = (
-    select(
-        tasks.c.active_seq,
-        tasks.c.profile,
-        versions.c.manifest,
-        versions.c.definition,
-        versions.c.number,
-        traffic.c.weight,
-    )
-    .outerjoin(activations, activations.c.seq == tasks.c.active_seq)
-    .outerjoin(traffic, (traffic.c.seq == tasks.c.active_seq) & _ASKED.is_(None))
-    .outerjoin(
-        versions,
-        (versions.c.task == tasks.c.name)
-        & (versions.c.number == _NUMBER)
-        & versions.c.deleted_at.is_(None),
-    )
-    .where(tasks.c.name == bindparam("task"), tasks.c.deleted_at.is_(None))
-)
-"""Resolves a task to the version with a number, the active version, or the versions that share its
-traffic: one row per version, with a null manifest if there is none."""
-
-_NUM_VERSIONS = (
-    select(func.count())
-    .select_from(versions)
-    .where(versions.c.task == tasks.c.name, versions.c.deleted_at.is_(None))
-    .scalar_subquery()
-)
-_ACTIVE = versions.alias("active")
-TASKS = (
-    select(tasks, activations.c.version, _ACTIVE.c.definition, _NUM_VERSIONS.label("num_versions"))
-    .outerjoin(activations, activations.c.seq == tasks.c.active_seq)
-    .outerjoin(
-        _ACTIVE, (_ACTIVE.c.task == tasks.c.name) & (_ACTIVE.c.number == activations.c.version)
-    )
-    .where(tasks.c.deleted_at.is_(None))
-)
-
-
-def matches(globs: Sequence[str]) -> ColumnElement[bool]:
-    """Match a task's name against globs: the SQL equivalent of `reference.matches`."""
-    table = str.maketrans({"*": "%", "?": "_", "_": r"\_"})
-    return or_(*(tasks.c.name.like(glob.translate(table), escape="\\") for glob in globs))
 
 
 def now() -> datetime:
@@ -169,7 +120,7 @@ def change(connection: Connection, name: str, **fields: object) -> None:
 def read_task(connection: Connection, name: str) -> Task:
     """Return a task. Raises `UnknownTask`."""
     check_known_name(name)
-    row = connection.execute(TASKS.where(tasks.c.name == name)).one_or_none()
+    row = connection.execute(queries.TASKS.where(tasks.c.name == name)).one_or_none()
     if row is None:
         raise UnknownTask(f"there is no task {name}")
     return as_task(row)

@@ -13,7 +13,7 @@ from prefix_store.digest import Digest
 from prefix_store.errors import ActivationOvertaken, TaskExists, TrafficSplit
 from prefix_store.manifest import Draft, Profile, Task
 from prefix_store.reference import check_task_name
-from prefix_store.registry import answers, audit, definitions, rows, traffic
+from prefix_store.registry import answers, audit, definitions, queries, rows, traffic
 from prefix_store.registry.audit import NOBODY, Actor
 from prefix_store.registry.preconditions import UNCONDITIONAL, Preconditions
 from prefix_store.registry.quotas import Quotas
@@ -102,7 +102,7 @@ class TaskRegistry:
         self, after: str | None = None, limit: int = 100, globs: Sequence[str] = ("*",)
     ) -> list[Task]:
         """Return at most `limit` tasks after the name `after`, by name. Raises `InvalidName`."""
-        page = rows.TASKS.where(rows.matches(globs)).order_by(tasks.c.name).limit(limit)
+        page = queries.TASKS.where(queries.matches(globs)).order_by(tasks.c.name).limit(limit)
         if after is not None:
             check_task_name(after)
             page = page.where(tasks.c.name > after)

@@ -43,12 +43,26 @@ def generate(
 
 
 def push(
-    task: str, upload: Upload, *, activate: bool, if_match: int | None, progress: Progress | None
+    task: str,
+    upload: Upload,
+    *,
+    activate: bool,
+    if_match: int | None,
+    progress: Progress | None,
+    seen: types.Task | None = None,
 ) -> Call[types.Uploaded]:
     verb, path, params = _upload(task, upload, activate)
     body = replace(upload.body(), progress=progress)
-    parse, key = _as(types.Uploaded), _new_key()
-    return Call(verb, path, parse, params=params, body=body, idempotency_key=key, if_match=if_match)
+    return Call(
+        verb,
+        path,
+        _as(types.Uploaded),
+        params=params,
+        body=body,
+        idempotency_key=_new_key(),
+        if_match=if_match,
+        seen=seen,
+    )
 
 
 def rehearse(task: str, upload: Upload, *, activate: bool) -> Call[types.Rehearsal]:

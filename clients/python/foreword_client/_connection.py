@@ -10,9 +10,9 @@ from typing import Any, Self, TypeVar
 import anyio
 import httpx
 
-from foreword_client import errors
+from foreword_client import _calls, errors
 from foreword_client._retry import Retries
-from foreword_client._wire import DEFAULT_TIMEOUT, Call, Target, error_of
+from foreword_client._wire import DEFAULT_TIMEOUT, Call, Target, error_of, sent_again
 
 T = TypeVar("T")
 
@@ -74,6 +74,8 @@ class Connection:
                 if delay_s is None:
                     raise
             time.sleep(delay_s)
+            if call.seen is not None:
+                call = sent_again(call, self._call(_calls.task(call.seen.name)))
 
     def _attempt(self, call: Call[Any]) -> httpx.Response:
         content = None if call.body is None else call.body.chunks()
@@ -146,6 +148,8 @@ class AsyncConnection:
                 if delay_s is None:
                     raise
             await anyio.sleep(delay_s)
+            if call.seen is not None:
+                call = sent_again(call, await self._call(_calls.task(call.seen.name)))
 
     async def _attempt(self, call: Call[Any]) -> httpx.Response:
         content = None if call.body is None else call.body.async_chunks()

@@ -14,6 +14,20 @@ if TYPE_CHECKING:
     from foreword_client.client import Client
 
 
+def before(client: Client, task: str) -> types.Task | None:
+    """Get a task before an upload; None if it is new, or if the key may not read tasks."""
+    with suppress(UnknownTaskError, PermissionDeniedError):
+        return client.task(task)
+    return None
+
+
+async def async_before(client: AsyncClient, task: str) -> types.Task | None:
+    """Like `before`."""
+    with suppress(UnknownTaskError, PermissionDeniedError):
+        return await client.task(task)
+    return None
+
+
 def revision(client: Client, task: str, given: int | None) -> int | None:
     """Return `given`, or else the task's revision; None if the key may not read tasks."""
     if given is not None:

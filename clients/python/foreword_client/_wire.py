@@ -6,7 +6,7 @@ import ipaddress
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import httpx
@@ -103,6 +103,8 @@ class Call(Generic[T]):
     """The change applies only while the task is at this revision."""
     timeout_s: float | None = None
     """None for the client's timeout."""
+    seen: types.Task | None = None
+    """The task before the first attempt: see `sent_again`."""
 
     @property
     def headers(self) -> dict[str, str]:
@@ -116,6 +118,18 @@ class Call(Generic[T]):
     @property
     def timeout(self) -> Any:
         return httpx.USE_CLIENT_DEFAULT if self.timeout_s is None else self.timeout_s
+
+
+def sent_again(call: Call[T], now: types.Task) -> Call[T]:
+    """Return the call to send again, meant for the task as it is now.
+
+    If other versions are live by now, it stays meant for the task as it was. So if the first
+    attempt made the change, its answer is repeated; if not, the call is refused.
+    """
+    seen = call.seen
+    assert seen is not None
+    is_same = (now.active_version, now.weights) == (seen.active_version, seen.weights)
+    return replace(call, if_match=now.revision if is_same else seen.revision)
 
 
 def error_of(response: httpx.Response) -> errors.APIStatusError:

@@ -91,7 +91,11 @@ class AsyncClient(AsyncConnection):
         fields, profile = _calls.split(changes)
         if fields:
             upload, if_match = await _seen.async_changed(self, task, upload, fields, if_match)
-        call = _calls.push(task, upload, activate=activate, if_match=if_match, progress=progress)
+        is_guarded = if_match is not None or not activate
+        seen = None if is_guarded else await _seen.async_before(self, task)
+        call = _calls.push(
+            task, upload, activate=activate, if_match=if_match, seen=seen, progress=progress
+        )
         uploaded = await self._call(call)
         if profile:
             await self.update_task(task, **profile)

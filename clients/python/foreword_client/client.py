@@ -109,7 +109,11 @@ class Client(Connection):
         fields, profile = _calls.split(changes)
         if fields:
             upload, if_match = _seen.changed(self, task, upload, fields, if_match)
-        call = _calls.push(task, upload, activate=activate, if_match=if_match, progress=progress)
+        is_guarded = if_match is not None or not activate
+        seen = None if is_guarded else _seen.before(self, task)
+        call = _calls.push(
+            task, upload, activate=activate, if_match=if_match, seen=seen, progress=progress
+        )
         uploaded = self._call(call)
         if profile:
             self.update_task(task, **profile)

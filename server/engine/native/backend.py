@@ -164,7 +164,7 @@ def _by_model(model: PreTrainedModel, **inputs: Tensor) -> Tensor:
 
 
 def _steps(num_prefix_tokens: int, last_position: int) -> list[tuple[list[QuerySpan], int]]:
-    """Return the steps of a trial, as spans and the position of the first token.
+    """Return the steps of a trial, as spans and what is added to their positions.
 
     Two prompts, one after a prefix; then one token of each; then the same tokens at positions close
     to the end of the context.
@@ -190,13 +190,16 @@ def _forward(
     backend: AttentionBackend,
     prefix: ResidentPrefix | None,
     spans: list[QuerySpan],
-    first_position: int = 0,
+    offset: int = 0,
 ) -> Tensor:
-    """Run spans, of which those with prefix tokens come after `prefix`; return all logits."""
+    """Run spans, of which those with prefix tokens come after `prefix`; return all logits.
+
+    `offset` is added to all position ids.
+    """
     interface.register(backend.attend)
     num_rows = spans[-1].end
     ids = (torch.arange(num_rows) * 31 % model.config.vocab_size)[None]
-    positions = [first_position + s.first_position + i for s in spans for i in range(s.num_tokens)]
+    positions = [offset + s.first_position + i for s in spans for i in range(s.num_tokens)]
     segments = [
         Segment.of_prefix(s.begin, s.end, prefix)
         for s in spans

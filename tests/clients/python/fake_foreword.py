@@ -170,9 +170,10 @@ class FakeForeword:
         await self._note(request)
         name = request.path_params["task"]
         told = {"seq": 1, "version": 1, "action": "activate", "at": NOW, "by": None}
+        ended = told | {"seq": 2, "action": "rollback", "reason": "v4: 13 of 130 failed"}
         found = [manifest(name, n) for n in (1, 2, 3)]
         return JSONResponse(
-            {"task": name, "active_version": 3, "versions": found, "history": [told]}
+            {"task": name, "active_version": 3, "versions": found, "history": [ended, told]}
         )
 
     async def _version(self, request: Request) -> Response:

@@ -144,6 +144,7 @@ def test_push_says_what_is_live(run: Run, server: FakeForeword) -> None:
     assert done.stdout.startswith("x: v4 is now live (20 virtual tokens from peft, 1.5 MB")
     assert "is stored, but not active" in stored.stdout
     assert [s[:2] for s in server.seen] == [
+        ("GET", "/tasks/x"),
         ("PUT", "/tasks/x/prefix"),
         ("POST", "/tasks/x/versions"),
     ]

@@ -101,3 +101,11 @@ def test_what_makes_no_sense_is_refused(
     assert refused.exit_code == 2
     assert said in " ".join(refused.stderr.split())
     assert server.seen == []
+
+
+def test_the_history_says_why_a_split_ended(run: Run) -> None:
+    header, ended, activated = run("versions", "x", "--history").stdout.splitlines()
+
+    assert header.split() == ["WHEN", "VERSION", "ACTION", "BY", "REASON"]
+    assert ended.rstrip().endswith("rollback  -   v4: 13 of 130 failed")
+    assert activated.split()[-2:] == ["activate", "-"]

@@ -187,8 +187,8 @@ def test_an_upload_is_sent_again_under_the_same_key(connect: Connect, tmp_path: 
     script = Script(httpx.ConnectError("refused"), lost, *done)
     client = connect(script)
 
-    assert client.push("x", weights).version == 1
-    assert client.push("x", weights).version == 2
+    assert client.push("x", weights, activate=False).version == 1
+    assert client.push("x", weights, activate=False).version == 2
 
     assert [request.content for request in script.requests] == [b"w" * 100] * 4
     first, second, third, other = (r.headers["Idempotency-Key"] for r in script.requests)
@@ -212,7 +212,7 @@ def test_a_change_can_be_meant_for_one_revision(connect: Connect) -> None:
         (lambda client: client.delete_task("x"), True),
         (lambda client: client.delete_version("x", 1), True),
         (lambda client: client.set_traffic("x", {1: 1, 2: 1}, if_match=1), True),
-        (lambda client: client.push("x", text="t"), True),
+        (lambda client: client.push("x", text="t", activate=False), True),
         (lambda client: client.activate("x", 1, if_match=1), True),
         (lambda client: client.tasks(), True),
         (lambda client: client.download("x", 1), True),

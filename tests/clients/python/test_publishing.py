@@ -84,7 +84,8 @@ def start(live: LiveServer, *args: str) -> subprocess.Popen[bytes]:
     heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     main = f"{heard}; from foreword_client.cli import main; main()"
     environment = os.environ | {"FOREWORD_URL": live.url}
-    return subprocess.Popen([sys.executable, "-c", main, *args], env=environment)
+    command = [sys.executable, "-c", main, *args]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
 
 
 def interrupt(live: LiveServer, file: Path, held: Held, sign: signal.Signals) -> int:
@@ -93,15 +94,16 @@ def interrupt(live: LiveServer, file: Path, held: Held, sign: signal.Signals) ->
     try:
         wait_until(lambda: held.has_begun)
         process.send_signal(sign)
-        code = process.wait(20)
+        _, said = process.communicate(timeout=20)
     finally:
         process.kill()
         process.wait(10)
+    assert (b"foreword versions x" in said) == (sign == signal.SIGINT), said
     with Client(live.url) as client:  # by then the server has read that the connection is closed
         client.is_alive()
     held.release()
     wait_until(lambda: not live.server.server_state.tasks)
-    return code
+    return process.returncode
 
 
 SIGNALS = pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL], ids=lambda s: s.name)
@@ -198,10 +200,14 @@ class BusyOnce:
             self._meanwhile()
             self._meanwhile = None
             return httpx.Response(503, headers={"Retry-After": "0"})
-        headers = {k: v for k, v in request.headers.items() if k != "host"}
-        url = request.url.copy_with(host="127.0.0.1", port=self._live.port)
-        found = httpx.request(request.method, url, content=request.content, headers=headers)
-        return httpx.Response(found.status_code, content=found.content)
+        return forward(self._live, request)
+
+
+def forward(live: LiveServer, request: httpx.Request) -> httpx.Response:
+    headers = {k: v for k, v in request.headers.items() if k != "host"}
+    url = request.url.copy_with(host="127.0.0.1", port=live.port)
+    found = httpx.request(request.method, url, content=request.read(), headers=headers)
+    return httpx.Response(found.status_code, content=found.content)
 
 
 @pytest.mark.parametrize(
@@ -210,8 +216,10 @@ class BusyOnce:
         lambda client: client.activate("x", 1),
         lambda client: client.rollback("x"),
         lambda client: client.set_traffic("x", {1: 1, 2: 1}),
+        lambda client: client.push("x", text="older"),
+        lambda client: client.push("x", text="older", template="{prompt}!"),
     ],
-    ids=["activate", "rollback", "traffic"],
+    ids=["activate", "rollback", "traffic", "push", "push of a change"],
 )
 def test_a_change_that_is_tried_again_does_not_overtake(
     connect: Connect, live: LiveServer, change: Callable[[Any], Any]
@@ -224,6 +232,39 @@ def test_a_change_that_is_tried_again_does_not_overtake(
             change(client)
 
     assert active(live) == (3, 3)
+
+
+def test_a_push_whose_answer_was_lost_counts_once(connect: Connect, live: LiveServer) -> None:
+    def lose(request: httpx.Request) -> httpx.Response:
+        found = forward(live, request)
+        if request.method == "PUT" and not lost:
+            lost.append(found.status_code)
+            raise httpx.ReadError("lost")
+        return found
+
+    lost: list[int] = []
+    with Client(live.url) as other:
+        push(other, 1)
+
+    uploaded = connect(lose).push("x", text="t")
+
+    assert (uploaded.version, uploaded.active, lost) == (2, True, [200])
+    assert active(live) == (2, 2)
+
+
+@pytest.mark.parametrize("is_new", [False, True])
+def test_a_push_that_is_tried_again_becomes_active_if_nothing_else_did(
+    connect: Connect, live: LiveServer, is_new: bool
+) -> None:
+    with Client(live.url) as other:
+        if not is_new:
+            push(other, 1)
+        stored = [] if is_new else [2]
+        client = connect(BusyOnce(live, lambda: push(other, *stored, activate=False)))
+
+        assert client.push("x", text="t").active
+
+    assert active(live) == ((1, 1) if is_new else (3, 3))
 
 
 def test_a_key_that_may_not_read_activates_all_the_same(

@@ -138,7 +138,8 @@ def test_a_push_streams_a_file_with_its_length(
     uploaded = connect(server.url).push("x", weights)
     stored = connect(server.url).push("x", text="Translate.", activate=False)
 
-    (method, where, headers, body), (method2, where2, headers2, _) = server.seen
+    (seen, *_), (method, where, headers, body), (method2, where2, headers2, _) = server.seen
+    assert seen == "GET"  # what a second attempt must not overtake
     assert (method, where) == ("PUT", "/tasks/x/prefix")
     assert body == weights.read_bytes()
     assert headers["content-length"] == str(len(body))
@@ -164,6 +165,7 @@ def test_a_push_carries_how_it_is_asked_and_changes_the_task_afterwards(
         ("PUT", "/tasks/x/prefix"),
         ("PATCH", "/tasks/x"),
         ("POST", "/tasks/x/versions"),
+        ("GET", "/tasks/x"),
         ("POST", "/tasks/x/versions?activate=true"),
     ]
     assert server.bodies() == [
@@ -176,7 +178,7 @@ def test_a_push_carries_how_it_is_asked_and_changes_the_task_afterwards(
     assert [headers.get("if-match") for _, _, headers, _ in server.seen] == [
         None,
         '"7"',
-        *[None] * 3,
+        *[None] * 4,
     ]
 
 

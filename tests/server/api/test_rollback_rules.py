@@ -33,9 +33,9 @@ async def report(http: httpx.AsyncClient) -> dict[str, Any]:
     ("body", "said"),
     [
         ({"rollback_if": {"min_requests": 5}}, "needs a condition"),
-        ({"rollback_if": {"error_rate_above": 1}}, "less than 1"),
+        ({"rollback_if": {"error_rate_above": 1}}, "below 1"),
         ({"rollback_if": {"error_rate_above": "0.1"}}, "number"),
-        ({"rollback_if": {"errors": 0.1}}, "not permitted"),
+        ({"rollback_if": {"errors": 0.1}}, "is no field"),
         ({"rollback_if": {"golden_fails": True}}, "golden prompts"),
         ({"weights": {"2": 1}, "rollback_if": RULE}, "besides the active one"),
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -115,12 +117,22 @@ def push(
         if dry_run:
             _show_rehearsal(client.rehearse(task, source, **content), as_json=as_json)
             return
-        with output.bar(f"{task}: upload") as progress:
+        with _noted_interrupt(task), output.bar(f"{task}: upload") as progress:
             uploaded = client.push(task, source, **content, if_match=if_match, progress=progress)
     if as_json:
         output.show_json(uploaded)
     else:
         _show_uploaded(uploaded)
+
+
+@contextmanager
+def _noted_interrupt(task: str) -> Iterator[None]:
+    """Say after Ctrl-C where to look: the upload may have arrived a moment before."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        output.note(f"`foreword versions {task}` shows whether the upload had arrived")
+        raise
 
 
 def _show_uploaded(uploaded: types.Uploaded) -> None:

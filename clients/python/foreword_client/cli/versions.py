@@ -57,7 +57,7 @@ def versions(
         output.show_json(found)
     elif history:
         rows = [_moment(line) for line in found.history]
-        output.show_table(("WHEN", "VERSION", "ACTION", "BY"), rows)
+        output.show_table(("WHEN", "VERSION", "ACTION", "BY", "REASON"), rows)
     else:
         listed = sorted(found.versions, key=lambda each: each.version)
         rows = [
@@ -106,7 +106,8 @@ def _evaluation(found: types.Evaluation) -> str:
 
 
 def _moment(line: types.Activation) -> tuple[str, ...]:
-    return output.when(line.at), f"v{line.version}", line.action, line.by or "-"
+    at, reason = output.when(line.at), line.reason or ""
+    return at, f"v{line.version}", line.action, line.by or "-", reason
 
 
 def _row(
