@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from foreword_client.apply.models import Definition, Settings
+from foreword_client.apply.models import Definition, RollbackRule, Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,7 @@ class WantedTask:
     definition: Definition | None = None
     """Of a task that has no version, and gets none: that of its first."""
     keeps_traffic: bool = False
+    rollback_if: RollbackRule | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,10 @@ class ActualTask:
     """That of the active version, or of the first if there is none yet."""
     active: int | None = None
     weights: Mapping[int, int] | None = None
+    rollback_if: RollbackRule | None = None
+    """The rule of the split."""
+    rollback_reason: str | None = None
+    """Why the last split ended by itself, if nothing came after it."""
     versions: Mapping[int, Definition] = field(default_factory=dict)
     """Versions that can be served."""
     pinned: frozenset[int] = frozenset()
@@ -111,6 +116,14 @@ class Split:
     """Share the traffic, by index of the wanted versions."""
 
     weights: Mapping[int, int]
+    rollback_if: RollbackRule | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Do nothing more, for a reason."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +151,8 @@ class Delete:
 
 
 Step = (
-    Create | Configure | Define | Upload | Redefine | Activate | Split | EndSplit
-    | Pin | Unpin | Delete
+    Create | Configure | Define | Upload | Redefine | Activate | Split | Refuse
+    | EndSplit | Pin | Unpin | Delete
 )  # fmt: skip
 
 

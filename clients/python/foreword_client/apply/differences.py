@@ -14,13 +14,14 @@ from foreword_client.apply.changes import (
     EndSplit,
     Pin,
     Redefine,
+    Refuse,
     Split,
     Step,
     Unpin,
     Upload,
     WantedTask,
 )
-from foreword_client.apply.models import Definition
+from foreword_client.apply.models import Definition, RollbackRule
 
 
 def differences(
@@ -53,9 +54,14 @@ def _difference(
             yield from _compared(before, step.definition, where)
         case Activate(index):
             yield Difference("active", active, f"v{numbers[index]}")
-        case Split(weights):
+        case Split(weights, rule):
             after = {_named(index, numbers): weight for index, weight in weights.items()}
-            yield Difference("traffic", _shares(actual), after)
+            if after != _shares(actual):
+                yield Difference("traffic", _shares(actual), after)
+            if rule != actual.rollback_if:
+                yield Difference("rollback_if", _rule(actual.rollback_if), _rule(rule))
+        case Refuse(reason):
+            yield Difference("traffic", _shares(actual), f"refused: {reason}")
         case EndSplit():
             yield Difference("traffic", _shares(actual), active)
         case Pin(index):
@@ -76,6 +82,10 @@ def _shares(actual: ActualTask) -> Any:
     if actual.weights is None:
         return None if actual.active is None else f"v{actual.active}"
     return {f"v{number}": weight for number, weight in actual.weights.items()}
+
+
+def _rule(rule: RollbackRule | None) -> Any:
+    return None if rule is None else rule.model_dump(exclude_defaults=True)
 
 
 def _compared(before: BaseModel, after: BaseModel, where: str = "") -> Iterator[Difference]:

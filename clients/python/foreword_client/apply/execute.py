@@ -25,6 +25,7 @@ from foreword_client.apply.changes import (
     EndSplit,
     Pin,
     Redefine,
+    Refuse,
     Split,
     Step,
     Unpin,
@@ -48,6 +49,10 @@ FATAL = (AuthenticationError, NoServerError)
 
 class ChangedMeanwhileError(ForewordError):
     """Somebody else changed the task. What was not done yet is left out."""
+
+
+class RefusedError(ForewordError):
+    """A step is not done, though the server would do it."""
 
 
 class Result(BaseModel):
@@ -163,6 +168,11 @@ class _Run:
                 await self._client.pin(self._task, self._number(index))
             case Unpin(version):
                 await self._client.unpin(self._task, version)
+            case Refuse(reason):
+                raise RefusedError(
+                    f"{reason}; take the version out of the file, or start the split again with "
+                    "`foreword traffic`"
+                )
             case Activate() | Split() | EndSplit():
                 await self._direct_traffic(step)
 
@@ -201,7 +211,12 @@ class _Run:
         else:
             shares = step.weights if isinstance(step, Split) else {}
             weights = {self._number(index): weight for index, weight in shares.items()}
-            split = await self._client.set_traffic(self._task, weights, if_match=revision)
+            rule: Any = {}  # removes the rule of the split before
+            if isinstance(step, Split) and step.rollback_if is not None:
+                rule = step.rollback_if.model_dump(exclude_defaults=True)
+            split = await self._client.set_traffic(
+                self._task, weights, rollback_if=rule, if_match=revision
+            )
             warning = split.warning
         if warning is not None:
             self.warnings.append(warning)

@@ -72,6 +72,7 @@ async def _task(client: AsyncClient, name: str, folder: Path | None) -> Document
             version | {"traffic": weights.get(number, 0)}
             for number, version in zip(kept, shared, strict=True)
         ]
+        found |= _rule(versions) if task.weights else {}
     else:
         found |= _asked(task, None)
     return found
@@ -92,6 +93,11 @@ def _kept(task: types.Task, versions: types.Versions) -> Iterator[types.Version]
     for number, version in by_number.items():
         if weights.get(number) or version.pinned:
             yield version
+
+
+def _rule(versions: types.Versions) -> Document:
+    rule = max(versions.history, key=lambda activation: activation.seq).rollback_if
+    return {} if rule is None else {"rollback_if": rule.model_dump(exclude_defaults=True)}
 
 
 async def _version(

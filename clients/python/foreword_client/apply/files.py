@@ -21,6 +21,7 @@ from foreword_client.apply.models import (
     Limits,
     Message,
     Rank,
+    RollbackRule,
     SharedVersion,
     TasksFile,
     TaskSpec,
@@ -37,6 +38,7 @@ _NESTED: dict[str, type[BaseModel]] = {
     "golden": GoldenPrompt,
     "messages": Message,
     "rank": Rank,
+    "rollback_if": RollbackRule,
 }
 """Model of the values below a key."""
 

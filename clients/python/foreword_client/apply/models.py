@@ -156,22 +156,52 @@ class SharedVersion(VersionSpec):
         return self
 
 
+class RollbackRule(Model):
+    """When the first version gets all the traffic back: any condition, met by any other version."""
+
+    error_rate_above: float | None = Field(None, ge=0, lt=1, allow_inf_nan=False)
+    first_token_p95_ms_above: float | None = Field(None, gt=0, allow_inf_nan=False)
+    total_p95_ms_above: float | None = Field(None, gt=0, allow_inf_nan=False)
+    golden_fails: bool = False
+    min_requests: int = Field(50, ge=1, le=1_000_000)
+
+    @model_validator(mode="after")
+    def _has_a_condition(self) -> Self:
+        given = self.model_dump(exclude={"min_requests"}).values()
+        if all(value in (None, False) for value in given):
+            raise ValueError("a rule needs a condition, such as error_rate_above")
+        return self
+
+    @classmethod
+    def of_answer(cls, found: BaseModel | None) -> Self | None:
+        """Take the rule from a server's answer."""
+        if found is None:
+            return None
+        return cls.model_validate(found.model_dump(include=set(cls.model_fields)))
+
+
 class TaskSpec(VersionSpec, Settings):
     """A task: its settings, and its one version, or `versions`, of which the first is active."""
 
     versions: list[SharedVersion] | None = Field(None, min_length=1, max_length=16)
+    rollback_if: RollbackRule | None = None
 
     @model_validator(mode="after")
     def _has_one_source(self) -> Self:
         if len(self.sources) > 1:
             raise ValueError(f"set only one of {' and '.join(self.sources)}")
         if self.versions is None:
+            if self.rollback_if is not None:
+                raise ValueError("rollback_if goes with versions that share the traffic")
             return self
         beside = sorted(self.model_fields_set & VersionSpec.model_fields.keys())
         if beside:
             raise ValueError(f"{beside[0]} belongs into each of the versions, not beside them")
-        if not any(version.traffic for version in self.versions):
+        num_served = sum(version.traffic > 0 for version in self.versions)
+        if not num_served:
             raise ValueError("at least one version needs traffic above 0")
+        if self.rollback_if is not None and num_served == 1:
+            raise ValueError("rollback_if goes with versions that share the traffic")
         return self
 
 

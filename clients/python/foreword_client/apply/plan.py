@@ -17,6 +17,7 @@ from foreword_client.apply.changes import (
     EndSplit,
     Pin,
     Redefine,
+    Refuse,
     Split,
     Step,
     Unpin,
@@ -147,8 +148,14 @@ def _traffic_steps(
             yield EndSplit()
         return
     weights = {numbers[index]: weight for index, weight in shares.items()}
-    if ends_split or weights != actual.weights:
-        yield Split(shares)
+    rule = wanted.rollback_if
+    if not ends_split and weights == actual.weights and rule == actual.rollback_if:
+        return
+    if actual.rollback_reason is not None and None not in numbers:
+        # Applying the same file again would restart what the rule has stopped.
+        yield Refuse(f"its split was ended by its rule: {actual.rollback_reason}")
+    else:
+        yield Split(shares, rule)
 
 
 def _pin_steps(

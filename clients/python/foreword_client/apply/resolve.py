@@ -59,7 +59,7 @@ def resolve(task: OpenedTask, found: Found | None) -> WantedTask:
         for index, (one, source) in enumerate(zip(specs, task.sources, strict=True))
     )
     _check_distinct(versions, task.sources)
-    return WantedTask(task.declared.name, settings, versions)
+    return WantedTask(task.declared.name, settings, versions, rollback_if=spec.rollback_if)
 
 
 def _place(declared: DeclaredTask, index: int, spec: VersionSpec) -> str:

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from foreword_client import types
 from foreword_client.apply.changes import ActualTask
-from foreword_client.apply.models import Defaults, Definition, Settings
+from foreword_client.apply.models import Defaults, Definition, RollbackRule, Settings
 from foreword_client.async_client import AsyncClient
 from foreword_client.errors import ForewordError, UnexpectedAnswerError, UnknownTaskError
 
@@ -40,12 +40,13 @@ async def read_task(client: AsyncClient, name: str, fingerprint: str) -> Found |
         for version in versions.versions
         if version.version not in versions.quarantined and version.fingerprint == fingerprint
     )
-    return Found(_actual(task, versions.versions, manifests), manifests)
+    return Found(_actual(task, versions, manifests), manifests)
 
 
 def _actual(
-    task: types.Task, versions: Iterable[types.Version], usable: Iterable[types.Version]
+    task: types.Task, versions: types.Versions, usable: Iterable[types.Version]
 ) -> ActualTask:
+    last = max(versions.history, key=lambda activation: activation.seq, default=None)
     return ActualTask(
         name=task.name,
         revision=task.revision or 0,
@@ -53,8 +54,10 @@ def _actual(
         definition=Definition.of_answer(task.profile),
         active=task.active_version,
         weights=task.weights,
+        rollback_if=None if last is None else RollbackRule.of_answer(last.rollback_if),
+        rollback_reason=None if last is None else last.reason,
         versions={version.version: definition_of(version) for version in usable},
-        pinned=frozenset(version.version for version in versions if version.pinned),
+        pinned=frozenset(version.version for version in versions.versions if version.pinned),
     )
 
 

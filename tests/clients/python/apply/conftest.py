@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 from foreword_client.cli import make_app
 from prefix_store.formats import peft
+from prefix_store.store import PrefixStore
 from server.app import create_app
 from server.settings import Settings
 from server.text.tokenizer import Tokenizer
@@ -28,7 +29,7 @@ class Server:
     """A running server, and what it was asked."""
 
     url: str
-    engine: FakeEngine
+    store: PrefixStore
     writes: list[str]
     """Requests so far that were not reads."""
     in_progress: list[str]
@@ -106,7 +107,7 @@ def start(tmp_path: Path) -> Iterator[Callable[[str], Server]]:
             engine = FakeEngine(compile_to=compile_into(stored.store, folder))
             tokenizer = Tokenizer(make_transformers_tokenizer())
             app = create_app(settings, *stored, engine, tokenizer, "tiny")
-            server = Server("", engine, [], [], {})
+            server = Server("", stored.store, [], [], {})
             app.add_middleware(Recorder, server=server)
             return replace(server, url=stack.enter_context(serve(app)).url)
 

@@ -22,7 +22,7 @@ from foreword_client.apply.changes import (
     WantedTask,
     WantedVersion,
 )
-from foreword_client.apply.models import Definition, Settings
+from foreword_client.apply.models import Definition, RollbackRule, Settings
 
 
 @dataclass
@@ -34,6 +34,7 @@ class Stored:
     versions: dict[int, tuple[str, Definition]] = field(default_factory=dict)
     active: int | None = None
     weights: dict[int, int] | None = None
+    rule: RollbackRule | None = None
     pinned: set[int] = field(default_factory=set)
     revision: int = 1
 
@@ -41,9 +42,16 @@ class Stored:
         versions = {number: definition for number, (_, definition) in self.versions.items()}
         asked = versions[self.active] if self.active else Definition()
         return ActualTask(
-            self.name, self.revision, self.settings, asked, self.active, self.weights, versions,
-            frozenset(self.pinned),
-        )  # fmt: skip
+            self.name,
+            self.revision,
+            self.settings,
+            asked,
+            self.active,
+            self.weights,
+            self.rule,
+            versions=versions,
+            pinned=frozenset(self.pinned),
+        )
 
     def add(self, content: str, definition: Definition, *, activate: bool) -> int:
         number = max(self.versions, default=0) + 1
@@ -53,7 +61,7 @@ class Stored:
         return number
 
     def activate(self, number: int) -> None:
-        self.active, self.weights = number, None
+        self.active, self.weights, self.rule = number, None, None
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,12 @@ class Wish:
     pinned: bool
 
 
-def wanted(wishes: list[Wish], settings: Settings, stored: Stored | None) -> WantedTask:
+def wanted(
+    wishes: list[Wish],
+    settings: Settings,
+    stored: Stored | None,
+    rule: RollbackRule | None = None,
+) -> WantedTask:
     held = {} if stored is None else stored.versions
     versions = tuple(
         WantedVersion(
@@ -79,7 +92,7 @@ def wanted(wishes: list[Wish], settings: Settings, stored: Stored | None) -> Wan
         )
         for index, wish in enumerate(wishes)
     )
-    return WantedTask("x", settings, versions)
+    return WantedTask("x", settings, versions, rollback_if=rule)
 
 
 def carry_out(change: Change, stored: Stored | None, wishes: list[Wish]) -> Stored:
@@ -106,10 +119,11 @@ def do(step: Step, task: Stored, numbers: list[Any], wishes: list[Wish]) -> None
             numbers[index] = task.add(content, definition, activate=activate)
         case Activate(index):
             task.activate(numbers[index])
-        case Split(weights):
+        case Split(weights, rule):
             task.weights = {numbers[index]: weight for index, weight in weights.items()}
+            task.rule = rule
         case EndSplit():
-            task.weights = None
+            task.weights, task.rule = None, None
         case Pin(index):
             task.pinned.add(numbers[index])
         case Unpin(version):

@@ -6,11 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
-import httpx
 import pytest
 
-from foreword_client.apply import execute
-from foreword_client.apply.run import Applied
 from tests.clients.python.apply.conftest import Run, Server, save_peft
 
 FOLDER = """
@@ -211,73 +208,6 @@ def test_pruning_deletes_what_no_file_names_and_asks_first(
     done = apply("tasks: {x: {text: one}}", "--prune", "--yes")
     assert done.stdout == "0 created, 0 changed, 1 deleted, 1 unchanged\n"
     assert server.num_versions() == {"x": 1}
-
-
-def test_a_task_that_fails_stops_neither_the_others_nor_is_anything_deleted(
-    apply: Run, server: Server
-) -> None:
-    apply("tasks: {old: {text: one}}")
-    text = "tasks: {bad: {text: x, defaults: {regex: '('}}, good: {text: y}}"
-
-    done = apply(text, "--prune", "--yes", "--json", code=1)
-
-    applied = Applied.model_validate_json(done.stdout)
-    assert (applied.created, applied.failed, applied.left_out) == (1, 1, 1)
-    assert {task.task: (task.status, task.code) for task in applied.tasks} == {
-        "bad": ("failed", "invalid_grammar"),
-        "good": ("done", None),
-        "old": ("left_out", None),
-    }
-    assert set(server.num_versions()) >= {"good", "old"}
-
-
-def test_a_change_of_somebody_else_is_not_overwritten(
-    apply: Run, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another client changes the task after it was read."""
-    apply("tasks: {x: {text: one}, y: {text: one}}")
-    executed = execute.execute
-
-    async def late(*args: object, **options: object) -> object:
-        httpx.patch(f"{server.url}/tasks/x", json={"weight": 5})
-        return await executed(*args, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(execute, "execute", late)
-    done = apply("tasks: {x: {text: two}, y: {text: two}}", code=1)
-
-    assert "warning: [" in done.stderr
-    assert "x: x has changed: it is at revision 3 [precondition_failed]" in done.stderr
-    assert done.stdout == "0 created, 1 changed, 0 unchanged, 1 failed\n"
-    assert server.get("/tasks/x")["profile"]["weight"] == 5
-    assert server.num_versions() == {"x": 1, "y": 2}
-
-
-def test_a_task_that_somebody_creates_meanwhile_is_not_overwritten(
-    apply: Run, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    executed = execute.execute
-
-    async def late(*args: object, **options: object) -> object:
-        httpx.put(f"{server.url}/tasks/x", json={"description": "theirs"})
-        return await executed(*args, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(execute, "execute", late)
-    done = apply("tasks: {x: {text: two, description: ours}}", code=1)
-
-    assert "the task was created by somebody else meanwhile" in done.stderr
-    assert server.get("/tasks/x")["profile"]["description"] == "theirs"
-
-
-def test_a_mistake_anywhere_is_found_before_the_first_write(apply: Run, server: Server) -> None:
-    for text in (
-        "tasks: {a: {text: one}, b: {prefix: missing}}",
-        "tasks: {a: {text: one}, b: {prefix: 'sha256:" + "0" * 64 + "'}}",
-        "tasks: {a: {text: one}, b: {text: two, weight: 0}}",
-        "tasks: {a: {text: one}, b: {pinned: true}}",
-        "tasks: {a: {text: one}, b: {versions: [{text: x, traffic: 1}, {text: x, traffic: 1}]}}",
-    ):
-        assert "error: tasks.yaml: tasks.b" in apply(text, code=1).stderr
-    assert server.num_versions() == {}
 
 
 def test_twelve_tasks_are_applied_twice(apply: Run, server: Server) -> None:

@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from foreword_client.apply import models
-from prefix_store import definition, manifest, sampling
+from prefix_store import definition, manifest, rollback, sampling
 from prefix_store.registry import traffic
 
 BOUNDS = (
@@ -20,6 +20,7 @@ PAIRS = {
     "Defaults": (models.Defaults, definition.Defaults),
     "Limits": (models.Limits, manifest.TaskLimits),
     "GoldenPrompt": (models.GoldenPrompt, definition.GoldenPrompt),
+    "RollbackRule": (models.RollbackRule, rollback.RollbackRule),
     "Settings": (models.Settings, manifest.Profile),
     "Definition": (models.Definition, definition.Definition),
 }

@@ -27,6 +27,7 @@ tasks:
     defaults: {max_tokens: 7, stop: ["\\n"], choice: [yes, no]}
   brief: {messages: [{role: system, content: Be brief.}], chat: true, pinned: true}
   split:
+    rollback_if: {error_rate_above: 0.5, min_requests: 9}
     versions:
       - {text: stable, traffic: 90, template: "A {prompt}"}
       - {text: new, traffic: 10, template: "B {prompt}"}
@@ -76,7 +77,9 @@ def test_an_export_gives_another_server_the_same_answers(
         assert other.answer(f"split&version={number}") == filled.answer(f"split&version={number}")
     for task in ("tuned", "brief", "split", "empty"):
         assert other.get(f"/tasks/{task}")["profile"] == filled.get(f"/tasks/{task}")["profile"]
-    assert other.get("/tasks/split")["weights"] == filled.get("/tasks/split")["weights"]
+    for name in ("weights", "rollback_if"):
+        theirs, ours = (one.get("/tasks/split/traffic")[name] for one in (other, filled))
+        assert theirs == ours is not None
     assert (other.pinned("split"), other.pinned("brief")) == ([3], [1])
     again = run("--url", other.url, "apply", "-f", "folder")
     assert again.stdout == "0 created, 0 changed, 4 unchanged\n"

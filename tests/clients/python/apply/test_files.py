@@ -82,6 +82,14 @@ def read(text: str, folder: Path) -> dict[str, Any]:
             f"{A}, versions: [{{text: x, traffic: 1}}]}}",
             ": tasks.a: text belongs into each of the versions, not beside them",
         ),
+        (
+            f"{A}, rollback_if: {{golden_fails: true}}}}",
+            ": tasks.a: rollback_if goes with versions that share the traffic",
+        ),
+        (
+            "tasks: {a: {rollback_if: {min_requests: 9}, versions: [{text: x, traffic: 1}]}}",
+            ": tasks.a.rollback_if: a rule needs a condition, such as error_rate_above",
+        ),
         ("tasks: {a: {versions: [{text: x}]}}", ": tasks.a.versions.0.traffic: is required"),
         (
             "tasks: {a: {versions: [{traffic: 1}]}}",

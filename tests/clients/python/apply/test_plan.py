@@ -15,12 +15,14 @@ from foreword_client.apply.changes import (
     Define,
     Delete,
     Redefine,
+    Refuse,
+    Split,
     Upload,
     WantedTask,
     WantedVersion,
 )
 from foreword_client.apply.files import InvalidFileError
-from foreword_client.apply.models import Defaults, Definition, Limits, Settings
+from foreword_client.apply.models import Defaults, Definition, Limits, RollbackRule, Settings
 from foreword_client.apply.plan import plan
 from tests.clients.python.apply.model_server import Stored, Wish, carry_out, wanted
 
@@ -34,6 +36,7 @@ SETTINGS = (
     Settings(description="d", limits=Limits(max_tokens=9)),
     Settings(weight=2.0, limits=Limits(max_concurrency=1)),
 )
+RULES = (None, RollbackRule(golden_fails=True), RollbackRule(error_rate_above=0.1))
 CONTENTS = ("a", "b", "c")
 
 
@@ -83,23 +86,30 @@ def stored_tasks(draw: st.DrawFn) -> Stored:
     task.pinned = draw(st.sets(st.sampled_from(numbers)))
     weights = draw(st.dictionaries(st.sampled_from(numbers), st.integers(1, 3), max_size=3))
     task.weights = weights or None
+    task.rule = draw(st.sampled_from(RULES)) if weights else None
     return task
 
 
 @hypothesis.settings(deadline=None)
-@given(st.one_of(st.none(), stored_tasks()), lists_of_wishes(), st.sampled_from(SETTINGS))
+@given(
+    st.one_of(st.none(), stored_tasks()),
+    lists_of_wishes(),
+    st.sampled_from(SETTINGS),
+    st.sampled_from(RULES),
+)
 def test_a_plan_leads_to_what_is_wanted_and_then_there_is_none(
-    stored: Stored | None, wishes: list[Wish], settings: Settings
+    stored: Stored | None, wishes: list[Wish], settings: Settings, rule: RollbackRule | None
 ) -> None:
     actual = {} if stored is None else {"x": stored.actual()}
 
-    for change in plan([wanted(wishes, settings, stored)], actual):
+    for change in plan([wanted(wishes, settings, stored, rule)], actual):
         assert change.action == ("create" if stored is None else "change")
         stored = carry_out(change, stored, wishes)
 
     assert stored is not None
     check_is_as_wanted(stored, wishes, settings)
-    assert plan([wanted(wishes, settings, stored)], {"x": stored.actual()}) == []
+    assert stored.rule == (rule if stored.weights else None)
+    assert plan([wanted(wishes, settings, stored, rule)], {"x": stored.actual()}) == []
 
 
 @hypothesis.settings(deadline=None)
@@ -174,6 +184,24 @@ def test_a_version_that_is_named_twice_is_refused() -> None:
 
     with pytest.raises(InvalidFileError, match="this is version 1"):
         plan([WantedTask("x", Settings(), twice)], {"x": task.actual()})
+
+
+def test_a_split_that_its_rule_has_ended_is_not_started_again() -> None:
+    task = Stored("x")
+    for content in "ba":
+        task.add(content, Definition(), activate=True)
+    wishes = [Wish("a", Definition(), 9, False), Wish("b", Definition(), 1, False)]
+    ended = {"x": replace(task.actual(), rollback_reason="too many errors")}
+
+    [again] = plan([wanted(wishes, Settings(), task)], ended)
+    without = plan([wanted(wishes[:1], Settings(), task)], ended)
+    [better] = plan(
+        [wanted([wishes[0], Wish("c", Definition(), 1, False)], Settings(), task)], ended
+    )
+
+    assert again.steps == (Refuse("its split was ended by its rule: too many errors"),)
+    assert without == []
+    assert [type(step) for step in better.steps] == [Upload, Split]
 
 
 def test_tasks_are_deleted_last() -> None:
