@@ -3,32 +3,44 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from foreword_client import types
 from foreword_client._upload import Upload
 from foreword_client.errors import PermissionDeniedError, UnknownTaskError
 
-if TYPE_CHECKING:
-    from foreword_client.async_client import AsyncClient
-    from foreword_client.client import Client
+
+class Reader(Protocol):
+    """What is needed of `Client`."""
+
+    def task(self, name: str) -> types.Task: ...
+
+    def version(self, task: str, number: int) -> types.Version: ...
 
 
-def before(client: Client, task: str) -> types.Task | None:
+class AsyncReader(Protocol):
+    """What is needed of `AsyncClient`."""
+
+    async def task(self, name: str) -> types.Task: ...
+
+    async def version(self, task: str, number: int) -> types.Version: ...
+
+
+def before(client: Reader, task: str) -> types.Task | None:
     """Get a task before an upload; None if it is new, or if the key may not read tasks."""
     with suppress(UnknownTaskError, PermissionDeniedError):
         return client.task(task)
     return None
 
 
-async def async_before(client: AsyncClient, task: str) -> types.Task | None:
+async def async_before(client: AsyncReader, task: str) -> types.Task | None:
     """Like `before`."""
     with suppress(UnknownTaskError, PermissionDeniedError):
         return await client.task(task)
     return None
 
 
-def revision(client: Client, task: str, given: int | None) -> int | None:
+def revision(client: Reader, task: str, given: int | None) -> int | None:
     """Return `given`, or else the task's revision; None if the key may not read tasks."""
     if given is not None:
         return given
@@ -37,7 +49,7 @@ def revision(client: Client, task: str, given: int | None) -> int | None:
     return None
 
 
-async def async_revision(client: AsyncClient, task: str, given: int | None) -> int | None:
+async def async_revision(client: AsyncReader, task: str, given: int | None) -> int | None:
     """Like `revision`."""
     if given is not None:
         return given
@@ -47,7 +59,7 @@ async def async_revision(client: AsyncClient, task: str, given: int | None) -> i
 
 
 def changed(
-    client: Client,
+    client: Reader,
     task: str,
     upload: Upload,
     fields: types.DefinitionFields,
@@ -69,7 +81,7 @@ def changed(
 
 
 async def async_changed(
-    client: AsyncClient,
+    client: AsyncReader,
     task: str,
     upload: Upload,
     fields: types.DefinitionFields,
