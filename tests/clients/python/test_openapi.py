@@ -55,8 +55,8 @@ ANSWERS = {
     "VersionResidency": types.Residency,
     "VersionTraffic": types.VersionTraffic,
     "Evaluation": types.Evaluation,
-    "prefix_store__manifest__Limits": types.TaskLimits,
-    "server__api__schemas__admin__Limits": types.ServerLimits,
+    "TaskLimits": types.TaskLimits,
+    "ServerLimits": types.ServerLimits,
 }
 REQUESTS = {
     "GenerateRequest": (types.GenerateOptions, {"prompt", "stream"}),
