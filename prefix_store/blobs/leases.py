@@ -46,15 +46,15 @@ class BlobLeases:
         with self._lock:
             self._ref_counts[digest] += 1
 
-    def record_put(self, digest: Digest, *, is_new: bool) -> None:
-        """Record that an upload of this process put a blob; `is_new`: it did not exist before."""
+    def record_put(self, digest: Digest, put_at: float, *, is_new: bool) -> None:
+        """Record that an upload of this process put a blob; `is_new`: it did not exist before.
+
+        `put_at` is the time of that very put: a later one belongs to an upload that is still to
+        acquire the blob.
+        """
         with self._lock:
-            is_ours = is_new or digest in self._put_at
-        if is_ours:
-            with suppress(UnknownDigest, StorageFailure):
-                put_at = self._blobs.put_at(digest)
-                with self._lock:
-                    self._put_at[digest] = max(put_at, self._put_at.get(digest, 0.0))
+            if is_new or digest in self._put_at:
+                self._put_at[digest] = max(put_at, self._put_at.get(digest, 0.0))
 
     def release(self, digest: Digest) -> None:
         """Decrement a blob's reference count; at zero, delete the blob if no version refers to it.
@@ -95,13 +95,18 @@ class BlobLease:
         self._acquire(digest)
         is_new = not self._blobs.exists(digest)
         self._blobs.put(data)
-        self._leases.record_put(digest, is_new=is_new)
+        with suppress(UnknownDigest, StorageFailure):
+            self._leases.record_put(digest, self._blobs.put_at(digest), is_new=is_new)
         return digest
 
-    def adopt(self, digest: Digest, *, is_new: bool) -> None:
-        """Lease a blob that the engine has put."""
+    def adopt(self, digest: Digest, put_at: float, *, is_new: bool) -> None:
+        """Lease a blob that the engine has put at that Unix time, by the store's clock."""
         self._acquire(digest)
-        self._leases.record_put(digest, is_new=is_new)
+        self._leases.record_put(digest, put_at, is_new=is_new)
+
+    def hold(self, digest: Digest) -> None:
+        """Lease a blob that a version has."""
+        self._acquire(digest)
 
     def release(self) -> None:
         """Release all blobs when the upload has ended, successfully or not."""

@@ -103,7 +103,7 @@ class Drafts:
         manifest = await self._run_in_thread(self._store.registry.get_version, task, version)
         if manifest.fingerprint != self.base().fingerprint:
             raise BaseModelMismatch(f"version {version} was made for another base model")
-        await self._run_in_thread(lease.adopt, Digest(manifest.digest), is_new=False)
+        await self._run_in_thread(lease.hold, Digest(manifest.digest))
         golden = manifest.golden if upload.golden is None else upload.golden
         definition = manifest.definition
         if upload.definition is not None:
@@ -200,7 +200,7 @@ class Drafts:
     ) -> Draft:
         """Read a compiled prefix and validate it like an uploaded one."""
         digest = Digest(compiled.digest)
-        await self._run_in_thread(lease.adopt, digest, is_new=compiled.is_new)
+        await self._run_in_thread(lease.adopt, digest, compiled.put_at, is_new=compiled.is_new)
         data = await self._run_in_thread(self._store.open, digest)
         prefix = await self._run_in_thread(
             artifact.load, data, base, max_prefix_tokens=self.max_prefix_tokens

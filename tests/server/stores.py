@@ -53,6 +53,6 @@ def compile_into(store: PrefixStore, folder: Path) -> Callable[..., PrefixCompil
         made = replace(prefix, origin=origin)
         is_new = not blobs.exists(Digest.of(artifact.dump(made)))
         digest, num_bytes = store.put(made)
-        return PrefixCompiled(0, str(digest), num_tokens, num_bytes, is_new)
+        return PrefixCompiled(0, str(digest), num_tokens, num_bytes, is_new, blobs.put_at(digest))
 
     return compile_to

@@ -241,6 +241,8 @@ class PrefixCompiled(IpcMessage, frozen=True):
     num_bytes: int
     is_new: bool
     """The blob store did not hold the artifact before."""
+    put_at: float
+    """Unix time of the put, by the store's clock."""
 
 
 class Heartbeat(IpcMessage, frozen=True):

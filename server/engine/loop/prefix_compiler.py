@@ -95,13 +95,16 @@ class PrefixCompiler:
             prefix = prefix_of(kv, self._spec, request.origin)
             data = artifact.dump(prefix)
             is_new = not self._blobs.exists(Digest.of(data))
-            digest = str(self._blobs.put(data))
+            digest = self._blobs.put(data)
+            put_at = self._blobs.put_at(digest)
         except Exception as exc:
             self._fail(request.request_id, "the computed prefix cannot be written", exc)
         else:
             num_tokens = prefix.num_virtual_tokens
             self._report(
-                m.PrefixCompiled(request.request_id, digest, num_tokens, len(data), is_new)
+                m.PrefixCompiled(
+                    request.request_id, str(digest), num_tokens, len(data), is_new, put_at
+                )
             )
 
     def _fail(self, request_id: int, message: str, error: Exception) -> None:

@@ -119,12 +119,29 @@ def test_what_the_engine_has_put_goes_too_also_where_it_put_it_twice(
 ) -> None:
     first, second = store.lease(), store.lease()
     blobs.put(DATA)
-    first.adopt(DIGEST, is_new=True)
+    first.adopt(DIGEST, blobs.put_at(DIGEST), is_new=True)
     blobs.put(DATA)
-    second.adopt(DIGEST, is_new=False)
+    second.adopt(DIGEST, blobs.put_at(DIGEST), is_new=False)
 
     first.release()
     assert blobs.exists(DIGEST)
+    second.release()
+    assert not blobs.exists(DIGEST)
+
+
+def test_what_the_engine_has_put_for_another_upload_stays_until_that_acquires_it(
+    store: PrefixStore, blobs: BlobStore
+) -> None:
+    first, second = store.lease(), store.lease()
+    blobs.put(DATA)
+    put_at = blobs.put_at(DIGEST)
+    while blobs.put_at(DIGEST) == put_at:
+        blobs.put(DATA)
+    first.adopt(DIGEST, put_at, is_new=True)
+
+    first.release()
+    assert blobs.exists(DIGEST)
+    second.adopt(DIGEST, blobs.put_at(DIGEST), is_new=False)
     second.release()
     assert not blobs.exists(DIGEST)
 
