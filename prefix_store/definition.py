@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Tag, model_validator
 
 from prefix_store.sampling import AnswerFields, SamplingFields
+from prefix_store.wording import by_type
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
@@ -38,10 +39,18 @@ class GoldenPrompt(BaseModel):
 
     prompt: str = Field(min_length=1, max_length=10_000)
     """Prompt as a request would send it; the task's template or chat template is applied."""
-    expect: (
-        Annotated[str, StringConstraints(min_length=1, max_length=10_000)]
-        | Annotated[tuple[TokenId, ...], Field(min_length=1, max_length=1024, fail_fast=True)]
-    )
+    expect: Annotated[
+        Annotated[str, StringConstraints(min_length=1, max_length=10_000), Tag("(text)")]
+        | Annotated[
+            tuple[TokenId, ...],
+            Field(min_length=1, max_length=1024, fail_fast=True),
+            Tag("(token ids)"),
+        ],
+        by_type(
+            {str: "(text)", list: "(token ids)", tuple: "(token ids)"},
+            "must be a string or a list of token ids",
+        ),
+    ]
     """Expected start of the completion: text, or token ids."""
 
 

@@ -15,6 +15,7 @@ from prefix_store import artifact, formats
 from prefix_store.blobs.leases import BlobLease
 from prefix_store.definition import Definition, DefinitionFields, Message, PromptFormat
 from prefix_store.digest import Digest
+from prefix_store.errors import VersionQuarantined
 from prefix_store.manifest import Draft
 from prefix_store.prefix import BaseModelSpec, Prefix, PrefixOf, SoftPrompt, TextPrompt
 from prefix_store.store import PrefixStore
@@ -98,12 +99,15 @@ class Drafts:
         """Draft a version that shares the blob of another one.
 
         It keeps that one's golden prompts, unless the upload has its own, but not its evaluation,
-        which was measured with another definition. Raises `UnknownVersion`.
+        which was measured with another definition. Raises `UnknownVersion`, `VersionQuarantined`.
         """
         manifest = await self._run_in_thread(self._store.registry.get_version, task, version)
         if manifest.fingerprint != self.base().fingerprint:
             raise BaseModelMismatch(f"version {version} was made for another base model")
-        await self._run_in_thread(lease.hold, Digest(manifest.digest))
+        digest = Digest(manifest.digest)
+        if digest in await self._run_in_thread(self._store.quarantined):
+            raise VersionQuarantined(f"the stored bytes of version {version} are corrupt")
+        await self._run_in_thread(lease.hold, digest)
         golden = manifest.golden if upload.golden is None else upload.golden
         definition = manifest.definition
         if upload.definition is not None:

@@ -76,6 +76,14 @@ def test_a_malformed_body_is_refused_in_few_words(base: BaseModelSpec, body: byt
         ({"prefix_of": True}, "`prefix_of` must be a whole number, not true or false"),
         ({"prefix_of": 2**31}, "`prefix_of` must be at most 2147483647"),
         ({"text": ""}, "`text` must not be empty"),
+        (
+            {"text": "x", "golden": [{"prompt": "x", "expect": []}]},
+            "`golden[0].expect` must not be empty",
+        ),
+        (
+            {"text": "x", "golden": [{"prompt": "x", "expect": 5}]},
+            "`golden[0].expect` must be a string or a list of token ids, not a number",
+        ),
         ({"text": "x", "definition": {"templat": ""}}, "`definition.templat` is no field"),
         (
             {"text": "x", "definition": {"prompt": {}}},

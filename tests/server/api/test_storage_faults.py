@@ -39,6 +39,7 @@ async def test_a_damaged_blob_is_told_and_healed_by_the_same_upload(
     listed = (await http.get("/tasks/x/versions")).json()
     swap = await http.post("/tasks/x/activate", json={"version": 1})
     back = await http.post("/tasks/x/rollback")
+    shared = await http.post("/tasks/x/versions", json={"prefix_of": 1})
     ready = await http.get("/readyz")
     metrics = (await http.get("/metrics")).text
     beside = await http.post("/generate?task=y", json={"prompt": "hi"})
@@ -47,6 +48,7 @@ async def test_a_damaged_blob_is_told_and_healed_by_the_same_upload(
     assert (listed["quarantined"], listed["active_version"]) == ([1], 2)
     assert (swap.status_code, swap.json()["code"]) == (409, "version_quarantined")
     assert (back.status_code, back.json()["code"]) == (409, "version_quarantined")
+    assert (shared.status_code, shared.json()["code"]) == (409, "version_quarantined")
     assert (ready.status_code, ready.json()["status"]) == (200, "degraded")
     assert "1 corrupt" in ready.json()["reasons"][0]
     assert "foreword_quarantined_blobs 1.0\n" in metrics
