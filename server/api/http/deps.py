@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ParamSpec, TypeVar
 
@@ -107,7 +107,17 @@ class StrictRequest(Request):
         return self._json
 
 
-class JsonRoute(APIRoute):
+def check_query(request: Request, known: Collection[str]) -> None:
+    """Raise `MalformedRequest` for a parameter that is unknown, or given twice."""
+    names = [name for name, _ in request.query_params.multi_items()]
+    if len(names) != len(set(names)):
+        raise MalformedRequest("a query parameter is given twice")
+    if not set(names).issubset(known):
+        listed = f"known are: {', '.join(sorted(known))}" if known else "this call has none"
+        raise MalformedRequest(f"an unknown query parameter; {listed}")
+
+
+class OpenAIRoute(APIRoute):
     """Route whose JSON body, if it takes one, is parsed strictly before FastAPI validates it."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -121,6 +131,21 @@ class JsonRoute(APIRoute):
             strict = StrictRequest(request.scope, request.receive)
             await strict.json()  # raises our own errors outside of FastAPI's catch-all
             return await answer(strict)
+
+        return checked
+
+
+class JsonRoute(OpenAIRoute):
+    """Route that also refuses unknown query parameters. OpenAI's clients may send any, such as
+    Azure's `api-version`; here a misspelt `dry_run` would make a version."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        answer = super().get_route_handler()
+        known = {parameter.alias for parameter in self.dependant.query_params}
+
+        async def checked(request: Request) -> Response:
+            check_query(request, known)
+            return await answer(request)
 
         return checked
 

@@ -17,14 +17,13 @@ from server.api.http.deps import JsonRoute, ServicesDep, TrafficKeyHeader, traff
 from server.api.http.disconnect import until_disconnect
 from server.api.schemas.generate import GenerateRequest, GenerateResponse, ranking_of
 from server.api.schemas.logprobs import plain, scored
-from server.errors import MalformedRequest, ServerError
+from server.errors import ServerError
 from server.generation.completion import Completion, Piece, joined
 from server.text.tokenizer import Tokenizer
 
 routes = APIRouter(tags=["generate"], route_class=JsonRoute)
 
 _encoder = msgspec.json.Encoder()
-_PARAMETERS = {"task", "version"}
 _STREAMED = "Events `token`, then `done` or `error`, where `stream` is true."
 
 TaskQuery = Annotated[str | None, Query(description="The task's name. None: the base model.")]
@@ -57,7 +56,6 @@ async def generate(
     key: TrafficKeyHeader = None,
 ) -> Response:
     """Complete a prompt after the task's prefix, whole or token by token."""
-    _check_parameters(request)
     principal.check_task(task)
     key = traffic_key(body.traffic_key or key, request)
     admitted = services.router.admit(task, version, body.params(), key=key)
@@ -74,14 +72,6 @@ async def generate(
     answer = await services.run_for_request(work) if write.has_scores else work()
     content = _encoder.encode(answer | {"text": whole.text})
     return Response(content, headers=headers, media_type="application/json")
-
-
-def _check_parameters(request: Request) -> None:
-    names = [name for name, _ in request.query_params.multi_items()]
-    if len(names) != len(set(names)):
-        raise MalformedRequest("a query parameter is given twice")
-    if set(names) - _PARAMETERS:
-        raise MalformedRequest("an unknown query parameter; known are: task, version")
 
 
 @dataclass(frozen=True, slots=True)

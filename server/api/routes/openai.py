@@ -19,7 +19,7 @@ from prefix_store.manifest import Task
 from prefix_store.reference import Reference
 from server.api.http import problems, sse
 from server.api.http.access import Principal, PrincipalDep, needs
-from server.api.http.deps import JsonRoute, Services, ServicesDep, TrafficKeyHeader, traffic_key
+from server.api.http.deps import OpenAIRoute, Services, ServicesDep, TrafficKeyHeader, traffic_key
 from server.api.http.disconnect import until_disconnect
 from server.api.routes.generate import note, target_headers
 from server.api.schemas.openai import ChatRequest, CompletionRequest
@@ -27,7 +27,7 @@ from server.api.schemas.openai_answer import AnswerFormat, ChoiceWriter
 from server.errors import ServerError
 from server.generation.completion import Completion, Piece
 
-routes = APIRouter(prefix="/v1", tags=["openai"], route_class=JsonRoute)
+routes = APIRouter(prefix="/v1", tags=["openai"], route_class=OpenAIRoute)
 
 _encoder = msgspec.json.Encoder()
 

@@ -170,10 +170,12 @@ class FakeForeword:
         await self._note(request)
         name = request.path_params["task"]
         told = {"seq": 1, "version": 1, "action": "activate", "at": NOW, "by": None}
-        ended = told | {"seq": 2, "action": "rollback", "reason": "v4: 13 of 130 failed"}
+        split = {"seq": 2, "action": "traffic", "weights": {"1": 90, "2": 10}}
+        ended = {"seq": 3, "action": "rollback", "reason": "v2: 13 of 130 requests failed"}
+        history = [told | ended, told | split, told]
         found = [manifest(name, n) for n in (1, 2, 3)]
         return JSONResponse(
-            {"task": name, "active_version": 3, "versions": found, "history": [ended, told]}
+            {"task": name, "active_version": 3, "versions": found, "history": history}
         )
 
     async def _version(self, request: Request) -> Response:

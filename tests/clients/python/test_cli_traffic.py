@@ -91,6 +91,7 @@ def test_a_rule_is_removed(run: Run, server: FakeForeword) -> None:
         (["3=1", "--off"], "not both"),
         (["3=0"], "above 0"),
         (["3"], "VERSION=WEIGHT"),
+        (["3=90", "v3=10"], "v3 is named twice"),
     ],
 )
 def test_what_makes_no_sense_is_refused(

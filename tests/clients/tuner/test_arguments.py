@@ -41,3 +41,16 @@ def test_h_is_short_for_help(command: object, capsys: pytest.CaptureFixture[str]
 
     assert ended.value.code == 0
     assert "Usage: foreword" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "options"), [(tuner.tune, ["--base", "x"]), (tuner.distill, ["--text", __file__])]
+)
+def test_a_missing_file_is_refused_before_anything_is_loaded(
+    command: object, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command(["--data", "none.jsonl", "--task", "x", *options])  # type: ignore[operator]
+
+    assert ended.value.code == 2
+    assert "error: Invalid value for '--data'" in capsys.readouterr().err

@@ -197,6 +197,28 @@ async def test_a_bad_query_is_refused(http: httpx.AsyncClient, query: str, statu
 
 
 @pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("PUT", "/tasks/x/prefix?dryrun=true"),
+        ("POST", "/tasks/x/versions?activte=true"),
+        ("DELETE", "/tasks/x?dry_run=true"),
+        ("GET", "/tasks?limt=1"),
+        ("GET", "/tasks/x/versions/1/prefix?format=tar&format=peft"),
+    ],
+)
+async def test_a_misspelt_option_is_refused(
+    http: httpx.AsyncClient, method: str, path: str
+) -> None:
+    await push(http, "x")
+
+    response = await http.request(method, path, content=b'{"text": "y"}', headers=JSON)
+
+    assert (response.status_code, response.json()["code"]) == (400, "malformed_request")
+    assert (await http.get("/tasks/x")).json()["num_versions"] == 1
+    assert (await http.get("/v1/models?api-version=1")).status_code == 200
+
+
+@pytest.mark.parametrize(
     ("method", "path", "status"),
     [
         ("GET", "/generate", 405),

@@ -65,16 +65,20 @@ class DeclaredTask:
 def read(names: Sequence[str]) -> dict[str, DeclaredTask]:
     """Read files, folders (their .yaml and .yml files) and `-`, standard input.
 
-    Raises `InvalidFileError` at the first mistake, and for a task in two places.
+    Raises `InvalidFileError` at the first mistake, for a task in two places, and if all is empty.
     """
     found: dict[str, DeclaredTask] = {}
+    is_empty = True
     for file, folder, text in _texts(names):
         for document in _documents(file, text):
+            is_empty = False
             for name, spec in _checked(file, document).tasks.items():
                 task = DeclaredTask(name, spec, file, folder)
                 if name in found:
                     raise InvalidFileError(f"{task.at()}: the task is in {found[name].file} too")
                 found[name] = task
+    if is_empty:  # as a failed export leaves it: with --prune it would delete every task
+        raise InvalidFileError(f"{', '.join(names)}: empty; `tasks: {{}}` declares no tasks")
     return found
 
 

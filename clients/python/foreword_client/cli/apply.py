@@ -138,7 +138,7 @@ def export(
     elif folder is None:
         typer.echo(exports.to_yaml(document), nl=False)
     else:
-        output.say(f"wrote {path} ({len(document['tasks'])} tasks)")
+        output.say(f"wrote {path} (tasks: {len(document['tasks'])})")
 
 
 async def _with_client(
@@ -156,7 +156,7 @@ def _report(result: Result, num_done: int, total: int) -> None:
     if result.error is None:
         output.note(line)
     else:
-        output.warn(f"{line}{code}")
+        output.error(f"{line}{code}")
     for warning in result.warnings:
         output.warn(f"{result.task}: {warning}")
 

@@ -67,12 +67,15 @@ def traffic(
 
 
 def _weights(shares: list[str]) -> dict[int, int]:
-    weights = {}
+    weights: dict[int, int] = {}
     for share in shares:
         version, equals, weight = share.partition("=")
         if not (equals and version.lstrip("v").isdecimal() and weight.isdecimal()):
             raise typer.BadParameter(f"{share!r} is not VERSION=WEIGHT, such as 4=10")
-        weights[int(version.lstrip("v"))] = int(weight)
+        number = int(version.lstrip("v"))
+        if number in weights:
+            raise typer.BadParameter(f"v{number} is named twice")
+        weights[number] = int(weight)
     if weights and not any(weights.values()):
         raise typer.BadParameter("at least one weight must be above 0; --off ends a split")
     return weights

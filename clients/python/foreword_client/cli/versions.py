@@ -57,7 +57,7 @@ def versions(
         output.show_json(found)
     elif history:
         rows = [_moment(line) for line in found.history]
-        output.show_table(("WHEN", "VERSION", "ACTION", "BY", "REASON"), rows)
+        output.show_table(("WHEN", "VERSION", "ACTION", "BY", "DETAILS"), rows)
     else:
         listed = sorted(found.versions, key=lambda each: each.version)
         rows = [
@@ -106,8 +106,9 @@ def _evaluation(found: types.Evaluation) -> str:
 
 
 def _moment(line: types.Activation) -> tuple[str, ...]:
-    at, reason = output.when(line.at), line.reason or ""
-    return at, f"v{line.version}", line.action, line.by or "-", reason
+    shares = ", ".join(f"v{version}={weight}" for version, weight in (line.weights or {}).items())
+    details = line.reason or shares or "-"
+    return output.when(line.at), f"v{line.version}", line.action, line.by or "-", details
 
 
 def _row(
@@ -167,7 +168,10 @@ def download(
         bool, typer.Option("--peft", help="Write the prefix as PEFT does, so that PEFT loads it.")
     ] = False,
     bare: Annotated[
-        bool, typer.Option("--bare", help="Write only the artifact, as .safetensors.")
+        bool,
+        typer.Option(
+            "--bare", help="Write only the prefix, as .safetensors; how it is asked is left out."
+        ),
     ] = False,
     as_json: arguments.AsJson = False,
 ) -> None:
@@ -193,3 +197,5 @@ def download(
         output.show_json(manifest)
     else:
         output.say(f"wrote {path} ({output.size(len(data))})")
+    if bare:
+        output.note("the file has the prefix only; how it is asked is in a .tar or a folder")

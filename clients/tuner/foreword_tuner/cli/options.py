@@ -18,15 +18,29 @@ Data = Annotated[
     Path,
     typer.Option(
         metavar="FILE",
+        exists=True,
+        dir_okay=False,
         help="Examples as JSON lines, a JSON array or CSV: `prompt` and `completion`, `messages`, "
         "or another form that docs/tuning.md lists.",
     ),
 ]
 Prompts = Annotated[
-    Path, typer.Option(metavar="FILE", help="Prompts as users send them; no answers are needed.")
+    Path,
+    typer.Option(
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        help="Prompts as users send them; no answers are needed.",
+    ),
 ]
 Text = Annotated[
-    Path, typer.Option(metavar="FILE", help="The long text that precedes every prompt today.")
+    Path,
+    typer.Option(
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        help="The long text that precedes every prompt today.",
+    ),
 ]
 BaseModel = Annotated[
     str | None,
@@ -91,8 +105,7 @@ Template = Annotated[
     typer.Option(
         metavar="TEXT",
         help="Text around a prompt, with fields of the line in braces. Use \\n for a newline. It "
-        "becomes the template of the task's profile. Default: the prompt and a newline; in a chat "
-        "the prompt.",
+        "becomes the version's template. Default: the prompt and a newline; in a chat the prompt.",
         show_default=False,
     ),
 ]

@@ -29,6 +29,8 @@ def read(text: str, folder: Path) -> dict[str, Any]:
         ("task: {}", ": task: unknown key; did you mean tasks?"),
         ("[1]", ": not a mapping with the key `tasks`"),
         ("{}", ": tasks: is required"),
+        ("", ": empty; `tasks: {}` declares no tasks"),
+        ("# tasks: {}\n---\n", ": empty; `tasks: {}` declares no tasks"),
         ("tasks: [", ", line 1: not YAML: expected the node content, but found '<stream end>'"),
         ("\ttasks: 1", ", line 1: not YAML: found character '\\t' that cannot start any token"),
         (

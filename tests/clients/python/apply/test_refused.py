@@ -63,7 +63,7 @@ def test_a_change_of_somebody_else_is_not_overwritten(
     monkeypatch.setattr(execute, "execute", late)
     done = apply("tasks: {x: {text: two}, y: {text: three}}", code=1)
 
-    assert "warning: [" in done.stderr, done.stderr
+    assert "error: [" in done.stderr, done.stderr
     assert "x: x has changed: it is at revision 3 [precondition_failed]" in done.stderr
     assert done.stdout == "0 created, 1 changed, 0 unchanged, 1 failed\n"
     assert server.get("/tasks/x")["profile"]["weight"] == 5

@@ -54,7 +54,7 @@ async def test_the_same_key_for_something_else_is_refused(http: httpx.AsyncClien
     await http.put("/tasks/x/prefix", **upload(1))
 
     body = await http.put("/tasks/x/prefix", **upload(2))
-    query = await http.put("/tasks/x/prefix?a=1", **upload(1))
+    query = await http.put("/tasks/x/prefix?dry_run=0", **upload(1))
     kind = await http.put("/tasks/x/prefix", **upload(1, kind="application/octet-stream"))
 
     for response in (body, query, kind):
