@@ -24,6 +24,10 @@ class IdempotentRequest:
     """Namespace of the key: the API key's id; empty on a server without keys."""
 
 
+class NoLongerWanted(Exception):
+    """The client of a change disconnected before the commit. Nothing has changed."""
+
+
 @dataclass(frozen=True, slots=True)
 class CurrentActivation:
     """The activation that was in force when a request started."""
@@ -41,6 +45,8 @@ class Preconditions:
     idempotent: IdempotentRequest | None = None
     expected_activation: CurrentActivation | None = None
     """Activation that the change may replace; None for any."""
+    is_wanted: Callable[[], bool] | None = None
+    """Asked last, just before the commit; None for always."""
 
     def after(self, describe: Callable[[Any], Any]) -> Preconditions:
         """Return a copy that applies `describe` to the change's result before it is serialised."""

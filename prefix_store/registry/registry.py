@@ -25,6 +25,7 @@ from prefix_store.registry.audit import NOBODY, Actor
 from prefix_store.registry.preconditions import (
     UNCONDITIONAL,
     IdempotentRequest,
+    NoLongerWanted,
     Preconditions,
 )
 from prefix_store.registry.traffic import choose
@@ -68,7 +69,7 @@ class Registry(ActivationRegistry):
         task's current definition, and may be activated only while that is current. `prefix_of`: the
         version whose prefix the draft uses again, which must still exist. `dry_run` rolls all of it
         back at the end. Raises `UnknownTask`, `UnknownVersion`, `InvalidName`,
-        `PreconditionFailed`, `QuotaExceeded`, `ActivationOvertaken`.
+        `PreconditionFailed`, `QuotaExceeded`, `ActivationOvertaken`, `NoLongerWanted`.
         """
         if create:
             check_task_name(task)
@@ -100,7 +101,10 @@ class Registry(ActivationRegistry):
             action: audit.Action = "push_and_activate" if activate else "push"
             digest = Digest(draft.digest)
             audit.append(connection, by, action, task=task, version=number, digest=digest)
-            return answers.keep(connection, preconditions, manifest)
+            answers.keep(connection, preconditions, manifest)
+            if preconditions.is_wanted is not None and not preconditions.is_wanted():
+                raise NoLongerWanted("the client has disconnected")
+            return manifest
 
     def get_version(self, task: str, number: int) -> Manifest:
         """Return a version. Raises `UnknownTask`, `UnknownVersion`."""

@@ -7,6 +7,7 @@ from prefix_store.database.schema import tasks, versions
 from prefix_store.definition import Defaults, Definition
 from prefix_store.errors import ActivationOvertaken, TrafficSplit
 from prefix_store.manifest import Draft, Manifest, Profile
+from prefix_store.registry.preconditions import NoLongerWanted, Preconditions
 from prefix_store.registry.registry import Registry
 from prefix_store.testing.samples import draft
 
@@ -111,6 +112,27 @@ class DefinitionContract:
             "x", asked("{prompt}!"), activate=True, create=False, is_inherited=True
         )
         assert registry.resolve("x").version == 1
+
+    def test_a_version_is_not_activated_for_a_client_that_left_before_the_commit(
+        self, registry: Registry
+    ) -> None:
+        add(registry, "one {prompt}")
+        before = registry.get_task("x"), registry.list_versions("x"), registry.history("x")
+
+        with pytest.raises(NoLongerWanted):
+            registry.add_version(
+                "x",
+                asked("two {prompt}"),
+                activate=True,
+                create=False,
+                preconditions=Preconditions(is_wanted=lambda: False),
+            )
+
+        assert before == (
+            registry.get_task("x"),
+            registry.list_versions("x"),
+            registry.history("x"),
+        )
 
     def test_a_version_of_an_older_server_is_asked_as_its_profile_says(
         self, registry: Registry

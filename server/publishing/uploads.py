@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import ParamSpec, TypeVar
@@ -16,20 +16,19 @@ from prefix_store.blobs.leases import BlobLease
 from prefix_store.digest import Digest
 from prefix_store.errors import InvalidName, PrefixStoreError, UnknownTask
 from prefix_store.manifest import Check, Draft, Manifest, Profile
-from prefix_store.prefix import BaseModelSpec
 from prefix_store.reference import check_task_name
 from prefix_store.registry.audit import NOBODY, Actor
-from prefix_store.registry.preconditions import UNCONDITIONAL, Preconditions
+from prefix_store.registry.preconditions import UNCONDITIONAL, NoLongerWanted, Preconditions
 from prefix_store.store import PrefixStore
 from server.engine.ipc.protocol import Engine
 from server.errors import (
-    BaseModelMismatch,
     PrefixUnavailable,
     ServerError,
     UnusablePrefix,
 )
 from server.metrics import Metrics
 from server.publishing.definitions import Definitions
+from server.publishing.downloads import export
 from server.publishing.drafts import Drafts, PreparedUpload
 from server.publishing.results import DryRunResult, Preflight, PublishedVersion, failed_checks
 from server.publishing.verification import Verification, static_checks
@@ -112,36 +111,60 @@ class Uploads:
                 draft = await self._verified(task, prepared, activate)
                 warning = await self.load(draft.digest) if activate else None
                 warning = warning or failed_checks(draft.verification)
-                if activate and not is_wanted():
-                    activate, warning, preconditions = (
-                        False,
-                        _CLIENT_GONE,
-                        replace(preconditions, idempotent=None),
+                publish = partial(
+                    self._publish, task, draft, prepared, preflight, create=create, by=by
+                )
+                if activate:
+                    conditions = replace(
+                        preconditions,
+                        expected_activation=preflight.activation,
+                        is_wanted=is_wanted,
                     )
-                elif activate:
-                    preconditions = replace(preconditions, expected_activation=preflight.activation)
-                pushed = partial(
-                    PublishedVersion,
-                    is_active=activate,
-                    is_new_task=preflight.is_new_task,
-                    warning=warning,
-                )
-                manifest = await self._run_in_thread(
-                    self._store.push,
-                    task,
-                    draft,
-                    activate=activate,
-                    create=create,
-                    by=by,
-                    preconditions=preconditions.after(pushed),
-                    is_inherited=prepared.definition is None,
-                    prefix_of=prepared.prefix_of,
-                )
+                    with suppress(NoLongerWanted):
+                        published = await publish(True, warning, conditions)
+                        self._metrics.uploaded("created")
+                        return published
+                    warning = _CLIENT_GONE
+                    preconditions = replace(preconditions, idempotent=None)
+                published = await publish(False, warning, preconditions)
         except (PrefixStoreError, ServerError) as exc:
             self._metrics.uploaded(exc.code)
             raise
         self._metrics.uploaded("created")
-        return pushed(manifest)
+        return published
+
+    async def _publish(
+        self,
+        task: str,
+        draft: Draft,
+        prepared: PreparedUpload,
+        preflight: Preflight,
+        activate: bool,
+        warning: str | None,
+        preconditions: Preconditions,
+        *,
+        create: bool,
+        by: Actor,
+    ) -> PublishedVersion:
+        """Write the version. Raises the errors of `PrefixStore.push`."""
+        published = partial(
+            PublishedVersion,
+            is_active=activate,
+            is_new_task=preflight.is_new_task,
+            warning=warning,
+        )
+        manifest = await self._run_in_thread(
+            self._store.push,
+            task,
+            draft,
+            activate=activate,
+            create=create,
+            by=by,
+            preconditions=preconditions.after(published),
+            is_inherited=prepared.definition is None,
+            prefix_of=prepared.prefix_of,
+        )
+        return published(manifest)
 
     async def dry_run(
         self, task: str, body: bytes, media_type: str, *, activate: bool, create: bool
@@ -270,15 +293,7 @@ class Uploads:
         Raises `IncompatiblePrefix` if PEFT cannot express the prefix, `BaseModelMismatch`.
         """
         base = self._drafts.base() if for_peft else None
-        return await self._run_in_thread(self._export, manifest, base)
-
-    def _export(self, manifest: Manifest, base: BaseModelSpec | None) -> bytes:
-        data = self._store.open(Digest(manifest.digest))
-        if base is None:
-            return formats.write_tar(data, manifest)
-        if manifest.fingerprint != base.fingerprint:
-            raise BaseModelMismatch("the version was made for another base model")
-        return formats.write_peft(artifact.read(data), base, manifest)
+        return await self._run_in_thread(export, self._store, manifest, base)
 
     async def _run_in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop = asyncio.get_running_loop()
