@@ -31,7 +31,9 @@ class JsonUpload(BaseModel):
         None, strict=True, ge=1, le=MAX_VERSION, description="Number of a version of this task."
     )
     definition: Definition | None = Field(
-        None, description="How the version is asked. Default: as the active version."
+        None,
+        description="How the version is asked. Default: as the active version, with `prefix_of` as "
+        "that version.",
     )
     golden: GoldenPrompts | None = Field(
         None, description="Prompts, and how their answers must begin."

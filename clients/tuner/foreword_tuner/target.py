@@ -105,6 +105,8 @@ def base_of(given: str, target: Target | None, api_key: str | None) -> str:
     empty that of the target, or without one of the client's default server. Raises
     `ForewordError`."""
     if given:
+        if given.startswith(("/", ".", "~")) and not Path(given).is_dir():
+            raise TunerError(f"--base: there is no folder {given}")
         return default_model() if given == DEFAULT else given
     if target is None:
         with Client(api_key=api_key) as client:

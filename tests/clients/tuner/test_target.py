@@ -162,6 +162,8 @@ def test_the_base_model_is_the_servers(
     monkeypatch.setenv("FOREWORD_URL", live.url)
     assert target.base_of("", None, None) == "tiny"
     assert target.base_of("other/model", found, None) == "other/model"
+    with pytest.raises(TunerError, match="there is no folder"):
+        target.base_of("./none", found, None)
 
 
 def test_a_key_that_may_not_read_the_base_model_needs_it_named(

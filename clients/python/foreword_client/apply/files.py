@@ -78,7 +78,8 @@ def read(names: Sequence[str]) -> dict[str, DeclaredTask]:
                     raise InvalidFileError(f"{task.at()}: the task is in {found[name].file} too")
                 found[name] = task
     if is_empty:  # as a failed export leaves it: with --prune it would delete every task
-        raise InvalidFileError(f"{', '.join(names)}: empty; `tasks: {{}}` declares no tasks")
+        listed = ", ".join("standard input" if name == STDIN else name for name in names)
+        raise InvalidFileError(f"{listed}: empty; `tasks: {{}}` declares no tasks")
     return found
 
 

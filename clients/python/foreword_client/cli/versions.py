@@ -107,7 +107,7 @@ def _evaluation(found: types.Evaluation) -> str:
 
 def _moment(line: types.Activation) -> tuple[str, ...]:
     shares = ", ".join(f"v{version}={weight}" for version, weight in (line.weights or {}).items())
-    details = line.reason or shares or "-"
+    details = line.reason or shares or ("split ended" if line.action == "traffic" else "-")
     return output.when(line.at), f"v{line.version}", line.action, line.by or "-", details
 
 
