@@ -95,7 +95,7 @@ function canary({ task, listed, report, act }, candidates) {
     field("Canary", select),
     h("div", { class: "grow" }, field("Share of the traffic", slider), words),
     field("Roll back if errors exceed, %", errors),
-    field("or p95 exceeds, ms", total),
+    field("or total p95 exceeds, ms", total),
     h(
       "div",
       { class: "buttons" },

@@ -49,7 +49,10 @@ def test_a_rule_is_set_kept_and_removed(open_page: Open, http: httpx.Client) -> 
     push(http, "alpha", 1, 2)
     page = open_page("/task/alpha")
     apply = page.get_by_role("button", name="Apply")
-    errors, total = page.get_by_label("Roll back if errors"), page.get_by_label("or p95 exceeds")
+    errors, total = (
+        page.get_by_label("Roll back if errors"),
+        page.get_by_label("or total p95 exceeds"),
+    )
 
     def rule() -> object:
         return http.get("/tasks/alpha/traffic").json()["rollback_if"]

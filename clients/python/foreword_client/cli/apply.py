@@ -126,6 +126,10 @@ def export(
     """
     from foreword_client.apply import export as exports
 
+    if tasks and folder is not None and (folder / "tasks.yaml").exists():
+        raise typer.BadParameter(
+            f"{folder / 'tasks.yaml'} exists and may describe other tasks: choose another folder"
+        )
     document = anyio.run(
         partial(_with_client, ctx, exports.export, tasks or [], folder, concurrency=concurrency)
     )

@@ -85,6 +85,16 @@ def test_an_export_gives_another_server_the_same_answers(
     assert again.stdout == "0 created, 0 changed, 4 unchanged\n"
 
 
+def test_an_export_of_some_tasks_does_not_replace_that_of_all(filled: Server, run: Run) -> None:
+    assert run("export", "--output", "backup").exit_code == 0
+    before = Path("backup/tasks.yaml").read_text()
+
+    refused = run("export", "mood", "--output", "backup")
+
+    assert (refused.exit_code, Path("backup/tasks.yaml").read_text()) == (2, before)
+    assert "choose another folder" in refused.output
+
+
 def test_an_export_is_readable(filled: Server, run: Run) -> None:
     shown = run("export", "tuned", "empty").stdout
 
