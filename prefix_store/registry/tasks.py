@@ -127,10 +127,10 @@ class TaskRegistry:
 
 
 def _check_definition(task: Task, changed: Profile, checked: Profile) -> None:
-    """Raise `ActivationOvertaken` if the definition of a changed profile is not the one that was
-    checked, or not that of the active version."""
-    known = [checked] if task.active_version is None else [checked, task.profile]
-    if any(profile.definition_fields != changed.definition_fields for profile in known):
+    """Raise `ActivationOvertaken` if the definition of a changed profile is not the active
+    version's or, without one, not the one that was checked."""
+    known = checked if task.active_version is None else task.profile
+    if changed.definition_fields != known.definition_fields:
         raise ActivationOvertaken(
             f"the definition of {task.name} was changed while this request was running: send it "
             "again"

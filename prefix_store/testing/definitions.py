@@ -101,6 +101,21 @@ class DefinitionContract:
             registry.set_profile("x", Profile(chat=True))
         assert not registry.get_task("x").profile.chat
 
+    def test_an_operational_change_keeps_a_definition_that_came_meanwhile(
+        self, registry: Registry
+    ) -> None:
+        def heavier(profile: Profile) -> Profile:
+            return profile.model_copy(update={"weight": 2.0})
+
+        add(registry, "one {prompt}")
+        read = registry.get_task("x").profile
+        add(registry, "two {prompt}")
+
+        registry.set_profile("x", heavier(read), change=heavier)
+
+        found = registry.get_task("x").profile
+        assert (found.template, found.weight) == ("two {prompt}", 2.0)
+
     def test_an_inherited_definition_must_still_be_current(self, registry: Registry) -> None:
         registry.create_task("x", Profile(template="{prompt}!"))
 

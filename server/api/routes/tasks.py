@@ -195,7 +195,9 @@ async def _set_profile(
     found = await services.store.get_task(task)
     profile = change(found.profile)
     redefined = await services.definitions.redefined(found, profile)
-    preconditions = Preconditions(change_headers.revisions, expected_activation=activation)
+    preconditions = Preconditions(change_headers.revisions)
+    if redefined is not None:
+        preconditions = replace(preconditions, expected_activation=activation)
     return await services.store.set_profile(task, profile, preconditions, by, redefined, change)
 
 
