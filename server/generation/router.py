@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from functools import lru_cache
+
+from pydantic import ValidationError
 
 from prefix_store.definition import Defaults, Definition
 from prefix_store.digest import Digest
@@ -23,6 +27,8 @@ from server.generation.ranking import CandidateStream, RankedCompletion
 from server.metrics import Metrics
 from server.text.detokenizer import StopStrings
 from server.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 
 class Router:
@@ -162,7 +168,7 @@ class Router:
         """How the base model is asked where no task is named."""
         if not self._reads_generation_config:
             return Definition()
-        return Definition(defaults=Defaults(**self._engine.info.generation_defaults))
+        return _definition_of(tuple(self._engine.info.generation_defaults.items()))
 
     def _check_base_model(self, manifest: Manifest) -> None:
         if manifest.fingerprint != self._engine.info.fingerprint:
@@ -208,3 +214,14 @@ class Router:
 def _queue_of(task: str) -> int:
     """A number for a task, equal for all its versions and after a restart."""
     return int.from_bytes(hashlib.blake2b(task.encode(), digest_size=8).digest(), "little")
+
+
+@lru_cache(maxsize=1)
+def _definition_of(defaults: tuple[tuple[str, int | float], ...]) -> Definition:
+    """Return the definition with a model's defaults; without them if one is out of range."""
+    try:
+        return Definition(defaults=Defaults.model_validate(dict(defaults)))
+    except ValidationError as exc:
+        where = exc.errors()[0]["loc"]
+        logger.warning("the model's generation_config.json is ignored: %s is out of range", *where)
+        return Definition()

@@ -167,7 +167,7 @@ def test_a_burst_beyond_the_queue_is_refused(tmp_path: Path) -> None:
     """A connection that is refused gets an answer and may come back; all others are served."""
 
     async def burst(server: FakeServer) -> list[httpx.Response]:
-        limits = httpx.TaskLimits(max_connections=600)
+        limits = httpx.Limits(max_connections=600)
         async with httpx.AsyncClient(base_url=server.url, limits=limits, timeout=60) as client:
             body = {"prompt": "x", "max_tokens": 200, "ignore_eos": True}
             asked = [client.post("/generate", json=body) for _ in range(600)]

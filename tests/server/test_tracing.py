@@ -164,7 +164,7 @@ def test_off_nothing_is_loaded_and_nothing_stands_in_between(
 
     names = [middleware.cls for middleware in app_with(None).user_middleware]
     assert [getattr(name, "__name__", "") for name in names] == (
-        ["RequestContext", "BodyLimits", "HeadLimits", "CrossSiteGuard"]
+        ["RequestContext", "BodyLimits", "HeadLimits", "CrossSiteGuard", "HeadRequests"]
     )
     code = "import sys, server.app; sys.exit(any('opentelemetry.sdk' in m for m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], timeout=100)

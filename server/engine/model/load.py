@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from prefix_store.prefix import BaseModelSpec
-from prefix_store.sampling import SamplingFields
 from server.engine.attention import interface
 from server.engine.attention.base import AttentionBackend, AttentionCall
 from server.engine.model.families import (
@@ -172,11 +170,4 @@ def _generation_defaults(config: GenerationConfig | None) -> dict[str, int | flo
         found |= {name: getattr(config, name, None) for name in ("top_p", "top_k", "min_p")}
         # `generate` samples at 1.0 where no temperature is set; the server would be greedy.
         found["temperature"] = 1.0 if config.temperature is None else config.temperature
-    given = {name: value for name, value in found.items() if value is not None}
-    try:
-        SamplingFields.model_validate(given)
-    except ValidationError as exc:
-        where = exc.errors()[0]["loc"]
-        logger.warning("the model's generation_config.json is ignored: %s is out of range", *where)
-        return {}
-    return given
+    return {name: value for name, value in found.items() if value is not None}

@@ -105,8 +105,9 @@ def test_what_makes_no_sense_is_refused(
 
 
 def test_the_history_says_why_a_split_ended(run: Run) -> None:
-    header, ended, activated = run("versions", "x", "--history").stdout.splitlines()
+    header, ended, split, activated = run("versions", "x", "--history").stdout.splitlines()
 
-    assert header.split() == ["WHEN", "VERSION", "ACTION", "BY", "REASON"]
-    assert ended.rstrip().endswith("rollback  -   v4: 13 of 130 failed")
-    assert activated.split()[-2:] == ["activate", "-"]
+    assert header.split() == ["WHEN", "VERSION", "ACTION", "BY", "DETAILS"]
+    assert ended.rstrip().endswith("v2: 13 of 130 requests failed")
+    assert split.rstrip().endswith("v1=90, v2=10")
+    assert activated.split()[-3:] == ["activate", "-", "-"]

@@ -100,8 +100,8 @@ def schema_of(kind: type) -> Schema:
 
 def kinds(schema: Schema, document: Schema) -> set[str]:
     """Which kinds of JSON value a schema takes, without bounds: `array of integer`, `null`."""
-    if "anyOf" in schema:
-        return set().union(*(kinds(part, document) for part in schema["anyOf"]))
+    if parts := schema.get("anyOf") or schema.get("oneOf"):
+        return set().union(*(kinds(part, document) for part in parts))
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
         definitions = document.get("$defs") or document["components"]["schemas"]

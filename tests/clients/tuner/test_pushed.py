@@ -51,11 +51,12 @@ def foreword(*arguments: object) -> str:
 def test_a_task_name_is_refused_before_the_data_is_read(
     base: Path, server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    missing = tmp_path / "missing"
+    unread = tmp_path / "data.jsonl"
+    unread.write_text("not JSON")
 
-    refused("--data", missing, "--base", base, "--task", "No Name", "--push", server.url)
+    refused("--data", unread, "--base", base, "--task", "No Name", "--push", server.url)
     refused(
-        "--data", missing, "--text", __file__, "--base", base, "--task", "No Name",
+        "--data", unread, "--text", __file__, "--base", base, "--task", "No Name",
         "--push", server.url, command=distill,
     )  # fmt: skip
 

@@ -55,12 +55,14 @@ async def test_a_generation_config_holds_for_the_base_model_alone(
     await (await admit(services)).collect()
     await (await admit(services, temperature=0.25)).collect()
     await (await admit(services, "x")).collect()
+    engine.info_or_none = replace(INFO, generation_defaults={"temperature": 3, "max_tokens": 9})
+    await (await admit(services)).collect()  # out of range: ignored, with a warning
     services.router._reads_generation_config = False
     await (await admit(services)).collect()
 
     sampling = [params for _, _, params in engine.submitted]
     found = [(params.temperature, params.max_tokens) for params in sampling]
-    assert found == [(0.6, 9), (0.25, 9), (0.0, 64), (0.0, 64)]
+    assert found == [(0.6, 9), (0.25, 9), *3 * [(0.0, 64)]]
 
 
 async def test_prefix_prompt_and_completion_must_fit_the_context(

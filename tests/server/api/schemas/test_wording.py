@@ -106,4 +106,4 @@ async def test_of_a_union_that_selects_no_branch(http: httpx.AsyncClient) -> Non
 
     detail = (await http.put("/tasks/x", json=body)).json()["detail"]
 
-    assert detail == "`golden[0].expect` must be a string, not a number"
+    assert detail == ("`golden[0].expect` must be a string or a list of token ids, not a number")

@@ -47,7 +47,6 @@ def test_the_geometry_is_measured(model_dir: Path) -> None:
         ({"max_new_tokens": 9}, {"max_tokens": 9}),
         ({"do_sample": True, "top_p": 0.9}, {"temperature": 1.0, "top_p": 0.9}),
         ({"do_sample": True, "temperature": 0.6, "top_k": 20}, {"temperature": 0.6, "top_k": 20}),
-        ({"do_sample": True, "temperature": 3.0}, {}),  # out of range: ignored, with a warning
     ],
 )
 def test_a_generation_config_gives_defaults(
