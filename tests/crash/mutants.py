@@ -15,10 +15,11 @@ from sqlalchemy import Connection
 
 from prefix_store.blobs import blobs
 from prefix_store.blobs.blobs import FileBlobStore
+from prefix_store.database import database
 from prefix_store.database.database import Database
 from prefix_store.digest import Digest
 from prefix_store.manifest import Manifest
-from prefix_store.registry import answers, audit, database
+from prefix_store.registry import answers, audit
 from prefix_store.registry.preconditions import UNCONDITIONAL, Preconditions
 from prefix_store.registry.registry import Registry
 
