@@ -13,6 +13,7 @@ from typing import Any
 import boto3
 import pytest
 from botocore.config import Config
+from s3fs import S3FileSystem
 
 from tests.running_server import free_port
 
@@ -73,6 +74,7 @@ def running_s3() -> Iterator[S3]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (ENVIRONMENT | {"AWS_ENDPOINT_URL": server.url}).items():
             patch.setenv(name, value)
+        S3FileSystem.clear_instance_cache()  # those of another server, which has stopped
         try:
             yield server
         finally:
