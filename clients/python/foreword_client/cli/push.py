@@ -12,6 +12,14 @@ import typer
 from foreword_client import types
 from foreword_client.cli import arguments, definitions, output
 
+
+def _file(help: str, panel: str | None = None) -> Any:
+    """An option whose value is a file that exists."""
+    return typer.Option(
+        exists=True, dir_okay=False, metavar="FILE", help=help, rich_help_panel=panel
+    )
+
+
 Source = Annotated[
     Path | None,
     typer.Argument(
@@ -24,12 +32,7 @@ Text = Annotated[
 ]
 Messages = Annotated[
     Path | None,
-    typer.Option(
-        exists=True,
-        dir_okay=False,
-        metavar="FILE",
-        help="Let the server compute it from a chat, a JSON file.",
-    ),
+    _file("Let the server compute it from a chat, a JSON file."),
 ]
 PrefixOf = Annotated[
     int | None,
@@ -41,32 +44,15 @@ Activate = Annotated[
 ]
 Definition = Annotated[
     Path | None,
-    typer.Option(
-        exists=True,
-        dir_okay=False,
-        metavar="FILE",
-        help="How it is asked, all of it: a foreword.json.",
-        rich_help_panel=arguments.DEFINITION,
-    ),
+    _file("How it is asked, all of it: a foreword.json.", arguments.DEFINITION),
 ]
 Golden = Annotated[
     Path | None,
-    typer.Option(
-        exists=True,
-        dir_okay=False,
-        metavar="FILE",
-        help='Golden prompts it must pass to be activated: {"prompt": ..., "expect": ...} per '
-        "line.",
-    ),
+    _file('Golden prompts it must pass to be activated: {"prompt": ..., "expect": ...} per line.'),
 ]
 Evaluation = Annotated[
     Path | None,
-    typer.Option(
-        exists=True,
-        dir_okay=False,
-        metavar="FILE",
-        help="What was measured where it was trained: an evaluation.json.",
-    ),
+    _file("What was measured where it was trained: an evaluation.json."),
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Verify it and show what it would take; store nothing.")
