@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from prefix_store.digest import Data
 from prefix_store.errors import (
     IncompatiblePrefix,
     InvalidArtifact,
@@ -23,7 +24,7 @@ from prefix_store.errors import (
     WrongBaseModel,
 )
 from prefix_store.prefix import BaseModelSpec, Prefix
-from prefix_store.safetensors_gate import read_tensors, shown, write_tensors
+from prefix_store.safetensors_gate import TensorFile, read_tensors, shown, tensor_file
 
 FORMAT_VERSION = "1"
 MAX_NORM_RATIO = 1000.0
@@ -35,7 +36,12 @@ _OFFSET = re.compile(r"0|[1-9][0-9]{0,8}", re.ASCII)
 
 
 def dump(prefix: Prefix) -> bytes:
-    """Serialise a prefix. Deterministic: equal prefixes give equal bytes."""
+    """Serialise a prefix to memory. Deterministic: equal prefixes give equal bytes."""
+    return b"".join(to_file(prefix))
+
+
+def to_file(prefix: Prefix) -> TensorFile:
+    """Serialise a prefix piece by piece, as `dump` does at once."""
     tensors: dict[str, Tensor] = {}
     for i, (keys, values) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
         tensors[f"layers.{i}.keys"] = keys
@@ -46,10 +52,10 @@ def dump(prefix: Prefix) -> bytes:
         "position_offset": str(prefix.position_offset),
         **{f"{_ORIGIN}{key}": value for key, value in prefix.origin.items()},
     }
-    return write_tensors(tensors, metadata)
+    return tensor_file(tensors, metadata)
 
 
-def load(data: bytes, base: BaseModelSpec, *, max_prefix_tokens: int) -> Prefix:
+def load(data: Data, base: BaseModelSpec, *, max_prefix_tokens: int) -> Prefix:
     """Read and validate an uploaded artifact; bind it to `base` if it names no base model.
 
     Raises subclasses of `InvalidUpload`.
@@ -60,7 +66,7 @@ def load(data: bytes, base: BaseModelSpec, *, max_prefix_tokens: int) -> Prefix:
     return replace(prefix, fingerprint=base.fingerprint)
 
 
-def read(data: bytes) -> Prefix:
+def read(data: Data) -> Prefix:
     """Read an artifact that `load` accepted before and whose digest has been verified."""
     tensors, metadata = read_tensors(data)
     return _assemble(tensors, metadata)

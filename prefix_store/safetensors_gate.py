@@ -10,14 +10,15 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors.torch import load
 from torch import Tensor
 
 from prefix_store import strict_json
+from prefix_store.digest import Data
 from prefix_store.errors import InvalidArtifact
 
 MAX_HEADER_BYTES = 1 << 20
@@ -43,48 +44,76 @@ _FOREIGN = {
 }
 
 
-def read_tensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(data: Data) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors and the metadata of a safetensors file; every byte must be accounted for.
 
-    All tensors share one dtype: F32, F16 or BF16. Tensor names are not checked. Raises
-    `InvalidArtifact`.
+    The tensors are views of `data`, or of one copy if `data` is not writable, so that a file takes
+    its size in memory only once. All share one dtype: F32, F16 or BF16. Tensor names are not
+    checked. Raises `InvalidArtifact`.
     """
-    header, num_bytes = _read_header(data)
+    header, begin = _read_header(data)
     metadata = _check_metadata(header.pop("__metadata__", {}))
-    _check_tensors(header, num_bytes)
-    try:
-        return load(data), metadata
-    except Exception as error:  # the library raises many types, KeyError among them
-        raise InvalidArtifact("the safetensors library cannot read the file") from error
+    _check_tensors(header, len(data) - begin)
+    buffer = data if _is_writable(data) else bytearray(data)  # torch has no read-only tensors
+    return {name: _view(buffer, begin, info) for name, info in header.items()}, metadata
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFile:
+    """A safetensors file to be written. Each iteration makes its bytes, a tensor at a time."""
+
+    header: bytes
+    num_bytes: int
+    parts: Callable[[], Iterable[Tensor]]
+    """Makes the tensors, or consecutive parts of them."""
+
+    def __iter__(self) -> Iterator[Data]:
+        yield self.header
+        for part in self.parts():
+            flat = part.detach().cpu().contiguous().view(-1)
+            yield flat.view(torch.uint8).numpy().data
+
+
+def tensor_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> TensorFile:
+    """Lay out a safetensors file. Deterministic, unlike the library's writer."""
+    shapes = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+    return file_of_parts(shapes, metadata, tensors.values)
+
+
+def file_of_parts(
+    shapes: Mapping[str, tuple[torch.dtype, Sequence[int]]],
+    metadata: Mapping[str, str],
+    parts: Callable[[], Iterable[Tensor]],
+) -> TensorFile:
+    """Lay out a safetensors file of tensors that need not exist at once."""
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    end = 0
+    for name, (dtype, shape) in shapes.items():
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {
+            "dtype": _NAMES[dtype],
+            "shape": list(shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return TensorFile(_LENGTH.pack(len(text)) + text, _LENGTH.size + len(text) + end, parts)
 
 
 def write_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """Write a safetensors file. Deterministic, unlike the library's writer."""
-    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
-    chunks: list[bytes] = []
-    end = 0
-    for name, tensor in tensors.items():
-        chunk = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-        begin, end = end, end + len(chunk)
-        header[name] = {
-            "dtype": _NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [begin, end],
-        }
-        chunks.append(chunk)
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return b"".join([_LENGTH.pack(len(text)), text, *chunks])
+    """Write a safetensors file to memory."""
+    return b"".join(tensor_file(tensors, metadata))
 
 
-def is_safetensors(data: bytes) -> bool:
+def is_safetensors(data: Data) -> bool:
     """Whether the bytes start like a safetensors file."""
     return data[8:9] == b"{" and _LENGTH.unpack_from(data)[0] <= MAX_HEADER_BYTES
 
 
-def name_foreign(data: bytes) -> str | None:
+def name_foreign(data: Data) -> str | None:
     """Name the actual format of a file that is commonly uploaded by mistake."""
-    return next((name for magic, name in _FOREIGN.items() if data.startswith(magic)), None)
+    start = bytes(data[:8])
+    return next((name for magic, name in _FOREIGN.items() if start.startswith(magic)), None)
 
 
 def shown(name: object) -> str:
@@ -93,8 +122,8 @@ def shown(name: object) -> str:
     return text if len(text) <= 64 else f"{text[:60]}...'"
 
 
-def _read_header(data: bytes) -> tuple[dict[str, Any], int]:
-    """Return the header and the number of bytes that follow it."""
+def _read_header(data: Data) -> tuple[dict[str, Any], int]:
+    """Return the header and the offset of the first tensor."""
     if not is_safetensors(data):
         if found := name_foreign(data):
             raise InvalidArtifact(f"this is {found}")
@@ -103,11 +132,26 @@ def _read_header(data: bytes) -> tuple[dict[str, Any], int]:
     if length % 8 or 8 + length > len(data):
         raise InvalidArtifact("the header's length is wrong: the file is damaged or cut short")
     try:
-        header = strict_json.parse(data[8 : 8 + length])
+        header = strict_json.parse(bytes(data[8 : 8 + length]))
     except ValueError as error:
         raise InvalidArtifact(f"the header cannot be read: {error}") from None
     assert isinstance(header, dict)  # it begins with a brace
-    return header, len(data) - 8 - length
+    return header, 8 + length
+
+
+def _is_writable(data: Data) -> bool:
+    return not memoryview(data).readonly
+
+
+def _view(buffer: Data, begin: int, info: dict[str, Any]) -> Tensor:
+    shape = info["shape"]
+    flat = torch.frombuffer(
+        buffer,
+        dtype=_DTYPES[info["dtype"]],
+        count=math.prod(shape),
+        offset=begin + info["data_offsets"][0],
+    )
+    return flat.view(shape)
 
 
 def _check_metadata(metadata: object) -> dict[str, str]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from io import BufferedIOBase
 from typing import TYPE_CHECKING, Protocol
 
 from prefix_store.blobs.blobs import BlobStore
 from prefix_store.blobs.leases import BlobLease, BlobLeases
-from prefix_store.digest import Digest
+from prefix_store.digest import Content, Digest
 from prefix_store.errors import StorageFailure, UnknownDigest
 from prefix_store.manifest import Activation, Draft, Manifest
 from prefix_store.registry.audit import NOBODY, Actor
@@ -66,17 +67,21 @@ class PrefixStore:
         """
         from prefix_store import artifact  # imports torch, which most callers do not need
 
-        data = artifact.dump(prefix)
-        self.registry.check_room(len(data))
-        return self.put_bytes(data, lease), len(data)
+        file = artifact.to_file(prefix)
+        self.registry.check_room(file.num_bytes)
+        return self.put_bytes(file, lease), file.num_bytes
 
-    def put_bytes(self, data: bytes, lease: BlobLease | None = None) -> Digest:
+    def put_bytes(self, content: Content, lease: BlobLease | None = None) -> Digest:
         """Store bytes that are not an artifact yet, such as a soft prompt for the engine."""
-        return self._blobs.put(data) if lease is None else lease.put(data)
+        return self._blobs.put(content) if lease is None else lease.put(content)
 
-    def open(self, digest: Digest) -> bytes:
+    def open(self, digest: Digest) -> bytes | bytearray:
         """Read an artifact and verify its digest. Raises `UnknownDigest`, `DigestMismatch`."""
         return self._blobs.get(digest)
+
+    def open_file(self, digest: Digest) -> BufferedIOBase:
+        """Verify an artifact's digest and open it, to be read in pieces. Raises like `open`."""
+        return self._blobs.open(digest)
 
     def push(
         self,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
-import sys
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from importlib import metadata
@@ -14,10 +12,7 @@ from pathlib import Path
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
-from starlette.datastructures import Headers
-from starlette.types import Scope
 
-from prefix_store import formats
 from prefix_store.registry.audit import AuditLog
 from prefix_store.registry.keys import KeyStore
 from prefix_store.registry.replica import Replica
@@ -29,12 +24,13 @@ from server.api.http.access import Access
 from server.api.http.allowed_hosts import AllowedHosts, CrossSiteGuard, share_with_origins
 from server.api.http.assets import load_assets
 from server.api.http.body_limits import BodyLimits
-from server.api.http.deps import Services
+from server.api.http.deps import MAX_PARSED_BYTES, Services
 from server.api.http.head_limits import HeadLimits
 from server.api.http.middleware import HeadRequests, RequestContext
 from server.api.routes import console, generate, health, openai, residency, tasks, traffic, versions
 from server.api.routes import keys as keys_api
 from server.async_store import AsyncStore
+from server.budgets import MemoryTurns
 from server.engine.background import yield_to_steps
 from server.engine.ipc.client import EngineClient
 from server.engine.ipc.messages import EngineConfig
@@ -45,7 +41,10 @@ from server.generation.router import Router
 from server.metrics import Metrics
 from server.publishing.canary import SplitGuard
 from server.publishing.definitions import Definitions
+from server.publishing.downloads import Downloads
 from server.publishing.drafts import Drafts
+from server.publishing.reader import PrefixReader
+from server.publishing.spool import Spool
 from server.publishing.uploads import Uploads
 from server.publishing.verification import Verification
 from server.settings import Settings
@@ -54,7 +53,6 @@ from server.text.tokenizer import Tokenizer
 from server.tracing import Tracing
 
 _STOP_TIMEOUT_S = 5.0
-_UPLOAD = re.compile(r"/tasks/[^/]+/(?:prefix|versions)")
 ROUTERS = (
     generate.routes,
     tasks.routes,
@@ -114,22 +112,21 @@ def create_app(
     """Build the app around its parts. They are passed in so that tests can replace them."""
     async_store = AsyncStore(store, keys, audit)
     uploads = ThreadPoolExecutor(2, "upload", yield_to_steps)
+    files = ThreadPoolExecutor(4, "files")
     compilers = ThreadPoolExecutor(2, "grammar", yield_to_steps)
     grammars = GrammarCheck(tokenizer, lambda: engine.info, executor=compilers)
     metrics = _metrics(settings, store, engine, model_name, tracing)
-    drafts = Drafts(
-        store,
-        engine,
-        tokenizer,
-        executor=uploads,
-        model_name=model_name,
-        max_prefix_tokens=settings.max_prefix_tokens,
-    )
+    reader = PrefixReader(store, engine, uploads, model_name, settings.max_prefix_tokens)
+    drafts = Drafts(store, reader, engine, tokenizer, executor=uploads)
     verification = Verification(engine, tokenizer, uploads)
     definitions = Definitions(
         store.registry, engine, grammars, verification, executor=async_store.request_executor
     )
-    publisher = Uploads(store, engine, drafts, verification, definitions, metrics, executor=uploads)
+    # Twice the largest upload: one file may exceed the budget.
+    spool = Spool(settings.store, max_bytes=settings.max_upload_bytes, executor=files)
+    publisher = Uploads(
+        store, reader, engine, drafts, verification, definitions, metrics, executor=uploads
+    )
     services = Services(
         settings=settings,
         store=async_store,
@@ -147,15 +144,18 @@ def create_app(
             reads_generation_config=settings.generation_config == "auto",
         ),
         uploads=publisher,
+        downloads=Downloads(reader, spool, executor=files),
+        spool=spool,
         definitions=definitions,
         split_guard=SplitGuard(async_store, publisher, metrics),
         metrics=metrics,
         replica=replica,
         model_name=model_name,
         version=_version(),
+        json_turns=MemoryTurns(MAX_PARSED_BYTES),
         console=load_assets() if settings.console else {},
     )
-    return _assemble(services, [uploads, compilers], tracing)
+    return _assemble(services, [uploads, files, compilers], tracing)
 
 
 def _metrics(
@@ -214,11 +214,7 @@ def _assemble(services: Services, executors: list[Executor], tracing: Tracing | 
         denied=services.metrics.denied,
     )
     app.add_middleware(HeadLimits)
-    app.add_middleware(
-        BodyLimits,
-        max_bytes=lambda scope: _max_bytes(settings, scope),
-        timeout_s=settings.body_timeout_s,
-    )
+    app.add_middleware(BodyLimits, settings=settings)
     if tracing is not None:
         app.add_middleware(tracing.around)
     app.add_middleware(RequestContext)
@@ -252,13 +248,6 @@ async def _running(services: Services, executors: list[Executor]) -> AsyncIterat
         services.store.close()
         for executor in executors:
             executor.shutdown(cancel_futures=True)
-
-
-def _max_bytes(settings: Settings, scope: Scope) -> int:
-    if scope["method"] not in ("PUT", "POST") or not _UPLOAD.fullmatch(scope["path"]):
-        return settings.max_body_bytes
-    is_json = Headers(scope=scope).get("content-type", "").lower().startswith(formats.JSON)
-    return min(settings.max_upload_bytes, formats.MAX_JSON_BYTES if is_json else sys.maxsize)
 
 
 def _engine_config(settings: Settings, model: str) -> EngineConfig:

@@ -8,12 +8,13 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedIOBase, BufferedReader
 from math import inf
 from pathlib import Path
 from typing import Protocol
 from uuid import uuid4
 
-from prefix_store.digest import Digest
+from prefix_store.digest import Content, Digest, pieces_of
 from prefix_store.errors import DigestMismatch, StorageFailure, UnknownDigest
 
 logger = logging.getLogger(__name__)
@@ -27,14 +28,21 @@ class BlobStore(Protocol):
     Every method raises `StorageFailure` if the disk or the network fails.
     """
 
-    def put(self, data: bytes) -> Digest:
-        """Store `data` durably. Renews the age of an existing blob."""
+    def put(self, content: Content) -> Digest:
+        """Store a blob durably. Renews the age of an existing one."""
         ...
 
-    def get(self, digest: Digest) -> bytes:
+    def get(self, digest: Digest) -> bytes | bytearray:
         """Return a blob. Raises `UnknownDigest`, or `DigestMismatch` if its bytes are corrupt.
 
         Corrupt bytes are moved into quarantine until the same blob is put again.
+        """
+        ...
+
+    def open(self, digest: Digest) -> BufferedIOBase:
+        """Open a blob whose bytes have just been verified, for reading in pieces.
+
+        Raises the errors of `get`.
         """
         ...
 
@@ -94,31 +102,35 @@ class FileBlobStore:
                 _sync_folder(folder)
         self.sweep()
 
-    def put(self, data: bytes) -> Digest:
-        digest = Digest.of(data)
+    def put(self, content: Content) -> Digest:
+        digest = Digest.of(content)
         path = self._path(digest)
         with _refused("be written"), self._locked(fcntl.LOCK_SH):
             if not _refresh(path, digest):
-                self._write(path, data)
+                self._write(path, content)
             # Also for an existing blob: its writer may have died before this line.
             for folder in (path.parent, self._blobs):
                 _sync_folder(folder)
             self._quarantine_path(digest).unlink(missing_ok=True)
         return digest
 
-    def get(self, digest: Digest) -> bytes:
-        with _refused("be read"):
-            try:
-                data = self._path(digest).read_bytes()
-            except FileNotFoundError:
-                if self._quarantine_path(digest).exists():
-                    raise corrupted(digest) from None
-                raise UnknownDigest(f"no blob {digest}") from None
-        if Digest.of(data) != digest:
-            with suppress(StorageFailure):  # if it cannot be moved, the next `get` tries again
-                self._move_to_quarantine(digest)
-            raise corrupted(digest)
+    def get(self, digest: Digest) -> bytearray:
+        with _refused("be read"), self._opened(digest) as file:
+            data = _read_whole(file)
+        self._verify(digest, Digest.of(data))
         return data
+
+    def open(self, digest: Digest) -> BufferedReader:
+        file = self._opened(digest)
+        try:
+            with _refused("be read"):
+                found = Digest.of_file(file)
+                file.seek(0)
+            self._verify(digest, found)
+        except BaseException:
+            file.close()
+            raise
+        return file
 
     def quarantined(self) -> set[Digest]:
         found = set()
@@ -190,6 +202,21 @@ class FileBlobStore:
     def _quarantine_path(self, digest: Digest) -> Path:
         return self._quarantine / digest.hex
 
+    def _opened(self, digest: Digest) -> BufferedReader:
+        with _refused("be read"):
+            try:
+                return self._path(digest).open("rb")
+            except FileNotFoundError:
+                if self._quarantine_path(digest).exists():
+                    raise corrupted(digest) from None
+                raise UnknownDigest(f"no blob {digest}") from None
+
+    def _verify(self, digest: Digest, found: Digest) -> None:
+        if found != digest:
+            with suppress(StorageFailure):  # if it cannot be moved, the next read tries again
+                self._move_to_quarantine(digest)
+            raise corrupted(digest)
+
     def _move_to_quarantine(self, digest: Digest) -> None:
         """Move a corrupt blob into quarantine, unless it was put again or moved in the meantime."""
         path = self._path(digest)
@@ -198,18 +225,19 @@ class FileBlobStore:
             self._locked(fcntl.LOCK_EX),
             suppress(FileNotFoundError),
         ):
-            if Digest.of(path.read_bytes()) != digest:
+            if _digest_at(path) != digest:
                 path.replace(self._quarantine_path(digest))
                 logger.error(
                     "the stored bytes of %s are corrupt; they were moved into quarantine", digest
                 )
 
-    def _write(self, path: Path, data: bytes) -> None:
+    def _write(self, path: Path, content: Content) -> None:
         path.parent.mkdir(exist_ok=True)
         temp = self._temp / uuid4().hex
         try:
             with temp.open("xb") as file:
-                file.write(data)
+                for piece in pieces_of(content):
+                    file.write(piece)
                 file.flush()
                 os.fsync(file.fileno())
             temp.replace(path)  # atomic: a reader sees the whole blob or none
@@ -233,9 +261,21 @@ def _refresh(path: Path, digest: Digest) -> bool:
     """Renew an existing blob against garbage collection. Return False if none is intact."""
     try:
         os.utime(path)
-        return Digest.of(path.read_bytes()) == digest
+        return _digest_at(path) == digest
     except FileNotFoundError:
         return False
+
+
+def _digest_at(path: Path) -> Digest:
+    with path.open("rb") as file:
+        return Digest.of_file(file)
+
+
+def _read_whole(file: BufferedReader) -> bytearray:
+    """Read a file to a buffer that is made once, and that tensors may be views of."""
+    data = bytearray(os.fstat(file.fileno()).st_size)
+    num_bytes = file.readinto(data)
+    return data if num_bytes == len(data) else data[:num_bytes]
 
 
 def _sync_folder(folder: Path) -> None:

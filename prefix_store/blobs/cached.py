@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedIOBase, BytesIO
 from math import inf
 from pathlib import Path
 from threading import Lock
 
 from prefix_store.blobs.blobs import BlobStore, FileBlobStore
 from prefix_store.blobs.remote import RemoteBlobStore
-from prefix_store.digest import Digest
+from prefix_store.digest import Content, Digest
 from prefix_store.errors import DigestMismatch, PrefixStoreError, StorageFailure, UnknownDigest
 
 UNREACHABLE_AFTER_S = 3.0
@@ -58,18 +59,18 @@ class CachedBlobStore:
         if time.monotonic() - self._probe_started_s > UNREACHABLE_AFTER_S:
             raise StorageFailure("the blob store does not answer")
 
-    def put(self, data: bytes) -> Digest:
+    def put(self, content: Content) -> Digest:
         with self._tracking_health():
-            digest = self._remote.put(data)
+            digest = self._remote.put(content)
         self._quarantined = self._quarantined - {digest}
-        self._cache_blob(data)
+        self._cache_blob(content)
         return digest
 
-    def get(self, digest: Digest) -> bytes:
+    def get(self, digest: Digest) -> bytes | bytearray:
         with suppress(UnknownDigest, DigestMismatch, StorageFailure):
-            data = self._cache.get(digest)
+            cached = self._cache.get(digest)
             self._cache.touch(digest)
-            return data
+            return cached
         try:
             with self._tracking_health():
                 data = self._remote.get(digest)
@@ -78,6 +79,16 @@ class CachedBlobStore:
             raise
         self._cache_blob(data)
         return data
+
+    def open(self, digest: Digest) -> BufferedIOBase:
+        with suppress(UnknownDigest, DigestMismatch, StorageFailure):
+            file = self._cache.open(digest)
+            self._cache.touch(digest)
+            return file
+        data = self.get(digest)
+        with suppress(UnknownDigest, DigestMismatch, StorageFailure):
+            return self._cache.open(digest)
+        return BytesIO(data)  # it could not be cached
 
     def quarantined(self) -> set[Digest]:
         return self._quarantined
@@ -120,10 +131,10 @@ class CachedBlobStore:
             raise
         self._last_error = None
 
-    def _cache_blob(self, data: bytes) -> None:
+    def _cache_blob(self, content: Content) -> None:
         """Cache a blob. A failure to write is ignored, as the remote store has the blob."""
         with suppress(StorageFailure), self._lock:
-            self._cache.put(data)
+            self._cache.put(content)
             self._trim()
 
     def _trim(self) -> None:

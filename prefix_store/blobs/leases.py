@@ -9,7 +9,7 @@ from threading import Lock
 from typing import Protocol
 
 from prefix_store.blobs.blobs import BlobStore
-from prefix_store.digest import Digest
+from prefix_store.digest import Content, Digest
 from prefix_store.errors import StorageFailure, UnknownDigest
 
 logger = logging.getLogger(__name__)
@@ -89,12 +89,12 @@ class BlobLease:
         self._blobs = blobs
         self._digests: list[Digest] = []
 
-    def put(self, data: bytes) -> Digest:
-        """Store bytes and lease the blob."""
-        digest = Digest.of(data)
+    def put(self, content: Content) -> Digest:
+        """Store a blob and lease it."""
+        digest = Digest.of(content)
         self._acquire(digest)
         is_new = not self._blobs.exists(digest)
-        self._blobs.put(data)
+        self._blobs.put(content)
         with suppress(UnknownDigest, StorageFailure):
             self._leases.record_put(digest, self._blobs.put_at(digest), is_new=is_new)
         return digest

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from math import inf
 from typing import Any
 
 import fsspec
 
 from prefix_store.blobs.blobs import corrupted
-from prefix_store.digest import Digest
+from prefix_store.digest import Content, Digest, pieces_of
 from prefix_store.errors import PrefixStoreError, StorageFailure, UnknownDigest
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,8 @@ class RemoteBlobStore:
             ) from None
         self._fs, self._root = found[0], found[1].rstrip("/")
 
-    def put(self, data: bytes) -> Digest:
+    def put(self, content: Content) -> Digest:
+        data = b"".join(pieces_of(content))  # an object is written by one call, or not at all
         digest = Digest.of(data)
         with _refused("be written"):
             # Also if it exists: this renews an old object and repairs a corrupt one.
@@ -67,6 +69,9 @@ class RemoteBlobStore:
                 self._move_to_quarantine(digest)
             raise corrupted(digest)
         return data
+
+    def open(self, digest: Digest) -> BytesIO:
+        return BytesIO(self.get(digest))
 
     def quarantined(self) -> set[Digest]:
         found = set()

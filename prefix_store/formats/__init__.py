@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 from prefix_store import artifact
 from prefix_store.definition import Definition, Evaluation, GoldenPrompt
-from prefix_store.digest import Digest
+from prefix_store.digest import Data, Digest
 from prefix_store.errors import InvalidArtifact, UnsupportedMediaType
 from prefix_store.formats import peft, sidecars, tar, text
 from prefix_store.formats.names import ARTIFACT, KNOWN, PEFT_CONFIG, PEFT_WEIGHTS
@@ -40,7 +42,7 @@ class Upload:
     definition: Definition | None = None
 
 
-def read(data: bytes, media_type: str, base: BaseModelSpec, *, max_prefix_tokens: int) -> Upload:
+def read(data: Data, media_type: str, base: BaseModelSpec, *, max_prefix_tokens: int) -> Upload:
     """Parse an upload's body and validate it against the base model.
 
     `media_type` is the Content-Type with its parameters. An empty one, as sent by `curl -T`, means
@@ -51,7 +53,7 @@ def read(data: bytes, media_type: str, base: BaseModelSpec, *, max_prefix_tokens
         raise InvalidArtifact("the body is empty")
     digest = Digest.of(data)
     if kind == JSON:
-        body = text.read(data)
+        body = text.read(bytes(data))
         return Upload(body.source(), digest, body.golden, body.evaluation, body.definition)
     if kind in TAR or (kind == OCTET_STREAM and tar.is_tar(data)):
         return _read_tar(data, digest, base, max_prefix_tokens)
@@ -67,20 +69,25 @@ def check_media_type(media_type: str) -> str:
     return kind
 
 
-def write_tar(artifact_bytes: bytes, draft: Draft) -> bytes:
-    """Write a tar of a version's artifact and the files that describe it, which `read` accepts."""
-    return tar.write({ARTIFACT: artifact_bytes} | sidecars.write(draft))
+def write_tar(num_bytes: int, draft: Draft) -> tuple[bytes, bytes]:
+    """Return a tar of a version's artifact, of `num_bytes`, and the files that describe it: the
+    parts before and after the artifact. `read` accepts it."""
+    return tar.around(ARTIFACT, num_bytes, {}, sidecars.write(draft))
 
 
-def write_peft(prefix: Prefix, base: BaseModelSpec, draft: Draft) -> bytes:
-    """Write a tar of a PEFT directory and the files that describe a version.
+def write_peft(prefix: Prefix, base: BaseModelSpec, draft: Draft) -> Iterator[Data]:
+    """Write a tar of a PEFT directory and the files that describe a version, piece by piece.
 
-    Raises `IncompatiblePrefix`.
+    Raises `IncompatiblePrefix` at once.
     """
-    return tar.write(peft.write(prefix, base) | sidecars.write(draft))
+    config, weights = peft.to_files(prefix, base)
+    before, after = tar.around(
+        PEFT_WEIGHTS, weights.num_bytes, {PEFT_CONFIG: config}, sidecars.write(draft)
+    )
+    return chain((before,), weights, (after,))
 
 
-def _read_tar(data: bytes, digest: Digest, base: BaseModelSpec, max_prefix_tokens: int) -> Upload:
+def _read_tar(data: Data, digest: Digest, base: BaseModelSpec, max_prefix_tokens: int) -> Upload:
     archive = tar.Archive(data, KNOWN)
     files = archive.files(frozenset((ARTIFACT, PEFT_CONFIG)))
     if ARTIFACT in files and PEFT_CONFIG in files:
@@ -103,11 +110,11 @@ def _read_tar(data: bytes, digest: Digest, base: BaseModelSpec, max_prefix_token
 
 
 def _read_safetensors(
-    data: bytes, digest: Digest, base: BaseModelSpec, max_prefix_tokens: int
+    data: Data, digest: Digest, base: BaseModelSpec, max_prefix_tokens: int
 ) -> Source:
     tensors, _ = read_tensors(data)
     if any(name.startswith("layers.") for name in tensors):
-        del tensors  # one copy in memory at a time
+        del tensors  # the copy of `data` that they are views of, if it is not writable
         return artifact.load(data, base, max_prefix_tokens=max_prefix_tokens)
     return peft.read_tensors(
         tensors, None, base, max_prefix_tokens=max_prefix_tokens, source=digest

@@ -9,21 +9,23 @@ embeddings, [L, hidden_size]. https://github.com/huggingface/peft, `PeftModel.ge
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from prefix_store import artifact, safetensors_gate, strict_json
-from prefix_store.digest import Digest
+from prefix_store.digest import Data, Digest
 from prefix_store.errors import IncompatiblePrefix, InvalidArtifact, UnsupportedFormat
 from prefix_store.formats.names import PEFT_CONFIG as CONFIG
 from prefix_store.formats.names import PEFT_WEIGHTS as WEIGHTS
 from prefix_store.prefix import BaseModelSpec, Prefix, SoftPrompt
-from prefix_store.safetensors_gate import shown
+from prefix_store.safetensors_gate import TensorFile, file_of_parts, shown
 
 MAX_CONFIG_BYTES = 1 << 20
+_ROWS = 64
 _TENSOR = "prompt_embeddings"
 _KEYS_AND_VALUES = {"PREFIX_TUNING": "peft-prefix-tuning", "CARTRIDGE": "peft-cartridge"}
 _EMBEDDINGS = {
@@ -52,7 +54,7 @@ class Config(BaseModel):
 
 
 def read_files(
-    files: Mapping[str, bytes], base: BaseModelSpec, *, max_prefix_tokens: int, source: Digest
+    files: Mapping[str, Data], base: BaseModelSpec, *, max_prefix_tokens: int, source: Digest
 ) -> Prefix | SoftPrompt:
     """Convert the files of a PEFT directory. `source` is the digest of the upload.
 
@@ -98,7 +100,13 @@ def read_tensors(
 
 
 def write(prefix: Prefix, base: BaseModelSpec) -> dict[str, bytes]:
-    """Return the files of a directory that `PeftModel.from_pretrained` loads.
+    """Return the files of a directory that `PeftModel.from_pretrained` loads. See `to_files`."""
+    config, weights = to_files(prefix, base)
+    return {CONFIG: config, WEIGHTS: b"".join(weights)}
+
+
+def to_files(prefix: Prefix, base: BaseModelSpec) -> tuple[bytes, TensorFile]:
+    """Return `adapter_config.json` and `adapter_model.safetensors`.
 
     Deterministic. Raises `IncompatiblePrefix` unless real tokens start at position L, as they
     always do in PEFT.
@@ -122,15 +130,16 @@ def write(prefix: Prefix, base: BaseModelSpec) -> dict[str, bytes]:
         "task_type": "CAUSAL_LM",
         "token_dim": base.num_kv_heads * base.head_dim,
     }
-    weights = safetensors_gate.write_tensors({_TENSOR: _flatten(prefix)}, {"format": "pt"})
-    return {CONFIG: json.dumps(config, indent=2).encode() + b"\n", WEIGHTS: weights}
+    shape = (prefix.keys[0].dtype, (num_tokens, _num_columns(base)))
+    weights = file_of_parts({_TENSOR: shape}, {"format": "pt"}, partial(_rows, prefix))
+    return json.dumps(config, indent=2).encode() + b"\n", weights
 
 
-def _read_config(data: bytes) -> Config:
+def _read_config(data: Data) -> Config:
     if len(data) > MAX_CONFIG_BYTES:
         raise InvalidArtifact(f"{CONFIG} is above {MAX_CONFIG_BYTES} bytes")
     try:
-        config = Config.model_validate(strict_json.parse(data))
+        config = Config.model_validate(strict_json.parse(bytes(data)))
     except ValidationError as error:
         where = ".".join(shown(at).strip("'") for at in error.errors()[0]["loc"])
         raise InvalidArtifact(f"{CONFIG}: {where or 'the file'} is not what PEFT writes") from None
@@ -224,7 +233,7 @@ def _unflatten(
 ) -> Prefix:
     length = embeddings.shape[0]
     slots = embeddings.view(length, base.num_layers, 2, base.num_kv_heads, base.head_dim)
-    slots = slots.permute(1, 2, 3, 0, 4).contiguous()  # [layers, 2, heads, L, head_dim]
+    slots = slots.permute(1, 2, 3, 0, 4)  # [layers, 2, heads, L, head_dim], still a view
     return Prefix(
         keys=tuple(slots[:, 0]),
         values=tuple(slots[:, 1]),
@@ -238,7 +247,11 @@ def _unflatten(
     )
 
 
-def _flatten(prefix: Prefix) -> Tensor:
-    keys, values = torch.stack(prefix.keys), torch.stack(prefix.values)
-    slots = torch.stack((keys, values), dim=1)  # [layers, 2, heads, L, head_dim]
-    return slots.permute(3, 0, 1, 2, 4).reshape(prefix.num_virtual_tokens, -1)
+def _rows(prefix: Prefix) -> Iterator[Tensor]:
+    """Yield the flattened keys and values of a few tokens at a time: [few, columns]."""
+    for begin in range(0, prefix.num_virtual_tokens, _ROWS):
+        tokens = slice(begin, begin + _ROWS)
+        keys = torch.stack([k[:, tokens] for k in prefix.keys])
+        values = torch.stack([v[:, tokens] for v in prefix.values])
+        slots = torch.stack((keys, values), dim=1)  # [layers, 2, heads, few, head_dim]
+        yield slots.permute(3, 0, 1, 2, 4).reshape(slots.shape[3], -1)

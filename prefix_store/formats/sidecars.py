@@ -91,4 +91,4 @@ def _read(archive: Archive, name: str) -> bytes | None:
     found = archive.files(frozenset((name,))).get(name)
     if found is not None and len(found) > MAX_BYTES[name]:
         raise InvalidArtifact(f"{name} is larger than {MAX_BYTES[name]} bytes")
-    return found
+    return None if found is None else bytes(found)

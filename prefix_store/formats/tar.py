@@ -7,12 +7,12 @@ unpacked to disk.
 
 from __future__ import annotations
 
-import io
 import re
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from prefix_store.digest import Data
 from prefix_store.errors import InvalidArtifact, UnsupportedFormat
 from prefix_store.safetensors_gate import name_foreign, shown
 
@@ -21,6 +21,7 @@ MAX_MEMBERS = 256
 MAX_NAME_BYTES = 1024
 MAX_EXTENDED_BYTES = 64 << 10
 
+_PIECE = 1 << 20
 _FILE, _OLD_FILE, _FOLDER = b"0", b"\0", b"5"
 _GNU_NAME, _PAX, _PAX_GLOBAL = b"L", b"x", b"g"
 _OCTAL = re.compile(rb"[0-7]{1,12}")
@@ -39,7 +40,7 @@ class _Member:
     end: int
 
 
-def is_tar(data: bytes) -> bool:
+def is_tar(data: Data) -> bool:
     """Whether the first block is a tar header."""
     return data[257:262] == b"ustar"
 
@@ -47,7 +48,7 @@ def is_tar(data: bytes) -> bool:
 class Archive:
     """Index of the files with known names in the top two levels of a tar."""
 
-    def __init__(self, data: bytes, known: frozenset[str]) -> None:
+    def __init__(self, data: Data, known: frozenset[str]) -> None:
         """Parse all headers once, and skip files with other names.
 
         Pickles are skipped next to known safetensors files: transformers' Trainer saves
@@ -57,10 +58,10 @@ class Archive:
         """
         if not is_tar(data):
             raise InvalidArtifact(f"this is {name_foreign(data) or 'not a tar file'}")
-        self._data = data
+        self._data = memoryview(data)
         self._folders: dict[str, dict[str, _Member]] = {}
         pickle: _Member | None = None
-        for member in _members(data):
+        for member in _members(self._data):
             _check(member)
             if pickle is None and member.kind != _FOLDER and _PICKLE.fullmatch(member.name):
                 pickle = member
@@ -81,8 +82,10 @@ class Archive:
             name.endswith(_WEIGHTS_SUFFIX) for files in self._folders.values() for name in files
         )
 
-    def files(self, wanted: frozenset[str]) -> dict[str, bytes]:
+    def files(self, wanted: frozenset[str]) -> dict[str, memoryview]:
         """Return the wanted files by name, from the outermost folder that has any of them.
+
+        They are views of the archive, not copies.
 
         Raises `InvalidArtifact` if several folders below the top have some.
         """
@@ -96,20 +99,40 @@ class Archive:
         return {name: self._data[m.begin : m.end] for name, m in members.items()}
 
 
-def read_files(data: bytes, wanted: frozenset[str]) -> dict[str, bytes]:
+def read_files(data: Data, wanted: frozenset[str]) -> dict[str, memoryview]:
     """Return the wanted files of a tar by name. Raises the errors of `Archive`."""
     return Archive(data, wanted).files(wanted)
 
 
-def write(files: Mapping[str, bytes]) -> bytes:
+def write(files: Mapping[str, Data]) -> bytes:
     """Write a tar. Deterministic: times and owners are zero."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return buffer.getvalue()
+    content = b"".join(_members_of(files))
+    return content + _end_of(len(content))
+
+
+def around(
+    name: str, num_bytes: int, before: Mapping[str, Data], after: Mapping[str, Data]
+) -> tuple[bytes, bytes]:
+    """Return the parts of a tar before and after the content of one file among others."""
+    begin = b"".join((*_members_of(before), _header_of(name, num_bytes)))
+    end = b"".join((bytes(-num_bytes % BLOCK), *_members_of(after)))
+    return begin, end + _end_of(len(begin) + num_bytes + len(end))
+
+
+def _members_of(files: Mapping[str, Data]) -> Iterator[Data]:
+    for name, content in files.items():
+        yield from (_header_of(name, len(content)), content, bytes(-len(content) % BLOCK))
+
+
+def _header_of(name: str, num_bytes: int) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.size = num_bytes
+    return member.tobuf(tarfile.USTAR_FORMAT)
+
+
+def _end_of(num_bytes: int) -> bytes:
+    """Return two empty blocks, and padding to the size of a tape's record."""
+    return bytes(2 * BLOCK + -(num_bytes + 2 * BLOCK) % tarfile.RECORDSIZE)
 
 
 def _check(member: _Member) -> None:
@@ -117,7 +140,7 @@ def _check(member: _Member) -> None:
         raise InvalidArtifact(f"{shown(member.name)} is a link, a device or a sparse file")
 
 
-def _members(data: bytes) -> Iterator[_Member]:
+def _members(data: memoryview) -> Iterator[_Member]:
     begin, num_members, long_name = 0, 0, None
     while block := _header(data, begin):
         kind, size = block[156:157], _octal(block[124:136])
@@ -130,7 +153,7 @@ def _members(data: bytes) -> Iterator[_Member]:
         if kind in (_GNU_NAME, _PAX, _PAX_GLOBAL):
             if size > MAX_EXTENDED_BYTES:
                 raise InvalidArtifact("a member's name or attributes are too long")
-            long_name = _extended(data[begin:end], kind, long_name)
+            long_name = _extended(bytes(data[begin:end]), kind, long_name)
         else:
             folder, name = _split(long_name if long_name is not None else _name(block))
             yield _Member(folder, name, kind, begin, end)
@@ -138,19 +161,24 @@ def _members(data: bytes) -> Iterator[_Member]:
         begin = end + -end % BLOCK
 
 
-def _header(data: bytes, begin: int) -> bytes:
+def _header(data: memoryview, begin: int) -> bytes:
     """Return the header block at `begin`; empty at the end of the archive, which must be valid."""
-    block = data[begin : begin + BLOCK]
+    block = bytes(data[begin : begin + BLOCK])
     if len(block) < BLOCK:
         raise InvalidArtifact("the tar is cut short")
     if not any(block):
-        if data.count(0, begin) != len(data) - begin:
+        if not _is_zero(data[begin:]):
             raise InvalidArtifact("bytes follow the end of the tar")
         return b""
     checksum = sum(block) - sum(block[148:156]) + 8 * ord(" ")
     if block[257:262] != b"ustar" or _octal(block[148:156]) != checksum:
         raise InvalidArtifact("the tar is damaged")
     return block
+
+
+def _is_zero(data: memoryview) -> bool:
+    pieces = (bytes(data[i : i + _PIECE]) for i in range(0, len(data), _PIECE))
+    return all(piece.count(0) == len(piece) for piece in pieces)
 
 
 def _octal(field: bytes) -> int:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import partial
 from typing import ParamSpec, TypeVar
 
 from safetensors.torch import save as save_tensors
@@ -23,6 +21,8 @@ from server.engine.ipc.messages import PrefixCompiled
 from server.engine.ipc.protocol import Engine
 from server.errors import BaseModelMismatch
 from server.generation.prompt import check_vocabulary
+from server.publishing.reader import PrefixReader
+from server.publishing.spool import SpoolFile, run_to_end
 from server.publishing.verification import PROBE, prompt_checks, static_checks
 from server.text.template import Part
 from server.text.tokenizer import Tokenizer
@@ -59,39 +59,42 @@ class Drafts:
     def __init__(
         self,
         store: PrefixStore,
+        reader: PrefixReader,
         engine: Engine,
         tokenizer: Tokenizer,
         *,
         executor: Executor,
-        model_name: str,
-        max_prefix_tokens: int,
     ) -> None:
         self._store = store
+        self._reader = reader
         self._engine = engine
         self._tokenizer = tokenizer
         self._executor = executor
-        self._model_name = model_name
-        self._max_prefix_tokens = max_prefix_tokens
 
     async def read(
-        self, task: str, body: bytes, media_type: str, lease: BlobLease
+        self, task: str, body: bytes | SpoolFile, media_type: str, lease: BlobLease
     ) -> PreparedUpload:
-        """Turn an upload into a draft and lease its blobs.
+        """Turn an upload into a draft and lease its blobs. Discards the body once it is read.
 
         Raises `PrefixStoreError`, `ServerError`.
         """
-        base = self.base()
-        upload = await self._run_in_thread(
-            formats.read, body, media_type, base, max_prefix_tokens=self.max_prefix_tokens
-        )
-        definition = upload.definition
-        prompt = (definition or Definition()).prompt_format
-        await self._run_in_thread(self._check_messages, prompt)
-        if isinstance(upload.source, PrefixOf):
-            return await self._of_version(task, upload.source.version, upload, lease)
-        draft = await self._stored(upload, upload.source, base, prompt, lease)
-        sidecars = {"golden": upload.golden or (), "evaluation": upload.evaluation}
-        return PreparedUpload(draft.model_copy(update=sidecars), definition)
+        base = self._reader.base()
+        async with self._reader.parsed(body, media_type) as upload:
+            prompt = (upload.definition or Definition()).prompt_format
+            await self._run_in_thread(self._check_messages, prompt)
+            if isinstance(upload.source, Prefix):
+                draft = await self._store_prefix(upload.source, base, upload.digest, prompt, lease)
+                return _prepared(draft, upload)
+        match upload.source:
+            case PrefixOf(version):
+                return await self._of_version(task, version, upload, lease)
+            case SoftPrompt() as soft_prompt:
+                draft = await self._compile_embeddings(
+                    soft_prompt, base, upload.digest, prompt, lease
+                )
+            case TextPrompt() as text:
+                draft = await self._compile_text(text, base, upload.digest, lease)
+        return _prepared(draft, upload)
 
     async def _of_version(
         self, task: str, version: int, upload: formats.Upload, lease: BlobLease
@@ -102,7 +105,7 @@ class Drafts:
         which was measured with another definition. Raises `UnknownVersion`, `VersionQuarantined`.
         """
         manifest = await self._run_in_thread(self._store.registry.get_version, task, version)
-        if manifest.fingerprint != self.base().fingerprint:
+        if manifest.fingerprint != self._reader.base().fingerprint:
             raise BaseModelMismatch(f"version {version} was made for another base model")
         digest = Digest(manifest.digest)
         if digest in await self._run_in_thread(self._store.quarantined):
@@ -121,25 +124,18 @@ class Drafts:
         draft = draft.model_copy(update=changes)
         return PreparedUpload(draft, definition, prefix_of=version)
 
-    async def _stored(
+    async def _store_prefix(
         self,
-        upload: formats.Upload,
-        source: Prefix | SoftPrompt | TextPrompt,
+        prefix: Prefix,
         base: BaseModelSpec,
+        source: Digest,
         prompt: PromptFormat,
         lease: BlobLease,
     ) -> Draft:
-        digest = upload.digest
-        match source:
-            case Prefix():
-                blob, num_bytes = await self._run_in_thread(self._store.put, source, lease)
-                return await self._run_in_thread(
-                    self._describe, source, blob, num_bytes, base, digest, prompt
-                )
-            case SoftPrompt():
-                return await self._compile_embeddings(source, base, digest, prompt, lease)
-            case TextPrompt():
-                return await self._compile_text(source, base, digest, lease)
+        blob, num_bytes = await self._run_in_thread(self._store.put, prefix, lease)
+        return await self._run_in_thread(
+            self._describe, prefix, blob, num_bytes, base, source, prompt
+        )
 
     def _check_messages(self, prompt: PromptFormat) -> None:
         """Check that the base model's chat template can continue the prefix's messages.
@@ -173,7 +169,7 @@ class Drafts:
     ) -> Draft:
         token_ids = await self._run_in_thread(self._tokenize, upload)
         check_vocabulary(token_ids, self._engine.info)
-        artifact.check_length(len(token_ids), self.max_prefix_tokens)
+        artifact.check_length(len(token_ids), self._reader.max_prefix_tokens)
         kind = "text" if upload.messages is None else "messages"
         origin = {"source_format": kind, "source_digest": str(source)}
         compiled = await self._engine.compile(token_ids=token_ids, origin=origin)
@@ -186,7 +182,7 @@ class Drafts:
     def _tokenize(self, upload: TextPrompt) -> list[int]:
         """Tokenise a text with its special tokens: the uploader is trusted, unlike a prompt."""
         texts = [upload.text or "", *(m["content"] for m in upload.messages or ())]
-        artifact.check_length(self._tokenizer.least_tokens(texts), self.max_prefix_tokens)
+        artifact.check_length(self._tokenizer.least_tokens(texts), self._reader.max_prefix_tokens)
         if upload.messages is not None:
             return self._tokenizer.encode_chat(upload.messages, add_generation_prompt=False)
         assert upload.text is not None, "a TextPrompt has a text or messages"
@@ -203,14 +199,12 @@ class Drafts:
         lease: BlobLease,
     ) -> Draft:
         """Read a compiled prefix and validate it like an uploaded one."""
-        digest = Digest(compiled.digest)
+        digest, num_bytes = Digest(compiled.digest), compiled.num_bytes
         await self._run_in_thread(lease.adopt, digest, compiled.put_at, is_new=compiled.is_new)
-        data = await self._run_in_thread(self._store.open, digest)
-        prefix = await self._run_in_thread(
-            artifact.load, data, base, max_prefix_tokens=self.max_prefix_tokens
-        )
-        return await self._run_in_thread(
-            self._describe, prefix, digest, len(data), base, source, prompt
+        return await self._reader.check(
+            digest,
+            num_bytes,
+            lambda prefix: self._describe(prefix, digest, num_bytes, base, source, prompt),
         )
 
     def _describe(
@@ -239,29 +233,13 @@ class Drafts:
             verification=(*static_checks(prefix, base), *prompt_checks(source_format, prompt)),
         )
 
-    def base(self) -> BaseModelSpec:
-        """Return the geometry of the base model."""
-        info = self._engine.info
-        return BaseModelSpec(
-            name=self._model_name,
-            fingerprint=info.fingerprint,
-            num_layers=info.num_layers,
-            num_kv_heads=info.num_kv_heads,
-            head_dim=info.head_dim,
-            hidden_size=info.hidden_size,
-            dtype=info.dtype,
-            kv_norms=tuple(info.kv_norms),
-            loaded_from=info.model,
-        )
-
-    @property
-    def max_prefix_tokens(self) -> int:
-        """Maximum prefix length; leaves room for at least one prompt token and one new token."""
-        return min(self._max_prefix_tokens, self._engine.info.max_model_len - 2)
-
     async def _run_in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, partial(work, *args, **kwargs))
+        return await run_to_end(self._executor, work, *args, **kwargs)
+
+
+def _prepared(draft: Draft, upload: formats.Upload) -> PreparedUpload:
+    sidecars = {"golden": upload.golden or (), "evaluation": upload.evaluation}
+    return PreparedUpload(draft.model_copy(update=sidecars), upload.definition)
 
 
 def _prompt_after(source_format: str, prompt: PromptFormat) -> PromptFormat:

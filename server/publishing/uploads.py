@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import ParamSpec, TypeVar
 
-from prefix_store import artifact, formats
+from prefix_store import formats
 from prefix_store.blobs.leases import BlobLease
 from prefix_store.digest import Digest
 from prefix_store.errors import InvalidName, PrefixStoreError, UnknownTask
@@ -28,9 +28,10 @@ from server.errors import (
 )
 from server.metrics import Metrics
 from server.publishing.definitions import Definitions
-from server.publishing.downloads import export
 from server.publishing.drafts import Drafts, PreparedUpload
+from server.publishing.reader import PrefixReader
 from server.publishing.results import DryRunResult, Preflight, PublishedVersion, failed_checks
+from server.publishing.spool import SpoolFile
 from server.publishing.verification import Verification, static_checks
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class Uploads:
     def __init__(
         self,
         store: PrefixStore,
+        reader: PrefixReader,
         engine: Engine,
         drafts: Drafts,
         verification: Verification,
@@ -58,6 +60,7 @@ class Uploads:
         executor: Executor,
     ) -> None:
         self._store = store
+        self._reader = reader
         self._engine = engine
         self._drafts = drafts
         self._verification = verification
@@ -67,7 +70,7 @@ class Uploads:
 
     @property
     def max_prefix_tokens(self) -> int:
-        return self._drafts.max_prefix_tokens
+        return self._reader.max_prefix_tokens
 
     async def preflight(self, task: str, media_type: str, *, create: bool) -> Preflight:
         """Check everything that can be checked before the body is read."""
@@ -88,7 +91,7 @@ class Uploads:
     async def push(
         self,
         task: str,
-        body: bytes,
+        body: bytes | SpoolFile,
         media_type: str,
         *,
         activate: bool,
@@ -167,14 +170,14 @@ class Uploads:
         return published(manifest)
 
     async def dry_run(
-        self, task: str, body: bytes, media_type: str, *, activate: bool, create: bool
+        self, task: str, body: bytes | SpoolFile, media_type: str, *, activate: bool, create: bool
     ) -> DryRunResult:
         """Do everything that `push` does, except create the version. Raises its errors."""
         async with self._lease() as lease:
             preflight = await self.preflight(task, media_type, create=create)
             prepared = await self._drafts.read(task, body, media_type, lease)
             draft = prepared.draft
-            num_bytes = draft.num_virtual_tokens * self._drafts.base().num_bytes_per_token
+            num_bytes = draft.num_virtual_tokens * self._reader.base().num_bytes_per_token
             was_resident = draft.digest in self._engine.stats.prefixes_on_device
             room = await self._engine.preview_eviction(0 if was_resident else num_bytes)
             draft = await self._verified(task, prepared, activate)
@@ -220,12 +223,10 @@ class Uploads:
             return (Check(name=exc.code, passed=False, detail=str(exc)),)
 
     async def _verify_again(self, manifest: Manifest) -> tuple[Check, ...]:
-        base, digest = self._drafts.base(), Digest(manifest.digest)
-        data = await self._run_in_thread(self._store.open, digest)
-        prefix = await self._run_in_thread(
-            artifact.load, data, base, max_prefix_tokens=self.max_prefix_tokens
+        base, digest = self._reader.base(), Digest(manifest.digest)
+        checks = await self._reader.check(
+            digest, manifest.num_bytes, lambda prefix: static_checks(prefix, base)
         )
-        checks = await self._run_in_thread(static_checks, prefix, base)
         checks += await self._verification.run(digest, manifest.num_virtual_tokens)
         task = await self._run_in_thread(self._store.registry.get_task, manifest.task)
         golden = await self._verification.golden(manifest, task.profile)
@@ -285,15 +286,6 @@ class Uploads:
         pinned = {digest for _, _, digest in await self._run_in_thread(self._store.registry.pinned)}
         for digest in {Digest(manifest.digest) for manifest in manifests} - pinned:
             self._engine.unpin(digest)
-
-    async def export(self, manifest: Manifest, *, for_peft: bool) -> bytes:
-        """Return a tar of the artifact, or of a directory that PEFT loads, with definition, golden
-        prompts and evaluation.
-
-        Raises `IncompatiblePrefix` if PEFT cannot express the prefix, `BaseModelMismatch`.
-        """
-        base = self._drafts.base() if for_peft else None
-        return await self._run_in_thread(export, self._store, manifest, base)
 
     async def _run_in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop = asyncio.get_running_loop()

@@ -17,7 +17,7 @@ from prefix_store.blobs import blobs
 from prefix_store.blobs.blobs import FileBlobStore
 from prefix_store.database import database
 from prefix_store.database.database import Database
-from prefix_store.digest import Digest
+from prefix_store.digest import Content, Digest, pieces_of
 from prefix_store.manifest import Manifest
 from prefix_store.registry import answers, audit
 from prefix_store.registry.preconditions import UNCONDITIONAL, Preconditions
@@ -29,11 +29,11 @@ T = TypeVar("T")
 @contextmanager
 def row_before_blob() -> Iterator[None]:
     put, add_version = FileBlobStore.put, Registry.add_version
-    late: list[tuple[FileBlobStore, bytes]] = []
+    late: list[tuple[FileBlobStore, Content]] = []
 
-    def put_later(self: FileBlobStore, data: bytes) -> Digest:
-        late.append((self, data))
-        return Digest.of(data)
+    def put_later(self: FileBlobStore, content: Content) -> Digest:
+        late.append((self, content))
+        return Digest.of(content)
 
     def add_version_first(self: Registry, *args: Any, **kwargs: Any) -> Manifest:
         manifest = add_version(self, *args, **kwargs)
@@ -50,7 +50,8 @@ def row_before_blob() -> Iterator[None]:
 
 
 def written_in_place() -> AbstractContextManager[object]:
-    def write(self: FileBlobStore, path: Path, data: bytes) -> None:
+    def write(self: FileBlobStore, path: Path, content: Content) -> None:
+        data = b"".join(pieces_of(content))
         path.parent.mkdir(exist_ok=True)
         with path.open("wb", buffering=0) as file:
             for at in range(0, len(data), 1000):

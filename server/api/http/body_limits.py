@@ -3,81 +3,51 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from prefix_store import formats
 from server.api.http import problems
+from server.budgets import ByteBudget
 from server.errors import (
     BodyTimeout,
     BodyTooLarge,
     ClientGone,
     MalformedRequest,
-    Overloaded,
     ServerError,
     UnsupportedBody,
 )
+from server.publishing import spool
+from server.settings import Settings
 
+_UPLOAD = re.compile(r"/tasks/[^/]+/(?:prefix|versions)")
 _MIN_BYTES_PER_S = 4 << 10
 _LINGER_S = 1.0
 _SMALL_BODY = 64 << 10
-_MAX_BYTES_OF_ALL = 192 << 20
+"""Smaller bodies take nothing of the budget, so that large ones never block them."""
+_MAX_BYTES_OF_ALL = 96 << 20
 """Memory for all bodies above `_SMALL_BODY`, except the largest."""
-
-
-class BodyBudget:
-    """Memory budget of the bodies of all running requests.
-
-    Small bodies are free, so that uploads never block them. One body at a time may exceed the
-    budget: a single large upload is allowed, many at once are not.
-    """
-
-    def __init__(self, max_bytes: int) -> None:
-        self._free = max_bytes
-        self._held: dict[_Body, int] = {}
-        self._large: _Body | None = None
-
-    def hold(self, body: _Body, num_bytes: int) -> None:
-        """Charge a body of which `num_bytes` have arrived so far. Raises `Overloaded`."""
-        if body is self._large or num_bytes <= _SMALL_BODY:
-            return
-        growth = num_bytes - self._held.get(body, 0)
-        if growth <= self._free:
-            self._free -= growth
-            self._held[body] = num_bytes
-        elif self._large is None:
-            self.release(body)
-            self._large = body
-        else:
-            raise Overloaded("the bodies of other requests use all the memory reserved for them")
-
-    def release(self, body: _Body) -> None:
-        """Return a body's memory once the request is answered. Idempotent."""
-        self._free += self._held.pop(body, 0)
-        if body is self._large:
-            self._large = None
 
 
 class BodyLimits:
     """Middleware that rejects bodies that are too large, encoded, or too slow, before parsing."""
 
-    def __init__(
-        self, app: ASGIApp, *, max_bytes: Callable[[Scope], int], timeout_s: float
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, settings: Settings) -> None:
         self._app = app
-        self._max_bytes = max_bytes
-        self._timeout_s = timeout_s
-        self._budget = BodyBudget(_MAX_BYTES_OF_ALL)
+        self._settings = settings
+        self._budget = ByteBudget(_MAX_BYTES_OF_ALL, "the memory reserved for bodies")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        limits = BodyLimit(self._max_bytes(scope), self._timeout_s, self._budget)
+        limits = self._limits_of(scope)
         body = _Body(Headers(scope=scope), limits, receive, send)
         try:
             body.check_headers()
@@ -89,14 +59,26 @@ class BodyLimits:
         finally:
             self._budget.release(body)
 
+    def _limits_of(self, scope: Scope) -> BodyLimit:
+        settings = self._settings
+        max_bytes, max_in_memory = settings.max_body_bytes, sys.maxsize
+        if scope["method"] in ("PUT", "POST") and _UPLOAD.fullmatch(scope["path"]):
+            is_json = Headers(scope=scope).get("content-type", "").lower().startswith(formats.JSON)
+            max_bytes = settings.max_upload_bytes
+            max_bytes = min(max_bytes, formats.MAX_JSON_BYTES) if is_json else max_bytes
+            max_in_memory = spool.PIECE_BYTES  # the route moves the rest to disk as it arrives
+        return BodyLimit(max_bytes, max_in_memory, settings.body_timeout_s, self._budget)
+
 
 @dataclass(frozen=True, slots=True)
 class BodyLimit:
     """Limits of one request's body."""
 
     max_bytes: int
+    max_in_memory: int
+    """Most bytes of the body that are in memory at a time."""
     timeout_s: float
-    budget: BodyBudget
+    budget: ByteBudget
 
 
 class _Body:
@@ -105,6 +87,7 @@ class _Body:
     def __init__(self, headers: Headers, limit: BodyLimit, receive: Receive, send: Send) -> None:
         self._headers = headers
         self._max_bytes = limit.max_bytes
+        self._max_in_memory = limit.max_in_memory
         self._timeout_s = limit.timeout_s
         self._budget = limit.budget
         self._receive = receive
@@ -142,7 +125,8 @@ class _Body:
         self._is_read = not message.get("more_body", False)
         if self._num_bytes > self._max_bytes:
             raise BodyTooLarge(f"the body may have {self._max_bytes} bytes at most")
-        self._budget.hold(self, self._num_bytes)
+        if self._num_bytes > _SMALL_BODY:
+            self._budget.hold(self, min(self._num_bytes, self._max_in_memory))
         return message
 
     async def send(self, message: Message) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Coroutine, Mapping
+from contextlib import AsyncExitStack
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 from fastapi import Depends, Header, Request, Response
@@ -15,12 +18,15 @@ from prefix_store.registry.keys import KeyStore
 from prefix_store.registry.replica import Replica
 from server.api.http.assets import Asset
 from server.async_store import AsyncStore
+from server.budgets import MemoryTurns
 from server.engine.ipc.protocol import Engine
 from server.errors import InvalidRequest, MalformedRequest, UnsupportedBody
 from server.generation.router import Router
 from server.metrics import Metrics
 from server.publishing.canary import SplitGuard
 from server.publishing.definitions import Definitions
+from server.publishing.downloads import Downloads
+from server.publishing.spool import Spool
 from server.publishing.uploads import Uploads
 from server.settings import Settings
 from server.text.tokenizer import Tokenizer
@@ -29,6 +35,12 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _LARGE_JSON = 64 << 10
+MAX_PARSED_BYTES = 128 << 20
+JSON_MEMORY_RATIO = 16
+"""Memory that the costliest body takes until it is validated, relative to its size: a list of small
+numbers, each in a list of values and in a list of what is wrong with them."""
+_turn: ContextVar[AsyncExitStack] = ContextVar("turn")
+"""The turn of the request's body to be parsed and validated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +54,8 @@ class Services:
     tokenizer: Tokenizer
     router: Router
     uploads: Uploads
+    downloads: Downloads
+    spool: Spool
     definitions: Definitions
     split_guard: SplitGuard
     metrics: Metrics
@@ -51,6 +65,8 @@ class Services:
     """Version of the server."""
     replica: Replica | None
     """Replica of a shared registry, if it is shared."""
+    json_turns: MemoryTurns
+    """Memory for the large JSON bodies that are being parsed and validated."""
     console: Mapping[str, Asset]
     """Files of the web console by name; empty if it is disabled."""
     in_progress: set[tuple[str, ...]] = field(default_factory=set)
@@ -121,18 +137,37 @@ class OpenAIRoute(APIRoute):
     """Route whose JSON body, if it takes one, is parsed strictly before FastAPI validates it."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        if self.body_field is None:
+            return super().get_route_handler()
+        assert self.dependant.call is not None
+        self.dependant.call = _once_validated(self.dependant.call)
         answer = super().get_route_handler()
-        takes_body = self.body_field is not None
 
         async def checked(request: Request) -> Response:
-            if not takes_body:
-                return await answer(request)
             require_json(request)
             strict = StrictRequest(request.scope, request.receive)
-            await strict.json()  # raises our own errors outside of FastAPI's catch-all
-            return await answer(strict)
+            num_bytes = len(await strict.body())
+            async with AsyncExitStack() as turn:
+                if num_bytes > _LARGE_JSON:
+                    needed = num_bytes * JSON_MEMORY_RATIO
+                    turns = get_services(request).json_turns
+                    await turn.enter_async_context(turns.turn(needed))
+                _turn.set(turn)
+                await strict.json()  # raises our own errors outside of FastAPI's catch-all
+                return await answer(strict)
 
         return checked
+
+
+def _once_validated(call: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """Wrap an endpoint so that it lets the next large body be parsed, as its own is validated."""
+
+    @wraps(call)
+    async def endpoint(**arguments: Any) -> Any:
+        await _turn.get().aclose()
+        return await call(**arguments)
+
+    return endpoint
 
 
 class JsonRoute(OpenAIRoute):

@@ -17,6 +17,7 @@ from prefix_store.registry.preconditions import IdempotentRequest, Preconditions
 from server.api.http.access import get_principal
 from server.api.http.deps import Services
 from server.errors import MalformedRequest
+from server.publishing.spool import SpoolFile
 
 _TAG = r'(?:W/)?"[^"]*"'
 _TAGS = re.compile(rf"\s*{_TAG}\s*(?:,\s*{_TAG}\s*)*", re.ASCII)
@@ -70,8 +71,11 @@ async def make_change(
     headers: ChangeHeaders,
     work: Callable[[Preconditions], Awaitable[Any]],
     respond: Callable[[Any], Response],
+    upload: SpoolFile | None = None,
 ) -> Response:
     """Run `work` under the request's preconditions; `respond` turns its result into a response.
+
+    `upload` is the request's body, if the route has collected it.
 
     A repeated request with the same idempotency key gets the stored response, without any work.
     """
@@ -83,7 +87,9 @@ async def make_change(
         route=f"{request.method} {request.scope['route'].path}",
         task=task,
         key=headers.key,
-        request_digest=await services.run_in_thread(_digest, request, await request.body()),
+        request_digest=await services.run_in_thread(
+            _digest, request, await request.body() if upload is None else upload
+        ),
         answer=lambda result: _serialise(respond(result)),
     )
     name = (idempotent.principal, idempotent.route, idempotent.task, idempotent.key)
@@ -115,11 +121,15 @@ def _replay(answer: str) -> Response:
     return Response(kept.body, kept.status, media_type="application/json" if kept.body else None)
 
 
-def _digest(request: Request, body: bytes) -> Digest:
+def _digest(request: Request, body: bytes | SpoolFile) -> Digest:
     """Digest path, query, content type and body, each with its length to separate the parts."""
     hashed = hashlib.sha256()
     kind = request.headers.get("content-type", "").encode()
-    for part in (request.url.path.encode(), request.scope["query_string"], kind, body):
+    for part in (request.url.path.encode(), request.scope["query_string"], kind):
         hashed.update(len(part).to_bytes(8, "big"))
         hashed.update(part)
+    num_bytes = len(body) if isinstance(body, bytes) else body.num_bytes
+    hashed.update(num_bytes.to_bytes(8, "big"))
+    for piece in (body,) if isinstance(body, bytes) else body.pieces():
+        hashed.update(piece)
     return Digest(f"sha256:{hashed.hexdigest()}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
 
 from prefix_store import formats
 from prefix_store.digest import Digest
@@ -15,7 +16,7 @@ from prefix_store.manifest import Manifest
 from prefix_store.registry.preconditions import Preconditions
 from server.api.http.access import Principal, PrincipalDep, needs
 from server.api.http.deps import JsonRoute, Services, ServicesDep
-from server.api.http.disconnect import disconnected
+from server.api.http.disconnect import disconnected, until_disconnect
 from server.api.http.preconditions import ChangeHeaders, ChangeHeadersDep, make_change
 from server.api.routes.residency import residency
 from server.api.schemas.admin import (
@@ -189,23 +190,32 @@ async def delete_version(
 @routes.get("/{task}/versions/{version}/prefix", response_class=Response, responses=_DOWNLOAD)
 @needs("read")
 async def download(
-    task: TaskPath, version: VersionPath, services: ServicesDep, format: Format = "artifact"
+    task: TaskPath,
+    version: VersionPath,
+    request: Request,
+    services: ServicesDep,
+    format: Format = "artifact",
 ) -> Response:
     """Download the artifact, or a tar that also says how prompts are built."""
     manifest = await services.store.get_version(task, version)
-    if format == "artifact":
-        data = await services.store.open(Digest(manifest.digest))
-        suffix, media_type = "safetensors", formats.SAFETENSORS
-    else:
-        data = await services.uploads.export(manifest, for_peft=format == "peft")
-        suffix, media_type = "tar", formats.TAR[0]
+    opened = {
+        "artifact": services.downloads.artifact,
+        "tar": services.downloads.tar,
+        "peft": services.downloads.peft,
+    }[format](manifest)
+    found = await until_disconnect(request, opened)
+    is_artifact = format == "artifact"
+    suffix, media_type = (
+        ("safetensors", formats.SAFETENSORS) if is_artifact else ("tar", formats.TAR[0])
+    )
     filename = f"{manifest.task}-{manifest.version}.{suffix}"
     headers = {
+        "Content-Length": str(found.num_bytes),
         "Content-Disposition": f'attachment; filename="{filename}"',
         "X-Task-Version": str(manifest.version),
         "X-Prefix-Digest": manifest.digest,
     }
-    return Response(data, headers=headers, media_type=media_type)
+    return StreamingResponse(found.pieces(), headers=headers, media_type=media_type)
 
 
 async def _described(services: Services, versions: list[Manifest]) -> list[VersionDescription]:
@@ -233,12 +243,6 @@ async def _push(
     services.router.check_open()
     media_type = request.headers.get("content-type", "")
     preflight = await services.uploads.preflight(task, media_type, create=options.create)
-    body = await request.body()
-    if options.dry_run:
-        result = await services.uploads.dry_run(
-            task, body, media_type, activate=options.activate, create=options.create
-        )
-        return _json(_dry_run_answer(result), 200)
 
     async def work(preconditions: Preconditions) -> PublishedVersion:
         pushed = await services.uploads.push(
@@ -260,13 +264,19 @@ async def _push(
         answer = Uploaded(**manifest, active=pushed.is_active, warning=pushed.warning)
         return _json(answer, 201 if pushed.is_new_task else options.new_status)
 
-    # Listen from now on. A single check at the end could miss the disconnect, as the server stops
-    # reading from the socket at a body's last large piece.
-    gone = asyncio.ensure_future(disconnected(request.receive))
-    try:
-        return await make_change(services, request, task, change_headers, work, respond)
-    finally:
-        gone.cancel()
+    async with services.spool.collect(request.stream()) as body:
+        if options.dry_run:
+            result = await services.uploads.dry_run(
+                task, body, media_type, activate=options.activate, create=options.create
+            )
+            return _json(_dry_run_answer(result), 200)
+        # Listen from now on. A single check at the end could miss the disconnect, as the server
+        # stops reading from the socket at a body's last large piece.
+        gone = asyncio.ensure_future(disconnected(request.receive))
+        try:
+            return await make_change(services, request, task, change_headers, work, respond, body)
+        finally:
+            gone.cancel()
 
 
 def _dry_run_answer(result: DryRunResult) -> Rehearsal:

@@ -23,12 +23,12 @@ def prefix_of(kv: Tensor, spec: BaseModelSpec, origin: dict[str, str]) -> Prefix
     )
 
 
-def read_embeddings(blob: bytes, spec: BaseModelSpec) -> Tensor:
+def read_embeddings(blob: bytes | bytearray, spec: BaseModelSpec) -> Tensor:
     """Read input embeddings [L, hidden_size] from a blob that the API process wrote.
 
     Raises ValueError if they have another shape.
     """
-    embeddings = load(blob)["embeddings"]
+    embeddings = load(bytes(blob))["embeddings"]
     if embeddings.ndim != 2 or embeddings.shape[1] != spec.hidden_size:
         raise ValueError(f"expected [L, {spec.hidden_size}], got {tuple(embeddings.shape)}")
     return embeddings

@@ -16,9 +16,9 @@ from prefix_store.registry.audit import AuditLog
 from prefix_store.registry.keys import KeyStore
 from prefix_store.store import PrefixStore
 from server.api.http import body_limits
-from server.api.http.body_limits import BodyBudget
 from server.app import create_app
-from server.errors import Overloaded
+from server.budgets import ByteBudget
+from server.publishing import spool
 from server.settings import Settings
 from server.text.tokenizer import Tokenizer
 from tests.server.fakes import FakeEngine
@@ -94,30 +94,6 @@ def test_tensors_may_be_larger_than_texts(live: LiveServer, small_json: int) -> 
 # --- all bodies together ---
 
 
-def test_one_body_may_go_beyond_what_all_others_share() -> None:
-    budget = BodyBudget(300 * KIB)
-    first, second, third, small = (object() for _ in range(4))
-
-    budget.hold(first, 200 * KIB)  # type: ignore[arg-type]
-    budget.hold(second, 100 * KIB)  # type: ignore[arg-type]
-    budget.hold(second, 900 * KIB)  # type: ignore[arg-type]
-    budget.hold(second, 9000 * KIB)  # type: ignore[arg-type]
-    budget.hold(first, 300 * KIB)  # type: ignore[arg-type]
-    with pytest.raises(Overloaded):
-        budget.hold(first, 301 * KIB)  # type: ignore[arg-type]
-    with pytest.raises(Overloaded):
-        budget.hold(third, 65 * KIB)  # type: ignore[arg-type]
-    budget.hold(small, 64 * KIB)  # type: ignore[arg-type]
-
-    budget.release(second)  # type: ignore[arg-type]
-    budget.hold(third, 900 * KIB)  # type: ignore[arg-type]
-    budget.release(first)  # type: ignore[arg-type]
-    budget.release(first)  # type: ignore[arg-type]
-    budget.hold(second, 300 * KIB)  # type: ignore[arg-type]
-    with pytest.raises(Overloaded):
-        budget.hold(first, 65 * KIB)  # type: ignore[arg-type]
-
-
 def test_half_sent_uploads_together_do_not_take_more_than_there_is(
     monkeypatch: pytest.MonkeyPatch, roomy: LiveServer
 ) -> None:
@@ -126,15 +102,16 @@ def test_half_sent_uploads_together_do_not_take_more_than_there_is(
     part = b"x" * (300 * KIB)
 
     arrived: dict[object, int] = {}
-    hold = BodyBudget.hold
+    hold = ByteBudget.hold
 
-    def spy(self: BodyBudget, body: Any, num_bytes: int) -> None:
-        arrived[body] = num_bytes
+    def spy(self: ByteBudget, body: Any, num_bytes: int) -> None:
+        if isinstance(body, body_limits._Body):  # and not a file that it is spooled to
+            arrived[body] = num_bytes
         hold(self, body, num_bytes)
 
-    monkeypatch.setattr(BodyBudget, "hold", spy)
+    monkeypatch.setattr(ByteBudget, "hold", spy)
     waited_for = [connect(roomy, *head, body=part) for _ in range(2)]  # one of them the large one
-    wait_until(lambda: sum(arrived.values()) == 2 * len(part))
+    wait_until(lambda: sum(arrived.values()) == 2 * spool.PIECE_BYTES)
     refused = [read_all(connect(roomy, *head, body=part)) for _ in range(2)]
     small = httpx.post(f"{roomy.url}/generate", json={"prompt": "x", "max_tokens": 1})
 

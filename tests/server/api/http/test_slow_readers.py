@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
+import os
 import socket
 import struct
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
 
 import httpx
 import pytest
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from prefix_store.digest import Digest
 from prefix_store.store import PrefixStore
+from prefix_store.testing.samples import draft
 from server.api.http import sse
 from server.api.http.http_server import DeadlineProtocol
-from tests.server.fakes import FakeEngine, push
+from tests.server.fakes import FakeEngine
 from tests.server.live import LONG, LiveServer, generate, read_all, wait_until
 
 WRITE_TIMEOUT_S = 0.8  # as in the settings of these tests
@@ -97,31 +100,46 @@ def test_without_the_deadline_a_silent_reader_keeps_its_place(
         assert live.server.server_state.tasks
 
 
-def test_a_download_nobody_reads_is_cut_off(
-    live: LiveServer, store: PrefixStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def upload() -> None:
-        async with httpx.AsyncClient(base_url=live.url) as http:
-            await push(http, "x")
+def keep(store: PrefixStore, num_bytes: int) -> None:
+    """Make a version of a blob that is larger than any prefix of the fake engine."""
+    content = "x" * num_bytes
+    store.put_bytes(content.encode())
+    store.push("x", draft(content), activate=True, create=True)
 
-    asyncio.run(upload())
-    monkeypatch.setattr(store, "open", lambda *_: b"x" * (8 << 20))
+
+def test_a_download_nobody_reads_is_cut_off(live: LiveServer, store: PrefixStore) -> None:
+    keep(store, 8 << 20)
     connections = live.server.server_state.connections
+    blob = f"sha256/{Digest.of(b'x' * (8 << 20)).hex[:2]}"
 
     with reader(live, "GET /tasks/x/versions/1/prefix HTTP/1.1"):
-        wait_until(lambda: len(connections) == 1)
-        wait_until(lambda: not connections)  # and with it 8 MB of memory
+        wait_until(lambda: num_open(blob) == 1)
+        wait_until(lambda: not connections and num_open(blob) == 0)
 
 
-def test_a_download_read_slowly_is_whole(
-    live: LiveServer, store: PrefixStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def upload() -> None:
-        async with httpx.AsyncClient(base_url=live.url) as http:
-            await push(http, "x")
+def test_a_download_ends_with_its_client(live: LiveServer, store: PrefixStore) -> None:
+    keep(store, 8 << 20)
+    blob = f"sha256/{Digest.of(b'x' * (8 << 20)).hex[:2]}"
 
-    asyncio.run(upload())
-    monkeypatch.setattr(store, "open", lambda *_: b"x" * (2 << 20))
+    with reader(live, "GET /tasks/x/versions/1/prefix HTTP/1.1") as leaving:
+        leaving.recv(1000)
+        wait_until(lambda: num_open(blob) == 1)
+    started_s = time.monotonic()
+    wait_until(lambda: num_open(blob) == 0)
+    assert time.monotonic() - started_s < WRITE_TIMEOUT_S  # not by the deadline of slow readers
+
+
+def num_open(part: str) -> int:
+    """Files that this process has open, by a part of their path."""
+    found = 0
+    for path in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found += part in os.readlink(path)
+    return found
+
+
+def test_a_download_read_slowly_is_whole(live: LiveServer, store: PrefixStore) -> None:
+    keep(store, 2 << 20)
     num_bytes = 0
 
     with reader(live, "GET /tasks/x/versions/1/prefix HTTP/1.1", "Connection: close") as slow:
