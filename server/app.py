@@ -30,6 +30,7 @@ from server.api.http.allowed_hosts import AllowedHosts, CrossSiteGuard
 from server.api.http.assets import load_assets
 from server.api.http.body_limits import BodyLimits
 from server.api.http.deps import Services
+from server.api.http.disconnect import until_disconnect
 from server.api.http.head_limits import HeadLimits
 from server.api.http.middleware import HeadRequests, RequestContext
 from server.api.routes import console, generate, health, openai, residency, tasks, traffic, versions
@@ -198,7 +199,7 @@ def _assemble(services: Services, executors: list[Executor], tracing: Tracing | 
     app.state.services = services
     library = list(app.routes)
     for router in ROUTERS:
-        app.router.routes.extend(router.routes)
+        app.router.routes.extend(map(until_disconnect, router.routes))
     gate = Access(services.keys, services.store)
     access.guard(app, gate, library=library)
     problems.install(

@@ -82,37 +82,58 @@ class BlobLeases:
 
 
 class BlobLease:
-    """Blobs leased by one upload."""
+    """Blobs leased by one upload. Thread-safe: an upload that is cancelled may release its lease
+    while a thread of it still puts a blob, which is then released as soon as it is put."""
 
     def __init__(self, leases: BlobLeases, blobs: BlobStore) -> None:
         self._leases = leases
         self._blobs = blobs
+        self._lock = Lock()
+        self._is_released = False
         self._digests: list[Digest] = []
+
+    @property
+    def digests(self) -> list[Digest]:
+        """The leased blobs."""
+        with self._lock:
+            return list(self._digests)
 
     def put(self, data: bytes) -> Digest:
         """Store bytes and lease the blob."""
         digest = Digest.of(data)
-        self._acquire(digest)
-        is_new = not self._blobs.exists(digest)
-        self._blobs.put(data)
-        with suppress(UnknownDigest, StorageFailure):
-            self._leases.record_put(digest, self._blobs.put_at(digest), is_new=is_new)
+        self._leases.acquire(digest)
+        try:
+            is_new = not self._blobs.exists(digest)
+            self._blobs.put(data)
+            with suppress(UnknownDigest, StorageFailure):
+                self._leases.record_put(digest, self._blobs.put_at(digest), is_new=is_new)
+        finally:
+            self._keep(digest)
         return digest
 
     def adopt(self, digest: Digest, put_at: float, *, is_new: bool) -> None:
         """Lease a blob that the engine has put at that Unix time, by the store's clock."""
-        self._acquire(digest)
+        self._leases.acquire(digest)
         self._leases.record_put(digest, put_at, is_new=is_new)
+        self._keep(digest)
 
     def hold(self, digest: Digest) -> None:
         """Lease a blob that a version has."""
-        self._acquire(digest)
+        self._leases.acquire(digest)
+        self._keep(digest)
 
     def release(self) -> None:
         """Release all blobs when the upload has ended, successfully or not."""
-        while self._digests:
-            self._leases.release(self._digests.pop())
+        with self._lock:
+            self._is_released = True
+            digests, self._digests = self._digests, []
+        for digest in digests:
+            self._leases.release(digest)
 
-    def _acquire(self, digest: Digest) -> None:
-        self._leases.acquire(digest)
-        self._digests.append(digest)
+    def _keep(self, digest: Digest) -> None:
+        """Keep an acquired blob until `release`, or release it if that has been called."""
+        with self._lock:
+            if not self._is_released:
+                self._digests.append(digest)
+                return
+        self._leases.release(digest)

@@ -53,7 +53,9 @@ class SamplingParams:
 
 BASE_MODEL = 0
 COMPILES = 1
-"""Queues that belong to no task: requests without a prefix, and prefixes being computed."""
+GOLDEN = 2
+"""Queues that belong to no task: requests without a prefix, prefixes being computed or verified,
+and golden prompts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,6 @@ from prefix_store.reference import MAX_VERSION
 from server.api.http import problems, sse
 from server.api.http.access import PrincipalDep, needs
 from server.api.http.deps import JsonRoute, ServicesDep, TrafficKeyHeader, traffic_key
-from server.api.http.disconnect import until_disconnect
 from server.api.schemas.generate import GenerateRequest, GenerateResponse, ranking_of
 from server.api.schemas.logprobs import plain, scored
 from server.errors import ServerError
@@ -58,15 +57,14 @@ async def generate(
     """Complete a prompt after the task's prefix, whole or token by token."""
     principal.check_task(task)
     key = traffic_key(body.traffic_key or key, request)
-    admitted = services.router.admit(task, version, body.params(), key=key)
-    completion = await until_disconnect(request, admitted)
+    completion = await services.router.admit(task, version, body.params(), key=key)
     headers = target_headers(completion)
     note(request, completion)
     write = Writer(body, request, completion, services.tokenizer)
     if body.stream:
         events = _events(completion, request, write)
         return sse.EventStream(events, close=completion.close, headers=headers)
-    whole = await until_disconnect(request, completion.collect())
+    whole = await completion.collect()
     note(request, completion)
     work = partial(write.answer, whole)  # log-probabilities of a long prompt are slow to write
     answer = await services.run_for_request(work) if write.has_scores else work()

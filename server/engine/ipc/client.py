@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from enum import Enum, auto
 from itertools import count
 
@@ -15,7 +16,7 @@ from server.engine.ipc.child import EngineProcess
 from server.engine.ipc.pending import PendingRequests
 from server.engine.ipc.stream import TokenStream
 from server.engine.params import DEFAULT_SCHEDULING, SamplingParams, SchedulingParams
-from server.errors import EngineUnavailable
+from server.errors import EngineUnavailable, ServerError
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,8 @@ class EngineClient:
         self._last_event_s = 0.0
         self.stats = m.EngineStats()
         self.num_restarts = 0
+        self._pinning: Counter[Digest] = Counter()
+        """Number of running calls of `pin`."""
         self.pinned: set[Digest] = set()
         """Prefixes that every new engine process pins when it starts."""
 
@@ -148,8 +151,17 @@ class EngineClient:
         Raises `PrefixUnavailable`, `PinRefused`.
         """
         request_id = next(self._ids)
-        await self._call(request_id, m.Pin(request_id, str(prefix)))
-        self.pinned.add(prefix)
+        self._pinning[prefix] += 1
+        try:
+            await self._call(request_id, m.Pin(request_id, str(prefix)))
+            self.pinned.add(prefix)
+        except asyncio.CancelledError:
+            if self._pinning[prefix] == 1 and prefix not in self.pinned:
+                self.unpin(prefix)  # the reply may be on its way
+            raise
+        finally:
+            self._pinning[prefix] -= 1
+            self._pinning += Counter()  # drops the zeros
 
     def unpin(self, prefix: Digest) -> None:
         """Allow a pinned prefix to be evicted again."""
@@ -185,11 +197,23 @@ class EngineClient:
         """Compute a prefix and write its artifact to the blob store.
 
         The source is either `token_ids`, or `embeddings`, the digest of a blob of input embeddings.
-        Raises `CompileFailed`, and `Unavailable` if the blob store cannot be reached.
+        Raises `CompileFailed`, and `Unavailable` if the blob store cannot be reached. If it is
+        cancelled too late, it returns all the same, as the artifact is in the blob store.
         """
         request_id = next(self._ids)
         source = str(embeddings) if embeddings else None
-        reply = await self._call(request_id, m.CompilePrefix(request_id, token_ids, source, origin))
+        self._send(m.CompilePrefix(request_id, token_ids, source, origin))
+        answered = self._pending.add_reply(request_id)
+        try:
+            reply = await asyncio.shield(answered)
+        except asyncio.CancelledError:
+            self._send_cancel(request_id)
+            try:
+                reply = await answered
+            except ServerError:
+                reply = None
+            if reply is None:
+                raise
         assert isinstance(reply, m.PrefixCompiled)
         return reply
 
@@ -261,11 +285,20 @@ class EngineClient:
                 self._pending.dispatch(event)
 
     async def _call(self, request_id: int, message: m.Request) -> m.Event:
+        """Send a request and wait for its reply. If that is cancelled, so is the request."""
         self._send(message)
-        return await self._pending.add_reply(request_id)
+        try:
+            return await self._pending.add_reply(request_id)
+        except asyncio.CancelledError:
+            self._pending.remove_reply(request_id)
+            self._send_cancel(request_id)
+            raise
 
     def _cancel(self, request_id: int) -> None:
         self._pending.remove_stream(request_id)
+        self._send_cancel(request_id)
+
+    def _send_cancel(self, request_id: int) -> None:
         with contextlib.suppress(EngineUnavailable):
             self._send(m.Cancel(request_id))
 

@@ -57,7 +57,8 @@ class Submit(IpcMessage, frozen=True):
 
 
 class Cancel(IpcMessage, frozen=True):
-    """Cancel a request. Not answered."""
+    """Cancel a request of any kind. Answered for a `CompilePrefix` only, by its one answer:
+    `PrefixCompiled` if the artifact is being written already, else `Failed`."""
 
     request_id: int
 

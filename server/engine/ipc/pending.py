@@ -54,6 +54,10 @@ class PendingRequests:
         self._replies[request_id] = reply
         return reply
 
+    def remove_reply(self, request_id: int) -> None:
+        """Forget a reply that nobody waits for any more."""
+        self._replies.pop(request_id, None)
+
     def dispatch(self, event: m.Tokens | m.Failed | m.Reply) -> None:
         """Pass an event to the stream or the future of its request."""
         match event:
