@@ -47,6 +47,7 @@ from server.metrics import Metrics
 from server.publishing.canary import SplitGuard
 from server.publishing.definitions import Definitions
 from server.publishing.drafts import Drafts
+from server.publishing.rechecks import Rechecks
 from server.publishing.uploads import Uploads
 from server.publishing.verification import Verification
 from server.settings import Settings
@@ -131,6 +132,7 @@ def create_app(
         store.registry, engine, grammars, verification, executor=async_store.request_executor
     )
     publisher = Uploads(store, engine, drafts, verification, definitions, metrics, executor=uploads)
+    rechecks = Rechecks(store, drafts, verification, executor=uploads)
     services = Services(
         settings=settings,
         store=async_store,
@@ -148,8 +150,9 @@ def create_app(
             reads_generation_config=settings.generation_config == "auto",
         ),
         uploads=publisher,
+        rechecks=rechecks,
         definitions=definitions,
-        split_guard=SplitGuard(async_store, publisher, metrics),
+        split_guard=SplitGuard(async_store, publisher, rechecks, metrics),
         metrics=metrics,
         replica=replica,
         model_name=model_name,

@@ -17,7 +17,7 @@ from prefix_store.errors import VersionQuarantined
 from prefix_store.manifest import Draft
 from prefix_store.prefix import BaseModelSpec, Prefix, PrefixOf, SoftPrompt, TextPrompt
 from prefix_store.store import PrefixStore
-from server.cancellation import in_thread, until_settled
+from server.cancellation import in_thread, to_the_end, until_settled
 from server.engine.ipc.messages import PrefixCompiled
 from server.engine.ipc.protocol import Engine
 from server.errors import BaseModelMismatch
@@ -188,9 +188,9 @@ class Drafts:
         Raises the errors of `Engine.compile`.
         """
         compiled = await self._engine.compile(**source)
-        await self._run_in_thread(
-            lease.adopt, Digest(compiled.digest), compiled.put_at, is_new=compiled.is_new
-        )
+        digest, is_new = Digest(compiled.digest), compiled.is_new
+        adopt = self._run_in_thread(lease.adopt, digest, compiled.put_at, is_new=is_new)
+        await to_the_end(adopt)
         return compiled
 
     def _tokenize(self, upload: TextPrompt) -> list[int]:

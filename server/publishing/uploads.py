@@ -10,11 +10,11 @@ from dataclasses import replace
 from functools import partial
 from typing import ParamSpec, TypeVar
 
-from prefix_store import artifact, formats
+from prefix_store import formats
 from prefix_store.blobs.leases import BlobLease
 from prefix_store.digest import Digest
 from prefix_store.errors import InvalidName, PrefixStoreError, UnknownTask
-from prefix_store.manifest import Check, Draft, Manifest, Profile
+from prefix_store.manifest import Draft, Manifest, Profile
 from prefix_store.reference import check_task_name
 from prefix_store.registry.audit import NOBODY, Actor
 from prefix_store.registry.preconditions import UNCONDITIONAL, NoLongerWanted, Preconditions
@@ -22,17 +22,13 @@ from prefix_store.store import PrefixStore
 from server import cancellation
 from server.cancellation import in_thread, to_the_end
 from server.engine.ipc.protocol import Engine
-from server.errors import (
-    PrefixUnavailable,
-    ServerError,
-    UnusablePrefix,
-)
+from server.errors import ServerError
 from server.metrics import Metrics
 from server.publishing.definitions import Definitions
 from server.publishing.downloads import export
 from server.publishing.drafts import Drafts, PreparedUpload
 from server.publishing.results import DryRunResult, Preflight, PublishedVersion, failed_checks
-from server.publishing.verification import Verification, static_checks
+from server.publishing.verification import Verification
 
 logger = logging.getLogger(__name__)
 
@@ -200,33 +196,6 @@ class Uploads:
             raise
         finally:
             await to_the_end(self._run_in_thread(lease.release))
-
-    async def check_golden(self, manifest: Manifest) -> None:
-        """Check the golden prompts before a version gets traffic. Raises `GoldenPromptFailed`."""
-        task = await self._run_in_thread(self._store.registry.get_task, manifest.task)
-        await self._verification.require_golden(manifest, task.profile)
-
-    async def verify(self, manifest: Manifest) -> tuple[Check, ...]:
-        """Repeat all checks of an upload, from the stored bytes on, against the loaded model.
-
-        A failure is returned as a failed check, not raised; later checks are skipped.
-        """
-        try:
-            return await self._verify_again(manifest)
-        except (PrefixStoreError, UnusablePrefix, PrefixUnavailable) as exc:
-            return (Check(name=exc.code, passed=False, detail=str(exc)),)
-
-    async def _verify_again(self, manifest: Manifest) -> tuple[Check, ...]:
-        base, digest = self._drafts.base(), Digest(manifest.digest)
-        data = await self._run_in_thread(self._store.open, digest)
-        prefix = await self._run_in_thread(
-            artifact.load, data, base, max_prefix_tokens=self.max_prefix_tokens
-        )
-        checks = await self._run_in_thread(static_checks, prefix, base)
-        checks += await self._verification.run(digest, manifest.num_virtual_tokens)
-        task = await self._run_in_thread(self._store.registry.get_task, manifest.task)
-        golden = await self._verification.golden(manifest, task.profile)
-        return (*checks, *([] if golden is None else [golden]))
 
     async def _verified(self, task: str, prepared: PreparedUpload, activate: bool) -> Draft:
         """Complete and check a draft. Raises `UnusablePrefix`, the errors of an invalid definition,

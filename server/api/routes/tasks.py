@@ -118,6 +118,7 @@ async def delete_task(
     async def work(preconditions: Preconditions) -> None:
         versions = await services.store.list_versions(task)
         await services.store.delete_task(task, preconditions, by=principal.actor)
+        services.rechecks.end(versions)
         await services.uploads.unload(versions)
 
     return await make_change(
@@ -140,7 +141,7 @@ async def activate(
     async def work(preconditions: Preconditions) -> ActivationResponse:
         activation = await services.store.current_activation(task)
         manifest = await services.store.get_version(task, body.version)
-        await services.uploads.check_golden(manifest)
+        await services.rechecks.check_golden(manifest)
         answer = _activated(manifest, await services.uploads.load(manifest.digest))
         preconditions = replace(preconditions, expected_activation=activation).after(
             lambda _: answer

@@ -152,7 +152,7 @@ async def get_version(
 async def verify(task: TaskPath, version: VersionPath, services: ServicesDep) -> VerificationReport:
     """Verify a version again: its stored bytes, a test forward, its golden prompts."""
     manifest = await services.store.get_version(task, version)
-    checks = await services.uploads.verify(manifest)
+    checks = await services.rechecks.verify(manifest)
     return VerificationReport(
         task=task,
         version=version,
@@ -177,6 +177,7 @@ async def delete_version(
     async def work(preconditions: Preconditions) -> None:
         manifest = await services.store.get_version(task, version)
         await services.store.delete_version(task, version, preconditions, by=principal.actor)
+        services.rechecks.end([manifest])
         await services.uploads.unload([manifest])
 
     return await make_change(

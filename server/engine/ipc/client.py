@@ -16,7 +16,7 @@ from server.engine.ipc.child import EngineProcess
 from server.engine.ipc.pending import PendingRequests
 from server.engine.ipc.stream import TokenStream
 from server.engine.params import DEFAULT_SCHEDULING, SamplingParams, SchedulingParams
-from server.errors import EngineUnavailable, ServerError
+from server.errors import EngineUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -203,17 +203,7 @@ class EngineClient:
         request_id = next(self._ids)
         source = str(embeddings) if embeddings else None
         self._send(m.CompilePrefix(request_id, token_ids, source, origin))
-        answered = self._pending.add_reply(request_id)
-        try:
-            reply = await asyncio.shield(answered)
-        except asyncio.CancelledError:
-            self._send_cancel(request_id)
-            try:
-                reply = await answered
-            except ServerError:
-                reply = None
-            if reply is None:
-                raise
+        reply = await self._pending.last_reply(request_id, lambda: self._cancel(request_id))
         assert isinstance(reply, m.PrefixCompiled)
         return reply
 
@@ -287,18 +277,10 @@ class EngineClient:
     async def _call(self, request_id: int, message: m.Request) -> m.Event:
         """Send a request and wait for its reply. If that is cancelled, so is the request."""
         self._send(message)
-        try:
-            return await self._pending.add_reply(request_id)
-        except asyncio.CancelledError:
-            self._pending.remove_reply(request_id)
-            self._send_cancel(request_id)
-            raise
+        return await self._pending.reply(request_id, lambda: self._cancel(request_id))
 
     def _cancel(self, request_id: int) -> None:
         self._pending.remove_stream(request_id)
-        self._send_cancel(request_id)
-
-    def _send_cancel(self, request_id: int) -> None:
         with contextlib.suppress(EngineUnavailable):
             self._send(m.Cancel(request_id))
 
