@@ -64,6 +64,11 @@ class Services:
         """Run blocking work of a request, on a pool that a database outage cannot block."""
         return await self.store.run("requests", work, *args, **kwargs)
 
+    async def written(self, write: Callable[[], T], *, is_slow: bool) -> T:
+        """Write an answer, off the event loop if it has what is slow to write: log-probabilities
+        of many tokens, or the text of a long prompt."""
+        return await self.run_for_request(write) if is_slow else write()
+
 
 def get_services(request: Request) -> Services:
     services: Services = request.app.state.services
