@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 from fastapi import Depends, Header, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from pydantic import TypeAdapter, ValidationError
 
 from prefix_store import strict_json
 from prefix_store.registry.keys import KeyStore
@@ -55,6 +57,8 @@ class Services:
     """Files of the web console by name; empty if it is disabled."""
     in_progress: set[tuple[str, ...]] = field(default_factory=set)
     """Idempotent requests in progress."""
+    large_bodies: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while a large body is parsed and validated."""
 
     async def run_in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run blocking work that is not part of a request for tokens, such as hashing a body."""
@@ -104,11 +108,22 @@ def require_json(request: Request) -> None:
 class StrictRequest(Request):
     """Request with a strict JSON parser: no duplicate keys, NaN or lone surrogates."""
 
+    async def read(self, model: TypeAdapter[Any]) -> None:
+        """Parse and validate the body. Then `json` returns a valid instance of the model, which
+        FastAPI takes as it is.
+
+        A large body is validated on a thread, one at a time: validation is one call that holds the
+        interpreter lock, and several in a row would stop the event loop.
+        """
+        raw = await self.body()
+        if len(raw) <= _LARGE_JSON:
+            self._json = _parse(raw)
+            return
+        services: Services = self.app.state.services
+        async with services.large_bodies:
+            self._json = await asyncio.to_thread(_validated, raw, model)
+
     async def json(self) -> Any:
-        if not hasattr(self, "_json"):
-            raw = await self.body()
-            parsed = asyncio.to_thread(_parse, raw) if len(raw) > _LARGE_JSON else _soon(raw)
-            self._json = await parsed
         return self._json
 
 
@@ -127,14 +142,15 @@ class OpenAIRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         answer = super().get_route_handler()
-        takes_body = self.body_field is not None
+        body = self.body_field
+        if body is None:
+            return answer
+        model: TypeAdapter[Any] = TypeAdapter(body.field_info.annotation or Any)
 
         async def checked(request: Request) -> Response:
-            if not takes_body:
-                return await answer(request)
             require_json(request)
             strict = StrictRequest(request.scope, request.receive)
-            await strict.json()  # raises our own errors outside of FastAPI's catch-all
+            await strict.read(model)  # raises our own errors outside of FastAPI's catch-all
             return await answer(strict)
 
         return checked
@@ -155,8 +171,14 @@ class JsonRoute(OpenAIRoute):
         return checked
 
 
-async def _soon(raw: bytes) -> Any:
-    return _parse(raw)
+def _validated(raw: bytes, model: TypeAdapter[Any]) -> Any:
+    """Raises what FastAPI raises for a body that is not valid."""
+    parsed = _parse(raw)
+    try:
+        return model.validate_python(parsed)
+    except ValidationError as exc:
+        errors = exc.errors(include_url=False)
+        raise RequestValidationError([e | {"loc": ("body", *e["loc"])} for e in errors]) from None
 
 
 def _parse(raw: bytes) -> Any:
