@@ -252,6 +252,7 @@ async def _running(services: Services, executors: list[Executor]) -> AsyncIterat
             await services.run_for_request(services.replica.close)
         await services.engine.stop(_STOP_TIMEOUT_S)
         services.store.close()
+        services.definitions.grammars.close()
         for executor in executors:
             executor.shutdown(cancel_futures=True)
 
