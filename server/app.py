@@ -26,7 +26,7 @@ from server import maintenance
 from server import tracing as traces
 from server.api.http import access, problems
 from server.api.http.access import Access
-from server.api.http.allowed_hosts import AllowedHosts, CrossSiteGuard
+from server.api.http.allowed_hosts import AllowedHosts, CrossSiteGuard, share_with_origins
 from server.api.http.assets import load_assets
 from server.api.http.body_limits import BodyLimits
 from server.api.http.deps import Services
@@ -213,7 +213,7 @@ def _assemble(services: Services, executors: list[Executor], tracing: Tracing | 
     app.add_middleware(HeadRequests)
     app.add_middleware(
         CrossSiteGuard,
-        hosts=AllowedHosts(settings.host, settings.allowed_hosts.split(",")),
+        hosts=AllowedHosts(settings.host, settings.allowed_hosts.split(","), settings.origins),
         is_open=gate.is_open,
         denied=services.metrics.denied,
     )
@@ -226,6 +226,8 @@ def _assemble(services: Services, executors: list[Executor], tracing: Tracing | 
     if tracing is not None:
         app.add_middleware(tracing.around)
     app.add_middleware(RequestContext)
+    if settings.origins:
+        app.add_middleware(share_with_origins, origins=settings.origins)
     return app
 
 

@@ -220,3 +220,17 @@ def test_a_configured_pepper_is_shared_and_never_created(
 
     assert open_keys(mine, registry).verify(text.encode()) is not None
     assert not (settings.store / "pepper").exists()
+
+
+def test_all_web_pages_need_a_key_but_listed_ones_do_not(
+    settings: Settings, registry: Registry
+) -> None:
+    origins = {"cors_origins": "https://app.example,*", "insecure_no_auth": True}
+    every = settings.model_copy(update=origins)
+    with pytest.raises(StartError, match="every web page"):
+        start.check_not_open(every, "127.0.0.1")
+
+    listed = settings.model_copy(update={"cors_origins": "https://app.example"})
+    start.check_not_open(listed, "127.0.0.1")
+    open_keys(settings, registry).create(Grant(name="x", scopes=("read",)))
+    start.check_not_open(every, "127.0.0.1")
