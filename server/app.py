@@ -64,6 +64,7 @@ ROUTERS = (
     openai.routes,
     keys_api.routes,
     health.routes,
+    console.root,
     console.routes,
 )
 
