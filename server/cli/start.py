@@ -76,7 +76,7 @@ def check_not_open(settings: Settings, address: str) -> None:
         registry.close()
     raise StartError(
         f"there is no key, and {address} is not loopback: create one with `foreword keys create "
-        "--name admin --scope admin`, or, if access is restricted otherwise, start with "
+        "--name me`, or, if access is restricted otherwise, start with "
         "--insecure-no-auth"
     )
 
