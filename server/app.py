@@ -66,6 +66,7 @@ ROUTERS = (
     openai.routes,
     keys_api.routes,
     health.routes,
+    console.root,
     console.routes,
 )
 

@@ -74,7 +74,7 @@ def check_not_open(settings: Settings, address: str) -> None:
     is_reachable = not (is_loopback or settings.insecure_no_auth)
     if not (is_reachable or ANY_ORIGIN in settings.origins) or _has_keys(settings):
         return
-    how = "create one with `foreword keys create --name admin --scope admin`"
+    how = "create one with `foreword keys create --name me`"
     if ANY_ORIGIN in settings.origins:
         raise StartError(
             "there is no key, and cors_origins is `*`, so that every web page could use the "
