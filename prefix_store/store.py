@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from prefix_store.blobs.blobs import BlobStore
@@ -193,8 +194,11 @@ class PrefixStore:
         return sum(self._blobs.delete(digest, put_by=put_by) for digest in garbage)
 
     def refresh_health(self) -> None:
-        """Probe a remote blob store. Called every few seconds."""
+        """Probe a remote blob store, and save a registry whose files were deleted. Called every
+        few seconds."""
         self._blobs.refresh_health()
+        with suppress(StorageFailure):  # `outages` reports it
+            self.source.check()
 
     def outages(self) -> dict[str, str]:
         """Return why `registry` or `blobs` are unreachable, if they are. Does no network I/O."""

@@ -26,7 +26,7 @@ from server import maintenance
 from server import tracing as traces
 from server.api.http import access, problems
 from server.api.http.access import Access
-from server.api.http.allowed_hosts import AllowedHosts, CrossSiteGuard
+from server.api.http.allowed_hosts import AllowedHosts, CrossSiteGuard, share_with_origins
 from server.api.http.assets import load_assets
 from server.api.http.body_limits import BodyLimits
 from server.api.http.deps import Services
@@ -66,6 +66,7 @@ ROUTERS = (
     openai.routes,
     keys_api.routes,
     health.routes,
+    console.root,
     console.routes,
 )
 
@@ -213,7 +214,7 @@ def _assemble(services: Services, executors: list[Executor], tracing: Tracing | 
     app.add_middleware(HeadRequests)
     app.add_middleware(
         CrossSiteGuard,
-        hosts=AllowedHosts(settings.host, settings.allowed_hosts.split(",")),
+        hosts=AllowedHosts(settings.host, settings.allowed_hosts.split(","), settings.origins),
         is_open=gate.is_open,
         denied=services.metrics.denied,
     )
@@ -226,6 +227,8 @@ def _assemble(services: Services, executors: list[Executor], tracing: Tracing | 
     if tracing is not None:
         app.add_middleware(tracing.around)
     app.add_middleware(RequestContext)
+    if settings.origins:
+        app.add_middleware(share_with_origins, origins=settings.origins)
     return app
 
 
@@ -252,6 +255,7 @@ async def _running(services: Services, executors: list[Executor]) -> AsyncIterat
             await services.run_for_request(services.replica.close)
         await services.engine.stop(_STOP_TIMEOUT_S)
         services.store.close()
+        services.definitions.grammars.close()
         for executor in executors:
             executor.shutdown(cancel_futures=True)
 

@@ -73,6 +73,7 @@ INFO = EngineInfo(
     attention="ref",
     max_model_len=256,
     max_num_seqs=4,
+    kv_pool_tokens=1024,
     eos_token_ids=[257],
 )
 

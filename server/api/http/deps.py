@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 from fastapi import Depends, Header, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from pydantic import TypeAdapter, ValidationError
 
 from prefix_store import strict_json
 from prefix_store.registry.keys import KeyStore
@@ -57,6 +59,8 @@ class Services:
     """Files of the web console by name; empty if it is disabled."""
     in_progress: set[tuple[str, ...]] = field(default_factory=set)
     """Idempotent requests in progress."""
+    large_bodies: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while a large body is parsed and validated."""
 
     async def run_in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run blocking work that is not part of a request for tokens, such as hashing a body."""
@@ -65,6 +69,11 @@ class Services:
     async def run_for_request(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run blocking work of a request, on a pool that a database outage cannot block."""
         return await self.store.run("requests", work, *args, **kwargs)
+
+    async def written(self, write: Callable[[], T], *, is_slow: bool) -> T:
+        """Write an answer, off the event loop if it has what is slow to write: log-probabilities
+        of many tokens, or the text of a long prompt."""
+        return await self.run_for_request(write) if is_slow else write()
 
 
 def get_services(request: Request) -> Services:
@@ -101,11 +110,22 @@ def require_json(request: Request) -> None:
 class StrictRequest(Request):
     """Request with a strict JSON parser: no duplicate keys, NaN or lone surrogates."""
 
+    async def read(self, model: TypeAdapter[Any]) -> None:
+        """Parse and validate the body. Then `json` returns a valid instance of the model, which
+        FastAPI takes as it is.
+
+        A large body is validated on a thread, one at a time: validation is one call that holds the
+        interpreter lock, and several in a row would stop the event loop.
+        """
+        raw = await self.body()
+        if len(raw) <= _LARGE_JSON:
+            self._json = _parse(raw)
+            return
+        services: Services = self.app.state.services
+        async with services.large_bodies:
+            self._json = await asyncio.to_thread(_validated, raw, model)
+
     async def json(self) -> Any:
-        if not hasattr(self, "_json"):
-            raw = await self.body()
-            parsed = asyncio.to_thread(_parse, raw) if len(raw) > _LARGE_JSON else _soon(raw)
-            self._json = await parsed
         return self._json
 
 
@@ -124,14 +144,15 @@ class OpenAIRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         answer = super().get_route_handler()
-        takes_body = self.body_field is not None
+        body = self.body_field
+        if body is None:
+            return answer
+        model: TypeAdapter[Any] = TypeAdapter(body.field_info.annotation or Any)
 
         async def checked(request: Request) -> Response:
-            if not takes_body:
-                return await answer(request)
             require_json(request)
             strict = StrictRequest(request.scope, request.receive)
-            await strict.json()  # raises our own errors outside of FastAPI's catch-all
+            await strict.read(model)  # raises our own errors outside of FastAPI's catch-all
             return await answer(strict)
 
         return checked
@@ -152,8 +173,14 @@ class JsonRoute(OpenAIRoute):
         return checked
 
 
-async def _soon(raw: bytes) -> Any:
-    return _parse(raw)
+def _validated(raw: bytes, model: TypeAdapter[Any]) -> Any:
+    """Raises what FastAPI raises for a body that is not valid."""
+    parsed = _parse(raw)
+    try:
+        return model.validate_python(parsed)
+    except ValidationError as exc:
+        errors = exc.errors(include_url=False)
+        raise RequestValidationError([e | {"loc": ("body", *e["loc"])} for e in errors]) from None
 
 
 def _parse(raw: bytes) -> Any:

@@ -217,7 +217,6 @@ class EngineClient:
                 return  # the very first start failed: start() raises the error
             if self._state is EngineState.STARTING:
                 self.num_restarts += 1
-                logger.error("the engine process ended; restarting it")
                 attempt = 0 if was_ready else attempt + 1
                 await asyncio.sleep(_RESTART_DELAYS_S[min(attempt, len(_RESTART_DELAYS_S) - 1)])
 
@@ -237,8 +236,18 @@ class EngineClient:
             is_replaced = self._state in (EngineState.STARTING, EngineState.READY)
             self._state = EngineState.STARTING if is_replaced else EngineState.STOPPED
             self.stats = m.EngineStats()  # a dead engine runs nothing and holds nothing
-            await process.kill()
             self._pending.fail_all(EngineUnavailable, _STOPPED)
+            if not is_replaced:
+                await process.kill()
+            else:
+                await process.end()
+                self._report(process.how_it_ended, was_ready=was_ready)
+
+    def _report(self, how_it_ended: str, *, was_ready: bool) -> None:
+        if self._info is not None:
+            logger.error("%s; starting another one", how_it_ended)
+        elif not was_ready:
+            self._start_error = self._start_error or how_it_ended
 
     async def _wait_ready(self, process: EngineProcess) -> bool:
         try:
