@@ -36,7 +36,21 @@ class BlobLeases:
         self._ref_counts: Counter[Digest] = Counter()
         self._put_at: dict[Digest, float] = {}
         """Time of the last `put` of blobs that this process created, by the blob store's clock."""
+        self._num_bytes: dict[Digest, int] = {}
+        """Sizes of these blobs."""
         self._lock = Lock()
+
+    @property
+    def digests(self) -> set[Digest]:
+        """The blobs of running uploads."""
+        with self._lock:
+            return set(self._ref_counts)
+
+    def num_bytes(self) -> int:
+        """Return the size of all blobs of running uploads that no version refers to yet."""
+        with self._lock:
+            created = dict(self._num_bytes)
+        return sum(size for digest, size in created.items() if not self._versions.refers_to(digest))
 
     def acquire(self, digest: Digest) -> None:
         """Increment a blob's reference count, before the `put` if the digest is known by then.
@@ -46,7 +60,7 @@ class BlobLeases:
         with self._lock:
             self._ref_counts[digest] += 1
 
-    def record_put(self, digest: Digest, put_at: float, *, is_new: bool) -> None:
+    def record_put(self, digest: Digest, put_at: float, num_bytes: int, *, is_new: bool) -> None:
         """Record that an upload of this process put a blob; `is_new`: it did not exist before.
 
         `put_at` is the time of that very put: a later one belongs to an upload that is still to
@@ -55,6 +69,7 @@ class BlobLeases:
         with self._lock:
             if is_new or digest in self._put_at:
                 self._put_at[digest] = max(put_at, self._put_at.get(digest, 0.0))
+                self._num_bytes[digest] = num_bytes
 
     def release(self, digest: Digest) -> None:
         """Decrement a blob's reference count; at zero, delete the blob if no version refers to it.
@@ -68,7 +83,7 @@ class BlobLeases:
             del self._ref_counts[digest]
             put_at = self._put_at.get(digest)
             if put_at is not None and self._delete_unreferenced(digest, put_at):
-                del self._put_at[digest]
+                del self._put_at[digest], self._num_bytes[digest]
 
     def _delete_unreferenced(self, digest: Digest, put_at: float) -> bool:
         """Delete an unreferenced blob. Return False if a later upload has put it again."""
@@ -106,15 +121,16 @@ class BlobLease:
             is_new = not self._blobs.exists(digest)
             self._blobs.put(data)
             with suppress(UnknownDigest, StorageFailure):
-                self._leases.record_put(digest, self._blobs.put_at(digest), is_new=is_new)
+                put_at = self._blobs.put_at(digest)
+                self._leases.record_put(digest, put_at, len(data), is_new=is_new)
         finally:
             self._keep(digest)
         return digest
 
-    def adopt(self, digest: Digest, put_at: float, *, is_new: bool) -> None:
+    def adopt(self, digest: Digest, put_at: float, num_bytes: int, *, is_new: bool) -> None:
         """Lease a blob that the engine has put at that Unix time, by the store's clock."""
         self._leases.acquire(digest)
-        self._leases.record_put(digest, put_at, is_new=is_new)
+        self._leases.record_put(digest, put_at, num_bytes, is_new=is_new)
         self._keep(digest)
 
     def hold(self, digest: Digest) -> None:

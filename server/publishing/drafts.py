@@ -185,12 +185,13 @@ class Drafts:
     async def _compile(self, lease: BlobLease, **source: Any) -> PrefixCompiled:
         """Compute a prefix and lease its blob, also if the upload is cancelled once it is written.
 
-        Raises the errors of `Engine.compile`.
+        Raises the errors of `Engine.compile`, and `StoreFull`.
         """
         compiled = await self._engine.compile(**source)
         digest, is_new = Digest(compiled.digest), compiled.is_new
-        adopt = self._run_in_thread(lease.adopt, digest, compiled.put_at, is_new=is_new)
-        await to_the_end(adopt)
+        put = (compiled.put_at, compiled.num_bytes)
+        await to_the_end(self._run_in_thread(lease.adopt, digest, *put, is_new=is_new))
+        await self._run_in_thread(self._store.check_room, 0)  # its size is counted by now
         return compiled
 
     def _tokenize(self, upload: TextPrompt) -> list[int]:
