@@ -46,6 +46,11 @@ class BlobLeases:
         with self._lock:
             self._ref_counts[digest] += 1
 
+    def held(self) -> set[Digest]:
+        """Return the blobs that uploads of this process hold now."""
+        with self._lock:
+            return set(self._ref_counts)
+
     def record_put(self, digest: Digest, put_at: float, *, is_new: bool) -> None:
         """Record that an upload of this process put a blob; `is_new`: it did not exist before.
 
