@@ -26,10 +26,11 @@ from server import maintenance
 from server import tracing as traces
 from server.api.http import access, problems
 from server.api.http.access import Access
-from server.api.http.allowed_hosts import AllowedHosts, CrossSiteGuard
+from server.api.http.allowed_hosts import AllowedHosts, CrossSiteGuard, share_with_origins
 from server.api.http.assets import load_assets
 from server.api.http.body_limits import BodyLimits
 from server.api.http.deps import Services
+from server.api.http.disconnect import until_disconnect
 from server.api.http.head_limits import HeadLimits
 from server.api.http.middleware import HeadRequests, RequestContext
 from server.api.routes import console, generate, health, openai, residency, tasks, traffic, versions
@@ -46,6 +47,7 @@ from server.metrics import Metrics
 from server.publishing.canary import SplitGuard
 from server.publishing.definitions import Definitions
 from server.publishing.drafts import Drafts
+from server.publishing.rechecks import Rechecks
 from server.publishing.uploads import Uploads
 from server.publishing.verification import Verification
 from server.settings import Settings
@@ -64,6 +66,7 @@ ROUTERS = (
     openai.routes,
     keys_api.routes,
     health.routes,
+    console.root,
     console.routes,
 )
 
@@ -130,6 +133,7 @@ def create_app(
         store.registry, engine, grammars, verification, executor=async_store.request_executor
     )
     publisher = Uploads(store, engine, drafts, verification, definitions, metrics, executor=uploads)
+    rechecks = Rechecks(store, drafts, verification, executor=uploads)
     services = Services(
         settings=settings,
         store=async_store,
@@ -147,8 +151,9 @@ def create_app(
             reads_generation_config=settings.generation_config == "auto",
         ),
         uploads=publisher,
+        rechecks=rechecks,
         definitions=definitions,
-        split_guard=SplitGuard(async_store, publisher, metrics),
+        split_guard=SplitGuard(async_store, publisher, rechecks, metrics),
         metrics=metrics,
         replica=replica,
         model_name=model_name,
@@ -198,7 +203,7 @@ def _assemble(services: Services, executors: list[Executor], tracing: Tracing | 
     app.state.services = services
     library = list(app.routes)
     for router in ROUTERS:
-        app.router.routes.extend(router.routes)
+        app.router.routes.extend(map(until_disconnect, router.routes))
     gate = Access(services.keys, services.store)
     access.guard(app, gate, library=library)
     problems.install(
@@ -209,7 +214,7 @@ def _assemble(services: Services, executors: list[Executor], tracing: Tracing | 
     app.add_middleware(HeadRequests)
     app.add_middleware(
         CrossSiteGuard,
-        hosts=AllowedHosts(settings.host, settings.allowed_hosts.split(",")),
+        hosts=AllowedHosts(settings.host, settings.allowed_hosts.split(","), settings.origins),
         is_open=gate.is_open,
         denied=services.metrics.denied,
     )
@@ -222,6 +227,8 @@ def _assemble(services: Services, executors: list[Executor], tracing: Tracing | 
     if tracing is not None:
         app.add_middleware(tracing.around)
     app.add_middleware(RequestContext)
+    if settings.origins:
+        app.add_middleware(share_with_origins, origins=settings.origins)
     return app
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal, Self
 
@@ -15,6 +16,19 @@ def _data_home() -> Path:
 
 def _cache_home() -> Path:
     return Path.home() / ".cache" / "foreword"
+
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._~-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?")
+
+
+def _origins(listed: str) -> tuple[str, ...]:
+    """Split a list of origins; write them as browsers do."""
+    return tuple(_as_sent(one.strip().lower()) for one in listed.split(",") if one.strip())
+
+
+def _as_sent(origin: str) -> str:
+    port = ":443" if origin.startswith("https://") else ":80"
+    return origin.removesuffix(port) if origin.startswith("http") else origin
 
 
 class Settings(BaseSettings):
@@ -77,6 +91,11 @@ class Settings(BaseSettings):
         "",
         description="Host names under which a server without keys may be called, separated "
         "by commas, in addition to loopback and `host`; `*` allows any.",
+    )
+    cors_origins: str = Field(
+        "",
+        description="Origins of web pages that may call the server from a browser, separated by "
+        "commas: `https://app.example,http://localhost:3000`. `*`, which allows any, needs a key.",
     )
     key_pepper_file: Path | None = Field(
         None,
@@ -203,6 +222,19 @@ class Settings(BaseSettings):
         if driver not in ("", "postgresql+psycopg"):
             raise ValueError("must begin with postgresql+psycopg://")
         return url
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, origins: str) -> str:
+        for origin in _origins(origins):
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError("each is `*`, or a scheme and a host, such as https://app.example")
+        return origins
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """`cors_origins` as browsers send them."""
+        return _origins(self.cors_origins)
 
     @model_validator(mode="after")
     def _check_shared_registry_has_a_pepper(self) -> Self:

@@ -57,7 +57,8 @@ async function showServer() {
   server ??= await describeServer();
   const state = health.status === "ok" ? "ready" : `${health.status}: ${health.reasons.join("; ")}`;
   const words = server ? `${server}, ${state}` : state;
-  if (place.dataset.words !== words) replace(place, h("span", { class: `dot ${health.status}` }), h("span", {}, words));
+  const said = [server && h("span", { class: "model" }, `${server}, `), h("span", {}, state)];
+  if (place.dataset.words !== words) replace(place, h("span", { class: `dot ${health.status}` }), h("span", {}, said));
   place.dataset.words = words;
 }
 

@@ -23,6 +23,7 @@ export function task(view, name) {
   const asking = h("section", { class: "card", "aria-label": "Prompts" });
   const past = h("section", { class: "card", "aria-label": "History" });
   const about = h("div", { class: "columns" }, asking, past);
+  const body = h("div", { class: "view", hidden: true }, traffic, versions, about); // shown once it has content
   const opened = new Set();
   const reports = new Map();
   let shown = {};
@@ -38,7 +39,9 @@ export function task(view, name) {
       ]);
       unread.replaceChildren();
       if (!hasLeft) render(found, listed, report);
+      body.hidden = false;
     } catch (problem) {
+      if (problem.status === 404) body.hidden = true;
       replace(unread, problemBox(problem, restart)); // the view below may be stale
       throw problem;
     }
@@ -108,7 +111,7 @@ export function task(view, name) {
     }
   }
 
-  view.append(h("p", { class: "path" }, h("a", { href: "#/tasks" }, "Tasks")), head, unread, problems, traffic, versions, about);
+  view.append(h("p", { class: "path" }, h("a", { href: "#/tasks" }, "Tasks")), head, unread, problems, body);
   head.append(heading(name, "", []));
   restart();
   const unwatch = watch(() => shown.task && updateShares(view));
@@ -139,7 +142,7 @@ function prompts(task, act) {
   return [h("h2", {}, "Prompts"), definitions(facts), changeForm(task, act)];
 }
 
-/** Template, chat and stop sequences. Where a version is active, a change makes another one. */
+/** How the task is asked. Where a version is active, a change makes another one. */
 function changeForm({ name, profile, active_version, revision }, act) {
   const fields = definitionFields();
   const { template, chat, defaults } = profile;
@@ -151,7 +154,8 @@ function changeForm({ name, profile, active_version, revision }, act) {
   async function save(event) {
     event.preventDefault();
     const wanted = fields.read();
-    const json = { ...wanted, defaults: { stop: wanted.defaults.stop ?? null } };
+    const { stop = null, max_tokens = null, temperature = null } = wanted.defaults;
+    const json = { ...wanted, defaults: { stop, max_tokens, temperature } };
     await act("Saved.", async () => {
       const changed = await call("PATCH", `tasks/${seg(name)}`, { json, revision });
       if (changed.active_version === active_version) return {};
@@ -168,7 +172,7 @@ function changeForm({ name, profile, active_version, revision }, act) {
 }
 
 function history(activations) {
-  const lines = activations.slice(0, 12).reverse().map(({ action, version, weights, reason, at }) => {
+  const lines = activations.slice(0, 12).map(({ action, version, weights, reason, at }) => {
     const split = weights && Object.entries(weights).map(([v, weight]) => `v${v} ${weight}`).join(" : ");
     const words = { activate: `v${version} activated`, rollback: `rolled back to v${version}`, traffic: split ? `traffic ${split}` : `all traffic to v${version}` };
     const said = reason ? `${words[action]}: ${reason}` : words[action];

@@ -18,6 +18,7 @@ from rich.console import Console
 from prefix_store.errors import PrefixStoreError
 from prefix_store.registry.keys import keys_exist
 from server import logs
+from server.api.http.allowed_hosts import ANY_ORIGIN
 from server.api.http.deps import Services
 from server.api.http.http_server import HttpServer
 from server.app import build
@@ -67,20 +68,32 @@ def _build(settings: Settings, address: str) -> FastAPI:
 
 
 def check_not_open(settings: Settings, address: str) -> None:
-    """Refuse to listen beyond loopback without any key. Raises `StartError`."""
-    if settings.insecure_no_auth or ipaddress.ip_address(address).is_loopback:
+    """Refuse, without any key, to listen beyond loopback or to all web pages.
+
+    Raises `StartError`.
+    """
+    is_loopback = ipaddress.ip_address(address).is_loopback
+    is_reachable = not (is_loopback or settings.insecure_no_auth)
+    if not (is_reachable or ANY_ORIGIN in settings.origins) or _has_keys(settings):
         return
+    how = "create one with `foreword keys create --name me`"
+    if ANY_ORIGIN in settings.origins:
+        raise StartError(
+            "there is no key, and cors_origins is `*`, so that every web page could use the "
+            f"server: {how}, or list the origins"
+        )
+    raise StartError(
+        f"there is no key, and {address} is not loopback: {how}, or, if access is restricted "
+        "otherwise, start with --insecure-no-auth"
+    )
+
+
+def _has_keys(settings: Settings) -> bool:
     registry = open_registry(settings)
     try:
-        if keys_exist(registry.database):
-            return
+        return keys_exist(registry.database)
     finally:
         registry.close()
-    raise StartError(
-        f"there is no key, and {address} is not loopback: create one with `foreword keys create "
-        "--name admin --scope admin`, or, if access is restricted otherwise, start with "
-        "--insecure-no-auth"
-    )
 
 
 @contextlib.contextmanager

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from safetensors.torch import save as save_tensors
 
@@ -19,6 +17,7 @@ from prefix_store.errors import VersionQuarantined
 from prefix_store.manifest import Draft
 from prefix_store.prefix import BaseModelSpec, Prefix, PrefixOf, SoftPrompt, TextPrompt
 from prefix_store.store import PrefixStore
+from server.cancellation import in_thread, to_the_end, until_settled
 from server.engine.ipc.messages import PrefixCompiled
 from server.engine.ipc.protocol import Engine
 from server.errors import BaseModelMismatch
@@ -165,8 +164,8 @@ class Drafts:
         origin = {"source_format": upload.source_format, "source_digest": str(source)}
         if upload.base_model:
             origin["base_model"] = upload.base_model
-        compiled = await self._engine.compile(embeddings=blob, origin=origin)
-        return await self._read_back(compiled, base, source, prompt, lease)
+        computing = self._compile(lease, embeddings=blob, origin=origin)
+        return await self._read_back(await until_settled(computing), base, source, prompt)
 
     async def _compile_text(
         self, upload: TextPrompt, base: BaseModelSpec, source: Digest, lease: BlobLease
@@ -176,12 +175,24 @@ class Drafts:
         artifact.check_length(len(token_ids), self.max_prefix_tokens)
         kind = "text" if upload.messages is None else "messages"
         origin = {"source_format": kind, "source_digest": str(source)}
-        compiled = await self._engine.compile(token_ids=token_ids, origin=origin)
+        compiled = await until_settled(self._compile(lease, token_ids=token_ids, origin=origin))
         messages = None
         if upload.messages is not None:
             messages = tuple(Message.model_validate(message) for message in upload.messages)
         prompt = PromptFormat(add_special_tokens=False, messages=messages)
-        return await self._read_back(compiled, base, source, prompt, lease)
+        return await self._read_back(compiled, base, source, prompt)
+
+    async def _compile(self, lease: BlobLease, **source: Any) -> PrefixCompiled:
+        """Compute a prefix and lease its blob, also if the upload is cancelled once it is written.
+
+        Raises the errors of `Engine.compile`, and `StoreFull`.
+        """
+        compiled = await self._engine.compile(**source)
+        digest, is_new = Digest(compiled.digest), compiled.is_new
+        put = (compiled.put_at, compiled.num_bytes)
+        await to_the_end(self._run_in_thread(lease.adopt, digest, *put, is_new=is_new))
+        await self._run_in_thread(self._store.check_room, 0)  # its size is counted by now
+        return compiled
 
     def _tokenize(self, upload: TextPrompt) -> list[int]:
         """Tokenise a text with its special tokens: the uploader is trusted, unlike a prompt."""
@@ -200,11 +211,9 @@ class Drafts:
         base: BaseModelSpec,
         source: Digest,
         prompt: PromptFormat,
-        lease: BlobLease,
     ) -> Draft:
         """Read a compiled prefix and validate it like an uploaded one."""
         digest = Digest(compiled.digest)
-        await self._run_in_thread(lease.adopt, digest, compiled.put_at, is_new=compiled.is_new)
         data = await self._run_in_thread(self._store.open, digest)
         prefix = await self._run_in_thread(
             artifact.load, data, base, max_prefix_tokens=self.max_prefix_tokens
@@ -260,8 +269,7 @@ class Drafts:
         return min(self._max_prefix_tokens, self._engine.info.max_model_len - 2)
 
     async def _run_in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, partial(work, *args, **kwargs))
+        return await in_thread(self._executor, work, *args, **kwargs)
 
 
 def _prompt_after(source_format: str, prompt: PromptFormat) -> PromptFormat:

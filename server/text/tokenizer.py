@@ -14,6 +14,7 @@ import jinja2
 import tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from server.cancellation import check_wanted
 from server.errors import InvalidRequest, TemplateMismatch
 from server.text.detokenizer import Detokenizer
 from server.text.template import Marks, Part
@@ -288,6 +289,7 @@ class Tokenizer:
 def _ids(backend: tokenizers.Tokenizer, text: str) -> list[int]:
     """Token ids of a text. The batch call releases the GIL; `encode` would hold it, and block the
     event loop for a second per megabyte."""
+    check_wanted()
     [encoding] = backend.encode_batch_fast([text], add_special_tokens=False)
     ids: list[int] = encoding.ids
     return ids

@@ -74,6 +74,7 @@ INFO = EngineInfo(
     attention="ref",
     max_model_len=256,
     max_num_seqs=4,
+    kv_pool_tokens=1024,
     eos_token_ids=[257],
 )
 
@@ -225,7 +226,11 @@ class FakeEngine:
         asked = {"token_ids": token_ids, "embeddings": embeddings, "origin": origin}
         self.compiled.append(asked)
         assert self.compile_to is not None, "this test needs a compile_to"
-        return await asyncio.to_thread(self.compile_to, **asked)
+        written = asyncio.ensure_future(asyncio.to_thread(self.compile_to, **asked))
+        try:
+            return await asyncio.shield(written)
+        except asyncio.CancelledError:  # too late
+            return await written
 
     def _make(
         self, prefix: Digest | None, token_ids: list[int], sampling: SamplingParams

@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from ipaddress import ip_address
 
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from prefix_store.errors import PrefixStoreError
 from server.api.http import problems
 from server.errors import ForeignOrigin, ServerError, UnknownHost
 
-ANY_HOST = "*"
+ANY_HOST = ANY_ORIGIN = "*"
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _SAME_ORIGIN = (b"same-origin", b"none")
 """Accepted values of `Sec-Fetch-Site`. `none`: the user navigated, not a page. `same-site` is not
 accepted, as all ports of a host are one site: it may be the page of another program."""
+_EXPOSED = (
+    "Content-Disposition",
+    "ETag",
+    "Retry-After",
+    "X-Prefix-Digest",
+    "X-Request-Id",
+    "X-Task-Version",
+)
+"""Response headers that a page may read."""
 
 
 class AllowedHosts:
     """Names of this server: loopback, its listen address, and configured names."""
 
-    def __init__(self, address: str, names: Iterable[str] = ()) -> None:
+    def __init__(
+        self, address: str, names: Iterable[str] = (), origins: Iterable[str] = ()
+    ) -> None:
         """`address` is the listen address. If it is the wildcard, all IP addresses are accepted:
-        unlike a name, an address cannot be rebound to another machine by a page."""
+        unlike a name, an address cannot be rebound to another machine by a page.
+
+        `origins` are those of pages that may use a server without keys. `*` is none of them.
+        """
+        self._origins = frozenset(origins) - {ANY_ORIGIN}
         self._configured = {name.strip().lower() for name in names} - {""}
         self._names = {"localhost", address.lower(), *self._configured}
         self._is_wildcard = address in ("0.0.0.0", "::")
@@ -42,6 +58,10 @@ class AllowedHosts:
         """
         site = origin.partition("://")[2].lower()
         return site != "" and (site == host.lower() or site in self._configured)
+
+    def is_listed(self, origin: str) -> bool:
+        """Whether the page of this `Origin` may use the server."""
+        return origin in self._origins
 
     def _is_own_address(self, name: str) -> bool:
         try:
@@ -104,12 +124,29 @@ class CrossSiteGuard:
         return None
 
     def _is_cross_site(self, scope: Scope, host: str) -> bool:
+        origins = _values(scope, b"origin")
+        if origins and all(self._hosts.is_listed(origin) for origin in origins):
+            return False
         fetches = (value for name, value in scope["headers"] if name == b"sec-fetch-site")
         if any(value not in _SAME_ORIGIN for value in fetches):
             return True
-        return not all(
-            self._hosts.is_same_origin(origin, host) for origin in _values(scope, b"origin")
-        )
+        return not all(self._hosts.is_same_origin(origin, host) for origin in origins)
+
+
+def share_with_origins(app: ASGIApp, origins: Collection[str]) -> ASGIApp:
+    """Wrap an app so that pages of these origins, or of any (`*`), may call it and read answers.
+
+    It has to be the outermost middleware, so that refusals by the others can be read, too. Cookies
+    are not read by this server, and so not allowed. Any request header is: SDKs send their own.
+    """
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"),
+        allow_headers=("*",),
+        allow_private_network=True,  # a listed page of the web may call a server on loopback
+        expose_headers=_EXPOSED,
+    )
 
 
 def _values(scope: Scope, header: bytes) -> list[str]:

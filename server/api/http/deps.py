@@ -23,6 +23,7 @@ from server.generation.router import Router
 from server.metrics import Metrics
 from server.publishing.canary import SplitGuard
 from server.publishing.definitions import Definitions
+from server.publishing.rechecks import Rechecks
 from server.publishing.uploads import Uploads
 from server.settings import Settings
 from server.text.tokenizer import Tokenizer
@@ -44,6 +45,7 @@ class Services:
     tokenizer: Tokenizer
     router: Router
     uploads: Uploads
+    rechecks: Rechecks
     definitions: Definitions
     split_guard: SplitGuard
     metrics: Metrics

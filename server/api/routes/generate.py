@@ -20,7 +20,6 @@ from server.api.http.deps import (
     TrafficKeyHeader,
     traffic_key,
 )
-from server.api.http.disconnect import until_disconnect
 from server.api.schemas.generate import GenerateRequest, GenerateResponse, ranking_of
 from server.api.schemas.logprobs import plain, scored
 from server.errors import ServerError
@@ -64,15 +63,14 @@ async def generate(
     """Complete a prompt after the task's prefix, whole or token by token."""
     principal.check_task(task)
     key = traffic_key(body.traffic_key or key, request)
-    admitted = services.router.admit(task, version, body.params(), key=key)
-    completion = await until_disconnect(request, admitted)
+    completion = await services.router.admit(task, version, body.params(), key=key)
     headers = target_headers(completion)
     note(request, completion)
     write = Writer(body, request, completion, services.tokenizer)
     if body.stream:
         events = _events(completion, request, write, services)
         return sse.EventStream(events, close=completion.close, headers=headers)
-    whole = await until_disconnect(request, completion.collect())
+    whole = await completion.collect()
     note(request, completion)
     content = await services.written(partial(write.whole, whole), is_slow=write.has_scores)
     return Response(content, headers=headers, media_type="application/json")

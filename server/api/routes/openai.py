@@ -21,7 +21,6 @@ from prefix_store.reference import Reference
 from server.api.http import problems, sse
 from server.api.http.access import Principal, PrincipalDep, needs
 from server.api.http.deps import OpenAIRoute, Services, ServicesDep, TrafficKeyHeader, traffic_key
-from server.api.http.disconnect import until_disconnect
 from server.api.routes.generate import note, target_headers
 from server.api.schemas.openai import ChatRequest, CompletionRequest
 from server.api.schemas.openai_answer import AnswerFormat, ChoiceWriter
@@ -100,10 +99,9 @@ async def _complete(
     key: str | None,
 ) -> Response:
     task, version = _target(body.model, services, principal)
-    admitted = services.router.admit_all(
+    running = await services.router.admit_all(
         task, version, body.params(), key=traffic_key(key, request)
     )
-    running = await until_disconnect(request, admitted)
     return await _respond(body, running, request, services)
 
 
@@ -131,7 +129,7 @@ async def _respond(
     if body.stream:
         events = _events(answer, choices, running, request, services)
         return sse.EventStream(events, close=lambda: _close(running), headers=headers)
-    pieces = await until_disconnect(request, _collect(running))
+    pieces = await _collect(running)
     note(request, *running)
 
     def write() -> bytes:

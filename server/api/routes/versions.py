@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -15,7 +14,6 @@ from prefix_store.manifest import Manifest
 from prefix_store.registry.preconditions import Preconditions
 from server.api.http.access import Principal, PrincipalDep, needs
 from server.api.http.deps import JsonRoute, Services, ServicesDep
-from server.api.http.disconnect import disconnected
 from server.api.http.preconditions import ChangeHeaders, ChangeHeadersDep, make_change
 from server.api.routes.residency import residency
 from server.api.schemas.admin import (
@@ -154,7 +152,7 @@ async def get_version(
 async def verify(task: TaskPath, version: VersionPath, services: ServicesDep) -> VerificationReport:
     """Verify a version again: its stored bytes, a test forward, its golden prompts."""
     manifest = await services.store.get_version(task, version)
-    checks = await services.uploads.verify(manifest)
+    checks = await services.rechecks.verify(manifest)
     return VerificationReport(
         task=task,
         version=version,
@@ -179,6 +177,7 @@ async def delete_version(
     async def work(preconditions: Preconditions) -> None:
         manifest = await services.store.get_version(task, version)
         await services.store.delete_version(task, version, preconditions, by=principal.actor)
+        services.rechecks.end([manifest])
         await services.uploads.unload([manifest])
 
     return await make_change(
@@ -248,7 +247,6 @@ async def _push(
             activate=options.activate,
             create=options.create,
             preflight=preflight,
-            is_wanted=lambda: not gone.done(),
             by=principal.actor,
             preconditions=preconditions,
         )
@@ -260,13 +258,7 @@ async def _push(
         answer = Uploaded(**manifest, active=pushed.is_active, warning=pushed.warning)
         return _json(answer, 201 if pushed.is_new_task else options.new_status)
 
-    # Listen from now on. A single check at the end could miss the disconnect, as the server stops
-    # reading from the socket at a body's last large piece.
-    gone = asyncio.ensure_future(disconnected(request.receive))
-    try:
-        return await make_change(services, request, task, change_headers, work, respond)
-    finally:
-        gone.cancel()
+    return await make_change(services, request, task, change_headers, work, respond)
 
 
 def _dry_run_answer(result: DryRunResult) -> Rehearsal:

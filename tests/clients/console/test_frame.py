@@ -56,7 +56,7 @@ def test_the_keyboard_alone_swaps_a_version_and_runs_a_prompt(
     for _ in range(5):
         keyboard.press("ArrowRight")
     keyboard.press("Enter")  # a form's Enter is its Apply
-    expect(page.locator(".splitting")).to_have_text("v1 85 % · v2 15 %")
+    expect(page.locator(".splitting")).to_have_text("v1 95 % · v2 5 %")
     tab_to(page, "v2")
     keyboard.press("Enter")
     expect(page.locator("#version-2")).to_be_visible()
