@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import httpx
 import tokenizers
@@ -248,10 +249,12 @@ class FakeEngine:
     ) -> None:
         try:
             if sampling.prompt_logprobs is not None:
-                scored = prompt[sampling.first_scored :]  # two chunks
-                for half in filter(None, (scored[:2], scored[2:])):
-                    scores = fake_scores(half, sampling.prompt_logprobs)
+                scored = prompt[sampling.first_scored :]
+                ends = [0, 2, *range(514, len(scored) + 512, 512)]
+                for part in filter(None, (scored[a:b] for a, b in pairwise(ends))):
+                    scores = fake_scores(part, sampling.prompt_logprobs)
                     stream.put(Delta(number, [], None, prompt_logprobs=scores))
+                    await asyncio.sleep(0)
             for i, token_id in enumerate(made[: sampling.max_tokens]):
                 await asyncio.sleep(self.delay_s)
                 if self.fail_after is not None and i >= self.fail_after[0]:
