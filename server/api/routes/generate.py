@@ -58,7 +58,7 @@ async def generate(
     """Complete a prompt after the task's prefix, whole or token by token."""
     principal.check_task(task)
     key = traffic_key(body.traffic_key or key, request)
-    admitted = services.router.admit(task, version, body.params(), key=key)
+    admitted = services.router.admit(task, version, body.params(), key=key, client=principal.key)
     completion = await until_disconnect(request, admitted)
     headers = target_headers(completion)
     note(request, completion)
