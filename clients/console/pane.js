@@ -5,6 +5,7 @@ import { field, h, replace, setText } from "./dom.js";
 import { figure, millis, plural } from "./format.js";
 import { problemBox } from "./parts.js";
 import { events } from "./sse.js";
+import { fieldsOf } from "./template.js";
 
 /** `wanted`: what is to be chosen, `{task, version}`, or null for the next task of the list. */
 export function pane(name, wanted, onChange) {
@@ -99,12 +100,6 @@ async function listVersions(task) {
   if (!task) return [];
   const numbers = ({ versions }) => versions.map(({ version }) => String(version)).reverse();
   return call("GET", `tasks/${seg(task)}/versions`).then(numbers, () => []);
-}
-
-/** Named fields of a template but `{prompt}`; a doubled brace is a brace. */
-function fieldsOf(template) {
-  const names = (template ?? "").replaceAll(/\{\{|\}\}/g, "").matchAll(/\{(\w+)\}/g);
-  return [...new Set([...names].map(([, name]) => name))].filter((name) => name !== "prompt");
 }
 
 function measured({ usage, timings, finish_reason, version, digest }) {
