@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import logging
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -222,10 +223,13 @@ class Router:
             on_end=on_end,
         )
         try:
-            return _started(prepared, details, submit)
+            completion = _started(prepared, details, submit)
         except ServerError:
             hold.release()
             raise
+        # A completion may be lost unread, when its client leaves just as it is admitted.
+        weakref.finalize(completion, hold.release).atexit = False
+        return completion
 
 
 def _started(

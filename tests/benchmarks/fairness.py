@@ -35,7 +35,8 @@ from tests.running_server import running_server
 
 PREFIX_TOKENS = 16
 VICTIM_CONCURRENCY = 4
-WARM_UP_S = 3.0
+WARM_UP_S = 15.0
+"""Time for the process of the attacker to start, and for its requests to fill the server."""
 _RETRY_S = 0.02
 
 
@@ -78,13 +79,13 @@ def texts() -> dict[str, Any]:
 VICTIM = Form("/generate", lambda: completion(32, 16))
 FORMS = {
     "short requests": Form("/generate", lambda: completion(32, 16)),
-    "long prompts": Form("/generate", lambda: completion(1000, 1)),
-    "long completions": Form("/generate", lambda: completion(16, 900)),
+    "long prompts": Form("/generate", lambda: completion(800, 1)),
+    "long completions": Form("/generate", lambda: completion(16, 800)),
     "64 choices": Form("/v1/completions", choices, 64),
     "64 prompts": Form("/v1/completions", prompts, 64),
     "64 ranked texts": Form("/generate", texts, 64),
-    "long prompts, other task": Form("/generate", lambda: completion(1000, 1), task=1),
-    "long completions, other task": Form("/generate", lambda: completion(16, 900), task=1),
+    "long prompts, other task": Form("/generate", lambda: completion(800, 1), task=1),
+    "long completions, other task": Form("/generate", lambda: completion(16, 800), task=1),
 }
 
 
@@ -145,6 +146,7 @@ def attack(load: Load, seconds: float) -> Iterator[None]:
     )
     try:
         yield
+        assert process.poll() is None, "the attacker failed"
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(10)
@@ -160,6 +162,8 @@ class Result:
 
     @classmethod
     def of(cls, times_s: list[float]) -> Result:
+        if not times_s:
+            return cls(0, float("inf"), float("inf"))
         return cls(len(times_s), 1000 * percentile(times_s, 0.5), 1000 * percentile(times_s, 0.99))
 
 

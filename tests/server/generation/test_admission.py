@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from datetime import UTC, datetime
 
 import msgspec
@@ -101,6 +102,13 @@ async def test_texts_that_the_engine_does_not_have_yet_count(
     await collecting
 
     close(await admit(services, None, *[asking()] * ROOM))
+
+
+async def test_a_ranking_that_is_lost_unread_leaves_nothing_counted(services: Services) -> None:
+    await admit(services, make_key("one"), ranking(4))
+    gc.collect()
+
+    close(await admit(services, make_key("one"), *[asking()] * 4))
 
 
 async def test_a_sequence_counts_until_the_engine_has_ended_it(

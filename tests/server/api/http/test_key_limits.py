@@ -71,6 +71,18 @@ async def test_a_key_has_so_many_requests_at_once_to_their_very_end(
     assert sorted(answer.status_code for answer in answers) == [200] * 2 + [429] * 8
 
 
+async def test_a_key_without_a_limit_has_a_default_one(
+    live: LiveServer, make: Make, engine: FakeEngine
+) -> None:
+    """Half of the 8 sequences that may run or wait."""
+    engine.delay_s = 0.02
+    body = {"prompt": "hi", "max_tokens": 100}
+    async with httpx.AsyncClient(base_url=live.url, headers=make("generate")) as client:
+        answers = await asyncio.gather(*(client.post("/generate", json=body) for _ in range(6)))
+
+    assert sorted(answer.status_code for answer in answers) == [200] * 4 + [429] * 2
+
+
 async def test_wrong_keys_are_slowed_down_and_right_ones_are_not(
     http: httpx.AsyncClient, app: FastAPI, make: Make, keys: KeyStore,
     monkeypatch: pytest.MonkeyPatch,
