@@ -36,7 +36,8 @@ from server.generation.prompt import GenerateParams, PromptContext, prepare
 from server.text import template
 from server.text.detokenizer import StopStrings
 from server.text.tokenizer import Tokenizer
-from tests.server.fakes import INFO, fake_scores, make_transformers_tokenizer, make_vocabulary
+from tests.server.fakes import INFO, make_transformers_tokenizer, make_vocabulary
+from tests.server.scores import fake_scores
 
 SIZE = 32 << 10
 """Bytes of an input, about."""
