@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import httpx
 import pytest
 from playwright.sync_api import Browser, expect
 
 from tests.clients.console.conftest import watched
-from tests.running_server import RunningServer, running_server
+from tests.running_server import RunningServer
 
 pytestmark = pytest.mark.smollm2
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[RunningServer]:
-    flags = ("--dtype", "float32", "--num-threads", "1")
-    with running_server("default", tmp_path / "store", *flags) as running:
-        yield running
+@pytest.fixture(scope="module")
+def server(demo_server: RunningServer) -> RunningServer:
+    return demo_server
 
 
 def test_a_text_becomes_a_task_that_answers_beside_the_base_model(
