@@ -56,6 +56,7 @@ READS = [
     Call("GET", "/health"),
     Call("GET", "/metrics"),
     Call("GET", "/info"),
+    Call("GET", "/"),
     Call("GET", "/console"),
     Call("GET", "/console/"),
     Call("GET", "/console/main.js"),

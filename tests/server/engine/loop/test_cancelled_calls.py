@@ -177,7 +177,7 @@ async def test_a_soft_prompt_that_is_read(engine: LoopEngine, blobs: SlowBlobs) 
 async def test_a_compile_that_is_being_written_is_told(
     engine: LoopEngine, blobs: SlowBlobs
 ) -> None:
-    """Its blob is there: whoever started the compile has to know, to delete it."""
+    """Its blob is there, and the caller has to know, to delete it."""
     blobs.hold()
     compiling = await begun(engine.compile(token_ids=[1, 2], origin={}), blobs.has_begun)
 
