@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import time
+import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from prefix_store.blobs.blobs import BlobStore
+from prefix_store.blobs.clock import Clock
 from prefix_store.blobs.leases import BlobLease, BlobLeases
 from prefix_store.digest import Digest
 from prefix_store.errors import StorageFailure, UnknownDigest
@@ -22,6 +23,8 @@ from prefix_store.rollback import Condition, RollbackRule
 
 if TYPE_CHECKING:
     from prefix_store.prefix import Prefix
+
+logger = logging.getLogger(__name__)
 
 _ANSWERS_KEPT_S = 24 * 3600.0
 
@@ -45,7 +48,12 @@ class PrefixStore:
     """
 
     def __init__(
-        self, blobs: BlobStore, registry: Registry, source: VersionSource | None = None
+        self,
+        blobs: BlobStore,
+        registry: Registry,
+        source: VersionSource | None = None,
+        *,
+        clock: Clock | None = None,
     ) -> None:
         """`source` resolves requests instead of the registry, if given."""
         self._blobs = blobs
@@ -53,6 +61,7 @@ class PrefixStore:
         self.source: VersionSource = source or registry
         """Resolves requests, without network I/O if it is a replica."""
         self._leases = BlobLeases(blobs, registry)
+        self._clock = clock or Clock()
         self._num_garbage_bytes = 0
         """Size of the blobs that nothing referred to when garbage was last collected."""
 
@@ -192,14 +201,18 @@ class PrefixStore:
         Blobs younger than `grace_s` seconds, blobs of versions deleted less than `grace_s` ago, and
         those of this process's running uploads are kept. The grace period must be longer than an
         upload of another process (from `put` to `push`) and than a request that still runs on a
-        deleted version.
+        deleted version. After the clock was set, ages are wrong, so that nothing is deleted before
+        another `grace_s` seconds.
         """
+        if self._clock.was_set_within(grace_s):
+            logger.warning("nothing is collected for %g s after the clock was set", grace_s)
+            return 0
         self.registry.forget_answers(_ANSWERS_KEPT_S)
         self._blobs.sweep()
         leased = self._leases.digests  # before the versions: an upload may become one meanwhile
         kept = self.registry.digests(deleted_within_s=grace_s) | leased
         garbage = {*self._blobs, *self._blobs.quarantined()} - kept
-        put_by = time.time() - grace_s
+        put_by = self._clock.now() - grace_s
         deleted = {d for d in garbage if self._blobs.delete(d, put_by=put_by)}
         self._num_garbage_bytes = sum(map(self._size, garbage - deleted))
         return len(deleted)

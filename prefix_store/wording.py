@@ -92,7 +92,8 @@ def first(error: ValidationError, whole: str = "body") -> str:
 
 def meant(name: str, fields: Iterable[str]) -> str:
     """A question for the field that was probably meant; empty where there is none like it."""
-    fields = fields if len(name) <= _MAX_NAME else ()
+    if len(name) > _MAX_NAME:
+        return ""
     return "".join(f"; did you mean `{found}`?" for found in get_close_matches(name, fields, 1))
 
 

@@ -41,6 +41,7 @@ from server.engine.ipc.client import EngineClient
 from server.engine.ipc.messages import EngineConfig
 from server.engine.ipc.protocol import Engine
 from server.errors import EngineUnavailable
+from server.generation.admission import Admission, Limits
 from server.generation.grammar_check import GrammarCheck
 from server.generation.router import Router
 from server.metrics import Metrics
@@ -147,7 +148,7 @@ def create_app(
             metrics,
             grammars=grammars,
             executor=async_store.request_executor,
-            max_in_flight=settings.max_num_seqs + settings.max_waiting,
+            admission=Admission(engine, Limits.of(settings)),
             reads_generation_config=settings.generation_config == "auto",
         ),
         uploads=publisher,
@@ -204,7 +205,8 @@ def _assemble(services: Services, executors: list[Executor], tracing: Tracing | 
     library = list(app.routes)
     for router in ROUTERS:
         app.router.routes.extend(map(until_disconnect, router.routes))
-    gate = Access(services.keys, services.store)
+    per_key = Limits.of(settings).max_sequences_per_key
+    gate = Access(services.keys, services.store, max_concurrency=per_key)
     access.guard(app, gate, library=library)
     problems.install(
         app,
@@ -281,6 +283,7 @@ def _engine_config(settings: Settings, model: str) -> EngineConfig:
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
+        max_extra_tokens_per_key=settings.max_extra_tokens_per_key,
         kv_cache_bytes=settings.kv_cache_bytes,
         device_prefix_bytes=settings.device_prefix_bytes,
         host_prefix_bytes=settings.host_prefix_bytes,

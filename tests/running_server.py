@@ -59,10 +59,14 @@ def running_server(model: Path | str, store: Path, *flags: str) -> Iterator[Runn
 
 @contextlib.contextmanager
 def starting_server(
-    model: Path | str, store: Path, *flags: str, env: Mapping[str, str] | None = None
+    model: Path | str,
+    store: Path,
+    *flags: str,
+    env: Mapping[str, str] | None = None,
+    port: int | None = None,
 ) -> Iterator[RunningServer]:
     """Started when the block begins, gone when it ends. `env`: beside the test's own."""
-    port = free_port()
+    port = port or free_port()
     log = (store.parent / f"{store.name}.log").open("ab")
     command = [sys.executable, "-m", "server", "--model", str(model), "--store", str(store)]
     process = subprocess.Popen(

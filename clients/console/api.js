@@ -1,6 +1,6 @@
 // All calls to the server. Addresses are relative to the page; the key is kept in this tab only.
 
-const ROOT = new URL("../", document.baseURI);
+export const ROOT = new URL("../", document.baseURI);
 const KEY = "foreword.key";
 
 export const key = {

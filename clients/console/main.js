@@ -3,6 +3,7 @@
 import { call, key } from "./api.js";
 import { h, replace, setText } from "./dom.js";
 import { restart } from "./feed.js";
+import { keys } from "./keys.js";
 import { live } from "./live.js";
 import { askForKey } from "./parts.js";
 import { playground } from "./playground.js";
@@ -11,7 +12,7 @@ import { task } from "./task.js";
 import { tasks } from "./tasks.js";
 import { upload } from "./upload.js";
 
-const VIEWS = { tasks, task, upload, playground, live };
+const VIEWS = { tasks, task, upload, playground, live, keys };
 const THEMES = ["system", "light", "dark"];
 const THEME = "foreword.theme";
 

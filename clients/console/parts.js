@@ -36,8 +36,14 @@ export function digestCode(digest) {
 /** A button that copies what `text` returns. */
 export function copyButton(text, label = "Copy") {
   async function copy() {
+    let words;
     try {
-      await navigator.clipboard.writeText(text());
+      words = text();
+    } catch (error) {
+      return announce(error.message);
+    }
+    try {
+      await navigator.clipboard.writeText(words);
       announce("Copied.");
     } catch {
       announce("The browser does not allow copying here. Select the text instead.");

@@ -1,12 +1,15 @@
 // One task: its traffic, versions, prompt format and history.
 
 import { call, seg } from "./api.js";
-import { definitionFacts, definitionFields, settings } from "./definition.js";
+import { definitionFacts, definitionFields } from "./definition.js";
 import { announce, button, h, replace } from "./dom.js";
 import { watch } from "./feed.js";
 import { ago, plural } from "./format.js";
 import { confirm, definitions, empty, problemBox } from "./parts.js";
 import { every } from "./poll.js";
+import { taskRates } from "./rates.js";
+import { taskSettings } from "./settings.js";
+import { snippets } from "./snippets.js";
 import { trafficFigures, trafficForm } from "./traffic.js";
 import { updateShares, versionList } from "./versions.js";
 
@@ -22,8 +25,11 @@ export function task(view, name) {
   const versions = h("section", { class: "card", "aria-label": "Versions" });
   const asking = h("section", { class: "card", "aria-label": "Prompts" });
   const past = h("section", { class: "card", "aria-label": "History" });
-  const about = h("div", { class: "columns" }, asking, past);
-  const body = h("div", { class: "view", hidden: true }, traffic, versions, about); // shown once it has content
+  const operating = h("section", { class: "card", "aria-label": "Settings" });
+  const using = h("section", { class: "card", "aria-label": "Use this task" });
+  const rates = taskRates(name);
+  const about = h("div", { class: "columns" }, asking, operating, using, past);
+  const body = h("div", { class: "view", hidden: true }, traffic, rates.element, versions, about); // shown once it has content
   const opened = new Set();
   const reports = new Map();
   let shown = {};
@@ -66,8 +72,11 @@ export function task(view, name) {
     );
     part("traffic", [found.revision, found.weights], () => replace(split, trafficForm(context)));
     part("figures", report, () => replace(figures, trafficFigures(report)));
+    rates.show(report);
     part("versions", [listed, found.weights, found.revision], () => replace(versions, versionList(context)));
     part("prompts", [found.profile, found.revision], () => replace(asking, prompts(found, act)));
+    part("settings", [found.profile, found.revision], () => replace(operating, taskSettings(found, act)));
+    part("snippets", found.profile.template, () => replace(using, snippets(found)));
     part("history", listed.history, () => replace(past, history(listed.history)));
     updateShares(view, found);
   }
@@ -114,9 +123,13 @@ export function task(view, name) {
   view.append(h("p", { class: "path" }, h("a", { href: "#/tasks" }, "Tasks")), head, unread, problems, body);
   head.append(heading(name, "", []));
   restart();
-  const unwatch = watch(() => shown.task && updateShares(view));
+  const unwatch = watch(() => {
+    if (shown.task) updateShares(view);
+    rates.update();
+  });
   return () => {
     hasLeft = true;
+    rates.end();
     stop();
     unwatch();
   };
@@ -133,13 +146,7 @@ function heading(name, description, actions) {
 
 function prompts(task, act) {
   const { profile } = task;
-  const facts = [
-    ...definitionFacts(profile),
-    ["Limits", settings(profile.limits)],
-    ["Weight", String(profile.weight)],
-    ["Golden prompts", String(profile.golden.length)],
-  ];
-  return [h("h2", {}, "Prompts"), definitions(facts), changeForm(task, act)];
+  return [h("h2", {}, "Prompts"), definitions(definitionFacts(profile)), changeForm(task, act)];
 }
 
 /** How the task is asked. Where a version is active, a change makes another one. */

@@ -133,7 +133,7 @@ def _create(
         int | None, typer.Option(metavar="N", help="Requests that may arrive at once.")
     ] = None,
     max_concurrency: Annotated[
-        int | None, typer.Option(metavar="N", help="Requests that may run at once.")
+        int | None, typer.Option(metavar="N", help="Requests, and sequences, that may run at once.")
     ] = None,
     store: Store = None,
     as_json: AsJson = False,

@@ -17,7 +17,8 @@ from prefix_store.blobs.blobs import BlobStore
 from prefix_store.digest import Digest
 from prefix_store.prefix import Prefix
 from server.engine.ipc import messages as m
-from server.engine.ipc.client import EngineClient, EngineState
+from server.engine.ipc.client import EngineClient
+from server.engine.ipc.state import EngineState
 from server.engine.loop.grammars import Grammars
 from server.engine.loop.loop import ConnectionClosed, Inbox, StepLoop
 from server.engine.loop.prefix_compiler import PrefixCompiler

@@ -63,7 +63,9 @@ async def generate(
     """Complete a prompt after the task's prefix, whole or token by token."""
     principal.check_task(task)
     key = traffic_key(body.traffic_key or key, request)
-    completion = await services.router.admit(task, version, body.params(), key=key)
+    completion = await services.router.admit(
+        task, version, body.params(), key=key, client=principal.key
+    )
     headers = target_headers(completion)
     note(request, completion)
     write = Writer(body, request, completion, services.tokenizer)

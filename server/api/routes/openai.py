@@ -100,7 +100,7 @@ async def _complete(
 ) -> Response:
     task, version = _target(body.model, services, principal)
     running = await services.router.admit_all(
-        task, version, body.params(), key=traffic_key(key, request)
+        task, version, body.params(), key=traffic_key(key, request), client=principal.key
     )
     return await _respond(body, running, request, services)
 

@@ -210,7 +210,7 @@ class CompletionRequest(OpenAIRequest):
 
     def _prompts(self) -> list[str | list[int]]:
         if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
-            return [cast("str | list[int]", self.prompt)]
+            return [self.prompt]
         return cast("list[str | list[int]]", self.prompt)
 
 

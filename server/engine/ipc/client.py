@@ -7,13 +7,13 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from enum import Enum, auto
 from itertools import count
 
 from prefix_store.digest import Digest
 from server.engine.ipc import messages as m
 from server.engine.ipc.child import EngineProcess
 from server.engine.ipc.pending import PendingRequests
+from server.engine.ipc.state import EngineState
 from server.engine.ipc.stream import TokenStream
 from server.engine.params import DEFAULT_SCHEDULING, SamplingParams, SchedulingParams
 from server.errors import EngineUnavailable
@@ -22,17 +22,6 @@ logger = logging.getLogger(__name__)
 
 _RESTART_DELAYS_S = (0.0, 0.5, 2.0, 10.0)
 _STOPPED = "the engine stopped while it ran this request; try again"
-
-
-class EngineState(Enum):
-    STARTING = auto()
-    """A process loads the model, or one that ended is about to be replaced."""
-    READY = auto()
-    """A process runs requests. If it ends, it is replaced."""
-    DRAINING = auto()
-    """A process runs requests. It ends with the last of them, and is not replaced."""
-    STOPPED = auto()
-    """No process runs requests, and none will."""
 
 
 class EngineClient:

@@ -124,7 +124,7 @@ def test_a_changed_template_of_a_task_is_a_new_version_that_is_shown_as_one(
     page = open_page("/task/alpha")
 
     page.get_by_text("Change how it is asked").click()
-    expect(page.locator("details")).to_contain_text("with the prefix of v1")
+    expect(page.locator("[aria-label=Prompts] details")).to_contain_text("with the prefix of v1")
     page.get_by_label("Template", exact=True).fill(TEMPLATE)
     page.get_by_role("button", name="Save").click()
 

@@ -30,6 +30,8 @@ def tab_to(page: Page, name: str) -> None:
     for _ in range(60):
         page.keyboard.press("Tab")
         focused = page.locator(":focus")
+        if focused.count() == 0:
+            continue  # past the last control: the browser's own come before the first
         said = focused.get_attribute("aria-label") or focused.inner_text() or ""
         labels = focused.evaluate("(e) => [...(e.labels ?? [])].map((l) => l.textContent)")
         if name in (said.strip(), *labels):

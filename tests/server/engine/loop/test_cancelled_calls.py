@@ -174,10 +174,10 @@ async def test_a_soft_prompt_that_is_read(engine: LoopEngine, blobs: SlowBlobs) 
     assert [*blobs] == [embeddings]
 
 
-async def test_a_compile_that_is_being_written_is_told(
+async def test_a_compile_that_is_being_written_returns_all_the_same(
     engine: LoopEngine, blobs: SlowBlobs
 ) -> None:
-    """Its blob is there, and the caller has to know, to delete it."""
+    """Its blob exists: the caller has to know its digest, to delete it."""
     blobs.hold()
     compiling = await begun(engine.compile(token_ids=[1, 2], origin={}), blobs.has_begun)
 
