@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
 import time
@@ -20,6 +19,7 @@ from prefix_store.errors import PrefixStoreError
 from prefix_store.manifest import Manifest
 from prefix_store.registry.keys import Key
 from prefix_store.store import PrefixStore
+from server.cancellation import in_thread
 from server.engine.ipc.protocol import Engine
 from server.engine.ipc.stream import TokenStream
 from server.errors import BaseModelMismatch, Draining, InvalidRequest, ServerError
@@ -121,9 +121,8 @@ class Router:
     ) -> list[EngineRequest]:
         """Prepare the requests. Appends the version to `targets` once it is chosen, so that a
         later refusal is counted for it."""
-        return await asyncio.get_running_loop().run_in_executor(
-            self._executor, self._prepare_all, task, version, params, key, targets
-        )
+        prepare = self._prepare_all
+        return await in_thread(self._executor, prepare, task, version, params, key, targets)
 
     async def _check_grammars(self, prepared: Sequence[EngineRequest]) -> None:
         grammars = {one.sampling.grammar for one in prepared}

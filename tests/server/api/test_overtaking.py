@@ -245,7 +245,7 @@ def test_an_upload_whose_client_leaves_before_the_commit_leaves_nothing(
 
     assert leaving.found() == (None, 0)
     assert [*FileBlobStore(tmp_path / "blobs")] == []
-    assert leaving.engine.unloaded == [Digest.of(artifact.dump(make_prefix(2)))]
+    assert len(leaving.engine.unloaded) == 1
 
 
 @BODIES

@@ -120,9 +120,9 @@ class Stopped(TokenStream):
 
     def __init__(self) -> None:
         self.is_closed = False
-        super().__init__(cancel=self._end)
+        super().__init__(cancel=self._mark_closed)
 
-    def _end(self) -> None:
+    def _mark_closed(self) -> None:
         self.is_closed = True
 
 

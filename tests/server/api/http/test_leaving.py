@@ -56,6 +56,7 @@ READS = [
     Call("GET", "/health"),
     Call("GET", "/metrics"),
     Call("GET", "/info"),
+    Call("GET", "/"),
     Call("GET", "/console"),
     Call("GET", "/console/"),
     Call("GET", "/console/main.js"),
@@ -144,7 +145,9 @@ class Server:
         services = self._services
         assert self.engine.num_in_flight == 0
         assert services.in_progress == set()
-        assert services.router._num_preparing == 0
+        admission = services.router._admission
+        assert (admission.num_sequences, admission._num_tokens) == (0, 0)
+        assert not admission._sequences_of
         assert services.store.blocking._leases._ref_counts == {}
 
 
