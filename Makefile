@@ -8,7 +8,7 @@ BY_FILE := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 BY_TEST := --numprocesses 2 --dist load --maxschedchunk 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-crash test-install screenshots lint format type contracts docker-lint check bench bench-gpu clean
+.PHONY: help install serve test test-crash test-install soak screenshots lint format type contracts docker-lint check bench bench-gpu clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1: /p' Makefile
@@ -27,6 +27,9 @@ test-crash: $(INSTALLED) ## Crash tests: kills, power cuts and disk errors at ev
 
 test-install: $(INSTALLED) ## Build the wheels, install them into an empty environment and serve from there (minutes).
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -m install tests/integration/test_wheels.py $(ARGS)
+
+soak: $(INSTALLED) ## Mixed load for 30 minutes, with faults and little memory (ARGS="--minutes 5 --seed 1").
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak $(ARGS)
 
 screenshots: $(INSTALLED) ## Take the pictures in docs/images again (minutes; needs chromium and fonts-inter).
 	@$(BIN)/python -m tests.clients.console.screenshots

@@ -54,7 +54,10 @@ class GoldenPrompt(BaseModel):
     """Expected start of the completion: text, or token ids."""
 
 
-GoldenPrompts = Annotated[tuple[GoldenPrompt, ...], Field(max_length=16, fail_fast=True)]
+MAX_GOLDEN_PROMPTS = 16
+GoldenPrompts = Annotated[
+    tuple[GoldenPrompt, ...], Field(max_length=MAX_GOLDEN_PROMPTS, fail_fast=True)
+]
 
 ScoreName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_.-]{1,64}$")]
 Score = Annotated[float, Field(allow_inf_nan=False)]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import time
+import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from io import BufferedIOBase
 from typing import TYPE_CHECKING, Protocol
 
 from prefix_store.blobs.blobs import BlobStore
+from prefix_store.blobs.clock import Clock
 from prefix_store.blobs.leases import BlobLease, BlobLeases
 from prefix_store.digest import Content, Digest
 from prefix_store.errors import StorageFailure, UnknownDigest
@@ -22,6 +24,8 @@ from prefix_store.rollback import Condition, RollbackRule
 
 if TYPE_CHECKING:
     from prefix_store.prefix import Prefix
+
+logger = logging.getLogger(__name__)
 
 _ANSWERS_KEPT_S = 24 * 3600.0
 
@@ -45,7 +49,12 @@ class PrefixStore:
     """
 
     def __init__(
-        self, blobs: BlobStore, registry: Registry, source: VersionSource | None = None
+        self,
+        blobs: BlobStore,
+        registry: Registry,
+        source: VersionSource | None = None,
+        *,
+        clock: Clock | None = None,
     ) -> None:
         """`source` resolves requests instead of the registry, if given."""
         self._blobs = blobs
@@ -53,6 +62,9 @@ class PrefixStore:
         self.source: VersionSource = source or registry
         """Resolves requests, without network I/O if it is a replica."""
         self._leases = BlobLeases(blobs, registry)
+        self._clock = clock or Clock()
+        self._num_garbage_bytes = 0
+        """Size of the blobs that nothing referred to when garbage was last collected."""
 
     def lease(self) -> BlobLease:
         """Open a lease for one upload. When it is released, the blobs that the upload has put are
@@ -68,8 +80,13 @@ class PrefixStore:
         from prefix_store import artifact  # imports torch, which most callers do not need
 
         file = artifact.to_file(prefix)
-        self.registry.check_room(file.num_bytes)
+        self.check_room(file.num_bytes)
         return self.put_bytes(file, lease), file.num_bytes
+
+    def check_room(self, num_bytes: int) -> None:
+        """Check whether `num_bytes` more still fit, beside the blobs of running uploads and those
+        that nothing referred to when garbage was last collected. Raises `StoreFull`."""
+        self.registry.check_room(num_bytes + self._leases.num_bytes() + self._num_garbage_bytes)
 
     def put_bytes(self, content: Content, lease: BlobLease | None = None) -> Digest:
         """Store bytes that are not an artifact yet, such as a soft prompt for the engine."""
@@ -186,20 +203,37 @@ class PrefixStore:
     def collect_garbage(self, grace_s: float) -> int:
         """Delete unreferenced blobs and old idempotency answers; return the number of blobs.
 
-        Blobs younger than `grace_s` seconds, and blobs of versions deleted less than `grace_s` ago,
-        are kept. The grace period must be longer than an upload (from `put` to `push`) and than a
-        request that still runs on a deleted version.
+        Blobs younger than `grace_s` seconds, blobs of versions deleted less than `grace_s` ago, and
+        those of this process's running uploads are kept. The grace period must be longer than an
+        upload of another process (from `put` to `push`) and than a request that still runs on a
+        deleted version. After the clock was set, ages are wrong, so that nothing is deleted before
+        another `grace_s` seconds.
         """
+        if self._clock.was_set_within(grace_s):
+            logger.warning("nothing is collected for %g s after the clock was set", grace_s)
+            return 0
         self.registry.forget_answers(_ANSWERS_KEPT_S)
         self._blobs.sweep()
-        kept = self.registry.digests(deleted_within_s=grace_s)
+        leased = self._leases.digests  # before the versions: an upload may become one meanwhile
+        kept = self.registry.digests(deleted_within_s=grace_s) | leased
         garbage = {*self._blobs, *self._blobs.quarantined()} - kept
-        put_by = time.time() - grace_s
-        return sum(self._blobs.delete(digest, put_by=put_by) for digest in garbage)
+        put_by = self._clock.now() - grace_s
+        deleted = {d for d in garbage if self._blobs.delete(d, put_by=put_by)}
+        self._num_garbage_bytes = sum(map(self._size, garbage - deleted))
+        return len(deleted)
+
+    def _size(self, digest: Digest) -> int:
+        """Return a blob's size in bytes; 0 if it was deleted meanwhile."""
+        with suppress(UnknownDigest):
+            return self._blobs.num_bytes(digest)
+        return 0
 
     def refresh_health(self) -> None:
-        """Probe a remote blob store. Called every few seconds."""
+        """Probe a remote blob store, and save a registry whose files were deleted. Called every
+        few seconds."""
         self._blobs.refresh_health()
+        with suppress(StorageFailure):  # `outages` reports it
+            self.source.check()
 
     def outages(self) -> dict[str, str]:
         """Return why `registry` or `blobs` are unreachable, if they are. Does no network I/O."""

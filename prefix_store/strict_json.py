@@ -10,7 +10,9 @@ from typing import Any, NoReturn
 MAX_DIGITS = 32
 MAX_VALUES = 100_000
 """Limit of strings (field names included), lists and objects, which cost time and memory to build
-and check. Numbers do not count: token ids come by the hundred thousand."""
+and check."""
+MAX_ITEMS = 1_000_000
+"""Limit of values of any kind. Token ids come by the hundred thousand."""
 MAX_FIELDS = 2048
 """Limit per object."""
 MAX_DEPTH = 100
@@ -64,12 +66,12 @@ _encoder = json.JSONEncoder(ensure_ascii=False)
 def _check_num_values(data: bytes) -> None:
     """Count before parsing. May undercount in invalid JSON, which the parser rejects anyway."""
     unescaped = data.replace(b"\\\\", b"").replace(b'\\"', b"")
-    num_values = unescaped.count(b'"') // 2
-    if num_values <= MAX_VALUES:
-        outside = b"".join(unescaped.split(b'"')[::2])
-        num_values += outside.count(b"[") + outside.count(b"{")
-    if num_values > MAX_VALUES:
+    num_texts = unescaped.count(b'"') // 2
+    outside = b"".join(unescaped.split(b'"')[::2]) if num_texts <= MAX_VALUES else b""
+    if num_texts + outside.count(b"[") + outside.count(b"{") > MAX_VALUES:
         raise TooManyValues(f"more than {MAX_VALUES} texts, lists and objects")
+    if outside.count(b",") > MAX_ITEMS:
+        raise TooManyValues(f"more than {MAX_ITEMS} values")
 
 
 def _check_depth(value: Any) -> None:

@@ -14,7 +14,9 @@ Error = Mapping[str, Any]
 NO_BRANCH = "no_branch"
 """Type of the error of a value that is of no kind that a union has."""
 
-_PLAIN = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
+_MAX_NAME = 64
+"""Characters of a name that is quoted, or compared with others: more of it costs time."""
+_PLAIN = re.compile(rf"[A-Za-z0-9_.\-]{{1,{_MAX_NAME}}}")
 _BRANCH = re.compile(r"\(.*\)|constrained-\w+|\w+\[.*\]")
 """The branch of a union, which is no part of a place: our `(texts)`, or pydantic's `list[int]`."""
 _OF_KEY = "[key]"
@@ -90,6 +92,8 @@ def first(error: ValidationError, whole: str = "body") -> str:
 
 def meant(name: str, fields: Iterable[str]) -> str:
     """A question for the field that was probably meant; empty where there is none like it."""
+    if len(name) > _MAX_NAME:
+        return ""
     return "".join(f"; did you mean `{found}`?" for found in get_close_matches(name, fields, 1))
 
 
@@ -150,7 +154,8 @@ def _written(steps: Sequence[str | int]) -> str:
 
 
 def _is_branch(step: str | int) -> bool:
-    return isinstance(step, str) and _BRANCH.fullmatch(step) is not None
+    is_short = isinstance(step, str) and len(step) <= _MAX_NAME
+    return is_short and _BRANCH.fullmatch(str(step)) is not None
 
 
 def _plain(step: str | int) -> str | int:

@@ -24,18 +24,19 @@ from server.api.http.access import Access
 from server.api.http.allowed_hosts import AllowedHosts, CrossSiteGuard, share_with_origins
 from server.api.http.assets import load_assets
 from server.api.http.body_limits import BodyLimits
-from server.api.http.deps import MAX_PARSED_BYTES, Services
+from server.api.http.deps import Services
+from server.api.http.disconnect import until_disconnect
 from server.api.http.head_limits import HeadLimits
 from server.api.http.middleware import HeadRequests, RequestContext
 from server.api.routes import console, generate, health, openai, residency, tasks, traffic, versions
 from server.api.routes import keys as keys_api
 from server.async_store import AsyncStore
-from server.budgets import MemoryTurns
 from server.engine.background import yield_to_steps
 from server.engine.ipc.client import EngineClient
 from server.engine.ipc.messages import EngineConfig
 from server.engine.ipc.protocol import Engine
 from server.errors import EngineUnavailable
+from server.generation.admission import Admission, Limits
 from server.generation.grammar_check import GrammarCheck
 from server.generation.router import Router
 from server.metrics import Metrics
@@ -44,6 +45,7 @@ from server.publishing.definitions import Definitions
 from server.publishing.downloads import Downloads
 from server.publishing.drafts import Drafts
 from server.publishing.reader import PrefixReader
+from server.publishing.rechecks import Rechecks
 from server.publishing.spool import Spool
 from server.publishing.uploads import Uploads
 from server.publishing.verification import Verification
@@ -62,6 +64,7 @@ ROUTERS = (
     openai.routes,
     keys_api.routes,
     health.routes,
+    console.root,
     console.routes,
 )
 
@@ -127,6 +130,7 @@ def create_app(
     publisher = Uploads(
         store, reader, engine, drafts, verification, definitions, metrics, executor=uploads
     )
+    rechecks = Rechecks(store, reader, verification, executor=uploads)
     services = Services(
         settings=settings,
         store=async_store,
@@ -140,19 +144,19 @@ def create_app(
             metrics,
             grammars=grammars,
             executor=async_store.request_executor,
-            max_in_flight=settings.max_num_seqs + settings.max_waiting,
+            admission=Admission(engine, Limits.of(settings)),
             reads_generation_config=settings.generation_config == "auto",
         ),
         uploads=publisher,
         downloads=Downloads(reader, spool, executor=files),
         spool=spool,
+        rechecks=rechecks,
         definitions=definitions,
-        split_guard=SplitGuard(async_store, publisher, metrics),
+        split_guard=SplitGuard(async_store, publisher, rechecks, metrics),
         metrics=metrics,
         replica=replica,
         model_name=model_name,
         version=_version(),
-        json_turns=MemoryTurns(MAX_PARSED_BYTES),
         console=load_assets() if settings.console else {},
     )
     return _assemble(services, [uploads, files, compilers], tracing)
@@ -198,8 +202,9 @@ def _assemble(services: Services, executors: list[Executor], tracing: Tracing | 
     app.state.services = services
     library = list(app.routes)
     for router in ROUTERS:
-        app.router.routes.extend(router.routes)
-    gate = Access(services.keys, services.store)
+        app.router.routes.extend(map(until_disconnect, router.routes))
+    per_key = Limits.of(settings).max_sequences_per_key
+    gate = Access(services.keys, services.store, max_concurrency=per_key)
     access.guard(app, gate, library=library)
     problems.install(
         app,
@@ -246,6 +251,7 @@ async def _running(services: Services, executors: list[Executor]) -> AsyncIterat
             await services.run_for_request(services.replica.close)
         await services.engine.stop(_STOP_TIMEOUT_S)
         services.store.close()
+        services.definitions.grammars.close()
         for executor in executors:
             executor.shutdown(cancel_futures=True)
 
@@ -264,6 +270,7 @@ def _engine_config(settings: Settings, model: str) -> EngineConfig:
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
+        max_extra_tokens_per_key=settings.max_extra_tokens_per_key,
         kv_cache_bytes=settings.kv_cache_bytes,
         device_prefix_bytes=settings.device_prefix_bytes,
         host_prefix_bytes=settings.host_prefix_bytes,

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor, ThreadPoolExecutor
-from functools import partial
+from contextlib import nullcontext
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from prefix_store.registry.audit import AuditLog
 from prefix_store.registry.keys import KeyStore
 from prefix_store.registry.registry import Registry
 from prefix_store.store import PrefixStore
+from server import cancellation
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -25,13 +25,14 @@ def _method(
 ) -> Callable[Concatenate[AsyncStore, P], Coroutine[Any, Any, T]]:
     """Wrap a blocking method of the store, registry, keys or audit log, to run on a pool.
 
-    Signature and errors stay the same.
+    Signature and errors stay the same. A change is not cancelled when the client disconnects.
     """
     owner, _, name = method.__qualname__.partition(".")
 
     async def call(self: AsyncStore, /, *args: P.args, **kwargs: P.kwargs) -> T:
         blocking: Callable[P, T] = getattr(self._owners[owner], name)
-        return await self.run(pool, blocking, *args, **kwargs)
+        with cancellation.change() if pool == "writers" else nullcontext():
+            return await self.run(pool, blocking, *args, **kwargs)
 
     return call
 
@@ -66,8 +67,7 @@ class AsyncStore:
 
     async def run(self, pool: _Pool, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a blocking function on a pool. Not started if cancelled while it is queued."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pools[pool], partial(work, *args, **kwargs))
+        return await cancellation.in_thread(self._pools[pool], work, *args, **kwargs)
 
     def is_stale(self) -> bool:
         """Whether requests can no longer be resolved. Does not block."""

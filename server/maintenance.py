@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 Job = Callable[[Services], Awaitable[None]]
 
 _GC_GRACE_S = 24 * 3600.0
+_FIRST_S = 60.0
+"""Maximum time until a job first runs: a server that often restarts collects its garbage, too."""
 
 
 async def seed_demo_tasks(services: Services) -> None:
@@ -45,8 +47,10 @@ def start(services: Services) -> list[asyncio.Task[None]]:
 
 
 async def _run_periodically(services: Services, job: Job, interval_s: float) -> None:
+    wait_s = min(interval_s, _FIRST_S)
     while True:
-        await asyncio.sleep(interval_s)
+        await asyncio.sleep(wait_s)
+        wait_s = interval_s
         try:
             await job(services)
         except Exception:  # a bug: one failure must not end the job for good

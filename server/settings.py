@@ -147,6 +147,25 @@ class Settings(BaseSettings):
         ge=0,
         description="Max queued requests in addition to max_num_seqs; further ones get a 429.",
     )
+    max_tokens_in_flight: int | None = Field(
+        None,
+        ge=1,
+        description="Max tokens, prompts and max_tokens, of all running and queued requests; "
+        "further ones get a 429. Default: those of the KV pool, times (max_num_seqs + "
+        "max_waiting) / max_num_seqs.",
+    )
+    max_concurrency_per_key: int | None = Field(
+        None,
+        ge=1,
+        description="Max concurrent requests of a key that has no max_concurrency, and its max "
+        "running and queued sequences. Default: half of max_num_seqs + max_waiting.",
+    )
+    max_extra_tokens_per_key: int | None = Field(
+        None,
+        ge=1,
+        description="Max tokens per step of one key beyond as many as another key with work has "
+        "in it. Default: 12; on CUDA 128.",
+    )
     kv_cache_bytes: int | None = Field(
         None,
         ge=1 << 20,

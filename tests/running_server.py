@@ -59,10 +59,14 @@ def running_server(model: Path | str, store: Path, *flags: str) -> Iterator[Runn
 
 @contextlib.contextmanager
 def starting_server(
-    model: Path | str, store: Path, *flags: str, env: Mapping[str, str] | None = None
+    model: Path | str,
+    store: Path,
+    *flags: str,
+    env: Mapping[str, str] | None = None,
+    port: int | None = None,
 ) -> Iterator[RunningServer]:
     """Started when the block begins, gone when it ends. `env`: beside the test's own."""
-    port = free_port()
+    port = port or free_port()
     log = (store.parent / f"{store.name}.log").open("ab")
     command = [sys.executable, "-m", "server", "--model", str(model), "--store", str(store)]
     process = subprocess.Popen(
@@ -77,6 +81,35 @@ def starting_server(
     finally:
         server.stop()
         log.close()
+
+
+class SharedServers:
+    """Lends one real server to the tests of several files, and starts another when others are
+    asked for or it has ended. One at a time runs, for the memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._running = contextlib.ExitStack()
+        self._server: RunningServer | None = None
+        self._command: tuple[str, ...] = ()
+        self._num_started = 0
+
+    def get(self, model: Path | str, *flags: str) -> RunningServer:
+        """Return a server with this model and these flags, until the next call."""
+        command = (str(model), *flags)
+        ended = self._server is None or self._server.process.poll() is not None
+        if ended or self._command != command:
+            self.close()
+            self._num_started += 1
+            store = self._folder / f"store-{self._num_started}"
+            self._server = self._running.enter_context(running_server(model, store, *flags))
+            self._command = command
+        assert self._server is not None
+        return self._server
+
+    def close(self) -> None:
+        self._running.close()
+        self._server = None
 
 
 def wait_gone(*pids: int, timeout_s: float = 20.0) -> None:

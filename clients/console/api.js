@@ -1,6 +1,6 @@
 // All calls to the server. Addresses are relative to the page; the key is kept in this tab only.
 
-const ROOT = new URL("../", document.baseURI);
+export const ROOT = new URL("../", document.baseURI);
 const KEY = "foreword.key";
 
 export const key = {
@@ -20,6 +20,14 @@ export class Problem extends Error {
     this.errors = body.errors ?? [];
     this.retryAfterS = Number(retryAfter) || 0;
   }
+}
+
+/** Whether the server accepts a key, whatever it allows. Throws a `Problem` if it cannot tell. */
+export async function isAccepted(text) {
+  const headers = { Authorization: `Bearer ${text}` };
+  const response = await reached("info", { headers });
+  if (response.status === 401 || response.ok || response.status === 403) return response.status !== 401;
+  throw await problemOf(response);
 }
 
 /** Send JSON, return JSON. With `revision`, the change fails if the task has changed since. */
@@ -49,7 +57,10 @@ export async function send(method, path, { headers = {}, body, signal }) {
 }
 
 async function answered(method, path, { headers, body, signal }) {
-  const init = { method, headers: { ...headers, ...authorization() }, body, signal };
+  return reached(path, { method, headers: { ...headers, ...authorization() }, body, signal });
+}
+
+async function reached(path, init) {
   try {
     return await fetch(new URL(path, ROOT), { ...init, cache: "no-store", credentials: "omit" });
   } catch (error) {

@@ -35,14 +35,15 @@ function set(element, name, value) {
   }
 }
 
-/** Replace all children. The focus returns to the child with the same `data-key`. */
+/** Replace all children. The focus returns to the child with the same `data-key`, else to the first
+ *  control, so that the keyboard does not begin at the top of the page again. */
 export function replace(parent, ...children) {
   const focused = parent.contains(document.activeElement) ? document.activeElement : null;
   parent.replaceChildren(...children.flat(Infinity).filter(Boolean));
   if (!focused || parent.contains(document.activeElement)) return;
   const key = focused.dataset.key;
   const again = key && [...parent.querySelectorAll("[data-key]")].find((e) => e.dataset.key === key);
-  if (again) again.focus();
+  (again ?? parent.querySelector("button, a, input"))?.focus();
 }
 
 /** Set a text only if it differs, so that nothing is announced or laid out twice. */

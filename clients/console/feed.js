@@ -100,6 +100,14 @@ export function growth(name, labels) {
   return Math.max(0, grown);
 }
 
+/** Rates of a counter between successive readings, one for each set of labels: points of a chart. */
+export function ratePoints(name, labelSets) {
+  return readings.slice(1).map((reading, i) => ({
+    atMs: reading.atMs,
+    rates: labelSets.map((labels) => rate(readings[i], reading, name, labels)),
+  }));
+}
+
 /** A counter's rate between successive readings, for a sparkline. */
 export function speeds(name, labels, count) {
   const recent = readings.slice(-count - 1);

@@ -3,6 +3,7 @@
 import { call, key } from "./api.js";
 import { h, replace, setText } from "./dom.js";
 import { restart } from "./feed.js";
+import { keys } from "./keys.js";
 import { live } from "./live.js";
 import { askForKey } from "./parts.js";
 import { playground } from "./playground.js";
@@ -11,7 +12,7 @@ import { task } from "./task.js";
 import { tasks } from "./tasks.js";
 import { upload } from "./upload.js";
 
-const VIEWS = { tasks, task, upload, playground, live };
+const VIEWS = { tasks, task, upload, playground, live, keys };
 const THEMES = ["system", "light", "dark"];
 const THEME = "foreword.theme";
 
@@ -57,7 +58,8 @@ async function showServer() {
   server ??= await describeServer();
   const state = health.status === "ok" ? "ready" : `${health.status}: ${health.reasons.join("; ")}`;
   const words = server ? `${server}, ${state}` : state;
-  if (place.dataset.words !== words) replace(place, h("span", { class: `dot ${health.status}` }), h("span", {}, words));
+  const said = [server && h("span", { class: "model" }, `${server}, `), h("span", {}, state)];
+  if (place.dataset.words !== words) replace(place, h("span", { class: `dot ${health.status}` }), h("span", {}, said));
   place.dataset.words = words;
 }
 

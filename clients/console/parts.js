@@ -1,7 +1,7 @@
 // Parts shared by several views: badges, problems, dialogs.
 
-import { announce, button, field, h } from "./dom.js";
-import { key } from "./api.js";
+import { announce, button, field, h, setText } from "./dom.js";
+import { isAccepted, key } from "./api.js";
 import { DASH } from "./format.js";
 
 const WHERE = { device: "on the device", host: "in host memory", disk: "on disk" };
@@ -26,6 +26,30 @@ export function split(weights) {
   });
   const bar = h("span", { class: "split", "aria-hidden": "true" }, parts.map(({ part }) => part));
   return h("span", { class: "splitting" }, bar, parts.map(({ words }) => words).join(" · "));
+}
+
+/** A digest on one line; selecting it copies all of it. */
+export function digestCode(digest) {
+  return h("code", { class: "digest", title: digest }, digest);
+}
+
+/** A button that copies what `text` returns. */
+export function copyButton(text, label = "Copy") {
+  async function copy() {
+    let words;
+    try {
+      words = text();
+    } catch (error) {
+      return announce(error.message);
+    }
+    try {
+      await navigator.clipboard.writeText(words);
+      announce("Copied.");
+    } catch {
+      announce("The browser does not allow copying here. Select the text instead.");
+    }
+  }
+  return button(label, copy);
 }
 
 /** A list of names and values. Empty values are omitted. */
@@ -82,10 +106,15 @@ export function confirm({ title, text, verb }) {
 export function askForKey() {
   if (document.querySelector("dialog[open]")) return Promise.resolve(false);
   const input = h("input", { type: "password", autocomplete: "off", spellcheck: "false", required: true });
+  const refusal = h("p", { class: "bad", role: "alert" });
   return ask("Key of this server", (close) => {
-    function keep(event) {
+    async function keep(event) {
       event.preventDefault();
-      key.set(input.value.trim());
+      const text = input.value.trim();
+      const reason = await isAccepted(text).then((yes) => (yes ? "" : "This server does not accept this key: it is mistyped, expired or revoked."), refused);
+      setText(refusal, reason);
+      if (reason) return input.select();
+      key.set(text);
       close(true);
       announce("The key is stored until this tab is closed.");
       window.dispatchEvent(new CustomEvent("key-changed"));
@@ -100,6 +129,7 @@ export function askForKey() {
       "form",
       { on: { submit: keep } },
       field("Key", input, "Starts with fwd_. Stored in this tab only, and sent to this server only."),
+      refusal,
       h(
         "div",
         { class: "buttons" },
@@ -109,6 +139,10 @@ export function askForKey() {
       ),
     );
   });
+}
+
+function refused(problem) {
+  return `The key could not be checked. ${problem.detail || problem.title}`;
 }
 
 function ask(title, content) {

@@ -1,12 +1,15 @@
 // One task: its traffic, versions, prompt format and history.
 
 import { call, seg } from "./api.js";
-import { definitionFacts, definitionFields, settings } from "./definition.js";
+import { definitionFacts, definitionFields } from "./definition.js";
 import { announce, button, h, replace } from "./dom.js";
 import { watch } from "./feed.js";
 import { ago, plural } from "./format.js";
 import { confirm, definitions, empty, problemBox } from "./parts.js";
 import { every } from "./poll.js";
+import { taskRates } from "./rates.js";
+import { taskSettings } from "./settings.js";
+import { snippets } from "./snippets.js";
 import { trafficFigures, trafficForm } from "./traffic.js";
 import { updateShares, versionList } from "./versions.js";
 
@@ -22,7 +25,11 @@ export function task(view, name) {
   const versions = h("section", { class: "card", "aria-label": "Versions" });
   const asking = h("section", { class: "card", "aria-label": "Prompts" });
   const past = h("section", { class: "card", "aria-label": "History" });
-  const about = h("div", { class: "columns" }, asking, past);
+  const operating = h("section", { class: "card", "aria-label": "Settings" });
+  const using = h("section", { class: "card", "aria-label": "Use this task" });
+  const rates = taskRates(name);
+  const about = h("div", { class: "columns" }, asking, operating, using, past);
+  const body = h("div", { class: "view", hidden: true }, traffic, rates.element, versions, about); // shown once it has content
   const opened = new Set();
   const reports = new Map();
   let shown = {};
@@ -38,7 +45,9 @@ export function task(view, name) {
       ]);
       unread.replaceChildren();
       if (!hasLeft) render(found, listed, report);
+      body.hidden = false;
     } catch (problem) {
+      if (problem.status === 404) body.hidden = true;
       replace(unread, problemBox(problem, restart)); // the view below may be stale
       throw problem;
     }
@@ -63,8 +72,11 @@ export function task(view, name) {
     );
     part("traffic", [found.revision, found.weights], () => replace(split, trafficForm(context)));
     part("figures", report, () => replace(figures, trafficFigures(report)));
+    rates.show(report);
     part("versions", [listed, found.weights, found.revision], () => replace(versions, versionList(context)));
     part("prompts", [found.profile, found.revision], () => replace(asking, prompts(found, act)));
+    part("settings", [found.profile, found.revision], () => replace(operating, taskSettings(found, act)));
+    part("snippets", found.profile.template, () => replace(using, snippets(found)));
     part("history", listed.history, () => replace(past, history(listed.history)));
     updateShares(view, found);
   }
@@ -108,12 +120,16 @@ export function task(view, name) {
     }
   }
 
-  view.append(h("p", { class: "path" }, h("a", { href: "#/tasks" }, "Tasks")), head, unread, problems, traffic, versions, about);
+  view.append(h("p", { class: "path" }, h("a", { href: "#/tasks" }, "Tasks")), head, unread, problems, body);
   head.append(heading(name, "", []));
   restart();
-  const unwatch = watch(() => shown.task && updateShares(view));
+  const unwatch = watch(() => {
+    if (shown.task) updateShares(view);
+    rates.update();
+  });
   return () => {
     hasLeft = true;
+    rates.end();
     stop();
     unwatch();
   };
@@ -130,16 +146,10 @@ function heading(name, description, actions) {
 
 function prompts(task, act) {
   const { profile } = task;
-  const facts = [
-    ...definitionFacts(profile),
-    ["Limits", settings(profile.limits)],
-    ["Weight", String(profile.weight)],
-    ["Golden prompts", String(profile.golden.length)],
-  ];
-  return [h("h2", {}, "Prompts"), definitions(facts), changeForm(task, act)];
+  return [h("h2", {}, "Prompts"), definitions(definitionFacts(profile)), changeForm(task, act)];
 }
 
-/** Template, chat and stop sequences. Where a version is active, a change makes another one. */
+/** How the task is asked. Where a version is active, a change makes another one. */
 function changeForm({ name, profile, active_version, revision }, act) {
   const fields = definitionFields();
   const { template, chat, defaults } = profile;
@@ -151,7 +161,8 @@ function changeForm({ name, profile, active_version, revision }, act) {
   async function save(event) {
     event.preventDefault();
     const wanted = fields.read();
-    const json = { ...wanted, defaults: { stop: wanted.defaults.stop ?? null } };
+    const { stop = null, max_tokens = null, temperature = null } = wanted.defaults;
+    const json = { ...wanted, defaults: { stop, max_tokens, temperature } };
     await act("Saved.", async () => {
       const changed = await call("PATCH", `tasks/${seg(name)}`, { json, revision });
       if (changed.active_version === active_version) return {};
@@ -168,7 +179,7 @@ function changeForm({ name, profile, active_version, revision }, act) {
 }
 
 function history(activations) {
-  const lines = activations.slice(0, 12).reverse().map(({ action, version, weights, reason, at }) => {
+  const lines = activations.slice(0, 12).map(({ action, version, weights, reason, at }) => {
     const split = weights && Object.entries(weights).map(([v, weight]) => `v${v} ${weight}`).join(" : ");
     const words = { activate: `v${version} activated`, rollback: `rolled back to v${version}`, traffic: split ? `traffic ${split}` : `all traffic to v${version}` };
     const said = reason ? `${words[action]}: ${reason}` : words[action];

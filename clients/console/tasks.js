@@ -1,8 +1,8 @@
-// All tasks: live version, residency of its prefix, request rate.
+// All tasks, found and sorted by the server: live version, residency of its prefix, request rate.
 
 import { call, seg } from "./api.js";
 import { sparkline } from "./charts.js";
-import { button, h, replace, setText } from "./dom.js";
+import { field, h, replace, setText } from "./dom.js";
 import { current, feed, speed, speeds, watch } from "./feed.js";
 import { DASH, bytes, figure, plural } from "./format.js";
 import { badge, empty, problemBox, residency, split } from "./parts.js";
@@ -11,32 +11,50 @@ import { every } from "./poll.js";
 const PAGE = 25;
 const EVERY_MS = 4000;
 const STALE_MS = 10_000;
+const TYPING_MS = 250;
+const STATES = [["", "All"], ["active", "Active"], ["split", "Traffic split"], ["inactive", "No active version"]];
+const SORTS = [
+  ["", "Name, A to Z"],
+  ["-name", "Name, Z to A"],
+  ["-updated", "Last changed first"],
+  ["updated", "Last changed last"],
+  ["-created", "Newest first"],
+  ["created", "Oldest first"],
+];
 
-export function tasks(view) {
+/** Addresses of the pages from which this one was reached by Next, for Previous. */
+const trail = new Map();
+
+export function tasks(view, _, query) {
   const known = new Map();
   const summary = h("p", { class: "summary" });
-  const rows = h("div", { class: "card" });
-  const pages = h("div", { class: "buttons" });
+  const problems = h("div");
+  const rows = h("div", { class: "card", hidden: true });
+  const pages = h("div", { class: "buttons", role: "group", "aria-label": "Pages" });
   const note = h("div");
-  const before = [];
-  let after = "";
+  const asked = finder(query, change);
+  let after = query.get("after") ?? "";
   let shown = "";
   let stop = () => {};
+  let latest = 0;
 
   async function load() {
+    const number = (latest += 1);
     let page;
     try {
-      page = await call("GET", `tasks?limit=${PAGE}${after && `&after=${seg(after)}`}`);
+      page = await call("GET", `tasks?${new URLSearchParams([["limit", PAGE], ...asked.values(), ...(after ? [["after", after]] : [])])}`);
+      problems.replaceChildren();
     } catch (problem) {
-      shown = "";
-      rows.replaceChildren(problemBox(problem, restart));
+      replace(problems, problemBox(problem, restart)); // the list below may be stale
       throw problem;
     }
     const found = await described(page.tasks, known);
+    if (number !== latest) return; // something else was asked for in the meantime
     const said = JSON.stringify([found, page.next_after]);
-    if (said !== shown) replace(rows, found.length ? table(found) : nothing(before.length > 0));
+    if (said !== shown) replace(rows, found.length ? table(found) : nothing(asked.values().length > 0, after));
+    rows.hidden = false;
     shown = said;
-    turning(page.next_after);
+    replace(pages, turning(asked.values(), after, page.next_after));
     update();
   }
 
@@ -45,11 +63,11 @@ export function tasks(view) {
     stop = every(EVERY_MS, load);
   }
 
-  function turning(next) {
-    const turn = (text, to) => button(text, to, { "data-key": text });
-    const back = before.length > 0 && turn("Previous", () => ((after = before.pop()), restart()));
-    const on = next && turn("Next", () => (before.push(after), (after = next), restart()));
-    replace(pages, back, on);
+  /** Another search begins at its first page; it is in the address, and not a step of the history. */
+  function change() {
+    after = "";
+    history.replaceState(null, "", addressOf(asked.values(), ""));
+    restart();
   }
 
   function update() {
@@ -61,7 +79,9 @@ export function tasks(view) {
   view.append(
     h("div", { class: "heading" }, h("h1", {}, "Tasks"), h("a", { class: "button primary", href: "#/upload" }, "Upload a prefix")),
     summary,
+    asked.element,
     note,
+    problems,
     rows,
     pages,
   );
@@ -70,7 +90,43 @@ export function tasks(view) {
   return () => {
     stop();
     unwatch();
+    asked.end();
   };
+}
+
+/** Search, state and order. `values` lists those that are not the default. */
+function finder(query, change) {
+  let timer = 0;
+  function typed() {
+    clearTimeout(timer);
+    timer = setTimeout(change, TYPING_MS);
+  }
+  const option = ([value, words], chosen) => h("option", { value, selected: value === chosen }, words);
+  const choice = (name, options) => h("select", { name, on: { change } }, options.map((one) => option(one, query.get(name) ?? "")));
+  const search = h("input", { type: "search", name: "search", maxlength: "100", autocomplete: "off", spellcheck: "false", value: query.get("search") ?? "", on: { input: typed } });
+  const controls = [search, choice("state", STATES), choice("sort", SORTS)];
+  const element = h(
+    "form",
+    { class: "row finder", role: "search", on: { submit: (event) => (event.preventDefault(), change()) } },
+    ["Search by name or description", "State", "Order"].map((label, i) => field(label, controls[i])),
+  );
+  return { element, end: () => clearTimeout(timer), values: () => controls.filter(({ value }) => value).map(({ name, value }) => [name, value]) };
+}
+
+function addressOf(values, after) {
+  const query = new URLSearchParams(after ? [...values, ["after", after]] : values);
+  return query.size ? `#/tasks?${query}` : "#/tasks";
+}
+
+function turning(values, after, next) {
+  const here = addressOf(values, after);
+  const turn = (text, to) => h("a", { class: "button", href: to, "data-key": text }, text);
+  if (next) trail.set(addressOf(values, next), here);
+  return [
+    after && turn("First page", addressOf(values, "")),
+    trail.has(here) && after && turn("Previous", trail.get(here)),
+    next && turn("Next", addressOf(values, next)),
+  ];
 }
 
 /** Add residency and split, which the list lacks. Four at a time: keys have rate limits. */
@@ -142,8 +198,9 @@ function withoutRates(problem) {
   return h("p", { class: "hint" }, `Rates are not shown: ${problem.detail}.`);
 }
 
-function nothing(isLaterPage) {
-  if (isLaterPage) return empty("No more tasks", "This is the end of the list.");
+function nothing(isSearch, after) {
+  if (after) return empty("No more tasks", "This is the end of the list.");
+  if (isSearch) return empty("No such task", "No task that this key may see has this in its name or description.", h("a", { class: "button", href: "#/tasks?" }, "Show all tasks"));
   return empty(
     "No tasks yet",
     "A task is a name with a prefix. Upload a prefix trained with PEFT, or have the server compute one from a text.",

@@ -61,7 +61,7 @@ function conditions(rule) {
 }
 
 function canary({ task, listed, report, act }, candidates) {
-  const { chosen, part } = present(task.weights, listed.active_version, candidates);
+  const { chosen, part, isOther } = present(task.weights, listed.active_version, candidates);
   const select = h("select", { "data-key": "canary" }, candidates.map((v) => h("option", { value: String(v), selected: v === chosen }, `v${v}`)));
   const slider = h("input", { type: "range", min: "0", max: "100", step: "1", value: String(part), "data-key": "slider" });
   const words = h("output", {});
@@ -70,11 +70,13 @@ function canary({ task, listed, report, act }, candidates) {
   const total = limit(rule?.total_p95_ms_above, 1, { "data-key": "total" });
   const path = `tasks/${seg(task.name)}/traffic`;
   const revision = task.revision;
+  const go = h("button", { type: "submit", class: "primary" }, "Apply");
 
   function say() {
     const share = Number(slider.value);
     setText(words, `${share} % to v${select.value}, ${100 - share} % to v${listed.active_version}`);
     slider.setAttribute("aria-valuetext", words.textContent);
+    go.disabled = share === 0 && !task.weights; // there is no split to end
   }
 
   function apply(event) {
@@ -99,9 +101,10 @@ function canary({ task, listed, report, act }, candidates) {
     h(
       "div",
       { class: "buttons" },
-      h("button", { type: "submit", class: "primary" }, "Apply"),
+      go,
       button(`All to v${listed.active_version}`, all, { disabled: !task.weights, "data-key": "all" }),
     ),
+    isOther && h("p", { class: "warning" }, "The traffic is split in another way than this form can show. Apply replaces the split."),
   );
 }
 
@@ -124,7 +127,8 @@ function ruleOf(current, errors, total) {
 /** The slider's position for the current split. */
 function present(weights, active, candidates) {
   const others = Object.keys(weights ?? {}).map(Number).filter((v) => v !== active);
-  if (!others.length) return { chosen: candidates[0], part: weights ? 0 : 10 };
+  const isOther = weights && (others.length > 1 || !(active in weights));
+  if (!others.length) return { chosen: candidates[0], part: 0, isOther };
   const all = Object.values(weights).reduce((sum, weight) => sum + weight, 0);
-  return { chosen: others[0], part: Math.round((100 * weights[others[0]]) / all) };
+  return { chosen: others[0], part: Math.round((100 * weights[others[0]]) / all), isOther };
 }

@@ -4,7 +4,7 @@ import { call, freshKey, seg, upload as send } from "./api.js";
 import { definitionFacts, definitionFields } from "./definition.js";
 import { announce, button, field, freshId, h, replace } from "./dom.js";
 import { bytes, percent, plural } from "./format.js";
-import { definitions, empty, problemBox } from "./parts.js";
+import { definitions, digestCode, empty, problemBox } from "./parts.js";
 import { checks } from "./report.js";
 import { asked, dropped, ofFiles, ofMessages, ofText, ownDefinition, picked } from "./source.js";
 
@@ -277,7 +277,7 @@ function body(answer) {
     ["Virtual tokens", String(answer.num_virtual_tokens)],
     ["Source", answer.source_format],
     ["Stored as", `${answer.dtype}, ${bytes(answer.num_bytes)}`],
-    ["Digest", h("code", {}, answer.digest)],
+    ["Digest", digestCode(answer.digest)],
     ...(answer.definition ? definitionFacts(answer.definition) : []),
   ];
   return [

@@ -5,7 +5,7 @@ import { changes, definitionFacts } from "./definition.js";
 import { announce, button, h, setText } from "./dom.js";
 import { growth, speed } from "./feed.js";
 import { ago, bytes, figure, percent, plural, shortDigest } from "./format.js";
-import { badge, confirm, definitions, empty, problemBox, residency } from "./parts.js";
+import { badge, confirm, definitions, digestCode, empty, problemBox, residency } from "./parts.js";
 import { checks } from "./report.js";
 
 export function versionList(context) {
@@ -93,7 +93,7 @@ function activateButton({ task, listed, act }, version) {
 function details(context, version, before) {
   const changed = changes(version, before);
   const facts = [
-    ["Digest", h("code", {}, version.digest)],
+    ["Digest", digestCode(version.digest)],
     ["Source", `${version.source_format}, ${shortDigest(version.source_digest)}`],
     ["Uploaded", `${new Date(version.created_at).toLocaleString("en-GB")}${version.created_by ? ` with key ${version.created_by}` : ""}`],
     ["Stored as", `${version.dtype}, ${bytes(version.num_bytes)}, real tokens from position ${version.position_offset}`],

@@ -73,6 +73,10 @@ class BlobStore(Protocol):
         """Return the Unix time of the last `put`, by the store's clock. Raises `UnknownDigest`."""
         ...
 
+    def num_bytes(self, digest: Digest) -> int:
+        """Return a blob's size. Raises `UnknownDigest`."""
+        ...
+
     def sweep(self) -> None:
         """Remove temporary files of writers that died."""
         ...
@@ -175,7 +179,6 @@ class FileBlobStore:
             os.utime(self._path(digest))
 
     def num_bytes(self, digest: Digest) -> int:
-        """Return a blob's size. Raises `UnknownDigest`."""
         with _refused("be read"):
             try:
                 return self._path(digest).stat().st_size

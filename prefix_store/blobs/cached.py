@@ -109,6 +109,10 @@ class CachedBlobStore:
         with self._tracking_health():
             return self._remote.put_at(digest)
 
+    def num_bytes(self, digest: Digest) -> int:
+        with self._tracking_health():
+            return self._remote.num_bytes(digest)
+
     def sweep(self) -> None:
         self._cache.sweep()
         with self._tracking_health():

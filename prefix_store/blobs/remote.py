@@ -114,6 +114,12 @@ class RemoteBlobStore:
                     with suppress(ValueError):  # a foreign object
                         yield Digest(f"sha256:{folder}{name}")
 
+    def num_bytes(self, digest: Digest) -> int:
+        with _refused("be read"):
+            if (info := self._info(self._path(digest))) is None:
+                raise UnknownDigest(f"no blob {digest}")
+            return int(info["size"])
+
     def sweep(self) -> None:
         """Do nothing: writers leave no temporary objects."""
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from sqlite3 import Connection as SqliteConnection
+from sqlite3 import Error as SqliteError
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
@@ -15,6 +15,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from prefix_store import migrations
 from prefix_store.database import postgres
+from prefix_store.database.files import DatabaseFiles
 from prefix_store.errors import StorageFailure
 
 BUSY_TIMEOUT_S = 5
@@ -26,8 +27,8 @@ class Database:
 
     def __init__(self, url: str, *, may_create: bool) -> None:
         """`may_create`: create missing tables; otherwise they are a `StorageFailure`."""
-        self._file = _File(url)
-        self.engine = _open(url, self._file)
+        self._files = DatabaseFiles(make_url(url))
+        self.engine = _open(url, self._files)
         self.after_write: Callable[[], None] = _nothing
         """Called when a change is durable, before `write` returns."""
         try:
@@ -39,10 +40,12 @@ class Database:
     def close(self) -> None:
         """Close the idle connections."""
         self.engine.dispose()
+        self._files.close()
 
     def check(self) -> None:
-        """Raise `StorageFailure` if the database's file was deleted or replaced."""
-        self._file.check()
+        """Raise `StorageFailure` if a file of the database was deleted or replaced."""
+        with _refused():
+            self._files.check()
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -65,10 +68,10 @@ class Database:
         """
         writer = self.engine.execution_options(writes=True, patience_s=patience_s)
         with _refused():
-            self._file.check()
+            self._files.check()
             with writer.begin() as connection:
                 yield connection
-            self._file.check()  # what was written to a deleted file is lost
+            self._files.check()  # what was written to a deleted file is lost
         self.after_write()
 
     @contextmanager
@@ -91,48 +94,16 @@ class Database:
         if not is_current:
             with self.write(_UPGRADE_TIMEOUT_S) as connection:
                 migrations.upgrade(connection)
-        self._file.remember()
+        with _refused():
+            self._files.open()
 
 
-class _File:
-    """Identity of a SQLite file, which must not change while the database is open.
-
-    SQLite keeps writing to a deleted file and creates a new one for the next connection.
-    """
-
-    def __init__(self, url: str) -> None:
-        parsed = make_url(url)
-        is_file = parsed.get_backend_name() == "sqlite" and parsed.database is not None
-        self._path = parsed.database if is_file else None
-        self._identity: tuple[int, int] | None = None
-
-    def remember(self) -> None:
-        """Record the file's identity (device and inode)."""
-        self._identity = self._look()
-
-    def check(self, *_: object) -> None:
-        """Raise `StorageFailure` if the file is not the recorded one."""
-        if self._identity is not None and self._look() != self._identity:
-            raise StorageFailure(
-                "the registry's database was deleted or replaced: restore it, or restart the server"
-            )
-
-    def _look(self) -> tuple[int, int] | None:
-        if self._path is None:
-            return None
-        try:
-            found = os.stat(self._path)
-        except FileNotFoundError:
-            return None
-        return found.st_dev, found.st_ino
-
-
-def _open(url: str, file: _File) -> Engine:
+def _open(url: str, files: DatabaseFiles) -> Engine:
     """Open an engine whose commits are durable."""
     if (parsed := make_url(url)).get_backend_name() != "sqlite":
         return postgres.open_engine(parsed)
     engine = create_engine(url, pool_size=16, max_overflow=64)
-    event.listen(engine, "do_connect", file.check)
+    event.listen(engine, "do_connect", files.check)
     event.listen(engine, "connect", _set_pragmas)
     event.listen(engine, "begin", _begin)
     return engine
@@ -164,7 +135,7 @@ def _nothing() -> None:
 def _refused() -> Iterator[None]:
     try:
         yield
-    except (DBAPIError, PoolTimeout, OSError) as error:
+    except (DBAPIError, PoolTimeout, OSError, SqliteError) as error:
         # Error messages can contain hosts and paths; SQLite's error names cannot.
-        reason = getattr(getattr(error, "orig", None), "sqlite_errorname", type(error).__name__)
+        reason = getattr(getattr(error, "orig", error), "sqlite_errorname", type(error).__name__)
         raise StorageFailure(f"the registry's database failed: {reason}") from error

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import io
+from itertools import islice
 from typing import TypeVar
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from prefix_store import strict_json, wording
-from prefix_store.definition import Definition, Evaluation, GoldenPrompt, GoldenPrompts
+from prefix_store.definition import (
+    MAX_GOLDEN_PROMPTS,
+    Definition,
+    Evaluation,
+    GoldenPrompt,
+    GoldenPrompts,
+)
 from prefix_store.errors import InvalidArtifact, WrongBaseModel
 from prefix_store.formats.names import DEFINITION, EVALUATION, GOLDEN
 from prefix_store.formats.tar import Archive
@@ -53,9 +61,10 @@ def read_golden(archive: Archive) -> tuple[GoldenPrompt, ...]:
 
     Raises `InvalidArtifact`.
     """
-    lines = _read(archive, GOLDEN) or b""
+    lines = filter(bytes.strip, io.BytesIO(_read(archive, GOLDEN) or b""))
     try:
-        found = [strict_json.parse(line) for line in lines.splitlines() if line.strip()]
+        # One more than allowed, which is then refused: a file may have millions of lines.
+        found = [strict_json.parse(line) for line in islice(lines, MAX_GOLDEN_PROMPTS + 1)]
         return _golden.validate_python(found)
     except ValidationError as error:
         raise InvalidArtifact(f"{GOLDEN}: {wording.first(error, 'file')}") from None

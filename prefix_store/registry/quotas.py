@@ -17,7 +17,8 @@ class Quotas:
     max_tasks: int | None = None
     max_versions_per_task: int | None = None
     max_store_bytes: int | None = None
-    """Total size of the artifacts that versions refer to, each counted once."""
+    """Total size of the artifacts that versions refer to, each counted once.
+    `PrefixStore.check_room` adds those that no version refers to."""
 
     def check_tasks(self, connection: Connection) -> None:
         """Check after inserting a task. Raises `QuotaExceeded`."""

@@ -104,13 +104,21 @@ class TaskRegistry:
             return rows.read_task(connection, name)
 
     def list_tasks(
-        self, after: str | None = None, limit: int = 100, globs: Sequence[str] = ("*",)
+        self,
+        after: str | None = None,
+        limit: int = 100,
+        globs: Sequence[str] = ("*",),
+        *,
+        search: str = "",
+        state: queries.State | None = None,
+        sort: queries.Sort = "name",
     ) -> list[Task]:
-        """Return at most `limit` tasks after the name `after`, by name. Raises `InvalidName`."""
-        page = queries.TASKS.where(queries.matches(globs)).order_by(tasks.c.name).limit(limit)
-        if after is not None:
-            check_task_name(after)
-            page = page.where(tasks.c.name > after)
+        """Return at most `limit` tasks that follow the cursor `after`, in the order `sort`.
+
+        `search`: what their name or description contains, in upper or lower case. The cursor of
+        the next page is `queries.cursor` of the last task. Raises `InvalidName`.
+        """
+        page = queries.page_of_tasks(after, limit, globs, search, state, sort)
         with self._read() as connection:
             return [rows.as_task(row) for row in connection.execute(page)]
 

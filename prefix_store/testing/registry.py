@@ -20,11 +20,12 @@ from prefix_store.manifest import Profile
 from prefix_store.registry.audit import Actor
 from prefix_store.registry.registry import Registry
 from prefix_store.testing.definitions import DefinitionContract
+from prefix_store.testing.listing import ListingContract
 from prefix_store.testing.preconditions import PreconditionContract
 from prefix_store.testing.samples import HOSTILE_NAMES, draft
 
 
-class RegistryContract(PreconditionContract, DefinitionContract):
+class RegistryContract(PreconditionContract, DefinitionContract, ListingContract):
     """Contract of a registry. Needs the fixture `registry`, an empty registry."""
 
     def test_a_new_task_is_empty(self, registry: Registry) -> None:

@@ -105,11 +105,15 @@ def _head(text: str) -> Head:
 def _create(
     name: Annotated[str, typer.Option(help="What the key is for.")],
     scope: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
-            parser=_scope, metavar="SCOPE", help=f"One of {', '.join(_SCOPES)}. Repeatable."
+            parser=_scope,
+            metavar="SCOPE",
+            help=f"One of {', '.join(_SCOPES)}. Repeatable. Default: all of them; with --task, all "
+            "but admin.",
+            show_default=False,
         ),
-    ],
+    ] = None,
     task: Annotated[
         list[str] | None,
         typer.Option(
@@ -129,7 +133,7 @@ def _create(
         int | None, typer.Option(metavar="N", help="Requests that may arrive at once.")
     ] = None,
     max_concurrency: Annotated[
-        int | None, typer.Option(metavar="N", help="Requests that may run at once.")
+        int | None, typer.Option(metavar="N", help="Requests, and sequences, that may run at once.")
     ] = None,
     store: Store = None,
     as_json: AsJson = False,
@@ -138,7 +142,7 @@ def _create(
     try:
         grant = Grant(
             name=name,
-            scopes=cast(tuple[Scope, ...], tuple(scope)),
+            scopes=cast(tuple[Scope, ...], tuple(scope)) if scope else _default_scopes(task),
             tasks=tuple(task) if task else ("*",),
             expires_at=expires,
             requests_per_s=requests_per_s,
@@ -156,6 +160,11 @@ def _create(
         return
     sys.stderr.write(f"{_line(key)}\nThe key, shown only this once:\n")
     sys.stdout.write(f"{text}\n")
+
+
+def _default_scopes(tasks: list[str] | None) -> tuple[Scope, ...]:
+    """Return the scopes of an owner. Admins are for all tasks."""
+    return tuple(scope for scope in _SCOPES if scope != "admin" or not tasks)
 
 
 def _list(store: Store = None, as_json: AsJson = False) -> None:

@@ -1,6 +1,7 @@
 """How the server's commands end: one line for an error, and one set of exit codes.
 
 0: done. 1: a check failed. 2: a mistake of the user, or a server that cannot start. 130: Ctrl-C.
+143: SIGTERM before a server was ready.
 """
 
 from __future__ import annotations

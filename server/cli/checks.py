@@ -219,7 +219,7 @@ def keys(settings: Settings) -> Finding:
     try:
         check_not_open(settings, settings.host if settings.host != "localhost" else "127.0.0.1")
     except (StartError, PrefixStoreError) as exc:
-        return Finding("keys", "fail", str(exc), "foreword keys create --name admin --scope admin")
+        return Finding("keys", "fail", str(exc), "foreword keys create --name me")
     except ValueError:
         return Finding(
             "keys", "warn", f"{settings.host} is not an IP address", "pass --host ADDRESS"

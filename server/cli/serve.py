@@ -5,6 +5,8 @@ What a server needs (torch, transformers, fastapi) is imported once the argument
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Sequence
 
 import typer
@@ -16,6 +18,8 @@ from server.settings import Settings
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve until SIGTERM or SIGINT. `argv` excludes the program's name."""
+    # Without a handler the first process of a container ignores SIGTERM. Imports take seconds.
+    signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
     app = typer.Typer(add_completion=False, rich_markup_mode=None)  # long names stay whole
     app.command(context_settings=HELP_OPTIONS)(with_settings(_serve))
     run(app, argv, "serve")

@@ -53,23 +53,42 @@ class SamplingParams:
 
 BASE_MODEL = 0
 COMPILES = 1
-"""Queues that belong to no task: requests without a prefix, and prefixes being computed."""
+GOLDEN = 2
+"""Numbers that belong to no task: requests without a prefix, prefixes being computed or verified,
+and golden prompts."""
+
+NO_CLIENT = 0
+"""The client of requests without an API key, and of the server's own."""
+
+
+class QueueKey(NamedTuple):
+    """Key of a queue of the scheduler."""
+
+    task: int
+    client: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulingParams:
     """How a request shares the engine with others.
 
-    Requests with the same `queue` are of one task. The engine does not know which.
+    Requests with the same `queue` are of one task, and those with the same `client` were sent with
+    one API key. The engine does not know which.
     """
 
     queue: int = BASE_MODEL
+    client: int = NO_CLIENT
     weight: float = 1.0
-    """Tokens for this queue per token of a queue of weight 1, while both have work waiting."""
+    """Tokens for this task per token of a task of weight 1, while both have work waiting."""
     max_concurrency: int | None = None
-    """Maximum number of sequences of this queue that run at once. None: no limit."""
+    """Maximum number of sequences of this task that run at once. None: no limit."""
     priority: int = 0
-    """Lower runs earlier, within the queue."""
+    """Lower runs earlier, within the requests of one client of the task."""
+
+    @property
+    def key(self) -> QueueKey:
+        """Key of the queue of the request."""
+        return QueueKey(self.queue, self.client)
 
 
 DEFAULT_SCHEDULING = SchedulingParams()

@@ -34,6 +34,7 @@ from server.engine.native.layers import NotLlamaLike
 from server.engine.scheduler.page_allocator import PageAllocator
 from server.engine.scheduler.prompt_cache import PromptCache
 from server.engine.scheduler.scheduler import Scheduler
+from server.engine.sizing import default_extra_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +123,7 @@ def build(
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         eos_token_ids=parts.loaded.eos_token_ids,
+        extra_tokens=config.max_extra_tokens_per_key or default_extra_tokens(parts.device),
         prompt_cache=PromptCache(allocator) if reuses else None,
     )
     loop = StepLoop(
@@ -182,6 +184,7 @@ def _info(config: m.EngineConfig, parts: Assembly) -> m.EngineInfo:
         attention=parts.backend.name,
         max_model_len=parts.size.max_model_len,
         max_num_seqs=config.max_num_seqs,
+        kv_pool_tokens=parts.size.num_pages * parts.size.page_size,
         eos_token_ids=list(loaded.eos_token_ids),
         generation_defaults=loaded.generation_defaults,
     )

@@ -1,4 +1,4 @@
-"""Checks that a grammar compiles, off the event loop, in bounded time and memory."""
+"""Checks that a grammar compiles, in another process, in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -6,20 +6,16 @@ import asyncio
 import re
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from functools import cached_property
+from contextlib import suppress
 
-from server.engine.grammar import (
-    MAX_GRAMMAR_BYTES,
-    TOO_LONG,
-    ByteBoundedCache,
-    GrammarError,
-    Vocabulary,
-)
+from server.engine.grammar import MAX_GRAMMAR_BYTES, TOO_LONG, ByteBoundedCache
 from server.engine.ipc.messages import EngineInfo
 from server.errors import InvalidGrammar, Overloaded
+from server.generation.grammar_process import GrammarProcess, Killed, TooExpensive
 from server.text.tokenizer import Tokenizer
 
-COMPILE_TIMEOUT_S = 5.0
+COMPILE_TIMEOUT_S = 10.0
+"""How long a request waits for a compile."""
 CACHE_BYTES = 8 << 20
 _KNOWN = {
     "NoExtension": "no text matches it",
@@ -29,10 +25,26 @@ _KNOWN = {
 _KEYWORD = re.compile(r'"([$A-Za-z]{1,32})"')
 
 
+class _Compile:
+    """A compile, and the requests that wait for it."""
+
+    def __init__(self) -> None:
+        self.num_waiting = 0
+        self.process: GrammarProcess | None = None
+        """Set once it runs."""
+        self.future: Future[str | None]
+        """The reason why the grammar does not compile, or an empty string; None if given up."""
+
+    def give_up(self) -> None:
+        """End it, because nobody waits for it any more."""
+        if not self.future.cancel() and self.process is not None:
+            self.process.kill()
+
+
 class GrammarCheck:
     """Compiles grammars to check them, and caches the results.
 
-    `executor` runs one compilation at a time on each of its threads.
+    Each thread of `executor` runs one compile at a time, in a process of its own.
     """
 
     def __init__(
@@ -42,62 +54,120 @@ class GrammarCheck:
         self._info = info
         self._executor = executor
         self._errors = ByteBoundedCache[str](CACHE_BYTES, lambda grammar: 512 + len(grammar))
-        self._loading: Future[Vocabulary] | None = None
+        self._running: dict[str, _Compile] = {}
+        self._processes: list[GrammarProcess] = []
+        """Those that compile nothing at the moment."""
+        self._starting: Future[None] | None = None
+        self._is_closed = False
 
     async def check(self, grammar: str) -> None:
-        """Raises `InvalidGrammar`, also for a grammar that is too large or takes too long, and
-        `Overloaded`."""
+        """Raises `InvalidGrammar`, also for a grammar that is too large or takes too much to
+        compile, and `Overloaded` where the machine is too busy to find out in time."""
         if len(grammar) > MAX_GRAMMAR_BYTES:
             raise InvalidGrammar(TOO_LONG)
         if (error := self._errors.get(grammar)) is None:
             error = await self._compile(grammar)
-            self._errors.put(grammar, error)
         if error:
             raise InvalidGrammar(error)
 
+    def close(self) -> None:
+        """End all processes, whatever they do."""
+        self._is_closed = True
+        for compiling in self._running.values():
+            compiling.give_up()
+        self._close_idle()
+
     async def _compile(self, grammar: str) -> str:
-        """Compile on a thread. Returns the reason if it fails, else an empty string.
-
-        Raises `InvalidGrammar` when it takes too long, and `Overloaded`.
-        """
-        await self._load_vocabulary()
-        compiling = self._executor.submit(self._compile_error, grammar)
+        """Compile in a process, together with others who ask for the same grammar. Returns the
+        reason if it fails, else an empty string. Raises `InvalidGrammar` and `Overloaded`."""
+        await self._start_first()
+        compiling = self._running.get(grammar) or self._begin(grammar)
+        compiling.num_waiting += 1
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(compiling), COMPILE_TIMEOUT_S)
-        except TimeoutError:
-            if compiling.cancelled():  # never started: other grammars hold the threads
-                raise Overloaded("too many grammars are waiting to be compiled") from None
-            took = f"it takes longer than {COMPILE_TIMEOUT_S:.0f} s to compile"
-            raise InvalidGrammar(took) from None
+            result = asyncio.wrap_future(compiling.future)
+            await asyncio.wait({result}, timeout=COMPILE_TIMEOUT_S)
+        except asyncio.CancelledError:
+            if compiling.num_waiting == 1:
+                compiling.give_up()
+            raise
+        finally:
+            compiling.num_waiting -= 1
+        if not result.done() and not compiling.num_waiting:
+            # Not if it has begun: the same request finds the result later.
+            compiling.future.cancel()
+        if not result.done() or result.cancelled() or (error := result.result()) is None:
+            raise Overloaded("the machine is too busy to compile the grammar in time")
+        return error
 
-    async def _load_vocabulary(self) -> None:
-        """Wait until the vocabulary is built: that time is not the grammar's.
+    def _begin(self, grammar: str) -> _Compile:
+        loop = asyncio.get_running_loop()
+        compiling = self._running[grammar] = _Compile()
+        compiling.future = self._executor.submit(self._compile_error, grammar, compiling)
 
-        An error is raised once more by the compilation, which names it.
+        def ended(future: Future[str | None]) -> None:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(self._ended, grammar, future)
+
+        compiling.future.add_done_callback(ended)
+        return compiling
+
+    def _ended(self, grammar: str, future: Future[str | None]) -> None:
+        del self._running[grammar]
+        if not future.cancelled() and future.exception() is None:
+            error = future.result()
+            if error is not None:
+                self._errors.put(grammar, error)
+
+    async def _start_first(self) -> None:
+        """Wait until a process is ready: that time is not the grammar's.
+
+        An error is raised once more by the compile, which names it.
         """
-        if self._loading is None:
-            self._loading = self._executor.submit(lambda: self._vocabulary)
+        if self._starting is None:
+            self._starting = self._executor.submit(lambda: self._keep(self._start()))
         try:
-            await asyncio.shield(asyncio.wrap_future(self._loading))
+            await asyncio.shield(asyncio.wrap_future(self._starting))
         except Exception:
-            self._loading = None
+            self._starting = None
 
-    def _compile_error(self, grammar: str) -> str:
-        """The reason why it does not compile, else empty. Runs on a thread of the executor."""
+    # --- on a thread of the executor ---
+
+    def _compile_error(self, grammar: str, compiling: _Compile) -> str | None:
+        """The reason why it does not compile, else empty; None if it was given up."""
         try:
-            self._vocabulary.compile(grammar)
-        except GrammarError as exc:
-            return reason(str(exc))
+            process = compiling.process = self._idle_process()
+            error = process.compile(grammar)
+        except Killed:
+            return None
+        except (TooExpensive, ValueError) as exc:
+            return str(exc)
+        self._keep(process)
+        return reason(error) if error else ""
+
+    def _keep(self, process: GrammarProcess) -> None:
+        self._processes.append(process)
+        if self._is_closed:
+            self._close_idle()
+
+    def _close_idle(self) -> None:
+        with suppress(IndexError):
+            while True:
+                self._processes.pop().close()
+
+    def _idle_process(self) -> GrammarProcess:
+        try:
+            return self._processes.pop()
+        except IndexError:
+            return self._start()
+
+    def _start(self) -> GrammarProcess:
+        """Raises `InvalidGrammar` without the compiler's package, and `ValueError`."""
+        try:
+            import llguidance  # noqa: F401
         except ImportError:
             raise InvalidGrammar.not_installed() from None
-        except ValueError:
-            return "the model's tokenizer does not support grammars"
-        return ""
-
-    @cached_property
-    def _vocabulary(self) -> Vocabulary:
         info = self._info()
-        return Vocabulary(
+        return GrammarProcess(
             self._tokenizer.backend_json(),
             vocab_size=info.vocab_size,
             eos_token_ids=info.eos_token_ids,

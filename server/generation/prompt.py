@@ -10,8 +10,9 @@ from prefix_store.manifest import Profile
 from prefix_store.sampling import Rank
 from server.engine.ipc.messages import EngineInfo
 from server.engine.params import BASE_MODEL, SamplingParams, SchedulingParams
-from server.errors import InvalidRequest, NotAChat, PromptTooLong, TemplateMismatch
+from server.errors import InvalidRequest, NotAChat, TemplateMismatch
 from server.generation.constraint import Constraint, of_defaults
+from server.generation.limits import check_room, check_scores, check_size
 from server.generation.ranking import Candidates
 from server.generation.sampling import RequestOptions, sampling_params, seed_of
 from server.text import template
@@ -83,6 +84,17 @@ class EngineRequest:
     def num_sequences(self) -> int:
         return 1 if self.candidates is None else len(self.candidates.token_ids)
 
+    @property
+    def num_scores(self) -> int:
+        """Number of log-probabilities that the answer may have."""
+        prompt, own = self.sampling.prompt_logprobs, self.sampling.logprobs
+        if self.candidates is not None:
+            assert prompt is not None
+            num_scored = sum(map(len, self.candidates.token_ids))
+            return (num_scored - self.candidates.num_shared * self.num_sequences) * (1 + prompt)
+        num_scores = 0 if prompt is None else len(self.token_ids) * (1 + prompt)
+        return num_scores + (0 if own is None else self.max_tokens * (1 + own))
+
 
 def prepare(
     params: GenerateParams, context: PromptContext, *, tokenizer: Tokenizer, info: EngineInfo
@@ -141,6 +153,7 @@ def prepare_all(
             prepared.append(replace(prepared[-1], sampling=sampling))
         else:
             prepared.append(prepare(one, context, tokenizer=tokenizer, info=info))
+    check_scores(sum(one.num_scores for one in prepared))
     return prepared
 
 
@@ -155,8 +168,8 @@ def _prompt_ids(
     params: GenerateParams, context: PromptContext, tokenizer: Tokenizer, info: EngineInfo
 ) -> list[int]:
     """Token ids of the prompt, within the limits of the model and the task."""
-    _check_size(params, context, tokenizer, info.max_model_len)
-    token_ids = _token_ids(params, context, tokenizer)
+    check_size(_texts(params), tokenizer, context.num_prefix_tokens, info)
+    token_ids = _token_ids(params, context, tokenizer, info)
     if not token_ids:
         raise InvalidRequest("the prompt has no tokens")
     check_vocabulary(token_ids, info)
@@ -167,7 +180,11 @@ def _prompt_ids(
 
 
 def _token_ids(
-    params: GenerateParams, context: PromptContext, tokenizer: Tokenizer, then: str = ""
+    params: GenerateParams,
+    context: PromptContext,
+    tokenizer: Tokenizer,
+    info: EngineInfo,
+    then: str = "",
 ) -> list[int]:
     """Token ids of the prompt followed by the text `then`, tokenised as one text."""
     if params.messages is not None and not context.takes_conversations:
@@ -180,6 +197,8 @@ def _token_ids(
     if params.messages is not None:
         return _chat_ids(params.messages, context, tokenizer, then)
     parts = template.fill(context.definition.template, params.prompt, params.fields)
+    # A template may repeat a field.
+    check_size([p.text for p in parts], tokenizer, context.num_prefix_tokens, info)
     if context.is_chat:
         content = "".join(part.text for part in parts)
         return _chat_ids([{"role": "user", "content": content}], context, tokenizer, then)
@@ -224,13 +243,13 @@ def _ranked(
 ) -> EngineRequest:
     """A request that scores the texts of `rank` and generates nothing."""
     # Checked first: a prompt that is too long is not encoded once more with every text.
-    _check_room(context, len(prompt_ids), 0, info.max_model_len)
-    encoded = [_token_ids(params, context, tokenizer, text) for text in rank.texts]
+    check_room(context.num_prefix_tokens, len(prompt_ids), 0, info.max_model_len)
+    encoded = [_token_ids(params, context, tokenizer, info, text) for text in rank.texts]
     for ids in encoded:
         check_vocabulary(ids, info)
     candidates = Candidates.of(rank, encoded, prompt_ids)
     num_tokens = max(map(len, encoded)) - len(prompt_ids) + 1
-    _check_room(context, len(prompt_ids), num_tokens, info.max_model_len)
+    check_room(context.num_prefix_tokens, len(prompt_ids), num_tokens, info.max_model_len)
     sampling = SamplingParams(
         max_tokens=1, prompt_logprobs=params.logprobs or 0, first_scored=candidates.num_shared
     )
@@ -240,20 +259,9 @@ def _ranked(
 # --- sampling and limits ---
 
 
-def _check_size(
-    params: GenerateParams, context: PromptContext, tokenizer: Tokenizer, max_model_len: int
-) -> None:
-    """Refuse texts that cannot fit, before tokenising them. Raises `PromptTooLong`."""
+def _texts(params: GenerateParams) -> list[str]:
     texts = [message["content"] for message in params.messages or []] + [*params.fields.values()]
-    texts += [params.prompt] if isinstance(params.prompt, str) else []
-    num_tokens = tokenizer.least_tokens(texts)
-    if context.num_prefix_tokens + num_tokens > max_model_len:
-        raise PromptTooLong(
-            prefix_tokens=context.num_prefix_tokens,
-            prompt_tokens=num_tokens,
-            max_tokens=None,
-            limit=max_model_len,
-        )
+    return texts + ([params.prompt] if isinstance(params.prompt, str) else [])
 
 
 def _max_tokens(
@@ -269,20 +277,8 @@ def _max_tokens(
     num_tokens = (
         requested if requested is not None else max(1, min(default, room, limit or default))
     )
-    _check_room(context, num_prompt_tokens, num_tokens, max_model_len)
+    check_room(context.num_prefix_tokens, num_prompt_tokens, num_tokens, max_model_len)
     return num_tokens
-
-
-def _check_room(
-    context: PromptContext, num_prompt_tokens: int, num_tokens: int, max_model_len: int
-) -> None:
-    if context.num_prefix_tokens + num_prompt_tokens + num_tokens > max_model_len:
-        raise PromptTooLong(
-            prefix_tokens=context.num_prefix_tokens,
-            prompt_tokens=num_prompt_tokens,
-            max_tokens=num_tokens,
-            limit=max_model_len,
-        )
 
 
 def _scheduling(params: GenerateParams, context: PromptContext) -> SchedulingParams:

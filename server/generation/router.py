@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from functools import lru_cache
 
 from pydantic import ValidationError
@@ -16,10 +17,13 @@ from prefix_store.definition import Defaults, Definition
 from prefix_store.digest import Digest
 from prefix_store.errors import PrefixStoreError
 from prefix_store.manifest import Manifest
+from prefix_store.registry.keys import Key
 from prefix_store.store import PrefixStore
+from server.cancellation import in_thread
 from server.engine.ipc.protocol import Engine
 from server.engine.ipc.stream import TokenStream
-from server.errors import BaseModelMismatch, Draining, InvalidRequest, Overloaded, ServerError
+from server.errors import BaseModelMismatch, Draining, InvalidRequest, ServerError
+from server.generation.admission import Admission
 from server.generation.completion import Completion, CompletionDetails, Target
 from server.generation.grammar_check import GrammarCheck
 from server.generation.prompt import EngineRequest, GenerateParams, PromptContext, prepare_all
@@ -43,7 +47,7 @@ class Router:
         *,
         grammars: GrammarCheck,
         executor: Executor,
-        max_in_flight: int,
+        admission: Admission,
         reads_generation_config: bool = True,
     ) -> None:
         self._store = store
@@ -52,9 +56,8 @@ class Router:
         self._metrics = metrics
         self._grammars = grammars
         self._executor = executor
-        self._max_in_flight = max_in_flight
+        self._admission = admission
         self._reads_generation_config = reads_generation_config
-        self._num_preparing = 0
         self.is_draining = False
 
     def drain(self) -> None:
@@ -68,14 +71,20 @@ class Router:
         _ = self._engine.info
 
     async def admit(
-        self, task: str | None, version: int | None, params: GenerateParams, *, key: str = ""
+        self,
+        task: str | None,
+        version: int | None,
+        params: GenerateParams,
+        *,
+        key: str = "",
+        client: Key | None = None,
     ) -> Completion:
         """Start one completion on `version`, or on the task's active version, or, where versions
-        share the traffic, on the one that `key` selects.
+        share the traffic, on the one that `key` selects. `client`: the API key of the request.
 
         Raises `PrefixStoreError` and `ServerError`. Once it returns, only the engine can fail.
         """
-        return (await self.admit_all(task, version, [params], key=key))[0]
+        return (await self.admit_all(task, version, [params], key=key, client=client))[0]
 
     async def admit_all(
         self,
@@ -84,17 +93,20 @@ class Router:
         params: Sequence[GenerateParams],
         *,
         key: str = "",
+        client: Key | None = None,
     ) -> list[Completion]:
         """Start several completions on the same version, all or none. Raises as `admit` does."""
         arrived_s = time.monotonic()
         targets: list[Target] = []
         try:
-            prepared = await self._prepare(task, version, params, key, targets)
-            target = targets[0]
-            await self._check_grammars(prepared)
             self.check_open()
-            self._check_room(sum(one.num_sequences for one in prepared))
-            return self._submit_all(target, prepared, arrived_s)
+            with self._admission.preparing(client, len(params)):
+                prepared = await self._prepare(task, version, params, key, targets)
+                await self._check_grammars(prepared)
+            self.check_open()
+            num_tokens = [n for one in prepared for n in _num_tokens(one)]
+            self._admission.check(client, len(num_tokens), sum(num_tokens))
+            return self._submit_all(targets[0], prepared, arrived_s, client)
         except (ServerError, PrefixStoreError) as exc:
             self._metrics.refused(exc.code, task, *targets)
             raise
@@ -109,26 +121,14 @@ class Router:
     ) -> list[EngineRequest]:
         """Prepare the requests. Appends the version to `targets` once it is chosen, so that a
         later refusal is counted for it."""
-        self.check_open()
-        self._check_room(len(params))
-        self._num_preparing += len(params)
-        try:
-            return await asyncio.get_running_loop().run_in_executor(
-                self._executor, self._prepare_all, task, version, params, key, targets
-            )
-        finally:
-            self._num_preparing -= len(params)
+        prepare = self._prepare_all
+        return await in_thread(self._executor, prepare, task, version, params, key, targets)
 
     async def _check_grammars(self, prepared: Sequence[EngineRequest]) -> None:
         grammars = {one.sampling.grammar for one in prepared}
         for grammar in grammars - {None}:
             assert grammar is not None
             await self._grammars.check(grammar)
-
-    def _check_room(self, num_requests: int) -> None:
-        num_in_flight = self._engine.num_in_flight + self._num_preparing
-        if num_in_flight + num_requests > self._max_in_flight:
-            raise Overloaded(f"{num_in_flight} requests are running or waiting already")
 
     def _prepare_all(
         self,
@@ -160,7 +160,7 @@ class Router:
             num_prefix_tokens=num_tokens,
             definition=manifest.definition,
             profile=serving.profile,
-            queue=_queue_of(manifest.task),
+            queue=_number_of(manifest.task),
         )
         return target, context
 
@@ -178,23 +178,38 @@ class Router:
             )
 
     def _submit_all(
-        self, target: Target, prepared: Sequence[EngineRequest], arrived_s: float
+        self,
+        target: Target,
+        prepared: Sequence[EngineRequest],
+        arrived_s: float,
+        client: Key | None,
     ) -> list[Completion]:
         completions: list[Completion] = []
         try:
             for one in prepared:
-                completions.append(self._submit(target, one, arrived_s))
+                completions.append(self._submit(target, one, arrived_s, client))
         except ServerError:
             for completion in completions:
                 completion.close()
             raise
         return completions
 
-    def _submit(self, target: Target, prepared: EngineRequest, arrived_s: float) -> Completion:
+    def _submit(
+        self, target: Target, prepared: EngineRequest, arrived_s: float, client: Key | None
+    ) -> Completion:
+        hold = self._admission.hold(client, _num_tokens(prepared))
+        scheduling = prepared.scheduling
+        if client is not None:
+            scheduling = replace(scheduling, client=_number_of(client.id))
+
         def submit(token_ids: list[int]) -> TokenStream:
-            return self._engine.submit(
-                target.digest, token_ids, prepared.sampling, prepared.scheduling
-            )
+            stream = self._engine.submit(target.digest, token_ids, prepared.sampling, scheduling)
+            hold.submitted(stream)
+            return stream
+
+        def on_end(completion: Completion) -> None:
+            hold.release()
+            self._metrics.completed(completion)
 
         details = CompletionDetails(
             target=target,
@@ -204,16 +219,38 @@ class Router:
             detokenizer=self._tokenizer.detokenizer(),
             stops=StopStrings(prepared.stop),
             arrived_s=arrived_s,
-            on_end=self._metrics.completed,
+            on_end=on_end,
         )
-        if (candidates := prepared.candidates) is not None:
-            return RankedCompletion(CandidateStream(candidates, submit), candidates, details)
-        return Completion(submit(prepared.token_ids), details)
+        try:
+            completion = _started(prepared, details, submit)
+        except ServerError:
+            hold.release()
+            raise
+        # A completion may be lost unread, when its client leaves just as it is admitted.
+        weakref.finalize(completion, hold.release).atexit = False
+        return completion
 
 
-def _queue_of(task: str) -> int:
-    """A number for a task, equal for all its versions and after a restart."""
-    return int.from_bytes(hashlib.blake2b(task.encode(), digest_size=8).digest(), "little")
+def _started(
+    prepared: EngineRequest,
+    details: CompletionDetails,
+    submit: Callable[[list[int]], TokenStream],
+) -> Completion:
+    if (candidates := prepared.candidates) is not None:
+        return RankedCompletion(CandidateStream(candidates, submit), candidates, details)
+    return Completion(submit(prepared.token_ids), details)
+
+
+def _num_tokens(prepared: EngineRequest) -> list[int]:
+    """Return the most tokens of each sequence of a request: its prompt and its completion."""
+    if (candidates := prepared.candidates) is not None:
+        return [len(token_ids) + 1 for token_ids in candidates.token_ids]
+    return [len(prepared.token_ids) + prepared.sampling.max_tokens]
+
+
+def _number_of(name: str) -> int:
+    """Return a number for a task or a key, equal for all versions and after a restart."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
 @lru_cache(maxsize=1)

@@ -16,6 +16,7 @@ from prefix_store.rollback import Condition, RollbackRule
 from server.async_store import AsyncStore
 from server.errors import GoldenPromptFailed, ServerError
 from server.metrics import Metrics
+from server.publishing.rechecks import Rechecks
 from server.publishing.uploads import Uploads
 from server.telemetry.recent import Quantiles, RecentStats
 
@@ -50,12 +51,14 @@ class SplitGuard:
         self,
         store: AsyncStore,
         uploads: Uploads,
+        rechecks: Rechecks,
         metrics: Metrics,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._uploads = uploads
+        self._rechecks = rechecks
         self._metrics = metrics
         self._clock = clock
         self._watched: dict[int, _Watched] = {}
@@ -85,7 +88,8 @@ class SplitGuard:
     async def _run_golden(self, split: GuardedSplit) -> Breach | None:
         for version in _canaries(split):
             try:
-                await self._uploads.check_golden(await self._store.get_version(split.task, version))
+                manifest = await self._store.get_version(split.task, version)
+                await self._rechecks.check_golden(manifest)
             except GoldenPromptFailed as exc:
                 return Breach("golden", f"v{version}: {exc}")
             except (ServerError, PrefixStoreError) as exc:  # no answer is no evidence

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
-from functools import partial
 from typing import ParamSpec, TypeVar
 
 from prefix_store.definition import DefinitionFields
 from prefix_store.manifest import Draft, Profile, Task
 from prefix_store.registry.registry import Registry
+from server.cancellation import in_thread
 from server.engine.ipc.protocol import Engine
 from server.errors import BaseModelMismatch
 from server.generation.constraint import of_defaults
@@ -69,8 +68,7 @@ class Definitions:
             await self.grammars.check(grammar)
 
     async def _run_in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, partial(work, *args, **kwargs))
+        return await in_thread(self._executor, work, *args, **kwargs)
 
 
 def _grammar(definition: DefinitionFields) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from safetensors.torch import save as save_tensors
 
@@ -17,12 +17,13 @@ from prefix_store.errors import VersionQuarantined
 from prefix_store.manifest import Draft
 from prefix_store.prefix import BaseModelSpec, Prefix, PrefixOf, SoftPrompt, TextPrompt
 from prefix_store.store import PrefixStore
+from server.cancellation import in_thread, to_the_end, until_settled
 from server.engine.ipc.messages import PrefixCompiled
 from server.engine.ipc.protocol import Engine
 from server.errors import BaseModelMismatch
 from server.generation.prompt import check_vocabulary
 from server.publishing.reader import PrefixReader
-from server.publishing.spool import SpoolFile, run_to_end
+from server.publishing.spool import SpoolFile
 from server.publishing.verification import PROBE, prompt_checks, static_checks
 from server.text.template import Part
 from server.text.tokenizer import Tokenizer
@@ -161,8 +162,8 @@ class Drafts:
         origin = {"source_format": upload.source_format, "source_digest": str(source)}
         if upload.base_model:
             origin["base_model"] = upload.base_model
-        compiled = await self._engine.compile(embeddings=blob, origin=origin)
-        return await self._read_back(compiled, base, source, prompt, lease)
+        computing = self._compile(lease, embeddings=blob, origin=origin)
+        return await self._read_back(await until_settled(computing), base, source, prompt)
 
     async def _compile_text(
         self, upload: TextPrompt, base: BaseModelSpec, source: Digest, lease: BlobLease
@@ -172,12 +173,24 @@ class Drafts:
         artifact.check_length(len(token_ids), self._reader.max_prefix_tokens)
         kind = "text" if upload.messages is None else "messages"
         origin = {"source_format": kind, "source_digest": str(source)}
-        compiled = await self._engine.compile(token_ids=token_ids, origin=origin)
+        compiled = await until_settled(self._compile(lease, token_ids=token_ids, origin=origin))
         messages = None
         if upload.messages is not None:
             messages = tuple(Message.model_validate(message) for message in upload.messages)
         prompt = PromptFormat(add_special_tokens=False, messages=messages)
-        return await self._read_back(compiled, base, source, prompt, lease)
+        return await self._read_back(compiled, base, source, prompt)
+
+    async def _compile(self, lease: BlobLease, **source: Any) -> PrefixCompiled:
+        """Compute a prefix and lease its blob, also if the upload is cancelled once it is written.
+
+        Raises the errors of `Engine.compile`, and `StoreFull`.
+        """
+        compiled = await self._engine.compile(**source)
+        digest, is_new = Digest(compiled.digest), compiled.is_new
+        put = (compiled.put_at, compiled.num_bytes)
+        await to_the_end(self._run_in_thread(lease.adopt, digest, *put, is_new=is_new))
+        await self._run_in_thread(self._store.check_room, 0)  # its size is counted by now
+        return compiled
 
     def _tokenize(self, upload: TextPrompt) -> list[int]:
         """Tokenise a text with its special tokens: the uploader is trusted, unlike a prompt."""
@@ -196,11 +209,9 @@ class Drafts:
         base: BaseModelSpec,
         source: Digest,
         prompt: PromptFormat,
-        lease: BlobLease,
     ) -> Draft:
         """Read a compiled prefix and validate it like an uploaded one."""
         digest, num_bytes = Digest(compiled.digest), compiled.num_bytes
-        await self._run_in_thread(lease.adopt, digest, compiled.put_at, is_new=compiled.is_new)
         return await self._reader.check(
             digest,
             num_bytes,
@@ -234,7 +245,7 @@ class Drafts:
         )
 
     async def _run_in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await run_to_end(self._executor, work, *args, **kwargs)
+        return await in_thread(self._executor, work, *args, **kwargs)
 
 
 def _prepared(draft: Draft, upload: formats.Upload) -> PreparedUpload:

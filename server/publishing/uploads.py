@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -15,24 +14,22 @@ from prefix_store import formats
 from prefix_store.blobs.leases import BlobLease
 from prefix_store.digest import Digest
 from prefix_store.errors import InvalidName, PrefixStoreError, UnknownTask
-from prefix_store.manifest import Check, Draft, Manifest, Profile
+from prefix_store.manifest import Draft, Manifest, Profile
 from prefix_store.reference import check_task_name
 from prefix_store.registry.audit import NOBODY, Actor
 from prefix_store.registry.preconditions import UNCONDITIONAL, NoLongerWanted, Preconditions
 from prefix_store.store import PrefixStore
+from server import cancellation
+from server.cancellation import in_thread, to_the_end
 from server.engine.ipc.protocol import Engine
-from server.errors import (
-    PrefixUnavailable,
-    ServerError,
-    UnusablePrefix,
-)
+from server.errors import ServerError
 from server.metrics import Metrics
 from server.publishing.definitions import Definitions
 from server.publishing.drafts import Drafts, PreparedUpload
 from server.publishing.reader import PrefixReader
 from server.publishing.results import DryRunResult, Preflight, PublishedVersion, failed_checks
 from server.publishing.spool import SpoolFile
-from server.publishing.verification import Verification, static_checks
+from server.publishing.verification import Verification
 
 logger = logging.getLogger(__name__)
 
@@ -97,15 +94,14 @@ class Uploads:
         activate: bool,
         create: bool = False,
         preflight: Preflight | None = None,
-        is_wanted: Callable[[], bool] = lambda: True,
         by: Actor = NOBODY,
         preconditions: Preconditions = UNCONDITIONAL,
     ) -> PublishedVersion:
         """Make a body the task's next version. Raises `PrefixStoreError`, `ServerError`.
 
-        The version is activated only if no other activation came since `preflight`, and if
-        `is_wanted` is still true at the end: the client of an upload that is no longer wanted does
-        not see its outcome. Its idempotency key is not used up, so that a retry is a new upload.
+        The version is activated only if no other activation came since `preflight`, and if the
+        client is still connected when the change is committed: otherwise it would not see the
+        outcome. Its idempotency key is then not used up, so that a retry is a new upload.
         """
         try:
             async with self._lease() as lease:
@@ -117,19 +113,12 @@ class Uploads:
                 publish = partial(
                     self._publish, task, draft, prepared, preflight, create=create, by=by
                 )
-                if activate:
-                    conditions = replace(
-                        preconditions,
-                        expected_activation=preflight.activation,
-                        is_wanted=is_wanted,
-                    )
-                    with suppress(NoLongerWanted):
-                        published = await publish(True, warning, conditions)
-                        self._metrics.uploaded("created")
-                        return published
-                    warning = _CLIENT_GONE
-                    preconditions = replace(preconditions, idempotent=None)
-                published = await publish(False, warning, preconditions)
+                with cancellation.change():
+                    if not activate:
+                        published = await publish(False, warning, preconditions)
+                    else:
+                        expected = replace(preconditions, expected_activation=preflight.activation)
+                        published = await _activated(publish, warning, expected)
         except (PrefixStoreError, ServerError) as exc:
             self._metrics.uploaded(exc.code)
             raise
@@ -200,37 +189,16 @@ class Uploads:
 
     @asynccontextmanager
     async def _lease(self) -> AsyncIterator[BlobLease]:
-        """Lease blobs for the duration of an upload."""
+        """Lease blobs for the duration of an upload. If it fails, its prefix is evicted again."""
         lease = self._store.lease()
         try:
             yield lease
+        except BaseException:
+            with suppress(PrefixStoreError):
+                await to_the_end(self._unload_unused(lease.digests))
+            raise
         finally:
-            await self._run_in_thread(lease.release)
-
-    async def check_golden(self, manifest: Manifest) -> None:
-        """Check the golden prompts before a version gets traffic. Raises `GoldenPromptFailed`."""
-        task = await self._run_in_thread(self._store.registry.get_task, manifest.task)
-        await self._verification.require_golden(manifest, task.profile)
-
-    async def verify(self, manifest: Manifest) -> tuple[Check, ...]:
-        """Repeat all checks of an upload, from the stored bytes on, against the loaded model.
-
-        A failure is returned as a failed check, not raised; later checks are skipped.
-        """
-        try:
-            return await self._verify_again(manifest)
-        except (PrefixStoreError, UnusablePrefix, PrefixUnavailable) as exc:
-            return (Check(name=exc.code, passed=False, detail=str(exc)),)
-
-    async def _verify_again(self, manifest: Manifest) -> tuple[Check, ...]:
-        base, digest = self._reader.base(), Digest(manifest.digest)
-        checks = await self._reader.check(
-            digest, manifest.num_bytes, lambda prefix: static_checks(prefix, base)
-        )
-        checks += await self._verification.run(digest, manifest.num_virtual_tokens)
-        task = await self._run_in_thread(self._store.registry.get_task, manifest.task)
-        golden = await self._verification.golden(manifest, task.profile)
-        return (*checks, *([] if golden is None else [golden]))
+            await to_the_end(self._run_in_thread(lease.release))
 
     async def _verified(self, task: str, prepared: PreparedUpload, activate: bool) -> Draft:
         """Complete and check a draft. Raises `UnusablePrefix`, the errors of an invalid definition,
@@ -242,20 +210,15 @@ class Uploads:
         draft = prepared.completed(profile)
         if prepared.definition is not None:
             await self._definitions.check(draft.definition)
-        digest = Digest(draft.digest)
-        try:
-            checks = (
-                []
-                if prepared.prefix_of is not None
-                else await self._verification.run(digest, draft.num_virtual_tokens)
-            )
-            if activate:
-                checks += await self._verification.require_golden(draft, profile)
-            elif (golden := await self._verification.golden(draft, profile)) is not None:
-                checks.append(golden)
-        except ServerError:
-            await self._unload_unused([digest])
-            raise
+        checks = (
+            []
+            if prepared.prefix_of is not None
+            else await self._verification.run(Digest(draft.digest), draft.num_virtual_tokens)
+        )
+        if activate:
+            checks += await self._verification.require_golden(draft, profile)
+        elif (golden := await self._verification.golden(draft, profile)) is not None:
+            checks.append(golden)
         return draft.with_checks(checks)
 
     async def load(self, digest: str) -> str | None:
@@ -277,8 +240,10 @@ class Uploads:
 
     async def _unload_unused(self, digests: Iterable[Digest]) -> None:
         """Evict prefixes that no version has."""
+        if not (found := set(digests)):
+            return
         used = await self._run_in_thread(self._store.registry.digests)
-        for digest in set(digests) - used:
+        for digest in found - used:
             self._engine.unload(digest)
 
     async def unpin(self, manifests: Sequence[Manifest]) -> None:
@@ -288,5 +253,18 @@ class Uploads:
             self._engine.unpin(digest)
 
     async def _run_in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, partial(work, *args, **kwargs))
+        return await in_thread(self._executor, work, *args, **kwargs)
+
+
+async def _activated(
+    publish: Callable[[bool, str | None, Preconditions], Awaitable[PublishedVersion]],
+    warning: str | None,
+    preconditions: Preconditions,
+) -> PublishedVersion:
+    """Publish a version and activate it, unless its client has disconnected meanwhile."""
+    client = cancellation.client()
+    wanted = replace(preconditions, is_wanted=lambda: not client.is_gone)
+    with suppress(NoLongerWanted):
+        return await publish(True, warning, wanted)
+    unconditional = replace(preconditions, expected_activation=None, idempotent=None)
+    return await publish(False, _CLIENT_GONE, unconditional)

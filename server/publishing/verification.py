@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from concurrent.futures import Executor
+from contextlib import closing
+from functools import cached_property
 
 from prefix_store import artifact
 from prefix_store.definition import Defaults, Definition, GoldenPrompt, PromptFormat
 from prefix_store.digest import Digest
 from prefix_store.manifest import Check, Draft, Profile
 from prefix_store.prefix import BaseModelSpec, Prefix
+from server.cancellation import in_thread
 from server.engine.ipc.protocol import Engine
-from server.engine.params import COMPILES, SchedulingParams
+from server.engine.ipc.stream import TokenStream
+from server.engine.params import GOLDEN, SchedulingParams
 from server.errors import GoldenPromptFailed, InvalidRequest, StepFailed, UnusablePrefix
 from server.generation.prompt import (
     EngineRequest,
@@ -25,6 +30,8 @@ from server.text.tokenizer import Tokenizer
 PROBE = "The quick brown fox jumps over the lazy dog. In the year 1984,"
 _SPARE_TOKENS = 8
 """Extra tokens generated for an expected text, as the model may tokenise it differently."""
+_SHARE_OF_GOLDEN = 4
+"""Golden prompts of all uploads together take one in so many places of a step."""
 _ROUNDING = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 2e-2}
 """Minimum effect on the logits, by dtype. Rounding alone (a shift of all positions) changes the
 logits of a model of 30 layers by 1e-6, 2e-3 and 1.6e-2; a one-token text prefix by 0.1."""
@@ -103,9 +110,10 @@ class Verification:
         ]
 
     async def golden(self, draft: Draft, profile: Profile) -> Check | None:
-        """Run all golden prompts of a version and of its task; None if there are none.
+        """Run the golden prompts of a version and of its task, until one fails; None if there are
+        none.
 
-        A failure names the first failing prompt by its number, never by its text.
+        A failure names the prompt by its number, never by its text.
         """
         context = PromptContext(
             num_prefix_tokens=draft.num_virtual_tokens,
@@ -117,12 +125,9 @@ class Verification:
         named += [(f"{i} of the profile", golden) for i, golden in enumerate(profile.golden, 1)]
         if not named:
             return None
-        failures = await asyncio.gather(
-            *(self._failure(digest, context, golden) for _, golden in named)
-        )
-        for (name, _), failure in zip(named, failures, strict=True):
-            if failure is not None:
-                return Check(name="golden", passed=False, detail=f"prompt {name}: {failure}")
+        failure = await self._first_failure(digest, context, named)
+        if failure is not None:
+            return Check(name="golden", passed=False, detail=failure)
         return Check(name="golden", passed=True, detail=f"{len(named)} prompts")
 
     async def require_golden(self, draft: Draft, profile: Profile) -> list[Check]:
@@ -132,22 +137,74 @@ class Verification:
             raise GoldenPromptFailed(golden.detail)
         return [] if golden is None else [golden]
 
+    async def _first_failure(
+        self, digest: Digest, context: PromptContext, named: Sequence[tuple[str, GoldenPrompt]]
+    ) -> str | None:
+        """Run golden prompts until one fails, a few at a time. Returns its name and the reason."""
+        left = iter(named)
+
+        async def run() -> str | None:
+            for name, golden in left:
+                async with self._places:  # one prompt each, so that uploads take turns
+                    failure = await self._failure(digest, context, golden)
+                if failure is not None:
+                    return f"prompt {name}: {failure}"
+            return None
+
+        runs = [asyncio.ensure_future(run()) for _ in named[: self._num_places]]
+        try:
+            for one in asyncio.as_completed(runs):
+                if (failure := await one) is not None:
+                    return failure
+            return None
+        finally:
+            for each in runs:
+                each.cancel()
+            await asyncio.gather(*runs, return_exceptions=True)
+
+    @property
+    def _num_places(self) -> int:
+        return max(1, self._engine.info.max_num_seqs // _SHARE_OF_GOLDEN)
+
+    @cached_property
+    def _places(self) -> asyncio.Semaphore:
+        return asyncio.Semaphore(self._num_places)
+
     async def _failure(
         self, digest: Digest, context: PromptContext, golden: GoldenPrompt
     ) -> str | None:
-        loop = asyncio.get_running_loop()
+        scheduling = SchedulingParams(queue=GOLDEN, weight=min(1.0, context.profile.weight))
         try:
-            prepared = await loop.run_in_executor(self._executor, self._prepare, context, golden)
-            scheduling = SchedulingParams(queue=COMPILES)
+            prepared = await in_thread(self._executor, self._prepare, context, golden)
             stream = self._engine.submit(digest, prepared.token_ids, prepared.sampling, scheduling)
-            token_ids = [i async for delta in stream for i in delta.token_ids]
+            with closing(stream):
+                passed = await self._starts_with(stream, golden.expect)
         except (InvalidRequest, StepFailed) as exc:
             return str(exc)
-        if isinstance(golden.expect, str):
-            passed = self._text(token_ids).startswith(golden.expect)
-        else:
-            passed = token_ids[: len(golden.expect)] == list(golden.expect)
         return None if passed else "the completion does not start as expected"
+
+    async def _starts_with(self, stream: TokenStream, expect: str | Sequence[int]) -> bool:
+        """Whether a completion starts with a text or token ids. Reads no more than shows it."""
+        if isinstance(expect, str):
+            return await self._starts_with_text(stream, expect)
+        token_ids: list[int] = []
+        async for delta in stream:
+            token_ids += delta.token_ids
+            if token_ids[: len(expect)] != list(expect[: len(token_ids)]):
+                return False
+            if len(token_ids) >= len(expect):
+                return True
+        return not expect
+
+    async def _starts_with_text(self, stream: TokenStream, expect: str) -> bool:
+        detokenizer, text = self._tokenizer.detokenizer(), ""
+        async for delta in stream:
+            text += "".join(map(detokenizer.push, delta.token_ids))
+            if not text.startswith(expect[: len(text)]):
+                return False
+            if len(text) >= len(expect):
+                return True
+        return (text + detokenizer.flush()).startswith(expect)
 
     def _prepare(self, context: PromptContext, golden: GoldenPrompt) -> EngineRequest:
         """Prepare a request like the task's own, but greedy and as short as possible."""
@@ -157,11 +214,6 @@ class Verification:
             num_tokens = len(token_ids) + _SPARE_TOKENS
         params = GenerateParams(prompt=golden.prompt, default_max_tokens=num_tokens)
         return prepare(params, context, tokenizer=self._tokenizer, info=self._engine.info)
-
-    def _text(self, token_ids: list[int]) -> str:
-        """Detokenise as for a request."""
-        detokenizer = self._tokenizer.detokenizer()
-        return "".join(map(detokenizer.push, token_ids)) + detokenizer.flush()
 
 
 def _greedy(definition: Definition) -> Definition:

@@ -12,6 +12,11 @@ from server.errors import TemplateMismatch
 
 PROMPT = "prompt"
 """The field that takes a request's prompt, or its one user message."""
+MAX_PLACES = 1000
+"""Fields of a template, each place counted: a prompt has two parts for each of them."""
+MAX_NAMES = 65
+"""Different fields of a template: those of a request and its prompt."""
+MAX_NAME_CHARS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +30,8 @@ class Part:
 def parse(template: str) -> list[tuple[str, str | None]]:
     """Split a template into pairs of text and the field that follows it, or None.
 
-    Raises `TemplateMismatch` for braces without a partner and for fields that are not plain names.
+    Raises `TemplateMismatch` for braces without a partner, for fields that are not plain names, and
+    for more of them than a request may fill.
     """
     try:
         pieces = list(Formatter().parse(template))
@@ -34,6 +40,13 @@ def parse(template: str) -> list[tuple[str, str | None]]:
     for _, name, spec, conversion in pieces:
         if name is not None and (not name.isidentifier() or spec or conversion):
             raise TemplateMismatch("a template's fields are plain names such as {prompt}")
+    names = [name for _, name, _, _ in pieces if name is not None]
+    if len(names) > MAX_PLACES or len(set(names)) > MAX_NAMES:
+        raise TemplateMismatch(
+            f"a template has at most {MAX_NAMES} different fields, in at most {MAX_PLACES} places"
+        )
+    if max(map(len, names), default=0) > MAX_NAME_CHARS:
+        raise TemplateMismatch(f"a field's name has at most {MAX_NAME_CHARS} characters")
     return [(literal, name) for literal, name, _, _ in pieces]
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, groupby, pairwise
 from typing import Any
 
 import jinja2
 import tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from server.cancellation import check_wanted
 from server.errors import InvalidRequest, TemplateMismatch
 from server.text.detokenizer import Detokenizer
 from server.text.template import Marks, Part
@@ -99,10 +101,12 @@ class Tokenizer:
         one character. Tokenizers that take any unknown text as one token, or drop white space, may
         need fewer tokens; such texts count as long anyway.
         """
-        size = sum(
-            len(text.encode()) if self._tokens.is_byte_level else len(text) for text in texts
-        )
+        counts = Counter(texts)  # a template may repeat a long text, which is measured once
+        size = sum(num * self._size(text) for text, num in counts.items())
         return -(-size // self._max_token_size)
+
+    def _size(self, text: str) -> int:
+        return len(text.encode()) if self._tokens.is_byte_level else len(text)
 
     def backend_json(self) -> str:
         """The tokenizer without its chat template, as JSON of the `tokenizers` library."""
@@ -230,14 +234,12 @@ class Tokenizer:
 
     def _cut(self, parts: Sequence[Part]) -> list[str | int]:
         """Merge the parts into texts and trusted special ids. Adjacent texts are joined."""
-        row: list[str | int] = [""]
         splits = {text: self._split(text) for text in {p.text for p in parts if p.trusted}}
-        for part in parts:
-            for piece in splits[part.text] if part.trusted else [part.text]:
-                if isinstance(piece, str) and isinstance(row[-1], str):
-                    row[-1] += piece
-                else:
-                    row.append(piece)
+        pieces = chain.from_iterable(splits[p.text] if p.trusted else [p.text] for p in parts)
+        row: list[str | int] = []
+        for is_text, run in groupby(pieces, lambda piece: isinstance(piece, str)):
+            pieces_of_run = list(run)
+            row += ["".join(map(str, pieces_of_run))] if is_text else pieces_of_run
         return [piece for piece in row if piece != ""]
 
     def _encode_row(self, row: Sequence[str | int]) -> list[int]:
@@ -287,6 +289,7 @@ class Tokenizer:
 def _ids(backend: tokenizers.Tokenizer, text: str) -> list[int]:
     """Token ids of a text. The batch call releases the GIL; `encode` would hold it, and block the
     event loop for a second per megabyte."""
+    check_wanted()
     [encoding] = backend.encode_batch_fast([text], add_special_tokens=False)
     ids: list[int] = encoding.ids
     return ids

@@ -17,14 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import msgspec
 
 from server import logs
 from server.api.http.http_server import DeadlineProtocol, HttpServer
 from server.app import create_app
+from server.cli.start import freeze_garbage
+from server.engine.ipc.messages import EngineInfo
+from server.generation import grammar_process
 from server.settings import Settings
 from server.text.tokenizer import Tokenizer
+from tests.corpus.probe import Probe
 from tests.running_server import free_port
-from tests.server.fakes import FakeEngine, make_transformers_tokenizer
+from tests.server.fakes import INFO, FakeEngine, make_transformers_tokenizer
 from tests.server.stores import compile_into, open_store
 
 
@@ -33,6 +38,7 @@ class FakeServer:
     port: int
     process: subprocess.Popen[bytes]
     log: Path
+    probe_port: int
 
     @property
     def url(self) -> str:
@@ -47,17 +53,25 @@ class FakeServer:
 
 @contextlib.contextmanager
 def fake_server(
-    folder: Path, *, head_timeout_s: float = 10.0, max_connections: int = 2048
+    folder: Path,
+    *,
+    head_timeout_s: float = 10.0,
+    max_connections: int = 2048,
+    is_large: bool = False,
 ) -> Iterator[FakeServer]:
-    """Ready to serve when the block begins; must still live when it ends."""
-    port = free_port()
-    flags = [f"--port={port}", f"--head-timeout-s={head_timeout_s}"]
+    """Ready to serve when the block begins; must still live when it ends.
+
+    `is_large`: with the default limits of bodies and a context of 8192 tokens.
+    """
+    port, probe_port = free_port(), free_port()
+    flags = [f"--port={port}", f"--probe-port={probe_port}", f"--head-timeout-s={head_timeout_s}"]
+    flags += ["--large"] if is_large else []
     flags += [f"--max-connections={max_connections}", f"--store={folder}"]
     log = folder / "server.log"
     with log.open("wb") as out:
         command = [sys.executable, "-m", "tests.corpus.fake_server", *flags]
         process = subprocess.Popen(command, stdout=out, stderr=out)
-    server = FakeServer(port, process, log)
+    server = FakeServer(port, process, log, probe_port)
     try:
         _wait_ready(server)
         yield server
@@ -77,17 +91,23 @@ def _wait_ready(server: FakeServer) -> None:
     raise AssertionError("the server was not ready in time")
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: Settings, info: EngineInfo, probe_port: int) -> None:
     tokenizer = Tokenizer(make_transformers_tokenizer())
     with (
         open_store(settings.store) as stored,
         socket.create_server((settings.host, settings.port)) as listener,
     ):
         compile_to = compile_into(stored.store, settings.store)
-        engine = FakeEngine(compile_to=compile_to, delay_s=0.002)
+        engine = FakeEngine(info, compile_to=compile_to, delay_s=0.002)
         app = create_app(settings, *stored, engine, tokenizer, "tiny")
+        probe = Probe(lambda: engine.num_in_flight)
+        probe.install(probe_port)
+        app.add_middleware(probe.around)
+        ticking = asyncio.create_task(probe.tick())
         async with app.router.lifespan_context(app):
+            freeze_garbage()
             await HttpServer(app, drain_timeout_s=settings.drain_timeout_s).serve([listener])
+        ticking.cancel()
 
 
 def _main() -> None:
@@ -96,20 +116,24 @@ def _main() -> None:
     parser.add_argument("--port", type=int)
     parser.add_argument("--head-timeout-s", type=float)
     parser.add_argument("--max-connections", type=int)
+    parser.add_argument("--probe-port", type=int)
+    parser.add_argument("--large", action="store_true")
     given = parser.parse_args()
     DeadlineProtocol.HEAD_TIMEOUT_S = given.head_timeout_s
+    grammar_process.MAX_COMPILE_S = 0.5
+    small = {"max_upload_bytes": 1 << 20, "max_body_bytes": 64 << 10}
     settings = Settings(
         _cli_parse_args=False,
         store=given.store,
         port=given.port,
         max_connections=given.max_connections,
-        max_upload_bytes=1 << 20,
-        max_body_bytes=64 << 10,
         body_timeout_s=2.0,
         drain_timeout_s=1.0,
+        **({} if given.large else small),
     )
     logs.configure("info")
-    asyncio.run(_serve(settings))
+    info = msgspec.structs.replace(INFO, max_model_len=8192) if given.large else INFO
+    asyncio.run(_serve(settings, info, given.probe_port))
 
 
 if __name__ == "__main__":

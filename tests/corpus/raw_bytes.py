@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from dataclasses import dataclass
 
 JSON = "application/json"
@@ -46,3 +48,14 @@ def chunked_raw(path: str, framed: bytes, *headers: str, kind: str = JSON) -> by
     typed = f"Content-Type: {kind}"
     line = f"POST {path} HTTP/1.1"
     return request(line, typed, "Transfer-Encoding: chunked", *headers, body=framed)
+
+
+def tar_of(*names: str, content: bytes = b"") -> bytes:
+    """A tar of files that all have this content."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name in names:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import hypothesis
 import pytest
@@ -16,10 +15,10 @@ from schemathesis import Case, GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import negative_data_rejection, response_schema_conformance
 
-from tests.corpus.fake_server import fake_server
+from tests.corpus.fake_server import FakeServer, fake_server
 from tests.corpus.test_raw_requests import setup
 
-NUM_EXAMPLES = int(os.environ.get("NUM_EXAMPLES", "20"))
+NUM_EXAMPLES = int(os.environ.get("NUM_EXAMPLES", "10"))
 CHECKS = [not_a_server_error, response_schema_conformance]
 
 ActivationSeen = Counter[tuple[str, int]]
@@ -55,15 +54,19 @@ def try_all(url: str, mode: GenerationMode) -> ActivationSeen:
     return seen
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeServer]:
+    with fake_server(tmp_path_factory.mktemp("openapi")) as running:
+        yield running
+
+
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
 def test_whatever_the_document_allows_or_not_is_answered(
-    mode: GenerationMode, tmp_path: Path, note: Callable[[str], None]
+    mode: GenerationMode, server: FakeServer, note: Callable[[str], None]
 ) -> None:
-    with fake_server(tmp_path) as server:
-        started_s = time.monotonic()
-        seen = try_all(server.url, mode)
-        seconds = time.monotonic() - started_s
-        tracebacks = server.tracebacks
+    started_s = time.monotonic()
+    seen = try_all(server.url, mode)
+    seconds = time.monotonic() - started_s
     each = Counter(status for (_, status), count in seen.items() for _ in range(count))
     num_operations = len({label for label, _ in seen})
     note(
@@ -71,5 +74,5 @@ def test_whatever_the_document_allows_or_not_is_answered(
         f"operations in {seconds:.0f} s: {dict(sorted(each.items()))}"
     )
 
-    assert tracebacks == []
+    assert server.tracebacks == []
     assert num_operations >= 20

@@ -16,6 +16,8 @@ import pytest
 from prefix_store import artifact
 from server.default_model import ensure_default_model
 from server.settings import Settings
+from tests.corpus import probe
+from tests.corpus.bounds import expensive
 from tests.corpus.fake_server import fake_server
 from tests.corpus.live_traffic import Traffic, live_traffic
 from tests.corpus.raw_bytes import Raw
@@ -31,7 +33,13 @@ _STATUS = re.compile(rb"(?:^|\n|\})HTTP/1\.1 ([2-5][0-9][0-9]) ?[^\r\n]*\r\n")
 
 async def ask(port: int, data: bytes) -> bytes:
     """Send bytes; everything that comes back until the server closes the connection."""
+    return (await ask_from(port, data))[1]
+
+
+async def ask_from(port: int, data: bytes, *, timeout_s: float = TIMEOUT_S) -> tuple[int, bytes]:
+    """Like `ask`. Returns the port that the bytes were sent from too."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    client: int = writer.get_extra_info("sockname")[1]
     answer = bytearray()
 
     async def read() -> None:
@@ -40,27 +48,37 @@ async def ask(port: int, data: bytes) -> bytes:
 
     reading = asyncio.create_task(read())
     try:
-        async with asyncio.timeout(TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             writer.write(data)
             await asyncio.gather(reading, writer.drain(), return_exceptions=True)
     finally:
         reading.cancel()
         writer.transport.abort()
-    return bytes(answer)
+    return client, bytes(answer)
 
 
-async def ask_all(port: int, requests: Sequence[Raw]) -> list[tuple[Raw, bytes]]:
+async def ask_all(
+    port: int,
+    requests: Sequence[Raw],
+    clients: dict[int, Raw] | None = None,
+    *,
+    at_once: int = MAX_AT_ONCE,
+    timeout_s: float = TIMEOUT_S,
+) -> list[tuple[Raw, bytes]]:
+    """Send all of them, some at once. `clients`: gets the port that each was sent from."""
     left = iter(requests)
     answers: list[tuple[Raw, bytes]] = []
 
     async def work() -> None:
         for raw in left:
             try:
-                answers.append((raw, await ask(port, raw.data)))
+                client, answer = await ask_from(port, raw.data, timeout_s=timeout_s)
             except TimeoutError:
                 raise AssertionError(f"{raw.name}: the connection stays open") from None
+            answers.append((raw, answer))
+            (clients if clients is not None else {})[client] = raw
 
-    await asyncio.gather(*(work() for _ in range(MAX_AT_ONCE)))
+    await asyncio.gather(*(work() for _ in range(at_once)))
     return answers
 
 
@@ -149,15 +167,18 @@ def test_the_corpus_against_a_server_of_its_own(
             time.sleep(2)
         requests = corpus()
         started_s = time.monotonic()
+        clients: dict[int, Raw] = {}
         with live_traffic(server.url) as busy:
-            answers = asyncio.run(ask_all(server.port, requests))
+            answers = asyncio.run(ask_all(server.port, requests, clients))
         seconds = time.monotonic() - started_s
+        state = probe.read(server.probe_port)
         assert httpx.get(f"{server.url}/tasks/x").status_code == 200
         listed = httpx.get(f"{server.url}/tasks?limit=1000").json()["tasks"]
         tracebacks = server.tracebacks
     note(f"{figures('corpus', answers, seconds)}, 0 exits; {beside(idle, busy)}")
 
     wrong = [f"{raw.name}: {said}" for raw, answer in answers if (said := wrong_with(raw, answer))]
+    wrong += [f"{clients[p].name}: {said}" for p, said in expensive(state) if p in clients]
     assert not wrong, "\n".join(wrong)
     assert {task["name"] for task in listed} == {"x", "y"}
     assert tracebacks == []

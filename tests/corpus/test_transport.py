@@ -94,18 +94,17 @@ def test_beyond_the_limit_the_longest_idle_gives_way_to_whoever_asks(tmp_path: P
     assert 25 <= sum(open_now) <= 50
 
 
-def test_without_files_to_open_the_server_waits_and_goes_on(tmp_path: Path) -> None:
+def test_without_files_to_open_the_server_waits_and_goes_on(server: FakeServer) -> None:
     """A flood that the limit of connections does not hold off: the file limit is lowered live."""
-    with fake_server(tmp_path, head_timeout_s=1.0) as server:
-        pid = server.process.pid
-        num_files = len(list(Path(f"/proc/{pid}/fd").iterdir()))
-        limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (num_files + 5, limits[1]))
-        with idle_connections(server.port, 50), suppress(httpx.TransportError):
-            httpx.get(f"{server.url}/livez", timeout=1)
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+    pid = server.process.pid
+    num_files = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (num_files + 5, limits[1]))
+    with idle_connections(server.port, 50), suppress(httpx.TransportError):
+        httpx.get(f"{server.url}/livez", timeout=1)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
 
-        assert httpx.get(f"{server.url}/livez", timeout=20).status_code == 200
+    assert httpx.get(f"{server.url}/livez", timeout=20).status_code == 200
 
 
 async def trickle(port: int, data: bytes, *, size: int, every_s: float) -> tuple[bytes, float]:
@@ -163,18 +162,17 @@ async def test_pipelined_requests_are_answered_in_order(server: FakeServer) -> N
     assert statuses(answer) == [409, 404] * 50 + [400]
 
 
-def test_a_burst_beyond_the_queue_is_refused(tmp_path: Path) -> None:
+def test_a_burst_beyond_the_queue_is_refused(server: FakeServer) -> None:
     """A connection that is refused gets an answer and may come back; all others are served."""
 
-    async def burst(server: FakeServer) -> list[httpx.Response]:
+    async def burst() -> list[httpx.Response]:
         limits = httpx.Limits(max_connections=600)
         async with httpx.AsyncClient(base_url=server.url, limits=limits, timeout=60) as client:
             body = {"prompt": "x", "max_tokens": 200, "ignore_eos": True}
             asked = [client.post("/generate", json=body) for _ in range(600)]
             return await asyncio.gather(*asked)
 
-    with fake_server(tmp_path) as server:
-        answers = asyncio.run(burst(server))
+    answers = asyncio.run(burst())
 
     refused = [response for response in answers if response.status_code == 429]
     served = [response for response in answers if response.status_code == 200]

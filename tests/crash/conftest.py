@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     reason = why_no_strace() if here else None
     for item in here:
         item.add_marker(pytest.mark.crash)
-        if reason is not None:
+        if reason is not None and "sweep" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.skip(reason=reason))
 
 

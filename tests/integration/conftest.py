@@ -1,13 +1,14 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from server.default_model import ensure_default_model
 from server.settings import Settings
-from tests.running_server import RunningServer, running_server
+from tests.running_server import RunningServer, SharedServers
 from tests.small_model import save_small_model
 
 
@@ -24,18 +25,21 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def small_server(
-    small_model: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RunningServer]:
-    store = tmp_path_factory.mktemp("integration") / "store"
+def small_server(small_model: Path, shared_servers: SharedServers) -> RunningServer:
     flags = ("--dtype", "float32", "--num-threads", "1", "--kv-cache-bytes", str(256 << 20))
-    with running_server(small_model, store, *flags) as running:
-        yield running
+    return shared_servers.get(small_model, *flags)
+
+
+@pytest.fixture(scope="session")
+def short_smollm2(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real weights and the real tokenizer for a third of the work: SmolLM2's first layers."""
+    folder = tmp_path_factory.mktemp("short") / "model"
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32, num_hidden_layers=6)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(smollm2).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def server(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """SmolLM2 in float32, in which greedy tokens do not depend on the batch."""
-    store = tmp_path_factory.mktemp("integration") / "store"
-    with running_server(smollm2, store, "--dtype", "float32", "--num-threads", "1") as running:
-        yield running
+def short_server(short_smollm2: Path, shared_servers: SharedServers) -> RunningServer:
+    return shared_servers.get(short_smollm2, "--dtype", "float32", "--num-threads", "1")

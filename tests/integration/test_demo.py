@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from foreword_client import Client
 from foreword_client.cli import make_app
 from server.demo.tasks import DEMO_TASKS
 from server.engine.sizing import choose_dtype
-from tests.running_server import RunningServer, running_server
+from tests.running_server import RunningServer, SharedServers
 
 pytestmark = pytest.mark.smollm2
 
@@ -33,13 +32,11 @@ BFLOAT16 = pytest.param(
 
 
 @pytest.fixture(scope="module", params=["float32", BFLOAT16])
-def demo(
-    smollm2: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Iterator[RunningServer]:
-    store = tmp_path_factory.mktemp("demo") / "store"
-    flags = ("--demo", "--num-threads", "1", "--dtype", request.param)
-    with running_server("default", store, *flags) as running:
-        yield running
+def demo(shared_servers: SharedServers, request: pytest.FixtureRequest) -> RunningServer:
+    if request.param == "float32":
+        server: RunningServer = request.getfixturevalue("demo_server")
+        return server
+    return shared_servers.get("default", "--demo", "--dtype", request.param, "--num-threads", "1")
 
 
 def test_every_demo_task_answers_its_example(demo: RunningServer) -> None:

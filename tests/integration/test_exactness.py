@@ -37,11 +37,8 @@ PROMPTS = [
     "The capital of France is",
     "Once upon a time, in a village by the sea,",
     "def fibonacci(n):",
-    "Water boils at",
-    "My favourite book is about a dragon who",
     "1, 2, 3, 5, 8,",
     "The three most important things when you bake bread are",
-    "Dear Sir or Madam,\n\nI am writing to you because",
 ]
 TEXT = "You answer in rhymes, you never use the letter Q, and you love the sea.\n\n"
 
@@ -78,6 +75,11 @@ def peft_configs() -> dict[str, peft.PeftConfig]:
         "prompt": peft.PromptTuningConfig(**common),
         "ptuning": peft.PromptEncoderConfig(**common, encoder_hidden_size=64),
     }
+
+
+@pytest.fixture(scope="module")
+def server(demo_server: RunningServer) -> RunningServer:
+    return demo_server
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import httpx
 from tests.running_server import RunningServer
 
 NUM_STREAMS = 16
-NUM_SWAPS = int(os.environ.get("NUM_SWAPS", "80"))
+NUM_SWAPS = int(os.environ.get("NUM_SWAPS", "40"))
 NUM_NEW = 24
 PROMPT = "My favourite place in the world is"
 TEXTS = [

@@ -12,13 +12,10 @@ import httpx
 import openai
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.integration.openai_reference import Reference, penalised
-from tests.running_server import RunningServer, running_server
+from tests.running_server import RunningServer
 
 pytestmark = pytest.mark.smollm2
 
@@ -35,20 +32,8 @@ TOLERANCE = 2e-4
 
 
 @pytest.fixture(scope="module")
-def short_smollm2(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Real weights and the real tokenizer for a third of the work."""
-    folder = tmp_path_factory.mktemp("short") / "model"
-    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32, num_hidden_layers=6)
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(smollm2).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def server(short_smollm2: Path) -> Iterator[RunningServer]:
-    flags = ("--dtype", "float32", "--num-threads", "1")
-    with running_server(short_smollm2, short_smollm2.with_name("store"), *flags) as running:
-        yield running
+def server(short_server: RunningServer) -> RunningServer:
+    return short_server
 
 
 @pytest.fixture(scope="module")

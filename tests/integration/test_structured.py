@@ -1,4 +1,5 @@
-"""Answers that follow a schema, and answers that are chosen, with the real SmolLM2 in float32."""
+"""Answers that follow a schema, and answers that are chosen, with the vocabulary and the first six
+layers of SmolLM2 in float32."""
 
 from __future__ import annotations
 
@@ -48,14 +49,19 @@ class Pet(BaseModel):
 
 
 @pytest.fixture(scope="module")
+def server(short_server: RunningServer) -> RunningServer:
+    return short_server
+
+
+@pytest.fixture(scope="module")
 def client(server: RunningServer) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
-def model(smollm2: Path) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
+def model(short_smollm2: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(short_smollm2, dtype=torch.float32).eval()
 
 
 async def ask(url: str, bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -8,7 +8,14 @@ from collections.abc import Callable
 import pytest
 
 from prefix_store import strict_json
-from prefix_store.strict_json import MAX_DEPTH, MAX_FIELDS, MAX_VALUES, TooManyValues, parse
+from prefix_store.strict_json import (
+    MAX_DEPTH,
+    MAX_FIELDS,
+    MAX_ITEMS,
+    MAX_VALUES,
+    TooManyValues,
+    parse,
+)
 
 
 def listed(item: str, num_items: int) -> bytes:
@@ -29,6 +36,15 @@ def test_numbers_are_not_counted_and_neither_is_what_stands_in_texts() -> None:
     assert parse(listed("12345", 3 * MAX_VALUES)) == [12345] * 3 * MAX_VALUES
     text = '[{"' * MAX_VALUES + "\\"
     assert parse(json.dumps([text, "\\", '"']).encode()) == [text, "\\", '"']
+
+
+def test_numbers_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    most = listed("1", MAX_ITEMS + 1)
+    assert len(parse(most)) == MAX_ITEMS + 1
+
+    monkeypatch.setattr(strict_json, "json", None)  # nothing is parsed
+    with pytest.raises(TooManyValues, match="1000000 values"):
+        parse(most.replace(b"]", b",1]"))
 
 
 def test_as_many_values_as_are_allowed_are_taken() -> None:

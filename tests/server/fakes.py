@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import httpx
 import tokenizers
@@ -22,11 +23,11 @@ from server.engine.ipc.stream import TokenStream
 from server.engine.params import (
     DEFAULT_SCHEDULING,
     Delta,
-    Logprobs,
     SamplingParams,
     SchedulingParams,
 )
 from server.errors import EngineUnavailable, ServerError
+from tests.server.scores import fake_scores
 
 CHATML = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
@@ -73,6 +74,7 @@ INFO = EngineInfo(
     attention="ref",
     max_model_len=256,
     max_num_seqs=4,
+    kv_pool_tokens=1024,
     eos_token_ids=[257],
 )
 
@@ -224,7 +226,11 @@ class FakeEngine:
         asked = {"token_ids": token_ids, "embeddings": embeddings, "origin": origin}
         self.compiled.append(asked)
         assert self.compile_to is not None, "this test needs a compile_to"
-        return await asyncio.to_thread(self.compile_to, **asked)
+        written = asyncio.ensure_future(asyncio.to_thread(self.compile_to, **asked))
+        try:
+            return await asyncio.shield(written)
+        except asyncio.CancelledError:  # too late
+            return await written
 
     def _make(
         self, prefix: Digest | None, token_ids: list[int], sampling: SamplingParams
@@ -243,10 +249,12 @@ class FakeEngine:
     ) -> None:
         try:
             if sampling.prompt_logprobs is not None:
-                scored = prompt[sampling.first_scored :]  # two chunks
-                for half in filter(None, (scored[:2], scored[2:])):
-                    scores = fake_scores(half, sampling.prompt_logprobs)
-                    stream.put(Delta(number, [], None, prompt_logprobs=scores))
+                scored = prompt[sampling.first_scored :]
+                for start, end in pairwise([0, 2, *range(514, len(scored) + 512, 512)]):
+                    if part := scored[start:end]:
+                        scores = fake_scores(part, sampling.prompt_logprobs)
+                        stream.put(Delta(number, [], None, prompt_logprobs=scores))
+                    await asyncio.sleep(0)
             for i, token_id in enumerate(made[: sampling.max_tokens]):
                 await asyncio.sleep(self.delay_s)
                 if self.fail_after is not None and i >= self.fail_after[0]:
@@ -269,15 +277,6 @@ class FakeEngine:
         self.num_cancelled += 1
         if (task := self._running.pop(number, None)) is not None:
             task.cancel()
-
-
-def fake_scores(token_ids: list[int], num_top: int | None) -> Logprobs | None:
-    """The token itself is the likeliest, then the one after it in the vocabulary, and so on."""
-    if num_top is None:
-        return None
-    tops = [[(token_id + i) % 256 for i in range(num_top)] for token_id in token_ids]
-    logprobs = [[-0.5 * (i + 1) for i in range(num_top)] for _ in token_ids]
-    return Logprobs([-0.5 for _ in token_ids], tops, logprobs)
 
 
 def expected_tokens(prefix: Digest | None, token_ids: list[int], num_tokens: int) -> list[int]:

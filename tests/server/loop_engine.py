@@ -17,7 +17,8 @@ from prefix_store.blobs.blobs import BlobStore
 from prefix_store.digest import Digest
 from prefix_store.prefix import Prefix
 from server.engine.ipc import messages as m
-from server.engine.ipc.client import EngineClient, EngineState
+from server.engine.ipc.client import EngineClient
+from server.engine.ipc.state import EngineState
 from server.engine.loop.grammars import Grammars
 from server.engine.loop.loop import ConnectionClosed, Inbox, StepLoop
 from server.engine.loop.prefix_compiler import PrefixCompiler
@@ -99,10 +100,14 @@ class Device:
         self.probes: dict[int, Tensor | None] = {}
         self._prefix_of = prefix_of
         self._forgets_mask = forgets_mask
+        self.answers_probes = False
+        """Whether it keeps logits for verifications: those of nothing but zeros."""
         self._pool = [[0] * PAGE_SIZE for _ in range(NUM_PAGES)]
 
     def launch(self, batch: Batch) -> FinishedStep:
         tokens = [self._run(chunk) for chunk in batch.chunks]
+        if self.answers_probes:
+            self.probes.update(dict.fromkeys(self.probes, torch.zeros(2)))
         return FinishedStep(
             [t for t, chunk in zip(tokens, batch.chunks, strict=True) if chunk.samples]
         )
@@ -131,6 +136,7 @@ class LoopEngine(EngineClient):
         self._blobs = blobs
         self._forgets_mask = forgets_mask
         self._thread: Thread | None = None
+        self.on_event: Callable[[m.Event], None] = self._dispatch
 
     @property
     def num_cached_tokens(self) -> int:
@@ -150,14 +156,16 @@ class LoopEngine(EngineClient):
             eos_token_ids=[EOS],
             prompt_cache=PromptCache(allocator),
         )
-        loop = StepLoop(
+        self.compiler = PrefixCompiler(self._inbox.put, self._blobs, BASE)
+        self.device = Device(self.residency.get, forgets_mask=self._forgets_mask)
+        self.loop = loop = StepLoop(
             self._inbox,
-            lambda event: on_loop(self._dispatch, event),
+            lambda event: on_loop(self.on_event, event),
             self.scheduler,
             self.residency,
-            Device(self.residency.get, forgets_mask=self._forgets_mask),  # type: ignore[arg-type]
+            self.device,  # type: ignore[arg-type]
             KvPool(BASE, num_pages=1, page_size=1, device="cpu"),
-            PrefixCompiler(self._inbox.put, self._blobs, BASE),
+            self.compiler,
             Grammars(self._inbox.put, make_vocabulary),
             overlap=False,
         )

@@ -132,7 +132,7 @@ async def test_a_name_that_may_not_exist_makes_no_label(
 ) -> None:
     await push(http, "x")
     await ask(http, 1)
-    services.router._num_preparing = 10_000
+    services.router._admission.count_not_submitted(10_000)
     for task in ("x", "nope"):
         answer = await http.post(f"/generate?task={task}", json={"prompt": "a"})
         assert answer.json()["code"] == "overloaded"

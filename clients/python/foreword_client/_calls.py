@@ -89,8 +89,9 @@ def split(changes: types.PushFields) -> tuple[types.DefinitionFields, types.Prof
     return fields, profile
 
 
-def tasks(after: str | None) -> Call[types.TaskPage]:
-    params: dict[str, str | int] = {} if after is None else {"after": after}
+def tasks(after: str | None, query: Mapping[str, Any]) -> Call[types.TaskPage]:
+    asked = {**_only(query, types.TaskQuery.__annotations__), "after": after}
+    params = {name: value for name, value in asked.items() if value is not None}
     return Call("GET", "/tasks", _as(types.TaskPage), params=params, repeatable=True)
 
 

@@ -122,12 +122,12 @@ class AsyncClient(AsyncConnection):
             upload, _ = await _seen.async_changed(self, task, upload, fields, None)
         return await self._call(_calls.rehearse(task, upload, activate=activate))
 
-    async def tasks(self) -> list[types.Task]:
-        """List all tasks, sorted by name."""
-        page = await self._call(_calls.tasks(None))
+    async def tasks(self, **query: Unpack[types.TaskQuery]) -> list[types.Task]:
+        """List all tasks, or those that a query finds; by name unless it says otherwise."""
+        page = await self._call(_calls.tasks(None, query))
         tasks = list(page.tasks)
         while page.next_after is not None:
-            page = await self._call(_calls.tasks(page.next_after))
+            page = await self._call(_calls.tasks(page.next_after, query))
             tasks += page.tasks
         return tasks
 

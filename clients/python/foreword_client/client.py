@@ -140,12 +140,12 @@ class Client(Connection):
             upload, _ = _seen.changed(self, task, upload, fields, None)
         return self._call(_calls.rehearse(task, upload, activate=activate))
 
-    def tasks(self) -> list[types.Task]:
-        """List all tasks, sorted by name."""
-        page = self._call(_calls.tasks(None))
+    def tasks(self, **query: Unpack[types.TaskQuery]) -> list[types.Task]:
+        """List all tasks, or those that a query finds; by name unless it says otherwise."""
+        page = self._call(_calls.tasks(None, query))
         tasks = list(page.tasks)
         while page.next_after is not None:
-            page = self._call(_calls.tasks(page.next_after))
+            page = self._call(_calls.tasks(page.next_after, query))
             tasks += page.tasks
         return tasks
 

@@ -119,15 +119,18 @@ PrincipalDep = Annotated[Principal, Depends(get_principal)]
 
 
 class Access:
-    """Authenticates requests. `store` looks up keys in the database."""
+    """Authenticates requests. `store` looks up keys in the database.
 
-    def __init__(self, keys: KeyStore, store: AsyncStore) -> None:
+    `max_concurrency` is for keys that have none of their own.
+    """
+
+    def __init__(self, keys: KeyStore, store: AsyncStore, *, max_concurrency: int) -> None:
         self._keys = keys
         self._store = store
         self._attempts = AttemptLimit()
         self._keys_exist = False
         self._asked_s = float("-inf")
-        self.limits = KeyLimits()
+        self.limits = KeyLimits(max_concurrency)
 
     async def principal(self, request: HTTPConnection) -> Principal:
         """Authenticate a request.

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Coroutine, Mapping
-from contextlib import AsyncExitStack
-from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import wraps
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 from fastapi import Depends, Header, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from pydantic import TypeAdapter, ValidationError
 
 from prefix_store import strict_json
 from prefix_store.registry.keys import KeyStore
 from prefix_store.registry.replica import Replica
 from server.api.http.assets import Asset
 from server.async_store import AsyncStore
-from server.budgets import MemoryTurns
 from server.engine.ipc.protocol import Engine
 from server.errors import InvalidRequest, MalformedRequest, UnsupportedBody
 from server.generation.router import Router
@@ -26,6 +24,7 @@ from server.metrics import Metrics
 from server.publishing.canary import SplitGuard
 from server.publishing.definitions import Definitions
 from server.publishing.downloads import Downloads
+from server.publishing.rechecks import Rechecks
 from server.publishing.spool import Spool
 from server.publishing.uploads import Uploads
 from server.settings import Settings
@@ -35,12 +34,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _LARGE_JSON = 64 << 10
-MAX_PARSED_BYTES = 128 << 20
-JSON_MEMORY_RATIO = 16
-"""Memory that the costliest body takes until it is validated, relative to its size: a list of small
-numbers, each in a list of values and in a list of what is wrong with them."""
-_turn: ContextVar[AsyncExitStack] = ContextVar("turn")
-"""The turn of the request's body to be parsed and validated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +49,7 @@ class Services:
     uploads: Uploads
     downloads: Downloads
     spool: Spool
+    rechecks: Rechecks
     definitions: Definitions
     split_guard: SplitGuard
     metrics: Metrics
@@ -65,12 +59,12 @@ class Services:
     """Version of the server."""
     replica: Replica | None
     """Replica of a shared registry, if it is shared."""
-    json_turns: MemoryTurns
-    """Memory for the large JSON bodies that are being parsed and validated."""
     console: Mapping[str, Asset]
     """Files of the web console by name; empty if it is disabled."""
     in_progress: set[tuple[str, ...]] = field(default_factory=set)
     """Idempotent requests in progress."""
+    large_bodies: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while a large body is parsed and validated."""
 
     async def run_in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run blocking work that is not part of a request for tokens, such as hashing a body."""
@@ -79,6 +73,11 @@ class Services:
     async def run_for_request(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run blocking work of a request, on a pool that a database outage cannot block."""
         return await self.store.run("requests", work, *args, **kwargs)
+
+    async def written(self, write: Callable[[], T], *, is_slow: bool) -> T:
+        """Write an answer, off the event loop if it has what is slow to write: log-probabilities
+        of many tokens, or the text of a long prompt."""
+        return await self.run_for_request(write) if is_slow else write()
 
 
 def get_services(request: Request) -> Services:
@@ -115,11 +114,22 @@ def require_json(request: Request) -> None:
 class StrictRequest(Request):
     """Request with a strict JSON parser: no duplicate keys, NaN or lone surrogates."""
 
+    async def read(self, model: TypeAdapter[Any]) -> None:
+        """Parse and validate the body. Then `json` returns a valid instance of the model, which
+        FastAPI takes as it is.
+
+        A large body is validated on a thread, one at a time: validation is one call that holds the
+        interpreter lock, and several in a row would stop the event loop.
+        """
+        raw = await self.body()
+        if len(raw) <= _LARGE_JSON:
+            self._json = _parse(raw)
+            return
+        services: Services = self.app.state.services
+        async with services.large_bodies:
+            self._json = await asyncio.to_thread(_validated, raw, model)
+
     async def json(self) -> Any:
-        if not hasattr(self, "_json"):
-            raw = await self.body()
-            parsed = asyncio.to_thread(_parse, raw) if len(raw) > _LARGE_JSON else _soon(raw)
-            self._json = await parsed
         return self._json
 
 
@@ -137,37 +147,19 @@ class OpenAIRoute(APIRoute):
     """Route whose JSON body, if it takes one, is parsed strictly before FastAPI validates it."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        if self.body_field is None:
-            return super().get_route_handler()
-        assert self.dependant.call is not None
-        self.dependant.call = _once_validated(self.dependant.call)
         answer = super().get_route_handler()
+        body = self.body_field
+        if body is None:
+            return answer
+        model: TypeAdapter[Any] = TypeAdapter(body.field_info.annotation or Any)
 
         async def checked(request: Request) -> Response:
             require_json(request)
             strict = StrictRequest(request.scope, request.receive)
-            num_bytes = len(await strict.body())
-            async with AsyncExitStack() as turn:
-                if num_bytes > _LARGE_JSON:
-                    needed = num_bytes * JSON_MEMORY_RATIO
-                    turns = get_services(request).json_turns
-                    await turn.enter_async_context(turns.turn(needed))
-                _turn.set(turn)
-                await strict.json()  # raises our own errors outside of FastAPI's catch-all
-                return await answer(strict)
+            await strict.read(model)  # raises our own errors outside of FastAPI's catch-all
+            return await answer(strict)
 
         return checked
-
-
-def _once_validated(call: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
-    """Wrap an endpoint so that it lets the next large body be parsed, as its own is validated."""
-
-    @wraps(call)
-    async def endpoint(**arguments: Any) -> Any:
-        await _turn.get().aclose()
-        return await call(**arguments)
-
-    return endpoint
 
 
 class JsonRoute(OpenAIRoute):
@@ -185,8 +177,14 @@ class JsonRoute(OpenAIRoute):
         return checked
 
 
-async def _soon(raw: bytes) -> Any:
-    return _parse(raw)
+def _validated(raw: bytes, model: TypeAdapter[Any]) -> Any:
+    """Raises what FastAPI raises for a body that is not valid."""
+    parsed = _parse(raw)
+    try:
+        return model.validate_python(parsed)
+    except ValidationError as exc:
+        errors = exc.errors(include_url=False)
+        raise RequestValidationError([e | {"loc": ("body", *e["loc"])} for e in errors]) from None
 
 
 def _parse(raw: bytes) -> Any:

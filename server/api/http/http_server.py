@@ -29,6 +29,8 @@ _MIN_CHUNK = 256
 _MAX_UNSENT_BYTES = 16 << 10
 _OTHER_FILES = 256
 """File descriptors reserved for blobs, the registry and logs."""
+MIN_FILES = _OTHER_FILES + 64
+"""Smallest limit of open files with which the server works."""
 
 
 class ChunkLimitConnection(h11.Connection):
@@ -194,16 +196,18 @@ class HttpServer(uvicorn.Server):
         self._services: Services = app.state.services
         self._drain_timeout_s = drain_timeout_s
         settings = self._services.settings
+        max_connections = raise_file_limit(settings.max_connections)
         protocol = partial(
             DeadlineProtocol,
             write_timeout_s=settings.write_timeout_s,
-            max_connections=_raise_file_limit(settings.max_connections),
+            max_connections=max_connections,
             idle={},
         )
         config = uvicorn.Config(
             app,
             http=protocol,  # type: ignore[arg-type]
             ws="none",
+            backlog=max_connections,
             lifespan="off",  # the caller enters it: a failed start is one line, no traceback
             log_config=None,
             access_log=False,
@@ -229,10 +233,14 @@ class HttpServer(uvicorn.Server):
         await self._services.engine.stop(0)
 
 
-def _raise_file_limit(max_connections: int) -> int:
-    """Raise the limit of open files if allowed; return the possible number of connections."""
+def raise_file_limit(max_connections: int) -> int:
+    """Raise the limit of open files if allowed; return the possible number of connections.
+
+    asyncio accepts as many new connections as the backlog holds before the first of them can be
+    closed, so that there may be twice as many.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = max(soft, max_connections + _OTHER_FILES)
+    wanted = max(soft, 2 * max_connections + _OTHER_FILES)
     allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-    return max(1, min(max_connections, allowed - _OTHER_FILES))
+    return max(1, min(max_connections, (allowed - _OTHER_FILES) // 2))

@@ -46,9 +46,14 @@ class TokenBucket:
 
 
 class KeyLimits:
-    """Enforces the limits of keys. Not thread-safe: used on the event loop only."""
+    """Enforces the limits of keys. Not thread-safe: used on the event loop only.
 
-    def __init__(self) -> None:
+    `max_concurrency` is for keys that have none of their own. `server.generation.admission` applies
+    the same limits to sequences, of which a request can have many.
+    """
+
+    def __init__(self, max_concurrency: int) -> None:
+        self._max_concurrency = max_concurrency
         self._buckets: dict[str, TokenBucket] = {}
         self._num_running: Counter[str] = Counter()
 
@@ -58,8 +63,9 @@ class KeyLimits:
         if key is None:
             yield
             return
-        if key.max_concurrency is not None and self._num_running[key.id] >= key.max_concurrency:
-            raise KeyLimitReached(f"the key allows {key.max_concurrency} concurrent requests", 1)
+        limit = key.max_concurrency or self._max_concurrency
+        if self._num_running[key.id] >= limit:
+            raise KeyLimitReached(f"the key allows {limit} concurrent requests", 1)
         if (wait_s := self._take(key)) > 0:
             said = f"the key allows {key.requests_per_s:g} requests per second"
             raise KeyLimitReached(said, math.ceil(wait_s))

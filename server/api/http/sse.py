@@ -1,16 +1,13 @@
-"""Server-sent event streams that stop when the client disconnects."""
+"""Server-sent event streams."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 
 import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
-
-from server.api.http.disconnect import disconnected
 
 _encoder = msgspec.json.Encoder()
 
@@ -29,7 +26,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 class EventStream(Response):
-    """Streams events. `close` is always called at the end, also on failure or disconnect."""
+    """Streams events. `close` is always called at the end, also on failure or cancellation."""
 
     media_type = "text/event-stream"
 
@@ -48,25 +45,15 @@ class EventStream(Response):
         self._close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        writer = asyncio.ensure_future(self._write(send))
-        gone = asyncio.ensure_future(disconnected(receive))
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         try:
-            await asyncio.wait({writer, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if writer.done():
-                writer.result()
+            async with aclosing(self._events) as events:
+                await send(start)
+                async for chunk in events:
+                    await send(_body(chunk, more=True))
+                await send(_body(b"", more=False))
         finally:
             self._close()
-            writer.cancel()
-            gone.cancel()
-            await asyncio.gather(writer, gone, return_exceptions=True)
-
-    async def _write(self, send: Send) -> None:
-        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        async with aclosing(self._events) as events:
-            await send(start)
-            async for chunk in events:
-                await send(_body(chunk, more=True))
-            await send(_body(b"", more=False))
 
 
 def _body(chunk: bytes, *, more: bool) -> dict[str, object]:

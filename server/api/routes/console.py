@@ -1,16 +1,19 @@
-"""Static files of the web console. They are public; the data they load needs a key."""
+"""Static files of the web console, and the server's root, which leads there. They are public; the
+data that the console loads needs a key."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from server.api.http.access import public
 from server.api.http.assets import Asset
 from server.api.http.deps import ServicesDep
 
+root = APIRouter(include_in_schema=False)
 routes = APIRouter(prefix="/console", include_in_schema=False)
 
 _POLICY = (
@@ -26,6 +29,21 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+
+
+_PLACES = {"console": "console/", "docs": "docs", "openapi": "openapi.json", "livez": "livez"}
+"""Relative to the root, so that they are right under any proxy path."""
+
+
+@root.get("/")
+@public
+async def to_console(request: Request, services: ServicesDep) -> Response:
+    """Redirect a browser to the console; tell a program where things are."""
+    _find(services.console, "index.html")
+    headers = {"Vary": "Accept", "Cache-Control": "no-cache"}
+    if "text/html" in request.headers.get("accept", "").lower():
+        return Response(status_code=307, headers=headers | {"Location": "console/"})
+    return JSONResponse(_PLACES, headers=headers)
 
 
 @routes.get("")

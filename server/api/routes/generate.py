@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
@@ -13,8 +13,13 @@ from fastapi import APIRouter, Query, Request, Response
 from prefix_store.reference import MAX_VERSION
 from server.api.http import problems, sse
 from server.api.http.access import PrincipalDep, needs
-from server.api.http.deps import JsonRoute, ServicesDep, TrafficKeyHeader, traffic_key
-from server.api.http.disconnect import until_disconnect
+from server.api.http.deps import (
+    JsonRoute,
+    Services,
+    ServicesDep,
+    TrafficKeyHeader,
+    traffic_key,
+)
 from server.api.schemas.generate import GenerateRequest, GenerateResponse, ranking_of
 from server.api.schemas.logprobs import plain, scored
 from server.errors import ServerError
@@ -58,19 +63,18 @@ async def generate(
     """Complete a prompt after the task's prefix, whole or token by token."""
     principal.check_task(task)
     key = traffic_key(body.traffic_key or key, request)
-    admitted = services.router.admit(task, version, body.params(), key=key)
-    completion = await until_disconnect(request, admitted)
+    completion = await services.router.admit(
+        task, version, body.params(), key=key, client=principal.key
+    )
     headers = target_headers(completion)
     note(request, completion)
     write = Writer(body, request, completion, services.tokenizer)
     if body.stream:
-        events = _events(completion, request, write)
+        events = _events(completion, request, write, services)
         return sse.EventStream(events, close=completion.close, headers=headers)
-    whole = await until_disconnect(request, completion.collect())
+    whole = await completion.collect()
     note(request, completion)
-    work = partial(write.answer, whole)  # log-probabilities of a long prompt are slow to write
-    answer = await services.run_for_request(work) if write.has_scores else work()
-    content = _encoder.encode(answer | {"text": whole.text})
+    content = await services.written(partial(write.whole, whole), is_slow=write.has_scores)
     return Response(content, headers=headers, media_type="application/json")
 
 
@@ -86,6 +90,14 @@ class Writer:
     @property
     def has_scores(self) -> bool:
         return self.body.logprobs is not None or self.body.prompt_logprobs is not None
+
+    def whole(self, whole: Piece) -> bytes:
+        """The answer as JSON."""
+        return _encoder.encode(self.answer(whole) | {"text": whole.text})
+
+    def done(self, pieces: Sequence[Piece]) -> bytes:
+        """The last event of a stream: the answer without its text."""
+        return sse.event("done", self.answer(joined(pieces)))
 
     def token(self, piece: Piece) -> TokenEvent | None:
         """The event of a piece; None for an empty piece."""
@@ -133,7 +145,7 @@ class Writer:
 
 
 async def _events(
-    completion: Completion, request: Request, write: Writer
+    completion: Completion, request: Request, write: Writer, services: Services
 ) -> AsyncGenerator[bytes, None]:
     """The events of a stream. The status is sent already: an error becomes an `error` event."""
     pieces: list[Piece] = []
@@ -142,7 +154,7 @@ async def _events(
             pieces.append(piece)
             if (token := write.token(piece)) is not None:
                 yield sse.event("token", token)
-        yield sse.event("done", write.answer(joined(pieces)))
+        yield await services.written(partial(write.done, pieces), is_slow=write.has_scores)
     except ServerError as exc:
         yield sse.event("error", problems.describe(exc, request.state.request_id))
     finally:

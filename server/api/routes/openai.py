@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -20,7 +21,6 @@ from prefix_store.reference import Reference
 from server.api.http import problems, sse
 from server.api.http.access import Principal, PrincipalDep, needs
 from server.api.http.deps import OpenAIRoute, Services, ServicesDep, TrafficKeyHeader, traffic_key
-from server.api.http.disconnect import until_disconnect
 from server.api.routes.generate import note, target_headers
 from server.api.schemas.openai import ChatRequest, CompletionRequest
 from server.api.schemas.openai_answer import AnswerFormat, ChoiceWriter
@@ -99,10 +99,9 @@ async def _complete(
     key: str | None,
 ) -> Response:
     task, version = _target(body.model, services, principal)
-    admitted = services.router.admit_all(
-        task, version, body.params(), key=traffic_key(key, request)
+    running = await services.router.admit_all(
+        task, version, body.params(), key=traffic_key(key, request), client=principal.key
     )
-    running = await until_disconnect(request, admitted)
     return await _respond(body, running, request, services)
 
 
@@ -128,18 +127,18 @@ async def _respond(
     choices = [ChoiceWriter(answer, i, completion) for i, completion in enumerate(running)]
     headers = target_headers(running[0])
     if body.stream:
-        events = _events(answer, choices, running, request)
+        events = _events(answer, choices, running, request, services)
         return sse.EventStream(events, close=lambda: _close(running), headers=headers)
-    pieces = await until_disconnect(request, _collect(running))
+    pieces = await _collect(running)
     note(request, *running)
 
-    def written() -> list[dict[str, Any]]:
-        return [choice.whole(piece) for choice, piece in zip(choices, pieces, strict=True)]
+    def write() -> bytes:
+        listed = [choice.whole(piece) for choice, piece in zip(choices, pieces, strict=True)]
+        rest = {"choices": listed, "usage": answer.usage(running)}
+        return _encoder.encode(answer.envelope(chunk=False) | rest)
 
-    # Log-probabilities of long prompts are slow to write.
-    listed = await services.run_for_request(written) if answer.has_scores else written()
-    usage = answer.usage(running)
-    return _json(answer.envelope(chunk=False) | {"choices": listed, "usage": usage}, headers)
+    content = await services.written(write, is_slow=answer.has_scores or answer.echo)
+    return Response(content, headers=headers, media_type="application/json")
 
 
 async def _collect(running: Sequence[Completion]) -> list[Piece]:
@@ -154,6 +153,7 @@ async def _events(
     choices: Sequence[ChoiceWriter],
     running: Sequence[Completion],
     request: Request,
+    services: Services,
 ) -> AsyncGenerator[bytes, None]:
     envelope, options = answer.envelope(chunk=True), answer.stream_options
 
@@ -163,11 +163,16 @@ async def _events(
             content["usage"] = answer.usage(running) if options.continuous_usage_stats else None
         return sse.data(content)
 
+    def chunks(choice: ChoiceWriter, piece: Piece) -> list[bytes]:
+        return [chunk(written) for written in choice.chunks(piece)]
+
     try:
         async with aclosing(_interleaved(running)) as pieces:
             async for index, piece in pieces:
-                for written in choices[index].chunks(piece):
-                    yield chunk(written)
+                write = partial(chunks, choices[index], piece)
+                is_slow = choices[index].opens_with_echo
+                for written in await services.written(write, is_slow=is_slow):
+                    yield written
         if options.include_usage:
             yield sse.data(envelope | {"choices": [], "usage": answer.usage(running)})
     except ServerError as exc:

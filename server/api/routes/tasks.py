@@ -16,6 +16,7 @@ from prefix_store.errors import TaskExists
 from prefix_store.manifest import Activation, Manifest, Profile, Task
 from prefix_store.registry.audit import Actor
 from prefix_store.registry.preconditions import Preconditions
+from prefix_store.registry.queries import Sort, State, cursor
 from server.api.http.access import PrincipalDep, needs
 from server.api.http.deps import JsonRoute, Services, ServicesDep
 from server.api.http.preconditions import ChangeHeaders, ChangeHeadersDep, make_change, tag
@@ -32,18 +33,42 @@ from server.errors import InvalidRequest
 
 routes = APIRouter(prefix="/tasks", tags=["tasks"], route_class=JsonRoute)
 
-After = Annotated[str | None, Query(max_length=63, description="Return names after this one.")]
+After = Annotated[
+    str | None, Query(max_length=100, description="Return what follows: a page's `next_after`.")
+]
+Search = Annotated[
+    str,
+    Query(
+        max_length=100,
+        pattern=r"^[^\x00]*$",
+        description="Only tasks whose name or description contains this, in upper or lower case.",
+    ),
+]
+StateFilter = Annotated[
+    State | None,
+    Query(description="Only tasks with an active version, a traffic split, or no active version."),
+]
+SortBy = Annotated[Sort, Query(description="Order of the list; `-` reverses it.")]
 
 
 @routes.get("")
 @needs("read")
 async def list_tasks(
-    services: ServicesDep, principal: PrincipalDep, limit: Limit = 100, after: After = None
+    services: ServicesDep,
+    principal: PrincipalDep,
+    limit: Limit = 100,
+    after: After = None,
+    search: Search = "",
+    state: StateFilter = None,
+    sort: SortBy = "name",
 ) -> TaskPage:
-    """List tasks by name, one page at a time."""
-    tasks = await services.store.list_tasks(after, limit + 1, principal.globs)
+    """List tasks, by name unless `sort` says otherwise, one page at a time."""
+    tasks = await services.store.list_tasks(
+        after, limit + 1, principal.globs, search=search, state=state, sort=sort
+    )
     is_last = len(tasks) <= limit
-    return TaskPage(tasks=tasks[:limit], next_after=None if is_last else tasks[limit - 1].name)
+    next_after = None if is_last else cursor(tasks[limit - 1], sort)
+    return TaskPage(tasks=tasks[:limit], next_after=next_after)
 
 
 @routes.get("/{task}")
@@ -118,6 +143,7 @@ async def delete_task(
     async def work(preconditions: Preconditions) -> None:
         versions = await services.store.list_versions(task)
         await services.store.delete_task(task, preconditions, by=principal.actor)
+        services.rechecks.end(versions)
         await services.uploads.unload(versions)
 
     return await make_change(
@@ -140,7 +166,7 @@ async def activate(
     async def work(preconditions: Preconditions) -> ActivationResponse:
         activation = await services.store.current_activation(task)
         manifest = await services.store.get_version(task, body.version)
-        await services.uploads.check_golden(manifest)
+        await services.rechecks.check_golden(manifest)
         answer = _activated(manifest, await services.uploads.load(manifest.digest))
         preconditions = replace(preconditions, expected_activation=activation).after(
             lambda _: answer

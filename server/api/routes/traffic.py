@@ -77,7 +77,7 @@ async def put_traffic(
         manifests = [await services.store.get_version(task, number) for number in weights]
         rule = await _rule(services, body, task, manifests)
         for manifest in manifests:
-            await services.uploads.check_golden(manifest)
+            await services.rechecks.check_golden(manifest)
             warnings.append(await services.uploads.load(manifest.digest))
         warning = "; ".join(filter(None, warnings)) or None
         return await _set(services, task, weights, preconditions, principal, warning, rule)

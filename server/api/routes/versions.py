@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -16,7 +15,6 @@ from prefix_store.manifest import Manifest
 from prefix_store.registry.preconditions import Preconditions
 from server.api.http.access import Principal, PrincipalDep, needs
 from server.api.http.deps import JsonRoute, Services, ServicesDep
-from server.api.http.disconnect import disconnected, until_disconnect
 from server.api.http.preconditions import ChangeHeaders, ChangeHeadersDep, make_change
 from server.api.routes.residency import residency
 from server.api.schemas.admin import (
@@ -155,7 +153,7 @@ async def get_version(
 async def verify(task: TaskPath, version: VersionPath, services: ServicesDep) -> VerificationReport:
     """Verify a version again: its stored bytes, a test forward, its golden prompts."""
     manifest = await services.store.get_version(task, version)
-    checks = await services.uploads.verify(manifest)
+    checks = await services.rechecks.verify(manifest)
     return VerificationReport(
         task=task,
         version=version,
@@ -180,6 +178,7 @@ async def delete_version(
     async def work(preconditions: Preconditions) -> None:
         manifest = await services.store.get_version(task, version)
         await services.store.delete_version(task, version, preconditions, by=principal.actor)
+        services.rechecks.end([manifest])
         await services.uploads.unload([manifest])
 
     return await make_change(
@@ -203,7 +202,7 @@ async def download(
         "tar": services.downloads.tar,
         "peft": services.downloads.peft,
     }[format](manifest)
-    found = await until_disconnect(request, opened)
+    found = await opened
     is_artifact = format == "artifact"
     suffix, media_type = (
         ("safetensors", formats.SAFETENSORS) if is_artifact else ("tar", formats.TAR[0])
@@ -252,7 +251,6 @@ async def _push(
             activate=options.activate,
             create=options.create,
             preflight=preflight,
-            is_wanted=lambda: not gone.done(),
             by=principal.actor,
             preconditions=preconditions,
         )
@@ -270,13 +268,7 @@ async def _push(
                 task, body, media_type, activate=options.activate, create=options.create
             )
             return _json(_dry_run_answer(result), 200)
-        # Listen from now on. A single check at the end could miss the disconnect, as the server
-        # stops reading from the socket at a body's last large piece.
-        gone = asyncio.ensure_future(disconnected(request.receive))
-        try:
-            return await make_change(services, request, task, change_headers, work, respond, body)
-        finally:
-            gone.cancel()
+        return await make_change(services, request, task, change_headers, work, respond, body)
 
 
 def _dry_run_answer(result: DryRunResult) -> Rehearsal:

@@ -45,7 +45,7 @@ class TaskDescription(Task):
 
 
 class TaskPage(BaseModel):
-    """A page of tasks, ordered by name."""
+    """A page of tasks, in the order that was asked for."""
 
     tasks: list[Task]
     next_after: str | None = Field(description="Pass it as `after` for the next page.")

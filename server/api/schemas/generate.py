@@ -18,6 +18,7 @@ from server.generation.completion import Completion
 from server.generation.prompt import GenerateParams
 from server.generation.sampling import RequestOptions
 
+MAX_MESSAGES = 1000
 USE_RANK = 'no such field: write `"rank": {"texts": [...], "by": "sum"}`'
 
 TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_TOKENS, fail_fast=True)]
@@ -46,7 +47,9 @@ class GenerateRequest(Body, RequestOptions, AnswerFields):
     )
 
     prompt: Prompt | None = Field(None, description="Text, or token ids taken as they are.")
-    messages: list[ChatMessage] | None = Field(None, min_length=1, max_length=1000, fail_fast=True)
+    messages: list[ChatMessage] | None = Field(
+        None, min_length=1, max_length=MAX_MESSAGES, fail_fast=True
+    )
     fields: TemplateFields = Field(
         default_factory=dict, description="For the named fields of a template."
     )

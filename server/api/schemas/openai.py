@@ -5,15 +5,15 @@ A field that would silently be ignored is refused: `openai_fields` has the table
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
-from pydantic import Field, Tag
+from pydantic import Field, Tag, field_validator
 
 from prefix_store import strict_json
 from prefix_store.sampling import MAX_TOKENS, Choice, Rank, Regex, ResponseFormat
 from prefix_store.wording import by_kind, by_type
 from server.api.schemas import openai_fields
-from server.api.schemas.generate import USE_RANK, NumTop, TemplateFields, TokenIds
+from server.api.schemas.generate import MAX_MESSAGES, USE_RANK, NumTop, TemplateFields, TokenIds
 from server.api.schemas.openai_fields import Fields, Open
 from server.errors import InvalidRequest, UnsupportedParameter
 from server.generation.constraint import ANYTHING, Constraint, of_fields
@@ -23,6 +23,8 @@ from server.generation.sampling import RequestOptions
 MAX_CHOICES = 64
 MAX_SCHEMA_CHARS = 256 << 10
 """Maximum length of a schema sent as text: it is parsed on the event loop."""
+MAX_PARTS = 4096
+"""Text parts in all messages of a chat."""
 CHAT_MAX_TOKENS = 1024
 """Default `max_tokens` of chats, whose clients expect a whole answer without naming a length."""
 
@@ -207,11 +209,9 @@ class CompletionRequest(OpenAIRequest):
         ]
 
     def _prompts(self) -> list[str | list[int]]:
-        if isinstance(self.prompt, str):
+        if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
             return [self.prompt]
-        if isinstance(self.prompt[0], int):
-            return [[i for i in self.prompt if isinstance(i, int)]]
-        return [prompt for prompt in self.prompt if not isinstance(prompt, int)]
+        return cast("list[str | list[int]]", self.prompt)
 
 
 class TextPart(Open):
@@ -261,10 +261,20 @@ class OpenAIMessage(Open):
 class ChatRequest(OpenAIRequest):
     """Messages for the base model's chat template, after the task's prefix."""
 
-    messages: list[OpenAIMessage] = Field(min_length=1, max_length=1000, fail_fast=True)
+    messages: list[OpenAIMessage] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
     logprobs: bool | None = None
     top_logprobs: NumTop | None = None
+
+    @field_validator("messages", mode="before")
+    @classmethod
+    def _few_parts(cls, messages: Any) -> Any:
+        """Count the parts before any is validated."""
+        first = messages[:MAX_MESSAGES] if isinstance(messages, list) else []
+        contents = (message.get("content") for message in first if isinstance(message, dict))
+        if sum(len(content) for content in contents if isinstance(content, list)) > MAX_PARTS:
+            raise ValueError(f"at most {MAX_PARTS} parts in all messages")
+        return messages
 
     def params(self) -> list[GenerateParams]:
         """One request for each choice. Raises `InvalidRequest` for what is not supported."""

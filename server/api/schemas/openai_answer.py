@@ -89,11 +89,12 @@ class ChoiceWriter:
         if self._answer.is_chat and not self._has_begun:
             yield self._written(NOTHING, "delta", {"role": "assistant", "content": ""})
         wants_all = self._answer.has_scores or self._shows_ids
-        if wants_all or self._opens_with_echo or piece.text or piece.finish_reason:
+        if wants_all or self.opens_with_echo or piece.text or piece.finish_reason:
             yield self._written(piece, "delta", {"content": piece.text})
 
     @property
-    def _opens_with_echo(self) -> bool:
+    def opens_with_echo(self) -> bool:
+        """Whether the next chunk begins with the prompt."""
         return self._answer.echo and not self._has_begun
 
     @property
@@ -101,7 +102,7 @@ class ChoiceWriter:
         return bool(self._answer.body.return_token_ids)
 
     def _written(self, piece: Piece, place: str, content: dict[str, Any]) -> dict[str, Any]:
-        echo, is_first, self._has_begun = self._opens_with_echo, not self._has_begun, True
+        echo, is_first, self._has_begun = self.opens_with_echo, not self._has_begun, True
         choice: dict[str, Any] = {"index": self._index, "finish_reason": piece.finish_reason}
         if self._shows_ids:
             choice["token_ids"] = piece.token_ids

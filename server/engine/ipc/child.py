@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import sys
 from typing import Self
@@ -13,6 +14,7 @@ import msgspec
 
 from server.engine.ipc import messages as m
 
+_EXIT_TIMEOUT_S = 2.0
 _decoder = msgspec.msgpack.Decoder(m.Event)
 
 
@@ -31,6 +33,8 @@ class EngineProcess:
         self._process = process
         self._reader = reader
         self._writer = writer
+        self._was_killed = False
+        """Whether `kill` ended it."""
 
     @classmethod
     async def spawn(cls, config: m.EngineConfig) -> Self:
@@ -77,10 +81,29 @@ class EngineProcess:
     async def kill(self) -> None:
         """Kill the process and wait until it has ended. Idempotent."""
         if self._process.returncode is None:
+            self._was_killed = True
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
             await self._process.wait()
         self._writer.close()
+
+    async def end(self) -> None:
+        """Give the process a moment to end by itself, as one does that has closed its socket."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._process.wait(), _EXIT_TIMEOUT_S)
+        await self.kill()
+
+    @property
+    def how_it_ended(self) -> str:
+        """How the process ended, in words for the log."""
+        code = self._process.returncode
+        if self._was_killed or code is None:
+            return "the engine process was stopped by the server"
+        if code == -signal.SIGKILL:
+            return "the engine process was killed from outside (SIGKILL): out of memory?"
+        if code < 0:
+            return f"the engine process crashed ({signal.Signals(-code).name})"
+        return f"the engine process exited with status {code}"
 
 
 def _environment(config: m.EngineConfig) -> dict[str, str]:

@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from enum import Enum, auto
+from collections import Counter
 from itertools import count
 
 from prefix_store.digest import Digest
 from server.engine.ipc import messages as m
 from server.engine.ipc.child import EngineProcess
 from server.engine.ipc.pending import PendingRequests
+from server.engine.ipc.state import EngineState
 from server.engine.ipc.stream import TokenStream
 from server.engine.params import DEFAULT_SCHEDULING, SamplingParams, SchedulingParams
 from server.errors import EngineUnavailable
@@ -21,17 +22,6 @@ logger = logging.getLogger(__name__)
 
 _RESTART_DELAYS_S = (0.0, 0.5, 2.0, 10.0)
 _STOPPED = "the engine stopped while it ran this request; try again"
-
-
-class EngineState(Enum):
-    STARTING = auto()
-    """A process loads the model, or one that ended is about to be replaced."""
-    READY = auto()
-    """A process runs requests. If it ends, it is replaced."""
-    DRAINING = auto()
-    """A process runs requests. It ends with the last of them, and is not replaced."""
-    STOPPED = auto()
-    """No process runs requests, and none will."""
 
 
 class EngineClient:
@@ -59,6 +49,8 @@ class EngineClient:
         self._last_event_s = 0.0
         self.stats = m.EngineStats()
         self.num_restarts = 0
+        self._pinning: Counter[Digest] = Counter()
+        """Number of running calls of `pin`."""
         self.pinned: set[Digest] = set()
         """Prefixes that every new engine process pins when it starts."""
 
@@ -148,8 +140,17 @@ class EngineClient:
         Raises `PrefixUnavailable`, `PinRefused`.
         """
         request_id = next(self._ids)
-        await self._call(request_id, m.Pin(request_id, str(prefix)))
-        self.pinned.add(prefix)
+        self._pinning[prefix] += 1
+        try:
+            await self._call(request_id, m.Pin(request_id, str(prefix)))
+            self.pinned.add(prefix)
+        except asyncio.CancelledError:
+            if self._pinning[prefix] == 1 and prefix not in self.pinned:
+                self.unpin(prefix)  # the reply may be on its way
+            raise
+        finally:
+            self._pinning[prefix] -= 1
+            self._pinning += Counter()  # drops the zeros
 
     def unpin(self, prefix: Digest) -> None:
         """Allow a pinned prefix to be evicted again."""
@@ -185,11 +186,13 @@ class EngineClient:
         """Compute a prefix and write its artifact to the blob store.
 
         The source is either `token_ids`, or `embeddings`, the digest of a blob of input embeddings.
-        Raises `CompileFailed`, and `Unavailable` if the blob store cannot be reached.
+        Raises `CompileFailed`, and `Unavailable` if the blob store cannot be reached. If it is
+        cancelled too late, it returns all the same, as the artifact is in the blob store.
         """
         request_id = next(self._ids)
         source = str(embeddings) if embeddings else None
-        reply = await self._call(request_id, m.CompilePrefix(request_id, token_ids, source, origin))
+        self._send(m.CompilePrefix(request_id, token_ids, source, origin))
+        reply = await self._pending.last_reply(request_id, lambda: self._cancel(request_id))
         assert isinstance(reply, m.PrefixCompiled)
         return reply
 
@@ -203,7 +206,6 @@ class EngineClient:
                 return  # the very first start failed: start() raises the error
             if self._state is EngineState.STARTING:
                 self.num_restarts += 1
-                logger.error("the engine process ended; restarting it")
                 attempt = 0 if was_ready else attempt + 1
                 await asyncio.sleep(_RESTART_DELAYS_S[min(attempt, len(_RESTART_DELAYS_S) - 1)])
 
@@ -223,8 +225,18 @@ class EngineClient:
             is_replaced = self._state in (EngineState.STARTING, EngineState.READY)
             self._state = EngineState.STARTING if is_replaced else EngineState.STOPPED
             self.stats = m.EngineStats()  # a dead engine runs nothing and holds nothing
-            await process.kill()
             self._pending.fail_all(EngineUnavailable, _STOPPED)
+            if not is_replaced:
+                await process.kill()
+            else:
+                await process.end()
+                self._report(process.how_it_ended, was_ready=was_ready)
+
+    def _report(self, how_it_ended: str, *, was_ready: bool) -> None:
+        if self._info is not None:
+            logger.error("%s; starting another one", how_it_ended)
+        elif not was_ready:
+            self._start_error = self._start_error or how_it_ended
 
     async def _wait_ready(self, process: EngineProcess) -> bool:
         try:
@@ -261,8 +273,9 @@ class EngineClient:
                 self._pending.dispatch(event)
 
     async def _call(self, request_id: int, message: m.Request) -> m.Event:
+        """Send a request and wait for its reply. If that is cancelled, so is the request."""
         self._send(message)
-        return await self._pending.add_reply(request_id)
+        return await self._pending.reply(request_id, lambda: self._cancel(request_id))
 
     def _cancel(self, request_id: int) -> None:
         self._pending.remove_stream(request_id)

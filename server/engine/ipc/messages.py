@@ -36,6 +36,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512
+    max_extra_tokens_per_key: int | None = None
     kv_cache_bytes: int | None = None
     device_prefix_bytes: int | None = None
     host_prefix_bytes: int = 1 << 30
@@ -57,7 +58,8 @@ class Submit(IpcMessage, frozen=True):
 
 
 class Cancel(IpcMessage, frozen=True):
-    """Cancel a request. Not answered."""
+    """Cancel a request of any kind. Answered for a `CompilePrefix` only, by its one answer:
+    `PrefixCompiled` if the artifact is being written already, else `Failed`."""
 
     request_id: int
 
@@ -148,6 +150,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int
     """Prefix + prompt + completion of one request, in tokens."""
     max_num_seqs: int
+    kv_pool_tokens: int
+    """Tokens that the KV pool holds, without prefixes."""
     eos_token_ids: list[int]
     generation_defaults: dict[str, int | float] = {}
     """What the model's `generation_config.json` sets, for requests without a task."""

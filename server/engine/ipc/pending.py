@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from contextlib import suppress
 
 from server.engine.ipc import messages as m
 from server.engine.ipc.stream import TokenStream
@@ -48,8 +50,30 @@ class PendingRequests:
         """Forget a stream, if it is still open."""
         self._streams.pop(request_id, None)
 
-    def add_reply(self, request_id: int) -> asyncio.Future[m.Event]:
-        """Return a future for the reply to a request."""
+    async def reply(self, request_id: int, cancel: Callable[[], None]) -> m.Event:
+        """Wait for the reply to a request. `cancel` is called if the caller is cancelled."""
+        try:
+            return await self._add_reply(request_id)
+        except asyncio.CancelledError:
+            self._replies.pop(request_id, None)
+            cancel()
+            raise
+
+    async def last_reply(self, request_id: int, cancel: Callable[[], None]) -> m.Event:
+        """Wait for the reply to a request that is answered even if it is cancelled.
+
+        If the caller is cancelled too late for the request to fail, this returns all the same.
+        """
+        reply = self._add_reply(request_id)
+        try:
+            return await asyncio.shield(reply)
+        except asyncio.CancelledError:
+            cancel()
+            with suppress(ServerError):
+                return await reply
+            raise
+
+    def _add_reply(self, request_id: int) -> asyncio.Future[m.Event]:
         reply: asyncio.Future[m.Event] = asyncio.get_running_loop().create_future()
         self._replies[request_id] = reply
         return reply

@@ -14,7 +14,7 @@ class Engine(Protocol):
     """An engine that runs one base model. `EngineClient` implements it with a process of its own.
 
     All methods are called from one event loop. Those that reach the engine raise
-    `EngineUnavailable` while none is ready.
+    `EngineUnavailable` while none is ready. If an awaited call is cancelled, so is its work.
     """
 
     stats: m.EngineStats
@@ -106,6 +106,7 @@ class Engine(Protocol):
     ) -> m.PrefixCompiled:
         """Compute a prefix from one of two sources and write its artifact to the blob store.
 
+        If it is cancelled too late, it returns all the same, as the artifact is in the blob store.
         Raises `CompileFailed`, `Unavailable`.
         """
         ...

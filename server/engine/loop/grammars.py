@@ -61,9 +61,10 @@ class Grammars:
         if (matcher := self._compiled.get(grammar)) is not None:
             seq.matcher = matcher.copy()
             return True
-        if grammar not in (other.sampling.grammar for other in self._waiting.values()):
+        is_queued = grammar in (other.sampling.grammar for other in self._waiting.values())
+        self._waiting[seq.request_id] = seq  # before the worker looks for it
+        if not is_queued:
             self._worker.submit(self._compile, grammar)
-        self._waiting[seq.request_id] = seq
         return False
 
     def on_compiled(self, item: GrammarCompiled) -> list[Sequence]:
@@ -95,6 +96,8 @@ class Grammars:
             _ = self._vocabulary
 
     def _compile(self, grammar: str) -> None:
+        if grammar not in (seq.sampling.grammar for seq in list(self._waiting.values())):
+            return  # all of its requests were cancelled while it was queued
         matcher: Matcher | None = None
         try:
             matcher = self._vocabulary.compile(grammar)

@@ -160,8 +160,7 @@ class StepLoop:
                 if sampling.grammar is None or self._grammars.attach_matcher(seq):
                     self._add(seq)
             case m.Cancel(request_id):
-                self._grammars.cancel(request_id)
-                self._scheduler.cancel(request_id)
+                self._cancel(request_id)
             case m.Load() | m.Unload() | m.Pin() | m.Unpin() | m.PreviewEviction():
                 self._prefix_requests.handle(request)
             case m.Verify():
@@ -178,6 +177,8 @@ class StepLoop:
             case GrammarCompiled():
                 for seq in self._grammars.on_compiled(result):
                     self._start(seq)
+            case SoftPromptRead(request) if request.request_id not in self._compiler:
+                pass  # cancelled meanwhile
             case SoftPromptRead(request, embeddings):
                 self._runner.embeds[request.request_id] = embeddings
                 self._add(result.sequence)
@@ -188,6 +189,16 @@ class StepLoop:
             case m.PrefixCompiled(request_id) | m.Failed(request_id):
                 self._compiler.remove(request_id)
                 self._send(result)
+
+    def _cancel(self, request_id: int) -> None:
+        """Stop whatever a request does. Unknown ids are ignored: they have ended meanwhile."""
+        self._grammars.cancel(request_id)
+        self._prefix_requests.cancel(request_id)
+        self._verifier.remove(request_id)
+        self._scheduler.cancel(request_id)
+        if self._compiler.cancel(request_id):
+            self._runner.embeds.pop(request_id, None)
+            self._send(m.Failed(request_id, CompileFailed.code, "the request was cancelled"))
 
     def _add(self, seq: Sequence) -> None:
         """Queue a sequence, or fail it if the pool can never hold it: it would block others."""

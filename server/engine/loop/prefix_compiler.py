@@ -54,11 +54,16 @@ class PrefixCompiler:
         self._blobs = blobs
         self._spec = spec
         self._pending: dict[int, m.CompilePrefix] = {}
+        self._writing: set[int] = set()
+        """Those of `_pending` whose artifact is being written."""
         self._worker = ThreadPoolExecutor(1, "blob-io", yield_to_steps)
 
     @property
     def is_idle(self) -> bool:
         return not self._pending
+
+    def __contains__(self, request_id: int) -> bool:
+        return request_id in self._pending
 
     def start(self, request: m.CompilePrefix) -> Sequence | None:
         """Return the sequence to run; None for a soft prompt, which `SoftPromptRead` follows."""
@@ -70,11 +75,20 @@ class PrefixCompiler:
 
     def finish(self, request_id: int, kv: Tensor) -> None:
         """Write `kv` [num_layers, 2, num_kv_heads, L, head_dim] as an artifact and report it."""
+        self._writing.add(request_id)
         self._worker.submit(self._write, self._pending[request_id], kv)
 
     def remove(self, request_id: int) -> None:
         """Forget a compile that was answered."""
         self._pending.pop(request_id, None)
+        self._writing.discard(request_id)
+
+    def cancel(self, request_id: int) -> bool:
+        """Forget a compile, unless its artifact is being written. Returns whether it did."""
+        if request_id not in self._pending or request_id in self._writing:
+            return False
+        self.remove(request_id)
+        return True
 
     def close(self) -> None:
         self._worker.shutdown(wait=False, cancel_futures=True)

@@ -39,6 +39,12 @@ class PrefixRequests:
                 evicted = [str(digest) for digest in candidates or ()]
                 self._send(m.EvictionPreview(request_id, candidates is not None, evicted))
 
+    def cancel(self, request_id: int) -> None:
+        """Drop a load or a pin. What is being read from disk is read to its end."""
+        for load in [each for each in self._loads if each.request_id == request_id]:
+            self._loads.remove(load)
+            self._residency.release(Digest(load.prefix))
+
     def answer_loads(self) -> None:
         """Answer finished loads and pins. Until then, each holds a reference against eviction."""
         for load in list(self._loads):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from server.engine.params import QueueKey
 from server.engine.scheduler.sequence import Sequence, SequenceStatus
 
 
@@ -56,8 +57,10 @@ class BatchBuilder:
     """Builder of a batch: the number of tokens of each sequence, and the token budget left."""
 
     budget: int
+    limits: dict[int, int] = field(default_factory=dict)
+    """Tokens left of clients whose share of the step is limited."""
     num_tokens: dict[Sequence, int] = field(default_factory=dict)
-    prefills: dict[int, list[Sequence]] = field(default_factory=dict)
+    prefills: dict[QueueKey, list[Sequence]] = field(default_factory=dict)
     """Running sequences with more than one token to compute, by queue, in order of rank."""
     can_admit: bool = True
     """Whether waiting sequences may still be started in this step."""
@@ -66,6 +69,14 @@ class BatchBuilder:
         """Add the next `num_tokens` of a sequence."""
         self.num_tokens[seq] = self.num_tokens.get(seq, 0) + num_tokens
         self.budget -= num_tokens
+        if self.limits and seq.queue.client in self.limits:
+            self.limits[seq.queue.client] -= num_tokens
+
+    def room(self, client: int) -> int:
+        """Return how many tokens of a client can still be added."""
+        if not self.limits:
+            return self.budget
+        return min(self.budget, self.limits.get(client, self.budget))
 
     def end(self, seq: Sequence) -> int:
         """Return how many tokens of a sequence will have been computed after this step."""
@@ -75,7 +86,7 @@ class BatchBuilder:
         """Return how many tokens of a sequence could still be added."""
         return seq.num_unscheduled - self.num_tokens.get(seq, 0)
 
-    def first_prefill(self, queue: int) -> Sequence | None:
+    def first_prefill(self, queue: QueueKey) -> Sequence | None:
         """Return the first prefill of a queue that has not been preempted and has tokens left."""
         prefills = self.prefills.setdefault(queue, [])
         while prefills and not (

@@ -1,16 +1,19 @@
-"""Fair sharing of prefill tokens between tasks, by weight."""
+"""Fair sharing of prefill tokens between queues, by weight."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Hashable, Mapping
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
 
 QUANTUM = 256
-"""Tokens credited to a task of weight 1 in each round."""
+"""Tokens credited to a queue of weight 1 in each round."""
 
 
-class FairShare:
-    """Deficit round robin over queues (one per task), counted in tokens.
+class FairShare(Generic[K]):
+    """Deficit round robin over queues (one per client of a task), counted in tokens.
 
     Every round adds `quantum * weight` tokens to the credit of each queue with work. The first one
     that has credit runs next. All tokens that a queue computes are charged to it, including decode
@@ -23,17 +26,17 @@ class FairShare:
 
     def __init__(self, quantum: int = QUANTUM) -> None:
         self._quantum = quantum
-        self._credits: dict[int, float] = {}  # in round-robin order
-        self._weights: Mapping[int, float] = {}
+        self._credits: dict[K, float] = {}  # in round-robin order
+        self._weights: Mapping[K, float] = {}
 
-    def start_step(self, weights: Mapping[int, float]) -> None:
+    def start_step(self, weights: Mapping[K, float]) -> None:
         """Begin a step. `weights` has an entry for each queue that has work now."""
         kept = {key: credit for key, credit in self._credits.items() if key in weights}
         self._credits = kept | {key: 0.0 for key in weights if key not in kept}
         self._weights = weights
         self._refill()
 
-    def next_queue(self, candidates: Collection[int]) -> int:
+    def next_queue(self, candidates: Collection[K]) -> K:
         """Return the next of the `candidates`, which are the queues that could run now.
 
         Queues that have credit but are not candidates are not waited for. If no candidate has
@@ -44,12 +47,12 @@ class FairShare:
                 return key
         return max(candidates, key=lambda key: self._credits[key] / self._weights[key])
 
-    def budget(self, key: int) -> int:
+    def budget(self, key: K) -> int:
         """Return how many tokens the queue may compute in its turn; at least 1."""
         credit = self._credits[key]
         return int(credit) if credit >= 1 else max(1, int(self._quantum * self._weights[key]))
 
-    def charge(self, key: int, num_tokens: int) -> None:
+    def charge(self, key: K, num_tokens: int) -> None:
         """Charge `num_tokens` to a queue. A queue that has no other work is not charged."""
         if key not in self._credits:
             return

@@ -76,9 +76,16 @@ class PageAllocator:
 
     def fits(self, num_tokens: int, shared: Sequence[int]) -> bool:
         """Return whether `num_tokens` fit, if the sequence starts with the pages `shared`."""
+        return self.num_missing(num_tokens, shared) <= 0
+
+    def num_missing(self, num_tokens: int, shared: Sequence[int]) -> int:
+        """Return how many more pages `fits` would need to be free; negative if some are left."""
         num_unheld = sum(self._ref_counts[page] == 0 for page in shared)
-        missing = self.num_pages_for(num_tokens) - len(shared)
-        return missing <= self.num_free - num_unheld
+        return self.num_pages_for(num_tokens) - len(shared) - (self.num_free - num_unheld)
+
+    def num_own(self, pages: Iterable[int]) -> int:
+        """Return how many of a sequence's `pages` no other sequence holds."""
+        return sum(self._ref_counts[page] == 1 for page in pages)
 
     def acquire(self, pages: Iterable[int]) -> None:
         """Add one to the ref count of each page."""

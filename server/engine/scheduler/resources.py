@@ -104,6 +104,17 @@ class Resources:
         missing = self._allocator.num_pages_for(num_tokens) - len(seq.pages)
         return missing <= self._allocator.num_free + num_in_flight
 
+    def num_missing_pages(self, seq: Sequence) -> int:
+        """Return how many pages more would have to be free to start the sequence, not counting
+        those that the steps in flight will free."""
+        found = self._prompt_cache.find(seq) if self._prompt_cache is not None else []
+        missing = self._allocator.num_missing(len(seq.token_ids), found)
+        return missing - sum(map(len, self._in_flight.pages))
+
+    def num_own_pages(self, seq: Sequence) -> int:
+        """Return how many pages of the sequence no other sequence holds."""
+        return self._allocator.num_own(seq.pages)
+
     def release_pages(self, seq: Sequence) -> None:
         """Release all of the sequence's pages, now or after the steps in flight."""
         pages, seq.pages = seq.pages, []

@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import count
 
-from server.engine.params import Delta, Logprobs
+from server.engine.params import Delta, Logprobs, QueueKey
 from server.engine.scheduler.batch import Batch, BatchBuilder, Chunk
+from server.engine.scheduler.client_shares import ClientShares
 from server.engine.scheduler.fair_share import FairShare
 from server.engine.scheduler.in_flight import InFlightBatches
 from server.engine.scheduler.page_allocator import PageAllocator
@@ -26,9 +27,10 @@ class Scheduler:
     """Builds the next batch from the waiting and the running sequences.
 
     Every running sequence decodes one token in every step. The rest of the token budget goes to
-    prompts, in chunks: between tasks by `FairShare`, within a task by priority and arrival. A
-    sequence whose prefix is still loading is skipped. When pages run out, the newest sequence of
-    the lowest priority is preempted: its pages are freed and its tokens are recomputed later.
+    prompts, in chunks: between tasks by `FairShare`, within a task by priority and arrival. Where
+    several clients have sequences, `ClientShares` limits each of them. A sequence whose prefix is
+    still loading is skipped. When pages run out, the newest sequence of the lowest priority is
+    preempted: its pages are freed and its tokens are recomputed later.
 
     `schedule` may be called while one earlier batch is in flight, that is, not yet committed. Each
     row that the earlier batch samples then counts as one token of unknown id. Batches are committed
@@ -44,6 +46,7 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         eos_token_ids: Iterable[int],
+        extra_tokens: int = 12,
         prompt_cache: PromptCache | None = None,
     ) -> None:
         self.allocator = allocator
@@ -56,7 +59,8 @@ class Scheduler:
         self._in_flight = InFlightBatches()
         self._resources = Resources(allocator, prefixes, prompt_cache, self._in_flight)
         self._queues = Queues(self._resources.has_prefix)
-        self._fair_share = FairShare()
+        self._shares = ClientShares(self._queues, self._resources, max_num_seqs, extra_tokens)
+        self._fair_share = FairShare[QueueKey]()
         self._num_steps = 0
         self._arrivals = count()
 
@@ -111,6 +115,9 @@ class Scheduler:
         assert not self._in_flight.is_full, "commit or abandon an earlier step first"
         self._num_steps += 1
         builder = BatchBuilder(self.max_num_batched_tokens)
+        if self._shares.is_contended:
+            self._start_clients_below_share(builder)
+            builder.limits = self._shares.token_limits(self.running, builder.budget)
         num_decodes = self._decode(builder)
         self._prefill(builder, num_decodes)
         batch = builder.build()
@@ -168,28 +175,40 @@ class Scheduler:
         assert self.running == sorted(self.running, key=by_rank)
         assert len(self.running) <= self.max_num_seqs
         assert len(self.running) + len(self.waiting) == len(self._sequences)
-        for key, num_running in Counter(seq.scheduling.queue for seq in self.running).items():
+        for key, num_running in Counter(seq.queue for seq in self.running).items():
             assert num_running == self._queues.num_running(key)
 
     # --- building a batch ---
 
-    def _decode(self, builder: BatchBuilder) -> Counter[int]:
+    def _start_clients_below_share(self, builder: BatchBuilder) -> None:
+        """Start sequences of clients that have too few, in the place of others' if need be."""
+        for key in self._queues.weights:
+            while (seq := self._queues.first_waiting(key)) is not None:
+                if (preempted := self._shares.make_room(seq, self.running)) is None:
+                    break
+                for other in preempted:
+                    self._preempt(other, builder)
+                if not self._admit(seq):
+                    builder.can_admit = False  # its pages are free after the step in flight
+                    return
+
+    def _decode(self, builder: BatchBuilder) -> Counter[QueueKey]:
         """Add one token of each decoding sequence, and collect the prefills.
 
         Returns the number of decode tokens by queue.
         """
-        num_decodes: Counter[int] = Counter()
+        num_decodes: Counter[QueueKey] = Counter()
         for seq in list(self.running):
             if seq.status is not SequenceStatus.RUNNING:
                 continue  # preempted for the sake of an earlier one
             num_unscheduled = seq.num_unscheduled
             if num_unscheduled > 1:
-                builder.prefills.setdefault(seq.scheduling.queue, []).append(seq)
-            elif num_unscheduled == 1 and builder.budget > 0:
-                num_decodes[seq.scheduling.queue] += self._schedule_tokens(seq, 1, builder)
+                builder.prefills.setdefault(seq.queue, []).append(seq)
+            elif num_unscheduled == 1 and builder.room(seq.queue.client) > 0:
+                num_decodes[seq.queue] += self._schedule_tokens(seq, 1, builder)
         return num_decodes
 
-    def _prefill(self, builder: BatchBuilder, num_decodes: Counter[int]) -> None:
+    def _prefill(self, builder: BatchBuilder, num_decodes: Counter[QueueKey]) -> None:
         """Give turns to queues with prompts, until the token budget or the prompts run out."""
         weights = {
             key: weight
@@ -208,15 +227,15 @@ class Scheduler:
             else:
                 in_turn.remove(key)
 
-    def _schedule_prefill(self, key: int, builder: BatchBuilder) -> int:
+    def _schedule_prefill(self, key: QueueKey, builder: BatchBuilder) -> int:
         """Add a chunk of a queue's prompt. Returns its length; 0 if there is nothing to add."""
-        seq = self._next_prefill(key, builder)
+        seq = self._next_prefill(key, builder) if builder.room(key.client) > 0 else None
         if seq is None:
             return 0
-        wanted = min(builder.budget, builder.num_left(seq), self._fair_share.budget(key))
-        return self._schedule_tokens(seq, wanted, builder)
+        most = min(builder.room(key.client), self._fair_share.budget(key))
+        return self._schedule_tokens(seq, min(most, builder.num_left(seq)), builder)
 
-    def _next_prefill(self, key: int, builder: BatchBuilder) -> Sequence | None:
+    def _next_prefill(self, key: QueueKey, builder: BatchBuilder) -> Sequence | None:
         """Return the first sequence of a queue to prefill, running or admitted now."""
         running = builder.first_prefill(key)
         if not builder.can_admit or len(self.running) >= self.max_num_seqs:
@@ -248,19 +267,19 @@ class Scheduler:
             builder.can_admit = False  # a preempted sequence must not be admitted again at once
             if self._resources.fits_after_steps_in_flight(seq, end):
                 return 0
-            if self._preempt_lowest(builder) is seq:
+            lowest = self._shares.lowest(self.running)
+            self._preempt(lowest, builder)
+            if lowest is seq:
                 return 0
         builder.add(seq, num_tokens)
         return num_tokens
 
-    def _preempt_lowest(self, builder: BatchBuilder) -> Sequence:
-        """Preempt and return the last running sequence by rank."""
-        seq = self.running[-1]
+    def _preempt(self, seq: Sequence, builder: BatchBuilder) -> None:
+        """Stop a running sequence; it will be started again, and recomputed."""
         builder.num_tokens.pop(seq, None)
         self._stop(seq)
         self._queues.preempt(seq)
         self.num_preemptions += 1
-        return seq
 
     # --- applying results ---
 

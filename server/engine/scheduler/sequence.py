@@ -7,7 +7,7 @@ from enum import Enum, auto
 
 from prefix_store.digest import Digest
 from server.engine.grammar import Matcher
-from server.engine.params import FinishReason, SamplingParams, SchedulingParams
+from server.engine.params import FinishReason, QueueKey, SamplingParams, SchedulingParams
 
 
 class SequenceStatus(Enum):
@@ -35,6 +35,7 @@ class Sequence:
     status: SequenceStatus = SequenceStatus.WAITING
     rank: tuple[int, int] = (0, 0)
     """Set once by the scheduler. A lower rank runs first and is preempted last."""
+    queue: QueueKey = field(init=False)
     num_prompt_tokens: int = field(init=False)
     num_computed: int = 0
     """Leading tokens whose keys and values are in the pool."""
@@ -51,6 +52,7 @@ class Sequence:
     """Prompt tokens served from the prompt cache; None before the first admission."""
 
     def __post_init__(self) -> None:
+        self.queue = self.scheduling.key
         self.num_prompt_tokens = len(self.token_ids)
         self.num_scored = self.sampling.first_scored - 1
 

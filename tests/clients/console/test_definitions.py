@@ -52,6 +52,7 @@ def test_what_is_set_is_part_of_the_upload(
     page.get_by_label("Set how it is asked").check()
     page.get_by_label("Template", exact=True).fill(TEMPLATE)
     page.get_by_label("Stop sequences").fill("\\n\n.")
+    page.get_by_label("Max tokens").fill("5")
     page.get_by_role("button", name="Upload", exact=True).click()
 
     expect(page.get_by_role("heading", name="v1 of alpha is active")).to_be_visible()
@@ -59,7 +60,7 @@ def test_what_is_set_is_part_of_the_upload(
     assert definition(http) == {
         "template": TEMPLATE,
         "chat": False,
-        "defaults": {"stop": ["\n", "."]},
+        "defaults": {"max_tokens": 5, "stop": ["\n", "."]},
     }
 
 
@@ -123,7 +124,7 @@ def test_a_changed_template_of_a_task_is_a_new_version_that_is_shown_as_one(
     page = open_page("/task/alpha")
 
     page.get_by_text("Change how it is asked").click()
-    expect(page.locator("details")).to_contain_text("with the prefix of v1")
+    expect(page.locator("[aria-label=Prompts] details")).to_contain_text("with the prefix of v1")
     page.get_by_label("Template", exact=True).fill(TEMPLATE)
     page.get_by_role("button", name="Save").click()
 

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import httpx
 import pytest
 from playwright.sync_api import Browser, expect
 
 from tests.clients.console.conftest import watched
-from tests.running_server import RunningServer, running_server
+from tests.running_server import RunningServer
 
 pytestmark = pytest.mark.smollm2
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[RunningServer]:
-    flags = ("--dtype", "float32", "--num-threads", "1")
-    with running_server("default", tmp_path / "store", *flags) as running:
-        yield running
+@pytest.fixture(scope="module")
+def server(demo_server: RunningServer) -> RunningServer:
+    return demo_server
 
 
 def test_a_text_becomes_a_task_that_answers_beside_the_base_model(
@@ -27,11 +22,11 @@ def test_a_text_becomes_a_task_that_answers_beside_the_base_model(
 ) -> None:
     with watched(browser, server.url) as page:
         page.goto("#/upload")
-        page.get_by_label("Task").fill("opposite")
+        page.get_by_label("Task").fill("antonyms")
         page.get_by_role("radio", name="Text").check()
         page.locator("textarea:visible").fill("hot -> cold\nbig -> small\nday -> night\n")
         page.get_by_role("button", name="Upload", exact=True).click()
-        expect(page.get_by_role("heading", name="v1 of opposite is active")).to_be_visible(
+        expect(page.get_by_role("heading", name="v1 of antonyms is active")).to_be_visible(
             timeout=30_000
         )
         expect(page.locator(".checks")).to_contain_text("30 layers of")
@@ -44,6 +39,6 @@ def test_a_text_becomes_a_task_that_answers_beside_the_base_model(
         page.get_by_role("button", name="Run").click()
         expect(page.locator(".stats").nth(1)).to_contain_text("Total", timeout=30_000)
         body = {"prompt": "fast ->", "max_tokens": 8, "stop": "\n"}
-        answer = httpx.post(f"{server.url}/generate?task=opposite", json=body, timeout=30).json()
+        answer = httpx.post(f"{server.url}/generate?task=antonyms", json=body, timeout=30).json()
         expect(page.get_by_label("Completion A")).to_have_text(answer["text"])
         assert "slow" in answer["text"]

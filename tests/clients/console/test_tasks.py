@@ -50,18 +50,6 @@ def test_tasks_are_listed_with_residency_split_and_live_rates(
     assert rows.nth(0).locator(".requests").inner_text() == "0"
 
 
-def test_many_tasks_come_in_pages(open_page: Open, http: httpx.Client) -> None:
-    for number in range(27):
-        http.put(f"/tasks/task-{number:02}", json={}).raise_for_status()
-    page = open_page()
-
-    expect(page.locator("tbody tr")).to_have_count(25)
-    page.get_by_role("button", name="Next").click()
-    expect(page.locator("tbody tr")).to_have_count(2)
-    page.get_by_role("button", name="Previous").click()
-    expect(page.get_by_role("link", name="task-00")).to_be_visible()
-
-
 def test_a_version_is_activated_and_rolled_back(open_page: Open, http: httpx.Client) -> None:
     push(http, "alpha", 1, 2)
     page = open_page("/task/alpha")
@@ -175,6 +163,27 @@ def test_a_task_that_others_deleted_is_reported(open_page: Open, http: httpx.Cli
     http.delete("/tasks/alpha").raise_for_status()
 
     expect(page.locator(".problem")).to_contain_text("there is no task alpha")
+    expect(page.locator(".card:visible")).to_have_count(0)
+
+
+def test_an_unknown_task_has_no_empty_cards(open_page: Open) -> None:
+    page = open_page("/task/nothing")
+
+    expect(page.locator(".problem")).to_contain_text("there is no task nothing")
+    expect(page.locator(".card:visible")).to_have_count(0)
+
+
+def test_no_canary_is_preselected_and_another_split_is_not_passed_over(
+    open_page: Open, http: httpx.Client
+) -> None:
+    push(http, "alpha", 1, 2, 3)
+    page = open_page("/task/alpha")
+    expect(page.get_by_label("Share of the traffic")).to_have_value("0")
+
+    weights = {"1": 1, "2": 1, "3": 1}
+    http.put("/tasks/alpha/traffic", json={"weights": weights}).raise_for_status()
+
+    expect(page.get_by_text("Apply replaces the split")).to_be_visible()
 
 
 def test_a_warning_of_the_server_is_passed_on(
@@ -211,4 +220,4 @@ def test_the_history_shows_the_latest_changes(open_page: Open, http: httpx.Clien
     page = open_page("/task/alpha")
 
     expect(page.locator(".history li")).to_have_count(12)
-    expect(page.locator(".history li").last).to_contain_text("rolled back to v1")
+    expect(page.locator(".history li").first).to_contain_text("rolled back to v1")

@@ -57,6 +57,8 @@ def test_a_rule_is_set_kept_and_removed(open_page: Open, http: httpx.Client) -> 
     def rule() -> object:
         return http.get("/tasks/alpha/traffic").json()["rollback_if"]
 
+    expect(apply).to_be_disabled()
+    page.get_by_label("Share of the traffic").fill("10")
     errors.fill("7")
     total.fill("2500")
     apply.click()

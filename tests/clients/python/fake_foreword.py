@@ -148,6 +148,8 @@ class FakeForeword:
         after = request.query_params.get("after")
         names = ["a", "b"] if after is None else ["c"]
         page = {"tasks": [task(name) for name in names]}
+        if "search" in request.query_params:
+            return JSONResponse({"tasks": [], "next_after": None})
         return JSONResponse(page | {"next_after": "b" if after is None else None})
 
     async def _task(self, request: Request) -> Response:

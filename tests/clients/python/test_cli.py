@@ -118,6 +118,13 @@ def test_json_is_for_programs(run: Run) -> None:
         assert isinstance(json.loads(run(*command, "--json").stdout), dict)
 
 
+def test_tasks_are_found_on_the_server(run: Run, server: FakeForeword) -> None:
+    asked = ("--search", "a b", "--state", "split", "--sort", "-updated")
+    assert "no such task" in run("tasks", *asked).stderr
+    assert server.seen[-1][1] == "/tasks?search=a+b&state=split&sort=-updated"
+    assert run("tasks", "--sort", "size").exit_code == 2
+
+
 def test_tables_show_all_rows_and_no_markup(run: Run) -> None:
     tasks = run("tasks").stdout.splitlines()
     versions = run("versions", "x").stdout.splitlines()

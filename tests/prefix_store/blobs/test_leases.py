@@ -17,7 +17,7 @@ import pytest
 from prefix_store.blobs.blobs import BlobStore, FileBlobStore
 from prefix_store.blobs.remote import RemoteBlobStore
 from prefix_store.digest import Digest
-from prefix_store.errors import QuotaExceeded, StorageFailure
+from prefix_store.errors import QuotaExceeded, StorageFailure, StoreFull
 from prefix_store.registry.quotas import Quotas
 from prefix_store.registry.registry import Registry
 from prefix_store.store import PrefixStore
@@ -92,6 +92,75 @@ def test_the_last_upload_of_the_same_bytes_deletes_them(
     assert not blobs.exists(DIGEST)
 
 
+def test_a_blob_that_is_put_after_its_upload_was_cancelled_is_deleted(
+    store: PrefixStore, blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread cannot be interrupted while it writes."""
+    lease, put = store.lease(), blobs.put
+
+    def put_late(data: bytes) -> Digest:
+        lease.release()
+        return put(data)
+
+    monkeypatch.setattr(blobs, "put", put_late)
+    store.put_bytes(DATA, lease)
+
+    assert [*blobs] == []
+    assert store._leases.digests == set()
+
+
+def test_blobs_of_running_uploads_count_until_they_are_versions_or_gone(
+    blobs: BlobStore, tmp_path: Path
+) -> None:
+    registry = Registry(new_sqlite(tmp_path), quotas=Quotas(max_store_bytes=2 * len(DATA)))
+    store = PrefixStore(blobs, registry)
+    leases = [store.lease() for _ in range(3)]
+    store.put_bytes(DATA, leases[0])
+    store.put_bytes(DATA, leases[1])  # the same bytes count once
+    store.check_room(len(DATA))
+    store.put_bytes(b"another", leases[2])
+
+    with pytest.raises(StoreFull):
+        store.check_room(1)
+    push(store)
+    with pytest.raises(StoreFull):  # as a version, and not twice
+        store.check_room(1)
+    for lease in leases:
+        lease.release()
+    store.check_room(len(DATA))
+    registry.close()
+
+
+def test_blobs_that_a_crash_left_count_until_they_are_collected(
+    blobs: BlobStore, tmp_path: Path
+) -> None:
+    registry = Registry(new_sqlite(tmp_path), quotas=Quotas(max_store_bytes=len(DATA)))
+    PrefixStore(blobs, registry).lease().put(DATA)  # its process is killed
+    store = PrefixStore(blobs, registry)
+
+    store.collect_garbage(3600.0)
+    with pytest.raises(StoreFull):
+        store.check_room(1)
+    assert store.collect_garbage(0.0) == 1
+
+    store.check_room(len(DATA))
+    registry.close()
+
+
+def test_garbage_collection_spares_the_blobs_of_running_uploads(
+    store: PrefixStore, blobs: BlobStore
+) -> None:
+    """However long their golden prompts take."""
+    lease = store.lease()
+    store.put_bytes(DATA, lease)
+
+    assert store.collect_garbage(0.0) == 0
+    push(store)
+    lease.release()
+
+    assert [*blobs] == [DIGEST]
+
+
 def test_what_was_there_before_is_not_ours_to_delete(store: PrefixStore, blobs: BlobStore) -> None:
     blobs.put(DATA)  # an upload of another server, say
     lease = store.lease()
@@ -119,9 +188,9 @@ def test_what_the_engine_has_put_goes_too_also_where_it_put_it_twice(
 ) -> None:
     first, second = store.lease(), store.lease()
     blobs.put(DATA)
-    first.adopt(DIGEST, blobs.put_at(DIGEST), is_new=True)
+    first.adopt(DIGEST, blobs.put_at(DIGEST), len(DATA), is_new=True)
     blobs.put(DATA)
-    second.adopt(DIGEST, blobs.put_at(DIGEST), is_new=False)
+    second.adopt(DIGEST, blobs.put_at(DIGEST), len(DATA), is_new=False)
 
     first.release()
     assert blobs.exists(DIGEST)
@@ -137,11 +206,11 @@ def test_what_the_engine_has_put_for_another_upload_stays_until_that_acquires_it
     put_at = blobs.put_at(DIGEST)
     while blobs.put_at(DIGEST) == put_at:
         blobs.put(DATA)
-    first.adopt(DIGEST, put_at, is_new=True)
+    first.adopt(DIGEST, put_at, len(DATA), is_new=True)
 
     first.release()
     assert blobs.exists(DIGEST)
-    second.adopt(DIGEST, blobs.put_at(DIGEST), is_new=False)
+    second.adopt(DIGEST, blobs.put_at(DIGEST), len(DATA), is_new=False)
     second.release()
     assert not blobs.exists(DIGEST)
 

@@ -7,6 +7,7 @@ import pytest
 
 from prefix_store import artifact
 from prefix_store.digest import Digest
+from server.engine.params import GOLDEN
 from server.text.tokenizer import Tokenizer
 from tests.server.api.uploads import TAR, checks_of, peft_tar
 from tests.server.fakes import (
@@ -122,4 +123,4 @@ async def test_golden_prompts_are_asked_greedily_and_beside_the_tasks_own_queue(
     [(_, token_ids, sampling)] = engine.submitted
     assert tokenizer.decode(token_ids) == "<hi>"
     assert (sampling.temperature, sampling.max_tokens) == (0, 2)
-    assert (engine.shares[0].queue, engine.shares[0].max_concurrency) == (1, None)
+    assert (engine.shares[0].queue, engine.shares[0].max_concurrency) == (GOLDEN, None)

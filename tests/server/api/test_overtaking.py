@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import Any
 
 import httpx
 import pytest
 
 from prefix_store import artifact
+from prefix_store.blobs.blobs import FileBlobStore
 from prefix_store.digest import Digest
 from prefix_store.formats import tar
+from prefix_store.manifest import Manifest
+from prefix_store.store import PrefixStore
 from server.api.http.deps import Services
 from tests.server.fakes import ARTIFACT, FakeEngine, make_prefix, push
 from tests.server.live import LiveServer, wait_until
@@ -162,35 +168,51 @@ async def test_a_slow_activation_is_refused_once_a_later_one_came_first(
 
 @dataclass
 class Leaving:
-    """A client that leaves while its upload is verified, and what becomes of its task."""
+    """A client that leaves while its upload is verified or committed."""
 
     live: LiveServer
     engine: FakeEngine
+    store: PrefixStore
     http: httpx.Client
+    monkeypatch: pytest.MonkeyPatch
 
-    def upload(self, body: bytes, headers: dict[str, str], num_versions: int) -> int | None:
-        """The active version, once there are so many versions."""
-        inner, began, may_go = self.engine.verify, [], []
+    def during_verification(self, body: bytes, headers: dict[str, str]) -> None:
+        """Leave, and wait until the upload has ended."""
+        began = []
 
         async def verify(prefix: Digest, token_ids: list[int]) -> float:
             began.append(prefix)
-            while not may_go:
-                await asyncio.sleep(0.01)
-            return await inner(prefix, token_ids)
+            return await asyncio.Event().wait()
 
-        self.engine.verify = verify  # type: ignore[method-assign]
+        with self.monkeypatch.context() as patched:
+            patched.setattr(self.engine, "verify", verify)
+            self._upload(body, headers, until=lambda: bool(began))
+            wait_until(lambda: not self.live.server.server_state.tasks)
+
+    def during_commit(self, body: bytes, headers: dict[str, str]) -> None:
+        """Leave, and let the commit go on once the server has noticed."""
+        has_begun, may_go, push = Event(), Event(), self.store.push
+
+        def slow(*args: Any, **options: Any) -> Manifest:
+            has_begun.set()
+            assert may_go.wait(30)
+            return push(*args, **options)
+
+        with self.monkeypatch.context() as patched:
+            patched.setattr(self.store, "push", slow)
+            self._upload(body, headers, until=has_begun.is_set)
+            # The connection is closed: the server has read that once it has answered others.
+            for _ in range(3):
+                self.http.get("/livez")
+            may_go.set()
+            wait_until(lambda: not self.live.server.server_state.tasks)
+
+    def _upload(self, body: bytes, headers: dict[str, str], until: Callable[[], bool]) -> None:
         lines = {"Host": f"127.0.0.1:{self.live.port}", "Content-Length": str(len(body))} | headers
         head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
         with socket.create_connection(("127.0.0.1", self.live.port)) as sock:
             sock.sendall(f"PUT /tasks/x/prefix HTTP/1.1\r\n{head}\r\n".encode() + body)
-            wait_until(lambda: bool(began))
-        # The connection is closed: the server has read that once it has answered others.
-        for _ in range(3):
-            self.http.get("/livez")
-        may_go.append(True)
-        self.engine.verify = inner  # type: ignore[method-assign]
-        wait_until(lambda: self.found()[1] == num_versions)
-        return self.found()[0]
+            wait_until(until)
 
     def found(self) -> tuple[int | None, int]:
         """The active version, and the number of versions."""
@@ -201,33 +223,53 @@ class Leaving:
 
 
 @pytest.fixture
-def leaving(live: LiveServer, engine: FakeEngine) -> Iterator[Leaving]:
-    with httpx.Client(base_url=live.url) as http:
-        yield Leaving(live, engine, http)
+def leaving(
+    live: LiveServer, engine: FakeEngine, store: PrefixStore, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Leaving]:
+    with httpx.Client(base_url=live.url, headers={"Connection": "close"}) as http:
+        yield Leaving(live, engine, store, http, monkeypatch)
 
 
 LARGE = tar.write({"prefix.safetensors": artifact.dump(make_prefix(2)), "notes": bytes(300_000)})
 """More than a server reads ahead."""
+BODIES = pytest.mark.parametrize(
+    "body", [artifact.dump(make_prefix(2)), LARGE], ids=["small", "large"]
+)
 
 
-@pytest.mark.parametrize("body", [artifact.dump(make_prefix(2)), LARGE], ids=["small", "large"])
+@BODIES
+def test_an_upload_whose_client_leaves_before_the_commit_leaves_nothing(
+    leaving: Leaving, tmp_path: Path, body: bytes
+) -> None:
+    leaving.during_verification(body, {})
+
+    assert leaving.found() == (None, 0)
+    assert [*FileBlobStore(tmp_path / "blobs")] == []
+    assert len(leaving.engine.unloaded) == 1
+
+
+@BODIES
 @pytest.mark.parametrize("is_new", [True, False])
-def test_an_upload_whose_client_has_gone_is_kept_and_not_activated(
+def test_an_upload_whose_client_leaves_during_the_commit_is_kept_and_not_activated(
     leaving: Leaving, body: bytes, is_new: bool
 ) -> None:
     if not is_new:
         leaving.http.put("/tasks/x/prefix", content=artifact.dump(make_prefix(1)), headers=ARTIFACT)
 
-    active_version = leaving.upload(body, {}, num_versions=1 if is_new else 2)
+    leaving.during_commit(body, {})
 
-    assert active_version == (None if is_new else 1)
+    assert leaving.found() == ((None, 1) if is_new else (1, 2))
 
 
-def test_a_client_that_comes_back_for_its_upload_gets_it_activated(leaving: Leaving) -> None:
+@pytest.mark.parametrize("when", ["verification", "commit"])
+def test_a_client_that_comes_back_for_its_upload_gets_it_activated(
+    leaving: Leaving, when: str
+) -> None:
     body, key = artifact.dump(make_prefix(2)), {"Idempotency-Key": "again"}
-    leaving.upload(body, key, num_versions=1)
+    getattr(leaving, f"during_{when}")(body, key)
+    num_kept = leaving.found()[1]
 
     again = leaving.http.put("/tasks/x/prefix", content=body, headers=key)
 
-    assert (again.status_code, again.json()["active"]) == (200, True)
-    assert leaving.found() == (2, 2)
+    assert (again.status_code, again.json()["active"]) == (201 if num_kept == 0 else 200, True)
+    assert leaving.found() == (num_kept + 1, num_kept + 1)

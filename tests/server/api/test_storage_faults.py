@@ -121,3 +121,24 @@ async def test_a_server_does_not_start_empty_over_blobs(
     with pytest.raises(StorageFailure, match="missing or empty"):
         server_app.build(settings, "no model is looked at")
     Registry(f"sqlite:///{tmp_path / 'other.db'}").close()
+
+
+async def test_a_deleted_log_loses_nothing_and_takes_no_changes(
+    http: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    await push(http, "x", seed=1)
+    for suffix in ("-wal", "-shm"):
+        (tmp_path / f"registry.db{suffix}").unlink()
+
+    write = await http.put("/tasks/y", json={})
+    upload = await http.put("/tasks/y/prefix", content=artifact.dump(make_prefix(2)))
+    served = await http.post("/generate?task=x", json={"prompt": "hi"})
+    ready = await http.get("/readyz")
+
+    assert [r.status_code for r in (write, upload, served, ready)] == [503, 503, 200, 200]
+    assert write.json()["code"] == upload.json()["code"] == "storage_failure"
+    assert ready.json()["status"] == "degraded"
+    assert "saved in registry.db: restart the server" in ready.json()["reasons"][0]
+    restarted = Registry(f"sqlite:///{tmp_path / 'registry.db'}", may_create=False)
+    assert [task.name for task in restarted.list_tasks()] == ["x"]
+    restarted.close()

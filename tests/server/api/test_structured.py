@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import sys
-import time
-from threading import Event
 from typing import Any
 
 import httpx
@@ -14,7 +13,7 @@ import pytest
 
 from server.api.http.deps import Services
 from server.engine.params import SamplingParams
-from server.generation import grammar_check
+from server.generation import grammar_check, grammar_process
 from server.generation.constraint import Constraint
 from server.generation.grammar_check import reason
 from tests.server.fakes import FakeEngine, push
@@ -159,50 +158,75 @@ def test_a_reason_quotes_nothing(said: str) -> None:
     assert len(reason(said)) > 10
 
 
+EXPONENTIAL: dict[str, Any] = {
+    "allOf": [{"type": "string", "pattern": f"^.*a{i}.*$"} for i in range(400)]
+}
+"""Its compile would take longer than the universe exists."""
+
+
+def hostile_request() -> dict[str, Any]:
+    form = {"type": "json_schema", "json_schema": {"schema": EXPONENTIAL}}
+    return {"prompt": "hi", "response_format": form}
+
+
 async def test_a_hostile_schema_costs_a_422_and_keeps_nobody_waiting(
     http: httpx.AsyncClient, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its compile ends only after others were answered, or after ten seconds."""
-    compile_, has_begun, may_end = services.definitions.grammars._compile_error, Event(), Event()
-
-    def compile_late(grammar: str) -> str:
-        has_begun.set()
-        may_end.wait(10)
-        return compile_(grammar)
-
-    monkeypatch.setattr(services.definitions.grammars, "_compile_error", compile_late)
+    monkeypatch.setattr(grammar_process, "MAX_COMPILE_S", 0.5)
     monkeypatch.setattr(grammar_check, "COMPILE_TIMEOUT_S", 60)
-    schema = {"type": "object", "properties": {f"p{i}": {} for i in range(2000)}}
-    form = {"type": "json_schema", "json_schema": {"schema": schema}}
-    hostile = asyncio.create_task(
-        http.post("/generate", json={"prompt": "hi", "response_format": form})
-    )
-    while not has_begun.is_set():
-        assert not hostile.done(), (await hostile).text
+    hostile = [asyncio.create_task(http.post("/generate", json=hostile_request())) for _ in "12"]
+    while not services.definitions.grammars._running:
+        assert not any(task.done() for task in hostile)
         await asyncio.sleep(0.005)
 
     body = {"prompt": "hi", "max_tokens": 1}
-    others = [(await http.post("/generate", json=body)).status_code for _ in range(10)]
-    is_compiling = not hostile.done()
-    may_end.set()
+    others = [(await http.post("/generate", json=body)).status_code for _ in range(5)]
+    others.append((await http.post("/generate", json=body | {"regex": "a"})).status_code)
+    answers = [await task for task in hostile]
 
-    assert others == [200] * 10
-    assert is_compiling
-    assert (await hostile).status_code == 422
+    assert others == [200] * 6
+    assert [answer.status_code for answer in answers] == [422, 422]
+    assert "longer than 0.5 s to compile" in answers[0].json()["detail"]
 
 
-async def test_a_compile_has_a_deadline(
+async def test_a_busy_machine_is_not_the_fault_of_a_grammar(
     http: httpx.AsyncClient, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grammar_check, "COMPILE_TIMEOUT_S", 0.05)
-    monkeypatch.setattr(
-        services.definitions.grammars, "_compile_error", lambda grammar: time.sleep(0.5) or ""
-    )
+    """A stopped process uses no processor time, like one that others leave none to."""
+    await http.post("/generate", json={"prompt": "hi", "regex": "a"})
+    [process] = services.definitions.grammars._processes
+    monkeypatch.setattr(grammar_check, "COMPILE_TIMEOUT_S", 0.1)
+    process._process.send_signal(signal.SIGSTOP)
+    try:
+        busy = await http.post("/generate", json={"prompt": "hi", "regex": "b"})
+    finally:
+        process._process.send_signal(signal.SIGCONT)
+    monkeypatch.setattr(grammar_check, "COMPILE_TIMEOUT_S", 60)
+    again = await http.post("/generate", json={"prompt": "hi", "regex": "b"})
 
-    response = await http.post("/generate", json={"prompt": "hi", "regex": "[a-z]"})
+    assert (busy.status_code, busy.headers["Retry-After"]) == (429, "1")
+    assert again.status_code == 200
 
-    assert response.status_code == 422
-    assert "to compile" in response.json()["detail"]
+
+async def test_a_compile_ends_with_the_last_client_that_waits_for_it(
+    http: httpx.AsyncClient, services: Services
+) -> None:
+    grammars = services.definitions.grammars
+    waiting = [asyncio.create_task(http.post("/generate", json=hostile_request())) for _ in "12"]
+    while not (begun := [one for one in grammars._running.values() if one.process is not None]):
+        await asyncio.sleep(0.005)
+    [compiling] = begun
+
+    waiting[0].cancel()
+    await asyncio.wait({waiting[0]})
+    is_left_running = not compiling.future.done()
+    waiting[1].cancel()
+    await asyncio.wait({waiting[1]})
+    assert await asyncio.to_thread(compiling.future.result, 10) is None
+
+    assert is_left_running
+    assert compiling.process is not None
+    assert compiling.process._process.returncode == -signal.SIGKILL
 
 
 async def test_what_was_found_is_remembered(
@@ -210,7 +234,7 @@ async def test_what_was_found_is_remembered(
 ) -> None:
     good, bad = {"prompt": "hi", "regex": "[a-z]"}, {"prompt": "hi", "regex": "("}
     before = [(await http.post("/generate", json=body)).status_code for body in (good, bad)]
-    monkeypatch.setattr(services.definitions.grammars, "_compile_error", None)
+    monkeypatch.setattr(services.definitions.grammars, "_begin", None)
     after = [(await http.post("/generate", json=body)).status_code for body in (good, bad)]
 
     assert before == after == [200, 422]

@@ -58,6 +58,19 @@ def test_the_first_key_is_created_before_there_is_a_server(
     assert key.id in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("tasks", [(), ("support-*",)])
+def test_a_key_without_scopes_is_an_owners(
+    settings: Settings, capsys: pytest.CaptureFixture[str], tasks: tuple[str, ...]
+) -> None:
+    admin.keys(["create", "--name", "me", "--json", *(f"--task={task}" for task in tasks)])
+
+    key = json.loads(capsys.readouterr().out)
+
+    everything = ["generate", "read", "write", "promote", "delete", "admin"]
+    assert key["scopes"] == (everything[:-1] if tasks else everything)
+    assert key["tasks"] == list(tasks or ("*",))
+
+
 def test_a_key_is_revoked(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     admin.keys(["create", "--scope", "read", "--name", "x"])
     id = capsys.readouterr().out.split("_")[1]
@@ -72,7 +85,7 @@ def test_a_key_is_revoked(settings: Settings, capsys: pytest.CaptureFixture[str]
     ("argv", "said"),
     [
         (["list"], "there is no registry in"),
-        (["create", "--name", "x"], "--scope"),
+        (["create"], "--name"),
         (["create", "--name", "x", "--scope", "root"], "root"),
         (["create", "--name", "x", "--scope", "admin", "--task", "a"], "is for all tasks"),
         (["create", "--name", "x", "--scope", "read", "--task", "../x"], "tasks"),

@@ -65,6 +65,7 @@ def sequence(
     max_tokens: int = 4,
     prefix: Digest | None = None,
     queue: int = 0,
+    client: int = 0,
     weight: float = 1.0,
     limit: int | None = None,
     priority: int = 0,
@@ -72,7 +73,7 @@ def sequence(
     """Make a sequence. `prompt`: token ids, or their number."""
     token_ids = [5] * prompt if isinstance(prompt, int) else list(prompt)
     scheduling = SchedulingParams(
-        queue=queue, weight=weight, max_concurrency=limit, priority=priority
+        queue=queue, client=client, weight=weight, max_concurrency=limit, priority=priority
     )
     return Sequence(
         request_id, prefix, token_ids, SamplingParams(max_tokens=max_tokens), scheduling

@@ -196,8 +196,9 @@ class Simulation:
         assert sum(chunk.num_tokens for chunk in batch.chunks) <= s.max_num_batched_tokens
         assert len({chunk.seq for chunk in batch.chunks}) == len(batch.chunks)
         for seq in s.running:
-            limit = s._queues._queues[seq.scheduling.queue].scheduling.max_concurrency
-            assert limit is None or s._queues.num_running(seq.scheduling.queue) <= limit
+            task = s._queues.task(seq.queue.task)
+            limit = task.scheduling.max_concurrency
+            assert limit is None or task.num_running <= limit
             assert seq.prefix is None or self.residency.is_resident(seq.prefix)
 
     def _execute(self, row: Row) -> list[int]:

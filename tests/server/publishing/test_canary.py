@@ -35,12 +35,9 @@ class Split:
         """A guard as a server has after its start: it has seen nothing yet."""
         recent = RecentRequests(clock=lambda: self.now_s)
         self.services.metrics.recent = recent
-        store, uploads, metrics = (
-            self.services.store,
-            self.services.uploads,
-            self.services.metrics,
-        )
-        self.guards.append(SplitGuard(store, uploads, metrics, clock=lambda: self.now_s))
+        services = self.services
+        parts = (services.store, services.uploads, services.rechecks, services.metrics)
+        self.guards.append(SplitGuard(*parts, clock=lambda: self.now_s))
         return self.guards[-1]
 
     async def put(self, rule: dict[str, Any] | None, status: int = 200) -> httpx.Response:

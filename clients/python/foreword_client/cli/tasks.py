@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -13,13 +13,41 @@ from foreword_client.cli import arguments, definitions, output
 from foreword_client.client import Client
 from foreword_client.errors import PermissionDeniedError
 
+Search = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT", help="Only tasks whose name or description contains it.", show_default=False
+    ),
+]
+State = Annotated[
+    Literal["active", "split", "inactive"] | None,
+    typer.Option(
+        help="Only tasks with an active version, with a traffic split, or without an active "
+        "version.",
+        show_default=False,
+    ),
+]
+Sort = Annotated[
+    Literal["name", "-name", "created", "-created", "updated", "-updated"] | None,
+    typer.Option(help="Order; `-` reverses it. Default: name.", show_default=False),
+]
 
-def tasks(ctx: typer.Context, as_json: arguments.AsJson = False) -> None:
-    """List all tasks."""
+
+def tasks(
+    ctx: typer.Context,
+    search: Search = None,
+    state: State = None,
+    sort: Sort = None,
+    as_json: arguments.AsJson = False,
+) -> None:
+    """List all tasks, or find some of them."""
     with arguments.connect(ctx) as client:
-        found = client.tasks()
+        found = client.tasks(search=search, state=state, sort=sort)
     if as_json:
         output.show_json(found)
+        return
+    if not found and (search or state):
+        output.note("no such task")
         return
     if not found:
         output.note("no tasks yet; create one with `foreword push TASK SOURCE`")

@@ -23,6 +23,7 @@ from foreword_client.types.tasks import (
     Task,
     TaskLimits,
     TaskPage,
+    TaskQuery,
 )
 from foreword_client.types.traffic import (
     Percentiles,
@@ -88,6 +89,7 @@ __all__ = [
     "Task",
     "TaskLimits",
     "TaskPage",
+    "TaskQuery",
     "Timings",
     "Token",
     "Traffic",

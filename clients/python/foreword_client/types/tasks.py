@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from pydantic import Field
 
@@ -23,6 +23,18 @@ class DefinitionFields(TypedDict, total=False):
     defaults: dict[str, Any] | None
     """For what a request leaves out: max_tokens, temperature, top_p, top_k, min_p, seed, stop,
     stop_token_ids; the form of answers: response_format, regex, choice, rank."""
+
+
+class TaskQuery(TypedDict, total=False):
+    """Which tasks to list, and in which order. What is left out, or None, is the server's default:
+    all tasks by name."""
+
+    search: str | None
+    """A text that the name or the description contains, in upper or lower case."""
+    state: Literal["active", "split", "inactive"] | None
+    """A version is active; versions share the traffic; no version is active."""
+    sort: Literal["name", "-name", "created", "-created", "updated", "-updated"] | None
+    """`-` reverses the order."""
 
 
 class PushFields(DefinitionFields, total=False):

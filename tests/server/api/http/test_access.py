@@ -24,7 +24,8 @@ from tests.server.stores import open_store
 
 CONSOLE = {"/console", "/console/", "/console/{name}"}
 """Files of a page that hold no data: what the page asks for, it asks with a key."""
-OPEN = {"/livez", "/readyz", "/health"}
+OPEN = {"/", "/livez", "/readyz", "/health"}
+"""From `/` a browser is sent to the console, and a program gets addresses."""
 
 
 def routes(app: FastAPI) -> Iterator[tuple[str, str]]:

@@ -71,6 +71,18 @@ async def test_a_key_has_so_many_requests_at_once_to_their_very_end(
     assert sorted(answer.status_code for answer in answers) == [200] * 2 + [429] * 8
 
 
+async def test_a_key_without_a_limit_has_a_default_one(
+    live: LiveServer, make: Make, engine: FakeEngine
+) -> None:
+    """Half of the 8 sequences that may run or wait."""
+    engine.delay_s = 0.02
+    body = {"prompt": "hi", "max_tokens": 100}
+    async with httpx.AsyncClient(base_url=live.url, headers=make("generate")) as client:
+        answers = await asyncio.gather(*(client.post("/generate", json=body) for _ in range(6)))
+
+    assert sorted(answer.status_code for answer in answers) == [200] * 4 + [429] * 2
+
+
 async def test_wrong_keys_are_slowed_down_and_right_ones_are_not(
     http: httpx.AsyncClient, app: FastAPI, make: Make, keys: KeyStore,
     monkeypatch: pytest.MonkeyPatch,
@@ -95,3 +107,30 @@ async def test_wrong_keys_are_slowed_down_and_right_ones_are_not(
     async with httpx.AsyncClient(transport=elsewhere, base_url="http://test") as other:
         assert (await other.get("/tasks", headers=make("read"))).status_code == 200
         assert (await other.get("/tasks", headers=wrong)).status_code == 401
+
+
+async def test_a_keys_requests_are_those_of_one_client(
+    http: httpx.AsyncClient, make: Make, engine: FakeEngine
+) -> None:
+    body = {"prompt": "hi", "max_tokens": 2}
+    one, other = make("generate"), make("generate")
+    for headers in (one, one, other):
+        assert (await http.post("/generate", json=body, headers=headers)).status_code == 200
+    chat = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+    assert (await http.post("/v1/chat/completions", json=chat, headers=one)).status_code == 200
+
+    clients = [share.client for share in engine.shares]
+
+    assert clients[0] == clients[1] == clients[3] != clients[2]
+    assert 0 not in clients
+
+
+async def test_a_request_with_too_many_choices_is_a_429(
+    http: httpx.AsyncClient, make: Make
+) -> None:
+    body = {"model": "tiny", "prompt": "hi", "n": 5, "temperature": 1, "max_tokens": 2}
+
+    refused = await http.post("/v1/completions", json=body, headers=make("generate"))
+
+    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
+    assert "this request has 5" in refused.json()["error"]["message"]

@@ -9,6 +9,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from prefix_store.registry.keys import Grant, KeyStore
 from server.api.http.assets import load_assets
 from server.api.http.deps import Services
 
@@ -20,6 +21,29 @@ async def test_the_console_is_a_folder(http: httpx.AsyncClient) -> None:
 
     assert (moved.status_code, moved.headers["Location"]) == (307, "console/")
     assert (await http.get("/console/")).content == (FOLDER / "index.html").read_bytes()
+
+
+BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
+
+
+async def test_the_root_leads_a_browser_to_the_console(http: httpx.AsyncClient) -> None:
+    moved = await http.get("/", headers={"Accept": BROWSER})
+
+    assert (moved.status_code, moved.headers["Location"]) == (307, "console/")
+    assert moved.headers["Vary"] == "Accept"
+
+
+async def test_the_root_tells_a_program_where_things_are(
+    http: httpx.AsyncClient, keys: KeyStore
+) -> None:
+    keys.create(Grant(name="x", scopes=("read",)))
+    answer = await http.get("/")
+    places = answer.json()
+
+    assert set(places) == {"console", "docs", "openapi", "livez"}
+    assert "Location" not in answer.headers
+    for place in places.values():
+        assert (await http.get(f"/{place}")).status_code != 404
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.iterdir()), ids=lambda path: path.name)
@@ -56,7 +80,7 @@ async def test_the_console_can_be_switched_off(
 ) -> None:
     app.state.services = replace(services, console={})
 
-    for path in ("/console", "/console/", "/console/main.js"):
+    for path in ("/", "/console", "/console/", "/console/main.js"):
         assert (await http.get(path)).status_code == 404
 
 

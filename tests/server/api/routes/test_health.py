@@ -35,7 +35,7 @@ async def test_readiness_says_why_not(
 async def test_a_full_queue_does_not_touch_health(
     http: httpx.AsyncClient, engine: FakeEngine, services: Services
 ) -> None:
-    services.router._num_preparing = 10_000
+    services.router._admission.count_not_submitted(10_000)
 
     assert (await http.get("/livez")).status_code == 200
     assert (await http.get("/readyz")).status_code == 200

@@ -38,6 +38,38 @@ async def test_tasks_are_listed_a_page_at_a_time(http: httpx.AsyncClient) -> Non
     assert (first["next_after"], second["next_after"]) == ("b", None)
 
 
+async def test_tasks_are_found_and_sorted_a_page_at_a_time(http: httpx.AsyncClient) -> None:
+    for name in ("c", "a", "b"):
+        await http.put(f"/tasks/{name}", json={"description": f"About {name} + more"})
+    await push(http, "d")
+    asked = {"limit": 2, "search": "about", "state": "inactive", "sort": "-created"}
+
+    first = (await http.get("/tasks", params=asked)).json()
+    second = (await http.get("/tasks", params=asked | {"after": first["next_after"]})).json()
+
+    assert [task["name"] for task in first["tasks"] + second["tasks"]] == ["b", "a", "c"]
+    assert second["next_after"] is None
+    found = (await http.get("/tasks?search=b%20%2B")).json()["tasks"]
+    assert [task["name"] for task in found] == ["b"]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "sort=size",
+        "state=on",
+        "search=%00",
+        f"search={'x' * 101}",
+        "find=x",
+        "sort=-created&after=a",
+    ],
+)
+async def test_a_query_that_cannot_be_answered_is_refused(
+    http: httpx.AsyncClient, query: str
+) -> None:
+    assert (await http.get(f"/tasks?{query}")).status_code in (400, 422)
+
+
 async def test_a_description_says_what_is_active_and_where_it_lies(
     http: httpx.AsyncClient, engine: FakeEngine
 ) -> None:

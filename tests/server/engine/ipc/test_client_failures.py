@@ -22,6 +22,7 @@ from tests.server.engine.ipc.running_client import PROMPT, tokens, wait_until
 from tests.tiny_models import oracle
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+KILLED = "the engine process was killed from outside (SIGKILL): out of memory?"
 POISON, LOSES_DEVICE = 91, 92
 """First tokens of requests: one that fails, and one after which the device fails for good."""
 
@@ -42,7 +43,10 @@ main(*map(int, sys.argv[1:3]))
 
 
 async def test_a_killed_engine_is_replaced_and_only_what_it_ran_is_lost(
-    client: EngineClient, blobs: FileBlobStore, model: PreTrainedModel
+    client: EngineClient,
+    blobs: FileBlobStore,
+    model: PreTrainedModel,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     restarts = client.num_restarts
     running = [asyncio.create_task(tokens(client, None, PROMPT, 15_000)) for _ in range(4)]
@@ -61,6 +65,31 @@ async def test_a_killed_engine_is_replaced_and_only_what_it_ran_is_lost(
     assert time.monotonic() - started_s < 60
     assert client.num_restarts == restarts + 1
     assert await tokens(client, None, PROMPT) == oracle(model, PROMPT, None, 8)[0]
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert errors == [f"{KILLED}; starting another one"]
+
+
+async def test_the_kernel_takes_the_engine_before_the_api_process(client: EngineClient) -> None:
+    def score(pid: int) -> int:
+        return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+    assert client.pid is not None
+    assert score(client.pid) >= min(1000, score(os.getpid()) + 200)
+
+
+async def test_an_engine_killed_while_it_loads_is_a_clear_failure_to_start(
+    make_client: Callable[..., EngineClient],
+) -> None:
+    client = make_client()
+    starting = asyncio.create_task(client.start())
+    await wait_until(lambda: client.pid is not None)
+    assert client.pid is not None
+
+    os.kill(client.pid, signal.SIGKILL)
+
+    with pytest.raises(EngineUnavailable, match="out of memory"):
+        await starting
+    await client.stop(drain_timeout_s=0)
 
 
 def on_a_bad_device(monkeypatch: pytest.MonkeyPatch, *flags: str) -> None:
@@ -105,7 +134,9 @@ async def test_an_engine_whose_device_is_lost_is_replaced_and_one_with_bad_reque
     await client.stop(drain_timeout_s=1)
 
 
-async def test_an_engine_that_hangs_is_replaced(make_client: Callable[..., EngineClient]) -> None:
+async def test_an_engine_that_hangs_is_replaced(
+    make_client: Callable[..., EngineClient], caplog: pytest.LogCaptureFixture
+) -> None:
     client = make_client(hang_timeout_s=3.0)
     await client.start()
     stuck = client.pid
@@ -115,6 +146,8 @@ async def test_an_engine_that_hangs_is_replaced(make_client: Callable[..., Engin
 
     await wait_until(lambda: client.is_ready and client.pid != stuck)
     assert len(await tokens(client, None, PROMPT)) == 8
+    assert "no heartbeat" in caplog.text
+    assert "out of memory" not in caplog.text  # the server killed it itself
     await client.stop(drain_timeout_s=1)
 
 

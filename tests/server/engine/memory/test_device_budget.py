@@ -42,6 +42,23 @@ def test_a_pin_fails_waiting_prefixes_that_cannot_fit_beside_it(
     assert b.residency.error(B) is not None
 
 
+def test_pinned_prefixes_leave_half_of_the_device_to_the_others(
+    make_harness: Callable[..., ResidencyHarness],
+) -> None:
+    b = make_harness(device=4, host=9)
+    b.pin(A)
+    b.pin(B)
+    b.load_and_wait(C)
+
+    assert not b.residency.pin(C)
+
+    b.residency.release(C)
+    b.load_and_wait(D)
+    assert b.residency.evict(C)
+    b.residency.unpin(B)
+    assert b.residency.pin(D)
+
+
 def test_a_prefix_that_waits_for_memory_loads_before_later_ones(
     make_harness: Callable[..., ResidencyHarness],
 ) -> None:

@@ -27,6 +27,7 @@ class Arrival:
     max_tokens: int
     prefix: int
     queue: int
+    client: int
     priority: int
     at: int
     cancelled_at: int | None
@@ -41,6 +42,7 @@ ARRIVALS = st.lists(
         max_tokens=st.integers(1, 8),
         prefix=st.integers(0, 3),
         queue=st.integers(0, 2),
+        client=st.sampled_from((0, 0, 1, 2)),
         priority=st.sampled_from((0, 0, -3, 5)),
         at=st.integers(0, 20),
         cancelled_at=st.one_of(st.none(), st.none(), st.integers(0, 40)),
@@ -103,7 +105,7 @@ def test_any_trace(
                     sequence(
                         i, prompts[i], max_tokens=each.max_tokens, prefix=DIGESTS[each.prefix],
                         queue=each.queue, weight=WEIGHTS[each.queue], limit=LIMITS[each.queue],
-                        priority=each.priority,
+                        client=each.client, priority=each.priority,
                     )
                 )  # fmt: skip
             has_ended = i in run.reasons or i in run.failures
