@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -15,9 +14,10 @@ from prefix_store.digest import Data
 from prefix_store.errors import DigestMismatch, StorageFailure
 from prefix_store.manifest import Manifest
 from prefix_store.prefix import BaseModelSpec, Prefix
+from server.cancellation import in_thread
 from server.errors import BaseModelMismatch
 from server.publishing.reader import PrefixReader
-from server.publishing.spool import PIECE_BYTES, Spool, SpoolFile, run_to_end
+from server.publishing.spool import PIECE_BYTES, Spool, SpoolFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,16 +26,16 @@ class Download:
 
     num_bytes: int
     _pieces: Iterator[Data]
-    _close: Callable[[], Awaitable[None]]
+    _close: Callable[[], object]
     _executor: Executor
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """Read the bytes, once. Raises `DigestMismatch`, `StorageFailure`."""
         try:
-            while (piece := await run_to_end(self._executor, next, self._pieces, None)) is not None:
+            while (piece := await in_thread(self._executor, next, self._pieces, None)) is not None:
                 yield bytes(piece)
         finally:
-            await self._close()
+            self._close()
 
 
 class Downloads:
@@ -72,7 +72,7 @@ class Downloads:
             file.reserve(manifest.num_bytes)
             await self._reader.read(manifest, partial(_write_peft, file, base, manifest))
         except BaseException:
-            await file.discard()
+            file.discard()
             raise
         return Download(file.num_bytes, file.pieces(), file.discard, self._executor)
 
@@ -80,7 +80,7 @@ class Downloads:
         file = await self._reader.open_file(manifest)
         num_bytes = len(before) + manifest.num_bytes + len(after)
         pieces = _checked(file, manifest, before, after)
-        close = partial(asyncio.to_thread, file.close)
+        close = partial(self._executor.submit, file.close)
         return Download(num_bytes, pieces, close, self._executor)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
+from functools import partial
 from io import BufferedIOBase
 from typing import TypeVar
 
@@ -14,8 +15,9 @@ from prefix_store.manifest import Manifest
 from prefix_store.prefix import BaseModelSpec, Prefix
 from prefix_store.store import PrefixStore
 from server.budgets import MemoryTurns
+from server.cancellation import in_thread
 from server.engine.ipc.protocol import Engine
-from server.publishing.spool import SpoolFile, run_to_end
+from server.publishing.spool import SpoolFile
 
 T = TypeVar("T")
 
@@ -52,15 +54,13 @@ class PrefixReader:
         Raises subclasses of `InvalidUpload`, `StorageFailure`.
         """
         base, limit = self.base(), self.max_prefix_tokens
-
-        def parse() -> formats.Upload:
-            data = body if isinstance(body, bytes) else body.read()
-            return formats.read(data, media_type, base, max_prefix_tokens=limit)
-
         async with self._turns.turn(_memory_of(body, media_type)):
-            upload = await run_to_end(self._executor, parse)
+            data = body if isinstance(body, bytes) else await body.run(body.read)
+            parse = partial(formats.read, max_prefix_tokens=limit)
+            upload = await in_thread(self._executor, parse, data, media_type, base)
+            del data
             if isinstance(body, SpoolFile):
-                await body.discard()
+                body.discard()
             yield upload
 
     async def check(self, digest: Digest, num_bytes: int, work: Callable[[Prefix], T]) -> T:
@@ -73,7 +73,7 @@ class PrefixReader:
             return work(artifact.load(data, base, max_prefix_tokens=limit))
 
         async with self._turns.turn(num_bytes):
-            return await run_to_end(self._executor, run)
+            return await in_thread(self._executor, run)
 
     async def read(self, manifest: Manifest, work: Callable[[Prefix], T]) -> T:
         """Run blocking work with a version's prefix. Raises like `PrefixStore.open`."""
@@ -82,12 +82,12 @@ class PrefixReader:
             return work(artifact.read(self._store.open(Digest(manifest.digest))))
 
         async with self._turns.turn(manifest.num_bytes):
-            return await run_to_end(self._executor, run)
+            return await in_thread(self._executor, run)
 
     async def open_file(self, manifest: Manifest) -> BufferedIOBase:
         """Open a version's artifact, to be read in pieces. Raises like `PrefixStore.open`."""
         digest = Digest(manifest.digest)
-        return await run_to_end(self._executor, self._store.open_file, digest)
+        return await in_thread(self._executor, self._store.open_file, digest)
 
     def base(self) -> BaseModelSpec:
         """Return the geometry of the base model."""

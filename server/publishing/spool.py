@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager, contextmanager
-from functools import partial
 from io import FileIO
 from pathlib import Path
+from threading import Lock
 from typing import ParamSpec, TypeVar
 
 from prefix_store.digest import Data
 from prefix_store.errors import StorageFailure
 from server.budgets import ByteBudget
+from server.cancellation import in_thread
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -52,11 +52,15 @@ class Spool:
                     await file.run(file.write_out)
             yield file
         finally:
-            await file.discard()
+            file.discard()
 
 
 class SpoolFile:
-    """Bytes that are appended, kept in memory while they are few, and read later."""
+    """Bytes that are appended, kept in memory while they are few, and read later.
+
+    A request that is cancelled discards its file while a thread may still use it: closing waits for
+    that use, and later ones fail.
+    """
 
     def __init__(self, folder: Path, budget: ByteBudget, executor: Executor) -> None:
         self._folder = folder
@@ -64,6 +68,10 @@ class SpoolFile:
         self._executor = executor
         self._unwritten: list[Data] = []
         self._file: FileIO | None = None
+        self._lock = Lock()
+        """Held while the file is used, as a closed descriptor may be another file's by then."""
+        self._is_reserved = False
+        self._is_closed = False
         self.num_bytes = 0
         self.num_unwritten = 0
 
@@ -76,19 +84,26 @@ class SpoolFile:
     def reserve(self, num_bytes: int) -> None:
         """Charge the disk budget for the whole file. Raises `Overloaded`."""
         self._budget.hold(self, num_bytes)
+        self._is_reserved = True
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a method of this file on a thread, to its end."""
-        return await run_to_end(self._executor, work, *args, **kwargs)
+        """Run a method of this file on a thread."""
+        return await in_thread(self._executor, work, *args, **kwargs)
 
-    async def discard(self) -> None:
+    def discard(self) -> None:
         """Delete the bytes. Idempotent."""
         self._unwritten.clear()
-        if self._file is not None:  # on a thread, as the file system may have much to free
-            await self.run(self._file.close)
+        if self._is_reserved:  # on a thread, as the file system may have much to free
+            self._executor.submit(self._close)
         self._budget.release(self)
 
     # --- on a thread ---
+
+    def _close(self) -> None:
+        with self._lock:
+            self._is_closed = True
+            if self._file is not None:
+                self._file.close()
 
     def write(self, pieces: Iterable[Data]) -> None:
         """Append bytes on disk, after `reserve`. Raises `StorageFailure`."""
@@ -98,7 +113,9 @@ class SpoolFile:
 
     def write_out(self) -> None:
         """Move all bytes from memory to disk. Raises `StorageFailure`."""
-        with _refused("written"):
+        with self._lock, _refused("written"):
+            if self._is_closed:
+                raise ValueError("the file was discarded")
             if self._file is None:
                 self._file = _open_unnamed(self._folder)
             for piece in self._unwritten:
@@ -110,8 +127,9 @@ class SpoolFile:
         """Iterate over the bytes, a small piece at a time. Raises `StorageFailure`."""
         if self._file is not None:
             for begin in range(0, self.num_bytes - self.num_unwritten, PIECE_BYTES):
-                with _refused("read"):
-                    yield os.pread(self._file.fileno(), PIECE_BYTES, begin)
+                with self._lock, _refused("read"):
+                    piece = os.pread(self._file.fileno(), PIECE_BYTES, begin)
+                yield piece
         yield from self._unwritten
 
     def read(self) -> bytearray:
@@ -124,20 +142,6 @@ class SpoolFile:
         if end != self.num_bytes:
             raise StorageFailure("the spool file was cut short")
         return data
-
-
-async def run_to_end(
-    executor: Executor, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
-) -> T:
-    """Run blocking work on a thread. A cancellation waits for its end, so that no file is closed,
-    and no memory counted as free, while a thread uses it."""
-    loop = asyncio.get_running_loop()
-    running = loop.run_in_executor(executor, partial(work, *args, **kwargs))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait({running})
-        raise
 
 
 def _open_unnamed(folder: Path) -> FileIO:
