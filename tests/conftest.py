@@ -19,12 +19,12 @@ SHARING = {
     "SmolLM2": (
         "integration/test_exactness.py",
         "integration/test_demo.py",
+        "integration/test_structured.py",
+        "integration/test_bench.py",
         "clients/console/test_smollm2.py",
     ),
-    "six layers of SmolLM2": ("integration/test_openai.py", "integration/test_structured.py"),
     "small model": (
         "integration/test_hot_swap.py",
-        "integration/test_bench.py",
         "integration/test_supervision.py",
     ),
 }
@@ -32,7 +32,7 @@ SHARING = {
 LONGEST_FIRST = (
     *SHARING["SmolLM2"],
     "integration/test_docs.py",
-    *SHARING["six layers of SmolLM2"],
+    "integration/test_openai.py",
     "corpus/test_openapi.py",
     "corpus/test_raw_requests.py",
     "server/test_orphans.py",

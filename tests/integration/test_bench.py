@@ -9,12 +9,14 @@ from foreword_bench.errors import BenchError
 from foreword_bench.workload import Workload
 from tests.running_server import RunningServer
 
+pytestmark = pytest.mark.smollm2
+
 
 @pytest.mark.parametrize("api", ["openai", "native"])
 async def test_a_closed_loop_over_random_tasks_is_measured(
-    small_server: RunningServer, api: target.Api
+    demo_server: RunningServer, api: target.Api
 ) -> None:
-    where = target.find(small_server.url, num_tasks=2, num_prefix_tokens=8, api=api)
+    where = target.find(demo_server.url, num_tasks=2, num_prefix_tokens=8, api=api)
     workload = Workload(concurrency=2, num_requests=4, prompt_lengths=(5,), num_new_tokens=3)
 
     run = await load.run(where, workload)
@@ -28,8 +30,8 @@ async def test_a_closed_loop_over_random_tasks_is_measured(
     assert 0 < measured["ttft_ms"]["p50"] <= measured["ttft_ms"]["p99"]
 
 
-async def test_an_unknown_model_is_no_measurement(small_server: RunningServer) -> None:
-    where = target.find(small_server.url, models=["nobody"])
+async def test_an_unknown_model_is_no_measurement(demo_server: RunningServer) -> None:
+    where = target.find(demo_server.url, models=["nobody"])
 
     with pytest.raises(BenchError, match="404"):
         await load.run(where, Workload(num_requests=1))

@@ -84,7 +84,7 @@ def test_a_resident_task_takes_its_prefix_and_at_most_a_page_more(
 
 
 def test_swaps_leave_nothing_in_the_engine(small_budget: RunningServer) -> None:
-    """Keeping one prefix for each swap would take almost four times what is allowed here."""
+    """Keeping one prefix for each swap would take three times what is allowed here."""
     sizes = []
     with httpx.Client(base_url=small_budget.url, timeout=60) as client:
         for i in range(NUM_SWAPS):

@@ -1,5 +1,4 @@
-"""Answers that follow a schema, and answers that are chosen, with the vocabulary and the first six
-layers of SmolLM2 in float32."""
+"""Answers that follow a schema, and answers that are chosen, with the real SmolLM2 in float32."""
 
 from __future__ import annotations
 
@@ -49,8 +48,8 @@ class Pet(BaseModel):
 
 
 @pytest.fixture(scope="module")
-def server(short_server: RunningServer) -> RunningServer:
-    return short_server
+def server(demo_server: RunningServer) -> RunningServer:
+    return demo_server
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +59,8 @@ def client(server: RunningServer) -> Iterator[openai.OpenAI]:
 
 
 @pytest.fixture(scope="module")
-def model(short_smollm2: Path) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(short_smollm2, dtype=torch.float32).eval()
+def model(smollm2: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
 
 
 async def ask(url: str, bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:
