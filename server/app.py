@@ -55,6 +55,8 @@ from server.text.tokenizer import Tokenizer
 from server.tracing import Tracing
 
 _STOP_TIMEOUT_S = 5.0
+_SPOOL_BYTES = 1 << 30
+"""Disk space for all uploads that wait for their turn, at least; one file may exceed it."""
 ROUTERS = (
     generate.routes,
     tasks.routes,
@@ -125,8 +127,8 @@ def create_app(
     definitions = Definitions(
         store.registry, engine, grammars, verification, executor=async_store.request_executor
     )
-    # Twice the largest upload: one file may exceed the budget.
-    spool = Spool(settings.store, max_bytes=settings.max_upload_bytes, executor=files)
+    max_spool_bytes = max(settings.max_upload_bytes, _SPOOL_BYTES)
+    spool = Spool(settings.store, max_bytes=max_spool_bytes, executor=files)
     publisher = Uploads(
         store, reader, engine, drafts, verification, definitions, metrics, executor=uploads
     )

@@ -94,17 +94,18 @@ def test_beyond_the_limit_the_longest_idle_gives_way_to_whoever_asks(tmp_path: P
     assert 25 <= sum(open_now) <= 50
 
 
-def test_without_files_to_open_the_server_waits_and_goes_on(server: FakeServer) -> None:
+def test_without_files_to_open_the_server_waits_and_goes_on(tmp_path: Path) -> None:
     """A flood that the limit of connections does not hold off: the file limit is lowered live."""
-    pid = server.process.pid
-    num_files = len(list(Path(f"/proc/{pid}/fd").iterdir()))
-    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (num_files + 5, limits[1]))
-    with idle_connections(server.port, 50), suppress(httpx.TransportError):
-        httpx.get(f"{server.url}/livez", timeout=1)
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+    with fake_server(tmp_path, head_timeout_s=1.0) as server:
+        pid = server.process.pid
+        num_files = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+        limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (num_files + 5, limits[1]))
+        with idle_connections(server.port, 50), suppress(httpx.TransportError):
+            httpx.get(f"{server.url}/livez", timeout=1)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
 
-    assert httpx.get(f"{server.url}/livez", timeout=20).status_code == 200
+        assert httpx.get(f"{server.url}/livez", timeout=20).status_code == 200
 
 
 async def trickle(port: int, data: bytes, *, size: int, every_s: float) -> tuple[bytes, float]:

@@ -36,7 +36,7 @@ def test_a_key_is_made_shown_once_used_and_revoked(
     key = make_key("admin")
     page = open_with(open_page, http, key)
     http.headers["Authorization"] = f"Bearer {key}"
-    page.get_by_label("Name", exact=True).fill("ci")
+    page.get_by_label("Name", exact=True).fill("ci-runner")
     page.get_by_role("checkbox", name="generate completions").uncheck()
     page.get_by_role("checkbox", name="read see").check()
     page.get_by_role("checkbox", name="write create").check()
@@ -46,9 +46,9 @@ def test_a_key_is_made_shown_once_used_and_revoked(
 
     page.get_by_role("button", name="Create the key").click()
 
-    expect(page.get_by_role("heading", name="The key ci")).to_be_focused()
+    expect(page.get_by_role("heading", name="The key ci-runner")).to_be_focused()
     text = page.locator(".secret").inner_text()
-    found = next(key for key in http.get("/keys").json()["keys"] if key["name"] == "ci")
+    found = next(key for key in http.get("/keys").json()["keys"] if key["name"] == "ci-runner")
     assert (found["scopes"], found["tasks"]) == (["read", "write"], ["support-*", "word"])
     assert found["max_concurrency"] == 2
     lifetime = datetime.fromisoformat(found["expires_at"]) - datetime.fromisoformat(
@@ -58,9 +58,9 @@ def test_a_key_is_made_shown_once_used_and_revoked(
     theirs = {"Authorization": f"Bearer {text}"}
     assert http.get("/tasks", headers=theirs).status_code == 200
 
-    row = page.locator("tbody tr", has_text="ci")
+    row = page.locator("tbody tr", has_text="ci-runner")
     expect(row).to_contain_text("read, write")
-    page.get_by_role("button", name="Revoke ci").click()
+    page.get_by_role("button", name="Revoke ci-runner").click()
     page.get_by_role("button", name="Revoke the key").click()
     expect(row).to_contain_text("revoked")
     assert http.get("/tasks", headers=theirs).status_code == 401

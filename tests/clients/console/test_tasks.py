@@ -135,7 +135,7 @@ def test_a_prefix_is_warmed_pinned_verified_evicted_and_fetched(
         Path(download.value.path()).read_bytes(), frozenset({"prefix.safetensors", "foreword.json"})
     )
     assert files["prefix.safetensors"] == artifact_bytes(1)
-    assert json.loads(files["foreword.json"])["chat"] is False
+    assert json.loads(bytes(files["foreword.json"]))["chat"] is False
 
 
 def test_a_delete_needs_confirmation(open_page: Open, http: httpx.Client) -> None:

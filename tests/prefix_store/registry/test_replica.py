@@ -43,7 +43,7 @@ def following(url: str, *, max_age_s: float = 3600) -> Iterator[Replica]:
     registry.close()
 
 
-def seconds_until(condition: Callable[[], bool], timeout_s: float = 30.0) -> float:
+def seconds_until(condition: Callable[[], bool], timeout_s: float = 120.0) -> float:
     began_s = time.monotonic()
     while not condition():
         assert time.monotonic() - began_s < timeout_s, "it did not happen in time"
