@@ -217,6 +217,34 @@ def test_the_client_that_wants_least_for_its_weight_gets_it(
     assert sum(min(wanted[c], limits[c]) for c in wanted) <= 512 + len(wanted)
 
 
+@pytest.mark.parametrize("weight", [1, 8])
+def test_a_sequence_that_waits_for_pages_holds_up_no_client_with_fewer(weight: int) -> None:
+    s, _ = make_scheduler(num_pages=60, page_size=16, max_num_seqs=8, budget=512)
+    s.add(sequence(0, 600, max_tokens=300, client=ATTACKER, weight=weight, queue=1))
+    step(s)
+    step(s)
+    s.add(sequence(1, 640, max_tokens=1, client=ATTACKER, weight=weight, queue=1))
+    s.add(sequence(10, 15, max_tokens=9, client=VICTIM))
+
+    step(s)
+
+    assert [seq.request_id for seq in s.running] == [0, 10]
+
+
+def test_short_requests_of_a_client_leave_pages_to_the_long_one_of_another() -> None:
+    s, _ = make_scheduler(num_pages=60, page_size=16, max_num_seqs=64, budget=512)
+    for i in range(100):
+        s.add(sequence(i, 32, max_tokens=16, client=ATTACKER))
+    step(s)
+    s.add(sequence(1000, 900, max_tokens=30, client=VICTIM))
+    for i in range(200, 400):
+        step(s)
+        s.add(sequence(i, 32, max_tokens=16, client=ATTACKER))
+        if 1000 in [seq.request_id for seq in s.running]:
+            return
+    pytest.fail("it never starts")
+
+
 def test_tasks_of_a_client_share_by_weight() -> None:
     s, _ = make_scheduler(num_pages=4000, page_size=16, max_num_seqs=512, budget=64)
     for i in range(600):
