@@ -156,6 +156,17 @@ def test_a_place_within_a_tasks_limit_is_taken_too() -> None:
     assert [seq.request_id for seq in s.running] == [0, 4, 10]
 
 
+def test_the_only_place_within_a_tasks_limit_goes_round() -> None:
+    s, _ = make_scheduler()
+    for i in range(20):
+        client = ATTACKER if i < 10 else VICTIM
+        s.add(sequence(i, 2, max_tokens=2, queue=1, client=client, limit=1))
+
+    clients = [chunk.seq.queue.client for _ in range(16) for chunk in step(s).chunks]
+
+    assert Counter(clients) == {ATTACKER: 8, VICTIM: 8}
+
+
 def test_a_client_that_has_its_share_takes_no_place() -> None:
     s, _ = make_scheduler(max_num_seqs=3)
     for i in range(3):
