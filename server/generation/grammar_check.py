@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
@@ -13,6 +14,8 @@ from server.engine.ipc.messages import EngineInfo
 from server.errors import InvalidGrammar, Overloaded
 from server.generation.grammar_process import GrammarProcess, Killed, TooExpensive
 from server.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 COMPILE_TIMEOUT_S = 10.0
 """How long a request waits for a compile."""
@@ -31,9 +34,9 @@ class _Compile:
     def __init__(self) -> None:
         self.num_waiting = 0
         self.process: GrammarProcess | None = None
-        """Set once it runs."""
+        """Set while it runs."""
         self.future: Future[str | None]
-        """The reason why the grammar does not compile, or an empty string; None if given up."""
+        """The reason why the grammar does not compile, or an empty string; None if not known."""
 
     def give_up(self) -> None:
         """End it, because nobody waits for it any more."""
@@ -133,14 +136,18 @@ class GrammarCheck:
     # --- on a thread of the executor ---
 
     def _compile_error(self, grammar: str, compiling: _Compile) -> str | None:
-        """The reason why it does not compile, else empty; None if it was given up."""
+        """The reason why it does not compile, else empty; None if that is not known."""
         try:
             process = compiling.process = self._idle_process()
             error = process.compile(grammar)
         except Killed:
             return None
+        except OSError as exc:
+            logger.error("no process to compile grammars can be started: %s", exc.strerror)
+            return None
         except (TooExpensive, ValueError) as exc:
             return str(exc)
+        compiling.process = None  # the next compile in it is another one's
         self._keep(process)
         return reason(error) if error else ""
 
@@ -155,13 +162,17 @@ class GrammarCheck:
                 self._processes.pop().close()
 
     def _idle_process(self) -> GrammarProcess:
-        try:
-            return self._processes.pop()
-        except IndexError:
-            return self._start()
+        """Return a process that compiles nothing. One may have been killed from outside."""
+        with suppress(IndexError):
+            while True:
+                process = self._processes.pop()
+                if process.is_running:
+                    return process
+                process.close()
+        return self._start()
 
     def _start(self) -> GrammarProcess:
-        """Raises `InvalidGrammar` without the compiler's package, and `ValueError`."""
+        """Raises `InvalidGrammar` without the compiler's package; what `GrammarProcess` raises."""
         try:
             import llguidance  # noqa: F401
         except ImportError:

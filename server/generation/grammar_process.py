@@ -26,6 +26,8 @@ MAX_COMPILE_S = 3.0
 MAX_COMPILE_BYTES = 512 << 20
 """Memory of a compile, beside that of the vocabulary. Linux only."""
 _MAX_MESSAGE_CHARS = 4096
+_KILLED = (-signal.SIGKILL, -signal.SIGTERM)
+"""Exit codes that no limit leads to. The kernel kills a process when all memory is used."""
 _HEADER = struct.Struct("<I")
 
 
@@ -34,7 +36,7 @@ class TooExpensive(Exception):
 
 
 class Killed(Exception):
-    """The process was killed from here: nobody waits for its compile."""
+    """The process was killed, here or from outside, or could not start: it has no result."""
 
 
 class GrammarProcess:
@@ -44,7 +46,7 @@ class GrammarProcess:
         self, tokenizer_json: str, *, vocab_size: int, eos_token_ids: Sequence[int]
     ) -> None:
         """Start it and wait until its vocabulary is built. Raises `ValueError` for a tokenizer that
-        does not support grammars."""
+        does not support grammars, `Killed`, and `OSError` if no process can be started."""
         command = [sys.executable, "-m", "server.generation.grammar_process", str(os.getpid())]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(
@@ -56,6 +58,8 @@ class GrammarProcess:
         try:
             if error := self._ask(json.dumps([tokenizer_json, vocabulary, limits])):
                 raise ValueError(error)
+        except TooExpensive:
+            raise Killed from None  # it has ended before it had a grammar
         except BaseException:
             self.close()
             raise
@@ -63,9 +67,13 @@ class GrammarProcess:
     def compile(self, grammar: str) -> str:
         """Return the error of a grammar that does not compile, else an empty string.
 
-        Raises `TooExpensive`, and `Killed` if `kill` was called; the process has ended then.
+        Raises `TooExpensive` and `Killed`; the process has ended then.
         """
         return self._ask(grammar)
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
 
     def kill(self) -> None:
         """End a running compile, and the process with it."""
@@ -90,7 +98,7 @@ class GrammarProcess:
         if (answer := _read(self._process.stdout)) is not None:
             return answer
         self._wait()
-        if self._is_killed:
+        if self._is_killed or self._process.returncode in _KILLED:
             raise Killed
         if self._process.returncode == -signal.SIGPROF:
             raise TooExpensive(f"it takes longer than {MAX_COMPILE_S:g} s to compile")

@@ -64,6 +64,8 @@ class BatchBuilder:
     """Running sequences with more than one token to compute, by queue, in order of rank."""
     can_admit: bool = True
     """Whether waiting sequences may still be started in this step."""
+    waiting_clients: set[int] = field(default_factory=set)
+    """Clients that leave free pages to a waiting sequence, and start none in this step."""
 
     def add(self, seq: Sequence, num_tokens: int) -> None:
         """Add the next `num_tokens` of a sequence."""

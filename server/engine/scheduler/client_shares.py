@@ -58,6 +58,15 @@ class ClientShares:
             return self._with_pages(waiting, running, [])
         return None if newest is None else self._with_pages(waiting, running, [newest])
 
+    def that_wait_for(self, waiting: Sequence, running: list[Sequence]) -> set[int]:
+        """Return the clients that leave the free pages to `waiting`, for which there are too few.
+
+        Its own is one of them. Those with fewer pages for their weight are not.
+        """
+        weights, pages = self._queues.client_weights, _num_pages(running)
+        loads = {client: pages[client] / weights[client] for client in weights}
+        return {client for client in loads if loads[client] >= loads[waiting.queue.client]}
+
     def lowest(self, running: list[Sequence]) -> Sequence:
         """Return the sequence to preempt when pages run out.
 

@@ -107,8 +107,10 @@ class Queues:
         return min(num_tokens, most)
 
     def start(self, seq: Sequence) -> None:
-        """Mark a waiting sequence as running."""
-        self._queues[seq.queue].waiting.remove(seq)
+        """Mark a waiting sequence as running. Its queue is then the last in `weights`, so that the
+        others of a full task come first when a place in it is free."""
+        queue = self._queues[seq.queue] = self._queues.pop(seq.queue)
+        queue.waiting.remove(seq)
         self._count_running(seq, 1)
         seq.status = SequenceStatus.RUNNING
 

@@ -238,13 +238,14 @@ class Scheduler:
     def _next_prefill(self, key: QueueKey, builder: BatchBuilder) -> Sequence | None:
         """Return the first sequence of a queue to prefill, running or admitted now."""
         running = builder.first_prefill(key)
-        if not builder.can_admit or len(self.running) >= self.max_num_seqs:
+        may_admit = builder.can_admit and key.client not in builder.waiting_clients
+        if not may_admit or len(self.running) >= self.max_num_seqs:
             return running
         waiting = self._queues.first(key)
         if waiting is None or (running is not None and running.rank < waiting.rank):
             return running
         if not self._admit(waiting):
-            builder.can_admit = False  # later ones must not take the pages that it waits for
+            builder.waiting_clients |= self._shares.that_wait_for(waiting, self.running)
             return running
         builder.prefills[key].insert(0, waiting)
         return waiting

@@ -156,6 +156,17 @@ def test_a_place_within_a_tasks_limit_is_taken_too() -> None:
     assert [seq.request_id for seq in s.running] == [0, 4, 10]
 
 
+def test_the_only_place_within_a_tasks_limit_goes_round() -> None:
+    s, _ = make_scheduler()
+    for i in range(20):
+        client = ATTACKER if i < 10 else VICTIM
+        s.add(sequence(i, 2, max_tokens=2, queue=1, client=client, limit=1))
+
+    clients = [chunk.seq.queue.client for _ in range(16) for chunk in step(s).chunks]
+
+    assert Counter(clients) == {ATTACKER: 8, VICTIM: 8}
+
+
 def test_a_client_that_has_its_share_takes_no_place() -> None:
     s, _ = make_scheduler(max_num_seqs=3)
     for i in range(3):
@@ -215,6 +226,34 @@ def test_the_client_that_wants_least_for_its_weight_gets_it(
     assert min(limits.values()) >= 1
     assert limits[least] >= min(wanted[least], int(fair))
     assert sum(min(wanted[c], limits[c]) for c in wanted) <= 512 + len(wanted)
+
+
+@pytest.mark.parametrize("weight", [1, 8])
+def test_a_sequence_that_waits_for_pages_holds_up_no_client_with_fewer(weight: int) -> None:
+    s, _ = make_scheduler(num_pages=60, page_size=16, max_num_seqs=8, budget=512)
+    s.add(sequence(0, 600, max_tokens=300, client=ATTACKER, weight=weight, queue=1))
+    step(s)
+    step(s)
+    s.add(sequence(1, 640, max_tokens=1, client=ATTACKER, weight=weight, queue=1))
+    s.add(sequence(10, 15, max_tokens=9, client=VICTIM))
+
+    step(s)
+
+    assert [seq.request_id for seq in s.running] == [0, 10]
+
+
+def test_short_requests_of_a_client_leave_pages_to_the_long_one_of_another() -> None:
+    s, _ = make_scheduler(num_pages=60, page_size=16, max_num_seqs=64, budget=512)
+    for i in range(100):
+        s.add(sequence(i, 32, max_tokens=16, client=ATTACKER))
+    step(s)
+    s.add(sequence(1000, 900, max_tokens=30, client=VICTIM))
+    for i in range(200, 400):
+        step(s)
+        s.add(sequence(i, 32, max_tokens=16, client=ATTACKER))
+        if 1000 in [seq.request_id for seq in s.running]:
+            return
+    pytest.fail("it never starts")
 
 
 def test_tasks_of_a_client_share_by_weight() -> None:
