@@ -38,9 +38,13 @@ class EngineProcess:
 
     @classmethod
     async def spawn(cls, config: m.EngineConfig) -> Self:
-        """Start the process and send it its configuration; do not wait for the model to load."""
+        """Start the process and send it its configuration; do not wait for the model to load.
+
+        Raises `OSError`.
+        """
         ours, theirs = socket.socketpair()
-        with theirs:
+        with theirs, contextlib.ExitStack() as on_failure:
+            on_failure.callback(ours.close)
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
@@ -55,6 +59,7 @@ class EngineProcess:
                 # session half of the processor, whatever the priorities of its threads.
                 process_group=0,
             )
+            on_failure.pop_all()
         reader, writer = await asyncio.open_connection(sock=ours)
         writer.write(m.frame(config))
         return cls(process, reader, writer)

@@ -211,7 +211,11 @@ class EngineClient:
 
     async def _run_one_process(self) -> bool:
         """Run one process until it ends, then fail its requests; return whether it was ready."""
-        self._process = process = await EngineProcess.spawn(self._config)
+        try:
+            self._process = process = await EngineProcess.spawn(self._config)
+        except OSError as exc:
+            self._report(f"no engine process can be started ({exc.strerror})", was_ready=False)
+            return False
         was_ready = False
         try:
             if self._state is EngineState.STARTING:  # otherwise `stop` was called during the spawn

@@ -44,6 +44,7 @@ class Queues:
         self._queues: dict[QueueKey, Queue] = {}
         self._tasks: dict[int, Task] = {}
         self._num_tasks: Counter[int] = Counter()  # of each client
+        self._client_weights: dict[int, float] | None = None
 
     @property
     def waiting(self) -> list[Sequence]:
@@ -66,10 +67,11 @@ class Queues:
     @property
     def client_weights(self) -> dict[int, float]:
         """Weight of each client: the sum over its queues."""
-        weights: dict[int, float] = {}
-        for key, weight in self.weights.items():
-            weights[key.client] = weights.get(key.client, 0.0) + weight
-        return weights
+        if self._client_weights is None:
+            weights = self._client_weights = dict[int, float]()
+            for key, weight in self.weights.items():
+                weights[key.client] = weights.get(key.client, 0.0) + weight
+        return self._client_weights
 
     def num_running(self, key: QueueKey) -> int:
         return self._queues[key].num_running
@@ -82,6 +84,7 @@ class Queues:
         key = seq.queue
         task = self._tasks.setdefault(key.task, Task(seq.scheduling))
         task.scheduling = seq.scheduling
+        self._client_weights = None
         if key not in self._queues:
             self._queues[key] = Queue(task)
             task.num_queues += 1
@@ -142,6 +145,7 @@ class Queues:
 
     def _remove_queue(self, key: QueueKey) -> None:
         task = self._queues.pop(key).task
+        self._client_weights = None
         task.num_queues -= 1
         if not task.num_queues:
             del self._tasks[key.task]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from server.engine.ipc.client import EngineClient
 from server.engine.params import SamplingParams
 from server.errors import EngineUnavailable, StepFailed
 from tests.server.engine.ipc.running_client import PROMPT, tokens, wait_until
+from tests.server.fakes import INFO
 from tests.tiny_models import oracle
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -159,6 +161,23 @@ async def test_a_missing_model_is_a_clear_failure_to_start(
     with pytest.raises(EngineUnavailable, match=r"config\.json|model"):
         await client.start()
     await client.stop(drain_timeout_s=0)
+
+
+async def test_where_no_process_can_be_started_the_client_keeps_trying(
+    make_client: Callable[..., EngineClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "_RESTART_DELAYS_S", (0.01,))
+    monkeypatch.setattr(sys, "executable", "/missing")
+    client = make_client()
+    with pytest.raises(EngineUnavailable, match="No such file"):
+        await client.start()
+    await client.stop(drain_timeout_s=0)
+
+    after_a_crash = make_client()
+    after_a_crash._info = INFO
+    after_a_crash._supervisor = asyncio.create_task(after_a_crash._supervise())
+    await wait_until(lambda: after_a_crash.num_restarts > 2, timeout_s=10)
+    await after_a_crash.stop(drain_timeout_s=0)
 
 
 async def test_a_client_that_is_stopped_between_two_processes_starts_no_other(
