@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -22,20 +22,18 @@ from server.publishing.spool import PIECE_BYTES, Spool, SpoolFile
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """The bytes of an answer, of which a few are in memory at a time."""
+    """The bytes of an answer, of which a few are in memory at a time. Has to be closed."""
 
     num_bytes: int
     _pieces: Iterator[Data]
-    _close: Callable[[], object]
+    close: Callable[[], object]
+    """Close the file. Idempotent; a thread may still read it."""
     _executor: Executor
 
-    async def pieces(self) -> AsyncIterator[bytes]:
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
         """Read the bytes, once. Raises `DigestMismatch`, `StorageFailure`."""
-        try:
-            while (piece := await in_thread(self._executor, next, self._pieces, None)) is not None:
-                yield bytes(piece)
-        finally:
-            self._close()
+        while (piece := await in_thread(self._executor, next, self._pieces, None)) is not None:
+            yield bytes(piece)
 
 
 class Downloads:

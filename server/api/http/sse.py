@@ -1,4 +1,4 @@
-"""Server-sent event streams."""
+"""Answers that are sent in pieces, such as server-sent event streams."""
 
 from __future__ import annotations
 
@@ -25,8 +25,45 @@ def data(data: object) -> bytes:
 DONE = b"data: [DONE]\n\n"
 
 
-class EventStream(Response):
-    """Streams events. `close` is always called at the end, also on failure or cancellation."""
+class Streamed(Response):
+    """Sends pieces. `close` is always called at the end, also on failure or cancellation, and if
+    the client has left before the first piece."""
+
+    def __init__(
+        self,
+        pieces: AsyncGenerator[bytes, None],
+        *,
+        close: Callable[[], object],
+        headers: Mapping[str, str],
+        media_type: str | None = None,
+        num_bytes: int | None = None,
+    ) -> None:
+        """`num_bytes`: size of all pieces, if it is known."""
+        super().__init__(headers=headers, media_type=media_type)
+        del self.headers["content-length"]
+        if num_bytes is not None:
+            self.headers["content-length"] = str(num_bytes)
+        self._pieces = pieces
+        self._close = close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start = {
+            "type": "http.response.start",
+            "status": self.status_code,
+            "headers": self.raw_headers,
+        }
+        try:
+            async with aclosing(self._pieces) as pieces:
+                await send(start)
+                async for piece in pieces:
+                    await send(_body(piece, more=True))
+                await send(_body(b"", more=False))
+        finally:
+            self._close()
+
+
+class EventStream(Streamed):
+    """Streams events."""
 
     media_type = "text/event-stream"
 
@@ -34,26 +71,11 @@ class EventStream(Response):
         self,
         events: AsyncGenerator[bytes, None],
         *,
-        close: Callable[[], None],
+        close: Callable[[], object],
         headers: Mapping[str, str],
     ) -> None:
-        super().__init__(
-            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers}
-        )
-        del self.headers["content-length"]
-        self._events = events
-        self._close = close
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        try:
-            async with aclosing(self._events) as events:
-                await send(start)
-                async for chunk in events:
-                    await send(_body(chunk, more=True))
-                await send(_body(b"", more=False))
-        finally:
-            self._close()
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers}
+        super().__init__(events, close=close, headers=headers)
 
 
 def _body(chunk: bytes, *, more: bool) -> dict[str, object]:

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import StreamingResponse
 
 from prefix_store import formats
 from prefix_store.digest import Digest
 from prefix_store.formats.text import JsonUpload
 from prefix_store.manifest import Manifest
 from prefix_store.registry.preconditions import Preconditions
+from server.api.http import sse
 from server.api.http.access import Principal, PrincipalDep, needs
 from server.api.http.deps import JsonRoute, Services, ServicesDep
 from server.api.http.preconditions import ChangeHeaders, ChangeHeadersDep, make_change
@@ -209,12 +209,17 @@ async def download(
     )
     filename = f"{manifest.task}-{manifest.version}.{suffix}"
     headers = {
-        "Content-Length": str(found.num_bytes),
         "Content-Disposition": f'attachment; filename="{filename}"',
         "X-Task-Version": str(manifest.version),
         "X-Prefix-Digest": manifest.digest,
     }
-    return StreamingResponse(found.pieces(), headers=headers, media_type=media_type)
+    return sse.Streamed(
+        found.pieces(),
+        close=found.close,
+        headers=headers,
+        media_type=media_type,
+        num_bytes=found.num_bytes,
+    )
 
 
 async def _described(services: Services, versions: list[Manifest]) -> list[VersionDescription]:

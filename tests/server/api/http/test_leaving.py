@@ -34,6 +34,7 @@ READS = [
     Call("GET", "/tasks/{task}/versions/1"),
     Call("GET", "/tasks/{task}/versions/1/prefix"),
     Call("GET", "/tasks/{task}/versions/1/prefix?format=tar"),
+    Call("GET", "/tasks/{task}/versions/1/prefix?format=peft"),
     Call("GET", "/tasks/{task}/traffic"),
     Call("POST", "/tasks/{task}/versions/1/verify"),
     Call("POST", "/tasks/{task}/versions/1/warm"),
@@ -149,6 +150,9 @@ class Server:
         assert (admission.num_sequences, admission._num_tokens) == (0, 0)
         assert not admission._sequences_of
         assert services.store.blocking._leases._ref_counts == {}
+        assert services.spool._budget._held == {}
+        turns = services.uploads._reader._turns
+        assert turns._free == turns._max_bytes
 
 
 def _body(seed: int) -> bytes:
