@@ -9,6 +9,12 @@ from math import inf
 _TOLERANCE_S = 60.0
 
 
+def elapsed() -> float:
+    """Return seconds that only grow, also while the machine is suspended, where the system has such
+    a clock: a laptop that sleeps has not had its clock set."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
 class Clock:
     """Wall-clock time, and whether it was set.
 
@@ -18,7 +24,7 @@ class Clock:
     def __init__(
         self,
         wall: Callable[[], float] = time.time,
-        monotonic: Callable[[], float] = time.monotonic,
+        monotonic: Callable[[], float] = elapsed,
     ) -> None:
         self._wall = wall
         self._monotonic = monotonic

@@ -65,6 +65,21 @@ def test_a_clock_that_is_slewed_was_not_set() -> None:
         assert not clock.was_set_within(DAY_S)
 
 
+def test_a_suspended_machine_has_not_had_its_clock_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux leaves out of `CLOCK_MONOTONIC` what a machine was suspended for."""
+    wall_s, read = time.time, time.clock_gettime
+    clock = Clock()
+    leaves_out = {time.CLOCK_MONOTONIC}
+
+    def after_a_night(which: int) -> float:
+        return read(which) + (0.0 if which in leaves_out else DAY_S / 3)
+
+    monkeypatch.setattr(time, "clock_gettime", after_a_night)
+    monkeypatch.setattr(clock, "_wall", lambda: wall_s() + DAY_S / 3)
+
+    assert not clock.was_set_within(DAY_S)
+
+
 def test_a_clock_set_forward_collects_nothing_that_is_fresh(tmp_path: Path) -> None:
     blobs, registry = FileBlobStore(tmp_path), Registry(new_sqlite(tmp_path))
     times = Times()
