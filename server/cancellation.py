@@ -97,20 +97,23 @@ async def in_thread(
 ) -> T:
     """Run blocking work on a pool.
 
-    If the caller is cancelled, work that is still queued is not started, and work that has started
-    ends at its next `check_wanted`.
+    If the caller is cancelled, work that is still queued is not started, nor are its arguments kept
+    in memory, and work that has started ends at its next `check_wanted`.
     """
     is_cancelled = False
+    queued = [partial(work, *args, **kwargs)]
+    del work, args, kwargs
 
     def run() -> T:
         _is_wanted.set(lambda: not is_cancelled)
-        return work(*args, **kwargs)
+        return queued.pop()()
 
     call = partial(copy_context().run, run)
     try:
         return await asyncio.get_running_loop().run_in_executor(executor, call)
     except asyncio.CancelledError:
         is_cancelled = True
+        queued.clear()
         raise
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
@@ -59,6 +60,30 @@ async def test_work_that_waits_for_a_thread_is_not_started_once_its_caller_is_ca
     await in_thread(pool, busy.result)
 
     assert started == []
+
+
+async def test_work_that_is_cancelled_in_the_queue_keeps_nothing_in_memory(
+    pool: ThreadPoolExecutor,
+) -> None:
+    class Body(bytearray):
+        pass
+
+    may_go = Event()
+    busy = pool.submit(may_go.wait, 30)
+    body = Body(1 << 10)
+    kept = weakref.ref(body)
+    work = asyncio.create_task(in_thread(pool, len, body))
+    del body
+    await asyncio.sleep(0)
+    assert kept() is not None
+
+    work.cancel()
+    await asyncio.wait({work})
+    is_kept = kept() is not None
+    may_go.set()
+    await in_thread(pool, busy.result)
+
+    assert not is_kept
 
 
 @pytest.mark.parametrize("ends", ["with a result", "with an error"])
