@@ -96,7 +96,8 @@ def read_tensors(
             f"expected embeddings of {base.hidden_size} columns, got {embeddings.shape[1]}"
         )
     artifact.check_finite(_TENSOR, embeddings, base.dtype)
-    return SoftPrompt(embeddings, _EMBEDDINGS[kind], _base_model(config))
+    # A copy, as the engine may be long in computing it, and the upload may be much larger.
+    return SoftPrompt(embeddings.clone(), _EMBEDDINGS[kind], _base_model(config))
 
 
 def write(prefix: Prefix, base: BaseModelSpec) -> dict[str, bytes]:

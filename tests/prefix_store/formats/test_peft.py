@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import io
 import tarfile
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
-from prefix_store import artifact
+from prefix_store import artifact, formats
 from prefix_store.digest import Digest
 from prefix_store.errors import IncompatiblePrefix
 from prefix_store.formats import peft, tar
@@ -64,6 +65,21 @@ def test_embeddings_give_what_peft_gives(trained: dict[str, Trained], kind: str)
     assert soft.embeddings.shape == (L, BASE.hidden_size)
     assert soft.source_format == kind
     torch.testing.assert_close(logits_behind(run(soft)), trained[kind].logits, atol=2e-5, rtol=0)
+
+
+def test_embeddings_keep_none_of_the_upload_in_memory() -> None:
+    class Body(bytearray):
+        pass
+
+    columns = torch.zeros(2, BASE.hidden_size)
+    body = Body(save({"prompt_embeddings": columns}))
+    kept = weakref.ref(body)
+    upload = formats.read(body, formats.SAFETENSORS, BASE, max_prefix_tokens=L)
+    del body
+
+    assert isinstance(upload.source, SoftPrompt)
+    assert torch.equal(upload.source.embeddings, columns)
+    assert kept() is None
 
 
 @pytest.mark.parametrize(
