@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from functools import partial
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -92,6 +92,34 @@ class Abandoned(Exception):
 _is_wanted: ContextVar[Callable[[], bool]] = ContextVar("is_wanted", default=lambda: True)
 
 
+class _Call(Generic[T]):
+    """Work for a thread, which is dropped if it is cancelled before a thread takes it."""
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self._queued = [work]
+        self._is_cancelled = False
+
+    def start(self, executor: Executor) -> asyncio.Future[T]:
+        call = partial(copy_context().run, self._run)
+        return asyncio.get_running_loop().run_in_executor(executor, call)
+
+    def cancel(self) -> bool:
+        """Return whether it was still queued. If not, it ends at its next `check_wanted`."""
+        self._is_cancelled = True
+        return self._take() is not None
+
+    def _run(self) -> T:
+        if (work := self._take()) is None:
+            raise Abandoned
+        _is_wanted.set(lambda: not self._is_cancelled)
+        return work()
+
+    def _take(self) -> Callable[[], T] | None:
+        with suppress(IndexError):  # an empty list decides between the thread and `cancel`
+            return self._queued.pop()
+        return None
+
+
 async def in_thread(
     executor: Executor, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
 ) -> T:
@@ -100,20 +128,30 @@ async def in_thread(
     If the caller is cancelled, work that is still queued is not started, nor are its arguments kept
     in memory, and work that has started ends at its next `check_wanted`.
     """
-    is_cancelled = False
-    queued = [partial(work, *args, **kwargs)]
+    call = _Call(partial(work, *args, **kwargs))
     del work, args, kwargs
-
-    def run() -> T:
-        _is_wanted.set(lambda: not is_cancelled)
-        return queued.pop()()
-
-    call = partial(copy_context().run, run)
     try:
-        return await asyncio.get_running_loop().run_in_executor(executor, call)
+        return await call.start(executor)
     except asyncio.CancelledError:
-        is_cancelled = True
-        queued.clear()
+        call.cancel()
+        raise
+
+
+async def in_thread_to_the_end(
+    executor: Executor, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """Run blocking work like `in_thread`. If the caller is cancelled, work that has started ends
+    first, so that the caller can count what it holds."""
+    call = _Call(partial(work, *args, **kwargs))
+    del work, args, kwargs
+    future = call.start(executor)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        if call.cancel():
+            future.cancel()
+        else:
+            await _ended(future)
         raise
 
 

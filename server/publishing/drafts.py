@@ -17,7 +17,7 @@ from prefix_store.errors import VersionQuarantined
 from prefix_store.manifest import Draft
 from prefix_store.prefix import BaseModelSpec, Prefix, PrefixOf, SoftPrompt, TextPrompt
 from prefix_store.store import PrefixStore
-from server.cancellation import in_thread, to_the_end, until_settled
+from server.cancellation import in_thread, in_thread_to_the_end, to_the_end, until_settled
 from server.engine.ipc.messages import PrefixCompiled
 from server.engine.ipc.protocol import Engine
 from server.errors import BaseModelMismatch
@@ -133,10 +133,11 @@ class Drafts:
         prompt: PromptFormat,
         lease: BlobLease,
     ) -> Draft:
-        blob, num_bytes = await self._run_in_thread(self._store.put, prefix, lease)
-        return await self._run_in_thread(
-            self._describe, prefix, blob, num_bytes, base, source, prompt
-        )
+        def store() -> Draft:
+            blob, num_bytes = self._store.put(prefix, lease)
+            return self._describe(prefix, blob, num_bytes, base, source, prompt)
+
+        return await in_thread_to_the_end(self._executor, store)
 
     def _check_messages(self, prompt: PromptFormat) -> None:
         """Check that the base model's chat template can continue the prefix's messages.

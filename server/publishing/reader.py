@@ -15,7 +15,7 @@ from prefix_store.manifest import Manifest
 from prefix_store.prefix import BaseModelSpec, Prefix
 from prefix_store.store import PrefixStore
 from server.budgets import MemoryTurns
-from server.cancellation import in_thread
+from server.cancellation import in_thread, in_thread_to_the_end
 from server.engine.ipc.protocol import Engine
 from server.publishing.spool import SpoolFile
 
@@ -28,7 +28,8 @@ JSON_MEMORY_RATIO = 12
 
 
 class PrefixReader:
-    """Reads prefixes whole into memory, on `executor`, as many at once as fit the bound."""
+    """Reads prefixes whole into memory, on `executor`, as many at once as fit the bound. What a
+    thread still reads is counted, also once its request was cancelled."""
 
     def __init__(
         self,
@@ -57,7 +58,7 @@ class PrefixReader:
         async with self._turns.turn(_memory_of(body, media_type)):
             data = body if isinstance(body, bytes) else await body.run(body.read)
             parse = partial(formats.read, max_prefix_tokens=limit)
-            upload = await in_thread(self._executor, parse, data, media_type, base)
+            upload = await in_thread_to_the_end(self._executor, parse, data, media_type, base)
             del data
             if isinstance(body, SpoolFile):
                 body.discard()
@@ -73,7 +74,7 @@ class PrefixReader:
             return work(artifact.load(data, base, max_prefix_tokens=limit))
 
         async with self._turns.turn(num_bytes):
-            return await in_thread(self._executor, run)
+            return await in_thread_to_the_end(self._executor, run)
 
     async def read(self, manifest: Manifest, work: Callable[[Prefix], T]) -> T:
         """Run blocking work with a version's prefix. Raises like `PrefixStore.open`."""
@@ -82,7 +83,7 @@ class PrefixReader:
             return work(artifact.read(self._store.open(Digest(manifest.digest))))
 
         async with self._turns.turn(manifest.num_bytes):
-            return await in_thread(self._executor, run)
+            return await in_thread_to_the_end(self._executor, run)
 
     async def open_file(self, manifest: Manifest) -> BufferedIOBase:
         """Open a version's artifact, to be read in pieces. Raises like `PrefixStore.open`."""

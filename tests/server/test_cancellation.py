@@ -11,7 +11,14 @@ from threading import Event
 import pytest
 
 from server import cancellation
-from server.cancellation import Abandoned, check_wanted, in_thread, to_the_end, until_settled
+from server.cancellation import (
+    Abandoned,
+    check_wanted,
+    in_thread,
+    in_thread_to_the_end,
+    to_the_end,
+    until_settled,
+)
 
 
 @pytest.fixture
@@ -84,6 +91,35 @@ async def test_work_that_is_cancelled_in_the_queue_keeps_nothing_in_memory(
     await in_thread(pool, busy.result)
 
     assert not is_kept
+
+
+@pytest.mark.parametrize("is_started", [True, False])
+async def test_work_that_is_counted_ends_before_its_caller_unless_it_never_started(
+    pool: ThreadPoolExecutor, is_started: bool
+) -> None:
+    has_begun, may_go, done = Event(), Event(), list[int]()
+
+    def work() -> None:
+        has_begun.set()
+        assert may_go.wait(30)
+        done.append(1)
+
+    busy = None if is_started else pool.submit(may_go.wait, 30)
+    caller = asyncio.create_task(in_thread_to_the_end(pool, work))
+    await asyncio.sleep(0)
+    if is_started:
+        await asyncio.to_thread(has_begun.wait, 30)
+    caller.cancel()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert caller.cancelled() == (not is_started)
+    may_go.set()
+    await asyncio.wait({caller})
+    await in_thread(pool, check_wanted)
+
+    assert caller.cancelled()
+    assert done == [1] * is_started
+    assert busy is None or busy.result()
 
 
 @pytest.mark.parametrize("ends", ["with a result", "with an error"])
