@@ -7,13 +7,14 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from io import BufferedIOBase, BufferedReader
 from math import inf
 from pathlib import Path
 from typing import Protocol
 from uuid import uuid4
 
+from prefix_store.blobs.failures import storage_failure
 from prefix_store.digest import Content, Digest, pieces_of
 from prefix_store.errors import DigestMismatch, StorageFailure, UnknownDigest
 
@@ -290,10 +291,5 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-@contextmanager
-def _refused(action: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else "input/output error"
-        raise StorageFailure(f"the blob store cannot {action}: {reason}") from error
+def _refused(action: str) -> AbstractContextManager[None]:
+    return storage_failure(f"the blob store cannot {action}")

@@ -6,12 +6,13 @@ import os
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from io import FileIO
 from pathlib import Path
 from threading import Lock
 from typing import ParamSpec, TypeVar
 
+from prefix_store.blobs.failures import storage_failure
 from prefix_store.digest import Data
 from prefix_store.errors import StorageFailure
 from server.budgets import ByteBudget
@@ -154,10 +155,5 @@ def _write_whole(file: FileIO, piece: Data) -> None:
         rest = rest[file.write(rest) :]
 
 
-@contextmanager
-def _refused(action: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else "input/output error"
-        raise StorageFailure(f"the upload's temporary file cannot be {action}: {reason}") from error
+def _refused(action: str) -> AbstractContextManager[None]:
+    return storage_failure(f"the upload's temporary file cannot be {action}")

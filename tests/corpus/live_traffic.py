@@ -13,8 +13,11 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import httpx
+
+T = TypeVar("T")
 
 PAUSE_S = 0.01
 """Between requests: one process that asks without a pause takes as much as all that is tested."""
@@ -34,19 +37,23 @@ class Traffic:
 
 
 @contextlib.contextmanager
-def live_traffic(url: str) -> Iterator[Traffic]:
-    command = [sys.executable, "-m", "tests.corpus.live_traffic", url]
+def beside(module: str, url: str, seen: T) -> Iterator[T]:
+    """Run a client's module beside the block. `seen` has what it saw once the block has ended."""
+    command = [sys.executable, "-m", module, url]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    traffic = Traffic()
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == b"started\n"
-        yield traffic
+        yield seen
         out, _ = process.communicate(timeout=30)
-        traffic.__init__(**json.loads(out))  # type: ignore[misc]
+        seen.__init__(**json.loads(out))  # type: ignore[misc]
     finally:
         process.kill()
         process.wait(10)
+
+
+def live_traffic(url: str) -> contextlib.AbstractContextManager[Traffic]:
+    return beside("tests.corpus.live_traffic", url, Traffic())
 
 
 def _main(url: str) -> None:

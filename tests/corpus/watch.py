@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import httpx
+
+from tests.corpus.live_traffic import beside
 
 _PAUSE_S = 0.02
 _STREAM = {"prompt": [5, 6, 7], "max_tokens": 200, "ignore_eos": True, "stream": True}
@@ -38,20 +38,8 @@ class Seen:
         )
 
 
-@contextlib.contextmanager
-def watch(url: str) -> Iterator[Seen]:
-    command = [sys.executable, "-m", "tests.corpus.watch", url]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    seen = Seen()
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"started\n"
-        yield seen
-        out, _ = process.communicate(timeout=30)
-        seen.__init__(**json.loads(out))  # type: ignore[misc]
-    finally:
-        process.kill()
-        process.wait(10)
+def watch(url: str) -> contextlib.AbstractContextManager[Seen]:
+    return beside("tests.corpus.watch", url, Seen())
 
 
 def _check_health(url: str, seen: Seen, ended: threading.Event) -> None:
